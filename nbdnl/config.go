@@ -1,0 +1,159 @@
+package nbdnl
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+)
+
+// A Config says what a new device is to be. The zero value of a field is the kernel's default, unless
+// the field says otherwise.
+type Config struct {
+	// Sockets carry the transmission phase, the kernel being the client; any handshake is done. They
+	// must be TCP or Unix stream sockets (*net.TCPConn, *net.UnixConn). Connect neither closes nor
+	// keeps them: the kernel takes a reference of its own, and the caller may close them when Connect
+	// returns. A Connect that fails may have shut them down, so take new ones for the next attempt.
+	// More than one needs FlagCanMultiConn.
+	Sockets []syscall.Conn
+
+	// Size of the device in bytes: positive, and a multiple of the block size.
+	Size int64
+
+	// BlockSize in bytes is the device's logical and physical sector: a power of two from 512 to
+	// 65536, of which many kernels take no more than the page size. 0 is 1024.
+	BlockSize int
+
+	// Flags are what the server can do. FlagHasFlags is added.
+	Flags Flags
+
+	// ClientFlags are sent only when not zero.
+	ClientFlags ClientFlags
+
+	// Timeout bounds each request; a connection that exceeds it is shut down. Whole seconds. With 0 and
+	// one connection a request waits for ever. It is always sent, since a device whose timeout is left
+	// out inherits that of its index's former user.
+	Timeout time.Duration
+
+	// DeadConnTimeout is how long requests wait for a new socket once all connections are dead. Whole
+	// seconds; always sent.
+	DeadConnTimeout time.Duration
+
+	// Identifier marks the device as the caller's (see NewIdentifier). Printable, at most 1024 bytes,
+	// shown in /sys/block/nbdN/backend from Linux 5.14. Empty: none.
+	Identifier string
+}
+
+// An Update says what Reconfigure changes: a nil field, or an empty list of sockets, leaves that
+// setting alone. Units and ranges are those of Config.
+type Update struct {
+	// Sockets replace connections that are dead, in order. The kernel drops a socket for which there
+	// is no dead one, silently.
+	Sockets []syscall.Conn
+	Size    *int64
+	// BlockSize without Size keeps the size in bytes.
+	BlockSize       *int
+	Timeout         *time.Duration
+	DeadConnTimeout *time.Duration
+	// ClientFlags replace both flags.
+	ClientFlags *ClientFlags
+}
+
+// validate returns what is wrong with the configuration on any machine; what only this kernel lacks,
+// it is asked for.
+func (c *Config) validate() error {
+	if len(c.Sockets) == 0 {
+		return errors.New("no socket given")
+	}
+	if len(c.Sockets) > 1 && c.Flags&FlagCanMultiConn == 0 {
+		return fmt.Errorf("%d sockets need FlagCanMultiConn, the promise that a flush on one covers the writes on all", len(c.Sockets))
+	}
+	block := c.BlockSize
+	if block == 0 {
+		block = defaultBlockSize
+	}
+	return errors.Join(
+		checkSockets(c.Sockets),
+		checkBlockSize(block),
+		checkSize(c.Size, block),
+		checkTimeout("timeout", c.Timeout),
+		checkTimeout("dead connection timeout", c.DeadConnTimeout),
+		checkIdentifier(c.Identifier),
+	)
+}
+
+func (u *Update) validate() error {
+	errs := []error{checkSockets(u.Sockets)}
+	block := 1
+	if u.BlockSize != nil {
+		block = *u.BlockSize
+		errs = append(errs, checkBlockSize(block))
+	}
+	if u.Size != nil {
+		errs = append(errs, checkSize(*u.Size, block))
+	}
+	if u.Timeout != nil {
+		errs = append(errs, checkTimeout("timeout", *u.Timeout))
+	}
+	if u.DeadConnTimeout != nil {
+		errs = append(errs, checkTimeout("dead connection timeout", *u.DeadConnTimeout))
+	}
+	if u.Size != nil && len(u.Sockets) > 0 {
+		// nbd_genl_reconfigure sets the size first, which waits for requests that hang on the very
+		// connections the sockets are to replace.
+		errs = append(errs, errors.New("size and sockets in one update can deadlock the kernel: send the sockets first"))
+	}
+	return errors.Join(errs...)
+}
+
+func checkSockets(socks []syscall.Conn) error {
+	if len(socks) > maxSockets {
+		return fmt.Errorf("%d sockets, at most %d are possible", len(socks), maxSockets)
+	}
+	for i, s := range socks {
+		if s == nil {
+			return fmt.Errorf("socket %d is nil", i)
+		}
+	}
+	return nil
+}
+
+func checkBlockSize(n int) error {
+	if n < minBlockSize || n > maxBlockSize || n&(n-1) != 0 {
+		return fmt.Errorf("block size %d is not a power of two from %d to %d", n, minBlockSize, maxBlockSize)
+	}
+	return nil
+}
+
+func checkSize(size int64, block int) error {
+	if size <= 0 {
+		return fmt.Errorf("size %d is not positive", size)
+	}
+	if block > 0 && size%int64(block) != 0 {
+		// The kernel accepts it, and leaves a tail that fails reads in odd ways.
+		return fmt.Errorf("size %d is not a multiple of the block size %d", size, block)
+	}
+	return nil
+}
+
+func checkTimeout(name string, d time.Duration) error {
+	switch {
+	case d < 0 || d > maxTimeout:
+		return fmt.Errorf("%s %v is not within 0s and %v", name, d, maxTimeout)
+	case d%time.Second != 0:
+		return fmt.Errorf("%s %v is not in whole seconds, the kernel's unit", name, d)
+	}
+	return nil
+}
+
+func checkIdentifier(id string) error {
+	if len(id) > maxIdentifier {
+		return fmt.Errorf("identifier has %d bytes, at most %d are possible", len(id), maxIdentifier)
+	}
+	for i := range len(id) {
+		if id[i] < ' ' || id[i] == 0x7f {
+			return fmt.Errorf("identifier %q has a control character", id)
+		}
+	}
+	return nil
+}

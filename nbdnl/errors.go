@@ -1,0 +1,116 @@
+package nbdnl
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+)
+
+var (
+	// ErrNoDriver means that the kernel offers no NBD control interface here: the nbd module is absent
+	// or not loaded, or, up to Linux 6.1, the process is in another network namespace than init.
+	ErrNoDriver = errors.New("no nbd driver in this kernel")
+
+	// ErrNotOwner means that the device carries another identifier than the caller's.
+	ErrNotOwner = errors.New("device belongs to another")
+
+	// ErrNotConnected means that the device exists but has no configuration.
+	ErrNotConnected = errors.New("device is not connected")
+
+	// ErrBusy means that the device is in use, or merely open.
+	ErrBusy = errors.New("device is busy")
+
+	// errAnswerLost means that the kernel executed a command, but its reply did not arrive.
+	errAnswerLost = errors.New("the kernel's answer got lost")
+)
+
+// An Error is a failed operation on a device.
+//
+// It matches, with errors.Is, what its cause matches, and besides: ErrBusy and os.ErrExist for EBUSY,
+// os.ErrNotExist for ENODEV, and errors.ErrUnsupported for EOPNOTSUPP.
+type Error struct {
+	// Op is the operation, such as "connect".
+	Op string
+	// Index is the device's, or -1 when the kernel was to choose or none is concerned.
+	Index int
+	// Err is the cause; a syscall.Errno is found with errors.As.
+	Err error
+}
+
+// Error names the operation, the device and the cause.
+func (e *Error) Error() string {
+	if e.Index < 0 {
+		return fmt.Sprintf("nbdnl: %s: %v", e.Op, e.Err)
+	}
+	return fmt.Sprintf("nbdnl: %s %s: %v", e.Op, name(e.Index), e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Is reports whether the kernel's answer means target.
+func (e *Error) Is(target error) bool {
+	var errno syscall.Errno
+	if !errors.As(e.Err, &errno) {
+		return false
+	}
+	switch target {
+	case ErrBusy, os.ErrExist:
+		return errno == syscall.EBUSY
+	case os.ErrNotExist:
+		return errno == syscall.ENODEV
+	case errors.ErrUnsupported:
+		return errno == syscall.EOPNOTSUPP
+	}
+	return false
+}
+
+// newError wraps err, if there is one, with the operation and the device.
+func newError(op string, index int, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &Error{Op: op, Index: index, Err: err}
+}
+
+// A BusyError says who keeps a device from being detached. It matches ErrBusy.
+type BusyError struct {
+	Index int
+	// Holders are those that were found. What only the kernel knows, such as a mount in a namespace
+	// without processes, shows as one holder of kind HolderExclusive.
+	Holders []Holder
+	// Disconnected is true when the device has been disconnected all the same: every access to it
+	// fails, and its index becomes free when the holders let go of it.
+	Disconnected bool
+}
+
+// Error names the device and its holders.
+func (e *BusyError) Error() string {
+	var b strings.Builder
+	if e.Disconnected {
+		fmt.Fprintf(&b, "%s is disconnected, but its index becomes free only when it is released", name(e.Index))
+	} else {
+		fmt.Fprintf(&b, "%s is in use", name(e.Index))
+	}
+	for i, h := range e.Holders {
+		if i == maxNamedHolders {
+			fmt.Fprintf(&b, " and %d more", len(e.Holders)-i)
+			break
+		}
+		if i == 0 {
+			b.WriteString(" by ")
+		} else {
+			b.WriteString(", ")
+		}
+		b.WriteString(h.String())
+	}
+	return b.String()
+}
+
+// maxNamedHolders bounds the length of a message; BusyError.Holders has them all.
+const maxNamedHolders = 4
+
+// Is reports whether target is ErrBusy.
+func (e *BusyError) Is(target error) bool { return target == ErrBusy }
