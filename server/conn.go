@@ -1,0 +1,243 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// ErrShutdown is what Transmit returns after Shutdown.
+var ErrShutdown = errors.New("server: connection shut down")
+
+// phase is where in its life a connection is.
+type phase int
+
+const (
+	phaseNew phase = iota
+	phaseServing
+	phaseEnded // no request in flight, nothing will be read or written any more
+)
+
+// A Conn serves one client, connected by a stream socket, from the transmission phase on. Its methods are safe for concurrent use.
+type Conn struct {
+	export   *Export
+	nc       net.Conn
+	inbox    inbox // of the goroutine in Transmit
+	outbox   outbox
+	gate     *gate
+	counters counters
+
+	disconnected atomic.Bool // the client said goodbye
+	stopping     atomic.Bool // the reader is to stop; set under mu
+	closed       atomic.Bool
+
+	mu     sync.Mutex // guards the two below
+	phase  phase
+	unread []byte
+
+	ended chan struct{} // closed with phaseEnded
+}
+
+// NewConn prepares to serve nc, whose handshake is over (the Linux kernel's client knows none). unread holds bytes that somebody
+// received from nc before, and belongs to the Conn from now on. The caller keeps nc, which Close closes.
+func (e *Export) NewConn(nc net.Conn, unread []byte) *Conn {
+	c := &Conn{
+		export: e,
+		nc:     nc,
+		inbox:  inbox{src: nc, ahead: unread},
+		gate:   newGate(e.maxInFlight, maxInFlightBytes),
+		unread: unread,
+		ended:  make(chan struct{}),
+	}
+	c.outbox.nc = nc
+	c.outbox.broken = func() { c.interrupt() }
+	return c
+}
+
+// Transmit serves requests until the client disconnects, and returns when the last of them is answered. It runs the reading
+// side itself and each request on a goroutine of its own, within the export's bounds: a slow request holds up nobody until the
+// bound is reached. To be called once.
+//
+// It returns nil if the client sent NBD_CMD_DISC, or closed the connection between two requests and got all its replies;
+// ErrShutdown after Shutdown; an error that Is net.ErrClosed after Close; else what went wrong with the connection. A request
+// that fails is answered and is no reason to return. The socket stays open in all cases.
+func (c *Conn) Transmit() error {
+	if err := c.begin(); err != nil {
+		return err
+	}
+	c.export.enlist(c)
+	defer c.export.retire(c)
+
+	buf := c.export.buffers.get(inboxSize)
+	c.inbox.buf = buf.bytes
+	err := c.receive()
+	c.gate.drained()
+	err = c.verdict(err)
+	c.end()
+	c.inbox.buf = nil
+	c.export.buffers.put(buf)
+	return err
+}
+
+// receive starts requests until there is a reason to stop, which it returns: nil for NBD_CMD_DISC.
+func (c *Conn) receive() error {
+	for {
+		if c.stopping.Load() {
+			return ErrShutdown
+		}
+		b, err := c.inbox.peek(headerSize)
+		if err != nil {
+			return err
+		}
+		h, err := decodeHeader((*[headerSize]byte)(b))
+		if err != nil {
+			return err
+		}
+		c.inbox.skip(headerSize)
+		if h.op == OpDisconnect {
+			c.disconnected.Store(true)
+			return nil
+		}
+		if err := c.start(h); err != nil {
+			return err
+		}
+	}
+}
+
+// start waits for room, receives the payload of a WRITE, and lets the request run.
+func (c *Conn) start(h header) error {
+	if h.op == OpWrite && h.length > maxPayload {
+		// No memory for it, and skipping up to 4 GiB is no way to treat a peer that breaks the protocol.
+		return fmt.Errorf("a write of %d bytes: more than %d", h.length, maxPayload)
+	}
+	cost := cost(h)
+	c.gate.enter(cost)
+	var payload *buffer
+	if h.op == OpWrite && h.length > 0 {
+		// A write that will be refused is received like any other: its bytes must leave the stream, and until they all have,
+		// the request can still be handed over as unread.
+		payload = c.export.buffers.get(int(h.length))
+		if n, err := c.inbox.readFull(payload.bytes); err != nil {
+			c.inbox.putBack(append(h.appendTo(nil), payload.bytes[:n]...))
+			c.export.buffers.put(payload)
+			c.gate.leave(cost)
+			return err
+		}
+	}
+	r := c.export.requests.Get().(*request)
+	r.conn, r.header, r.payload, r.cost = c, h, payload, cost
+	r.refused = c.export.check(h)
+	go r.run()
+	return nil
+}
+
+// verdict turns the reader's reason to stop into what Transmit returns, now that nothing is in flight.
+func (c *Conn) verdict(err error) error {
+	broken := c.outbox.failure()
+	switch {
+	case err == nil:
+		return nil // After NBD_CMD_DISC the client waits for no reply.
+	case c.closed.Load():
+		return fmt.Errorf("server: %w", net.ErrClosed)
+	case broken != nil:
+		return fmt.Errorf("server: %w", broken)
+	case err == io.EOF:
+		return nil
+	case err == ErrShutdown, c.stopping.Load() && errors.Is(err, os.ErrDeadlineExceeded):
+		return ErrShutdown
+	default:
+		return fmt.Errorf("server: receive request: %w", err)
+	}
+}
+
+func (c *Conn) begin() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.closed.Load():
+		return fmt.Errorf("server: %w", net.ErrClosed)
+	case c.phase == phaseServing:
+		return errors.New("server: Transmit was called before")
+	case c.phase == phaseEnded:
+		return ErrShutdown
+	}
+	c.phase = phaseServing
+	return nil
+}
+
+func (c *Conn) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.phase = phaseEnded
+	c.unread = c.inbox.unread()
+	if c.stopping.Load() {
+		_ = c.nc.SetReadDeadline(time.Time{}) // The next owner shall not inherit the one of interrupt.
+	}
+	close(c.ended)
+}
+
+// interrupt makes the reader stop, also in the middle of a request, and without a byte being lost.
+func (c *Conn) interrupt() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch c.phase {
+	case phaseNew:
+		c.phase = phaseEnded
+		close(c.ended)
+	case phaseServing:
+		c.stopping.Store(true)
+		return c.nc.SetReadDeadline(time.Unix(1, 0))
+	}
+	return nil
+}
+
+// Shutdown stops reading, waits until every request that was read is answered, and leaves the socket open, so that somebody else
+// can go on with it and with what Unread returns. If ctx ends first, its error is returned and the rest goes on by itself.
+// The read deadline of the connection is used for it, and cleared afterwards.
+func (c *Conn) Shutdown(ctx context.Context) error {
+	if err := c.interrupt(); err != nil {
+		return fmt.Errorf("server: shut down connection: %w", err)
+	}
+	select {
+	case <-c.ended:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("server: shut down connection: %w", ctx.Err())
+	}
+}
+
+// Unread returns the bytes that were received and not executed: complete requests, the beginning of one, or both. It is valid
+// once Shutdown has returned nil, or Transmit has returned; before that it is nil.
+func (c *Conn) Unread() []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.phase == phaseServing {
+		return nil
+	}
+	return c.unread
+}
+
+// Close cuts the connection. Transmit returns once the backend calls in flight have: they cannot be interrupted from here.
+// Close does not wait for that. Further calls do nothing.
+func (c *Conn) Close() error {
+	if c.closed.Swap(true) {
+		return nil
+	}
+	return c.nc.Close()
+}
+
+// Disconnected reports whether the client has ended the connection in order, by NBD_CMD_DISC.
+func (c *Conn) Disconnected() bool { return c.disconnected.Load() }
+
+// Stats returns what the connection has served so far.
+func (c *Conn) Stats() Stats {
+	s := c.counters.snapshot()
+	s.InFlight = c.gate.inFlight()
+	return s
+}

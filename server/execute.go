@@ -1,0 +1,99 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/nbdctl/nbdctl/backends"
+)
+
+// zeroPiece is the length of the writes that stand for a WRITE_ZEROES, in bytes.
+const zeroPiece = 256 << 10
+
+// execute has the backend carry out a request that passed check. p is the payload of a WRITE, or the room for that of a READ.
+// When it returns nil, what the client asked for is done and, with FUA, durable.
+func (e *Export) execute(h header, p []byte) error {
+	off, n := int64(h.offset), int64(h.length)
+	if n == 0 && h.op != OpFlush {
+		return nil // The protocol leaves a request for nothing undefined; backends need not know that it exists.
+	}
+	fua := h.flags&flagFUA != 0
+	switch h.op {
+	case OpRead:
+		m, err := e.dev.ReadAt(p, off)
+		return whole(m, len(p), err, io.ErrUnexpectedEOF)
+	case OpWrite:
+		return e.write(p, off, fua)
+	case OpTrim:
+		if err := e.dev.Trimmer.Trim(off, n); err != nil {
+			return err
+		}
+		return e.syncIf(fua)
+	case OpWriteZeroes:
+		if err := e.zero(off, n, h.flags); err != nil {
+			return err
+		}
+		return e.syncIf(fua)
+	default:
+		return e.syncIf(true)
+	}
+}
+
+func (e *Export) write(p []byte, off int64, fua bool) error {
+	if fua && e.dev.FUAWriter != nil {
+		n, err := e.dev.FUAWriter.WriteAtFUA(p, off)
+		return whole(n, len(p), err, io.ErrShortWrite)
+	}
+	n, err := e.dev.WriterAt.WriteAt(p, off)
+	if err := whole(n, len(p), err, io.ErrShortWrite); err != nil {
+		return err
+	}
+	return e.syncIf(fua)
+}
+
+// whole judges the result of a ReadAt or WriteAt. All bytes is success whatever err says, for a reader may well return io.EOF
+// along with the last of them. Fewer is a failure even without an error: zeros in their place would be silent corruption.
+func whole(n, want int, err, short error) error {
+	if n == want {
+		return nil
+	}
+	if err == nil {
+		err = short
+	}
+	return fmt.Errorf("%d of %d bytes: %w", n, want, err)
+}
+
+// syncIf makes all that was written durable. A backend without Sync has it durable already.
+func (e *Export) syncIf(wanted bool) error {
+	if !wanted || e.dev.Syncer == nil {
+		return nil
+	}
+	return e.dev.Syncer.Sync()
+}
+
+// zero makes the range read as zeros. Where the backend has no way of its own, or says that it has none for this range after
+// all, zeros are written, which also leaves no hole.
+func (e *Export) zero(off, n int64, flags commandFlags) error {
+	if e.dev.Zeroer != nil {
+		var how backends.ZeroFlags
+		if flags&flagNoHole != 0 {
+			how |= backends.ZeroNoHole
+		}
+		if err := e.dev.Zeroer.Zero(off, n, how); !errors.Is(err, errors.ErrUnsupported) {
+			return err
+		}
+	}
+	b := e.buffers.get(int(min(n, zeroPiece)))
+	defer e.buffers.put(b)
+	clear(b.bytes)
+	for n > 0 {
+		p := b.bytes[:min(n, int64(len(b.bytes)))]
+		if err := e.write(p, off, false); err != nil {
+			return err
+		}
+		off += int64(len(p))
+		n -= int64(len(p))
+	}
+	return nil
+}

@@ -1,0 +1,148 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"github.com/nbdctl/nbdctl/backends"
+)
+
+const (
+	// defaultMaxInFlight is the queue depth of the Linux client: it never has more requests in flight on one connection.
+	defaultMaxInFlight = 128
+	// maxInFlightBytes bounds the payload memory of one connection. It lets two requests of the largest size overlap, and
+	// a full queue of requests up to 512 KiB.
+	maxInFlightBytes = 64 << 20
+	// maxBlockSize is the largest block size that the protocol lets a server insist on ("Block size constraints").
+	maxBlockSize = 64 << 10
+)
+
+// Options say how an export is served. The zero value is ready to use.
+type Options struct {
+	// ReadOnly refuses all writes, also where the backend takes them.
+	ReadOnly bool
+	// BlockSize, in bytes, divides offset and length of every request; others are refused. A power of two up to 65536.
+	// 0: what the backend needs, else 1.
+	BlockSize int
+	// MaxInFlight bounds the requests that one connection executes at once. 0: 128.
+	MaxInFlight int
+	// Logger takes one record per failed request. nil: none.
+	Logger *slog.Logger
+}
+
+// An Export is a backend on offer: what all its connections share. It does not own the backend, which must stay open until
+// every Transmit has returned. Safe for concurrent use.
+type Export struct {
+	dev         backends.Device
+	size        int64
+	blockSize   int
+	flags       Flags
+	maxInFlight int
+	log         *slog.Logger
+	buffers     buffers
+	requests    sync.Pool // of *request
+	lastError   atomic.Pointer[RequestError]
+
+	mu       sync.Mutex         // guards the two below
+	live     map[*Conn]struct{} // in Transmit
+	finished Stats              // of those that were
+}
+
+// NewExport offers b. The size of b is taken now; its methods are called concurrently, and never with a range outside that size.
+func NewExport(b backends.Backend, o Options) (*Export, error) {
+	if b == nil {
+		return nil, errors.New("server: no backend")
+	}
+	dev := backends.Probe(b)
+	e := &Export{
+		dev:         dev,
+		size:        dev.Size(),
+		blockSize:   o.BlockSize,
+		maxInFlight: o.MaxInFlight,
+		log:         o.Logger,
+		live:        make(map[*Conn]struct{}),
+	}
+	e.requests.New = func() any { return newRequest() }
+	need := max(1, dev.BlockSizes.Minimum)
+	if e.blockSize == 0 {
+		e.blockSize = need
+	}
+	if e.maxInFlight == 0 {
+		e.maxInFlight = defaultMaxInFlight
+	}
+	if e.log == nil {
+		e.log = slog.New(slog.DiscardHandler)
+	}
+	switch {
+	case e.size < 0:
+		return nil, fmt.Errorf("server: the backend has a negative size, %d bytes", e.size)
+	case e.blockSize < 1 || e.blockSize > maxBlockSize || e.blockSize&(e.blockSize-1) != 0:
+		return nil, fmt.Errorf("server: block size %d is not a power of two from 1 to %d", e.blockSize, maxBlockSize)
+	case e.blockSize < need:
+		return nil, fmt.Errorf("server: block size %d is below the %d bytes that the backend needs", e.blockSize, need)
+	case e.size%int64(e.blockSize) != 0:
+		return nil, fmt.Errorf("server: size %d is not a multiple of the block size, %d bytes", e.size, e.blockSize)
+	case e.maxInFlight < 1:
+		return nil, fmt.Errorf("server: %d requests in flight are too few to serve any", e.maxInFlight)
+	}
+	e.flags = promise(dev, o.ReadOnly)
+	return e, nil
+}
+
+// promise returns the flags of an export of dev.
+//
+// Several connections are always fine: Sync covers every write that was replied to on any of them, by contract. Flush, FUA and
+// zeroes are always there for a writable export because the server does what the backend does not: a backend without Sync has
+// every completed write durable already, FUA becomes a write and a Sync, zeroes are written. Only trim cannot be imitated.
+func promise(dev backends.Device, readOnly bool) Flags {
+	f := FlagHasFlags | FlagCanMultiConn
+	if readOnly || dev.WriterAt == nil {
+		return f | FlagReadOnly
+	}
+	f |= FlagSendFlush | FlagSendFUA | FlagSendWriteZeroes
+	if dev.Trimmer != nil {
+		f |= FlagSendTrim
+	}
+	return f
+}
+
+// Size returns the size in bytes.
+func (e *Export) Size() int64 { return e.size }
+
+// BlockSize returns the number of bytes that divides offset and length of every request.
+func (e *Export) BlockSize() int { return e.blockSize }
+
+// Flags returns what the export promises. They never change.
+func (e *Export) Flags() Flags { return e.flags }
+
+// Stats returns the sum over all connections, also those that have ended.
+func (e *Export) Stats() Stats {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s := e.finished
+	for c := range e.live {
+		s.add(c.Stats())
+	}
+	return s
+}
+
+// LastError returns the request that failed last, on any connection, or nil. The value must not be changed.
+func (e *Export) LastError() *RequestError { return e.lastError.Load() }
+
+// enlist counts c among the live connections.
+func (e *Export) enlist(c *Conn) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.live[c] = struct{}{}
+}
+
+// retire keeps the counts of c, which will not change any more, without keeping c.
+func (e *Export) retire(c *Conn) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.finished.add(c.Stats())
+	delete(e.live, c)
+}

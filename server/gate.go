@@ -1,0 +1,57 @@
+package server
+
+import "sync"
+
+// A gate bounds what a connection has in flight, by number of requests and by bytes of payload memory. The reader passes it
+// before it takes memory for a request, so a client that sends more than the bounds simply finds its socket full.
+type gate struct {
+	maxRequests int
+	maxBytes    int64
+
+	mu       sync.Mutex // guards the two counts
+	changed  sync.Cond  // a request has left
+	requests int
+	bytes    int64
+}
+
+func newGate(maxRequests int, maxBytes int64) *gate {
+	g := &gate{maxRequests: maxRequests, maxBytes: maxBytes}
+	g.changed.L = &g.mu
+	return g
+}
+
+// enter waits for room. A request larger than the bound goes in alone.
+func (g *gate) enter(bytes int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for g.requests > 0 && (g.requests >= g.maxRequests || g.bytes+bytes > g.maxBytes) {
+		g.changed.Wait()
+	}
+	g.requests++
+	g.bytes += bytes
+}
+
+// leave gives back what enter took.
+func (g *gate) leave(bytes int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.requests--
+	g.bytes -= bytes
+	g.changed.Broadcast()
+}
+
+// drained waits until nothing is in flight.
+func (g *gate) drained() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for g.requests > 0 {
+		g.changed.Wait()
+	}
+}
+
+// inFlight returns the number of requests inside.
+func (g *gate) inFlight() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.requests
+}
