@@ -1,0 +1,291 @@
+package nbdnl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// A driver is a way to give commands to the kernel. Its methods block for as long as the kernel does,
+// which may be for ever, and may be called concurrently.
+type driver interface {
+	// connect configures the device with that index, or one of the kernel's choice for anyIndex, and
+	// returns its index. The kernel takes its own references to fds.
+	connect(index int, cfg *Config, fds []int) (int, error)
+	disconnect(index int) error
+	reconfigure(index int, identifier string, u *Update, fds []int) error
+	// configured reports whether the device has a configuration, which each opener makes too.
+	configured(index int) (bool, error)
+	close() error
+}
+
+// A Client controls the NBD devices of the machine. It may be used by many goroutines at a time.
+//
+// Keep the Client that connected a device open for as long as the device is to live: present kernels do
+// not mind if it closes, but one that disconnects the devices of a closed control socket is on its way.
+type Client struct {
+	sys    System
+	sysfs  sysfs
+	driver driver
+	slots  chan struct{} // holds one element for each command in the kernel
+
+	mu sync.Mutex // guards disconnected
+	// disconnected holds, by index, the last device that this Client has disconnected: the kernel goes
+	// on to show it as connected for as long as somebody keeps it open.
+	disconnected map[int]life
+}
+
+// dialTimeout bounds the search for the driver, which waits behind a command that is stuck in the
+// kernel, be it another program's.
+const dialTimeout = 10 * time.Second
+
+// New returns a Client for the running kernel. The error matches ErrNoDriver when the kernel offers no
+// NBD control: the module is not loaded, or not there, or hidden in this network namespace.
+//
+// A Client needs no privilege to look at devices. To change them it needs CAP_SYS_ADMIN in the initial
+// user namespace; without, the error matches os.ErrPermission.
+func New() (*Client, error) { return System{}.NewClient() }
+
+// NewClient returns a Client for the system, as New does for the running one.
+func (s System) NewClient() (*Client, error) {
+	ctx, cancel := context.WithTimeoutCause(context.Background(), dialTimeout,
+		errors.New("generic netlink does not answer, a command of some program may be stuck in the kernel"))
+	defer cancel()
+	c := &Client{sys: s, slots: make(chan struct{}, maxCommands), disconnected: make(map[int]life)}
+	c.sysfs = newSysfs(&c.sys)
+	d, err := do(ctx, nil,
+		func() (*netlinkDriver, error) { return dialNetlink(c.sys.dial) },
+		func(d *netlinkDriver) { _ = d.close() })
+	if errors.Is(err, ErrNoDriver) {
+		err = c.explainNoDriver(err)
+	}
+	if err != nil {
+		return nil, newError("open", anyIndex, err)
+	}
+	c.driver = d
+	return c, nil
+}
+
+// explainNoDriver tells a missing module from one that this network namespace does not see.
+func (c *Client) explainNoDriver(err error) error {
+	if indexes, _ := c.sysfs.indexes(); len(indexes) > 0 {
+		return fmt.Errorf("%w that this network namespace can see: up to Linux 6.1 only the initial one can", err)
+	}
+	return fmt.Errorf("%w: the nbd module is not loaded", err)
+}
+
+// Close releases the Client. Devices stay as they are. It does not wait for commands that are still in
+// the kernel after their context ended.
+func (c *Client) Close() error { return newError("close", anyIndex, c.driver.close()) }
+
+// Connect makes the kernel choose a free device, or create one, and connects it. When it returns
+// without an error the device is usable.
+//
+// When ctx ends first, a device that has come into being all the same is disconnected again: before
+// Connect returns if the kernel answers within two seconds, later if not.
+func (c *Client) Connect(ctx context.Context, cfg Config) (int, error) {
+	index, err := c.connect(ctx, anyIndex, cfg)
+	if err != nil {
+		return anyIndex, newError("connect", anyIndex, err)
+	}
+	return index, nil
+}
+
+// ConnectIndex is like Connect for the device with that index, which is created if it does not exist.
+// The error matches ErrBusy when it is in use; a device that is not connected but merely open, as by
+// udev after a disconnect, is tried again for two seconds.
+func (c *Client) ConnectIndex(ctx context.Context, index int, cfg Config) error {
+	if index < 0 || index > maxIndex {
+		return newError("connect", index, fmt.Errorf("index is not within 0 and %d: %w", maxIndex, os.ErrInvalid))
+	}
+	pause := newBackoff()
+	defer pause.stop()
+	patience := time.Now().Add(openerPatience)
+	for {
+		_, err := c.connect(ctx, index, cfg)
+		if !errors.Is(err, syscall.EBUSY) {
+			return newError("connect", index, err)
+		}
+		// For EBUSY the kernel has not touched the sockets.
+		l, lifeErr := c.sysfs.life(index)
+		if l.connected {
+			return newError("connect", index, fmt.Errorf("%w: it is connected already", err))
+		}
+		if lifeErr != nil || time.Now().After(patience) {
+			return newError("connect", index, fmt.Errorf("%w: somebody has it open", err))
+		}
+		if pause.wait(ctx, nil) != nil {
+			return newError("connect", index, err)
+		}
+	}
+}
+
+// openerPatience is how long a device that somebody merely has open is waited for: udev and blkid look
+// at every device that changes, for some milliseconds.
+const openerPatience = 2 * time.Second
+
+func (c *Client) connect(ctx context.Context, index int, cfg Config) (int, error) {
+	if err := cfg.validate(); err != nil {
+		return 0, err
+	}
+	return do(ctx, c.slots, func() (int, error) {
+		fds, err := dupSockets(cfg.Sockets)
+		if err != nil {
+			return 0, err
+		}
+		defer closeAll(fds)
+		index, err := c.driver.connect(index, &cfg, fds)
+		if errors.Is(err, errAnswerLost) {
+			return c.findIdentifier(cfg.Identifier, err)
+		}
+		return index, explainConnect(err, &cfg)
+	}, func(index int) {
+		// Nobody is there to hear of an error; the device shows as connected.
+		_ = c.undoConnect(index, cfg.Identifier)
+	})
+}
+
+// findIdentifier returns the index of the device that carries the identifier: it is connected, only
+// the kernel did not get its answer through. cause is why.
+func (c *Client) findIdentifier(identifier string, cause error) (int, error) {
+	if identifier == "" {
+		return 0, cause
+	}
+	indexes, err := c.sysfs.indexes()
+	if err != nil {
+		return 0, errors.Join(cause, err)
+	}
+	for _, index := range indexes {
+		if l, err := c.sysfs.life(index); err == nil && l.identifier == identifier {
+			return index, nil
+		}
+	}
+	return 0, cause
+}
+
+// undoConnect disconnects a device that nobody waits for any more.
+func (c *Client) undoConnect(index int, identifier string) error {
+	l, err := c.sysfs.life(index)
+	if err != nil || l.identified && l.identifier != identifier {
+		return err // gone already, and perhaps another's by now
+	}
+	return c.driver.disconnect(index)
+}
+
+// explainConnect adds to a refusal what is known of its reason. The kernel itself tells it to its log
+// alone.
+func explainConnect(err error, cfg *Config) error {
+	switch {
+	case errors.Is(err, syscall.EINVAL) && cfg.BlockSize > os.Getpagesize():
+		return fmt.Errorf("block size %d is more than this kernel takes (its page size is %d): %w: %w",
+			cfg.BlockSize, os.Getpagesize(), errors.ErrUnsupported, err)
+	case errors.Is(err, syscall.EINVAL):
+		return fmt.Errorf("%w (sockets must be TCP or Unix stream, the index must exist in this driver and "+
+			"not be going down; the kernel log has the reason)", err)
+	case errors.Is(err, syscall.EPERM):
+		return fmt.Errorf("%w (needs CAP_SYS_ADMIN in the initial user namespace)", err)
+	}
+	return err
+}
+
+// Disconnect gives the kernel's bare command for a device that carries the identifier: dirty pages are
+// dropped, and I/O in flight fails. It does not wait until the index is free (see WaitFree). Most
+// programs want Detach.
+//
+// The error matches os.ErrNotExist, ErrNotConnected or ErrNotOwner, and errors.ErrUnsupported when this
+// kernel keeps no identifiers (before Linux 5.14), where the caller must know by itself.
+//
+// The command can take for ever, when Timeout is 0 and the server has stopped reading; then only ctx
+// ends the wait, and every other control command of the machine waits as well.
+func (c *Client) Disconnect(ctx context.Context, index int, identifier string) error {
+	l, err := c.owned(index, identifier)
+	if err == nil {
+		err = c.disconnect(ctx, index, l)
+	}
+	return newError("disconnect", index, err)
+}
+
+// DisconnectAny is Disconnect without regard to the identifier.
+func (c *Client) DisconnectAny(ctx context.Context, index int) error {
+	l, err := c.connected(index)
+	if err == nil {
+		err = c.disconnect(ctx, index, l)
+	}
+	return newError("disconnect", index, err)
+}
+
+// Reconfigure changes a device that carries the identifier. It reports what the kernel says, which is
+// success also for a socket that it dropped because no connection was dead.
+//
+// The error matches what that of Disconnect does, besides errors.ErrUnsupported for a device that was
+// connected by ioctls.
+func (c *Client) Reconfigure(ctx context.Context, index int, identifier string, u Update) error {
+	return newError("reconfigure", index, c.reconfigure(ctx, index, identifier, u))
+}
+
+func (c *Client) reconfigure(ctx context.Context, index int, identifier string, u Update) error {
+	if err := u.validate(); err != nil {
+		return err
+	}
+	if _, err := c.owned(index, identifier); err != nil {
+		return err
+	}
+	_, err := do(ctx, c.slots, func() (struct{}, error) {
+		fds, err := dupSockets(u.Sockets)
+		if err != nil {
+			return struct{}{}, err
+		}
+		defer closeAll(fds)
+		return struct{}{}, c.driver.reconfigure(index, identifier, &u, fds)
+	}, nil)
+	return err
+}
+
+// connected returns the device's life, or why it has none.
+func (c *Client) connected(index int) (life, error) {
+	l, err := c.sysfs.life(index)
+	if err == nil && !l.connected {
+		err = ErrNotConnected
+	}
+	return l, err
+}
+
+// owned returns the device's life if it carries the identifier.
+func (c *Client) owned(index int, identifier string) (life, error) {
+	l, err := c.connected(index)
+	switch {
+	case err != nil:
+		return l, err
+	case !l.identified && !c.sysfs.identifiers:
+		return l, fmt.Errorf("this kernel keeps no identifiers: %w", errors.ErrUnsupported)
+	case !l.identified:
+		return l, fmt.Errorf("%w: it was connected by ioctls", ErrNotOwner)
+	case l.identifier != identifier:
+		return l, fmt.Errorf("%w: its identifier is %q", ErrNotOwner, l.identifier)
+	}
+	return l, nil
+}
+
+// disconnect gives the command and notes that the device is on its way out.
+func (c *Client) disconnect(ctx context.Context, index int, l life) error {
+	_, err := do(ctx, c.slots, func() (struct{}, error) {
+		return struct{}{}, c.driver.disconnect(index)
+	}, nil)
+	if err == nil && l.identifier != "" { // a life without identifier can't be told from the next one
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.disconnected[index] = l
+	}
+	return err
+}
+
+// hasDisconnected reports whether this Client has disconnected this very use of the index.
+func (c *Client) hasDisconnected(index int, l life) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return l.connected && c.disconnected[index] == l
+}

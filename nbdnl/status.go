@@ -1,0 +1,180 @@
+package nbdnl
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"os"
+	"strconv"
+	"strings"
+)
+
+// A Status is what the kernel shows of one device at one moment.
+type Status struct {
+	Index int
+	State State
+	// Size in bytes; 0 unless connected.
+	Size int64
+	// BlockSize is the logical block size in bytes. An idle device shows that of its last user.
+	BlockSize int
+	// ReadOnly stays as it was after a disconnect, until the next connect.
+	ReadOnly bool
+	// Identifier is the mark that the device was connected with; it may be empty.
+	Identifier string
+	// HasIdentifier is whether the kernel shows the identifier: netlink devices from Linux 5.14 on.
+	HasIdentifier bool
+	// OwnerTID is the thread that connected the device, by its number in the initial pid namespace. It
+	// may have exited, and the number may be another's by now. 0 is unknown, as before Linux 6.1.
+	OwnerTID int
+	// OwnerPID is the process that OwnerTID belongs to now; 0 when there is none, or when this process
+	// is not in the initial pid namespace.
+	OwnerPID int
+	Mode     Mode
+}
+
+// Connected reports whether the device has a configuration, usable or not.
+func (s *Status) Connected() bool { return s.State != StateIdle && s.State != StateHeld }
+
+// Status returns the state of a device. It needs no privilege. The error matches os.ErrNotExist when
+// there is no such device.
+//
+// After a disconnect by another process, a device that is still held looks live until it is released:
+// the kernel shows no difference.
+func (c *Client) Status(ctx context.Context, index int) (Status, error) {
+	s, err := c.status(ctx, index)
+	return s, newError("status", index, err)
+}
+
+// Devices returns the states of all devices that exist, idle ones too, by ascending index. It needs no
+// privilege.
+//
+// When only the kernel's netlink answer is missing, as when it is stuck in another command, the devices
+// are returned along with the error; those that seem idle may then be held.
+func (c *Client) Devices(ctx context.Context) ([]Status, error) {
+	indexes, err := c.sysfs.indexes()
+	if err != nil {
+		return nil, newError("list", anyIndex, err)
+	}
+	var devices []Status
+	var failed error
+	for _, index := range indexes {
+		s, err := c.statusOf(index)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // it was removed meanwhile
+		}
+		if err == nil && s.State == StateIdle && failed == nil {
+			s.State, failed = c.idleOrHeld(ctx, index)
+		}
+		if err != nil {
+			return nil, newError("list", index, err)
+		}
+		devices = append(devices, s)
+	}
+	return devices, newError("list", anyIndex, failed)
+}
+
+func (c *Client) status(ctx context.Context, index int) (Status, error) {
+	s, err := c.statusOf(index)
+	if err == nil && s.State == StateIdle {
+		s.State, err = c.idleOrHeld(ctx, index)
+	}
+	return s, err
+}
+
+// idleOrHeld asks the kernel whether somebody has a device open that is not connected.
+func (c *Client) idleOrHeld(ctx context.Context, index int) (State, error) {
+	held, err := do(ctx, c.slots, func() (bool, error) { return c.driver.configured(index) }, nil)
+	if held {
+		return StateHeld, err
+	}
+	return StateIdle, err
+}
+
+// statusOf reads the status from sysfs, where idle and held devices look the same.
+func (c *Client) statusOf(index int) (Status, error) {
+	for {
+		before, err := c.sysfs.life(index)
+		if err != nil {
+			return Status{}, err
+		}
+		s, err := c.statusIn(index, before)
+		if err != nil {
+			return Status{}, err
+		}
+		// The files are read one after the other, and must all be of one use of the index.
+		after, err := c.sysfs.life(index)
+		if err != nil {
+			return Status{}, err
+		}
+		if before == after {
+			return s, nil
+		}
+	}
+}
+
+func (c *Client) statusIn(index int, l life) (Status, error) {
+	size, err := c.sysfs.size(index)
+	if err != nil {
+		return Status{}, err
+	}
+	block, err := c.sysfs.number(index, "queue/logical_block_size")
+	if err != nil {
+		return Status{}, err
+	}
+	ro, err := c.sysfs.number(index, "ro")
+	if err != nil {
+		return Status{}, err
+	}
+	s := Status{Index: index, Size: size, BlockSize: int(block), ReadOnly: ro != 0}
+	if !l.connected {
+		return s, nil
+	}
+	s.Identifier, s.HasIdentifier = l.identifier, l.identified
+	s.OwnerTID, s.OwnerPID = l.tid, c.sys.processOf(l.tid)
+	s.Mode = c.modeOf(l)
+	switch {
+	case c.hasDisconnected(index, l):
+		s.State = StateDisconnecting
+	case size == 0:
+		// `pid` comes before the size at connect, and goes after it at the end.
+		s.State = StateConnecting
+	default:
+		s.State = StateLive
+	}
+	return s, nil
+}
+
+func (c *Client) modeOf(l life) Mode {
+	switch {
+	case l.identified:
+		return ModeNetlink
+	case c.sysfs.identifiers:
+		return ModeIoctl
+	}
+	return ModeUnknown
+}
+
+// initialPIDNamespace is the initial pid namespace's inode number: PROC_PID_INIT_INO in
+// linux/proc_ns.h.
+const initialPIDNamespace = "pid:[4026531836]"
+
+// processOf returns the process that a thread belongs to, or 0. The kernel gives numbers of the initial
+// pid namespace, which mean other threads in any other.
+func (s *System) processOf(tid int) int {
+	ns, err := os.Readlink(s.path("proc/self/ns/pid"))
+	if tid <= 0 || err != nil || ns != initialPIDNamespace {
+		return 0
+	}
+	f, err := os.Open(s.path("proc", strconv.Itoa(tid), "status"))
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if v, ok := strings.CutPrefix(lines.Text(), "Tgid:"); ok {
+			pid, _ := strconv.Atoi(strings.TrimSpace(v)) // 0 is "unknown"
+			return pid
+		}
+	}
+	return 0
+}

@@ -1,0 +1,96 @@
+package nbdnl
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/mdlayher/genetlink"
+)
+
+// A System is the machine whose devices a Client controls. The zero value is the running one; tests
+// take one from package nbdnltest. A container that sees the host's file systems elsewhere sets Root.
+//
+// The fields must not change while a Client uses them.
+type System struct {
+	// Root is the directory that holds sys, proc, dev and run; empty is the root directory.
+	Root string
+
+	// Dial opens a generic netlink connection; nil takes one in the network namespace of the calling
+	// thread. It is called once for every command that runs at the same time as others.
+	Dial func() (*genetlink.Conn, error)
+
+	// Uevents opens the kernel's uevents, each Read returning one; nil takes the running kernel's.
+	Uevents func() (io.ReadCloser, error)
+
+	// Open opens a device by its path, with the flags of os.OpenFile; nil is os.OpenFile.
+	Open func(path string, flag int) (Device, error)
+}
+
+// A Device is an open block device, such as an *os.File.
+type Device interface {
+	io.Closer
+	// Sync writes what is cached and waits until the server has made it durable.
+	Sync() error
+}
+
+// path returns the path of a file, given from the root directory on.
+func (s *System) path(elem ...string) string {
+	return filepath.Join(append([]string{s.Root, "/"}, elem...)...)
+}
+
+// device returns the path of the device node.
+func (s *System) device(index int) string { return s.path(Path(index)) }
+
+// block returns the path of the device's directory in sysfs.
+func (s *System) block(index int) string { return s.path("sys/block", name(index)) }
+
+// dial opens a generic netlink connection.
+func (s *System) dial() (*genetlink.Conn, error) {
+	if s.Dial != nil {
+		return s.Dial()
+	}
+	return genetlink.Dial(nil)
+}
+
+// open opens the device node.
+func (s *System) open(index, flag int) (Device, error) {
+	if s.Open != nil {
+		return s.Open(s.device(index), flag)
+	}
+	return os.OpenFile(s.device(index), flag, 0)
+}
+
+// uevents opens the kernel's uevents.
+func (s *System) uevents() (io.ReadCloser, error) {
+	if s.Uevents != nil {
+		return s.Uevents()
+	}
+	return openUevents()
+}
+
+// release returns the kernel's version as in 6.1, or zeroes when it can't be read.
+func (s *System) release() (major, minor int) {
+	b, err := os.ReadFile(s.path("proc/sys/kernel/osrelease"))
+	if err != nil {
+		return 0, 0
+	}
+	return parseRelease(string(b))
+}
+
+// parseRelease returns the first two numbers of a kernel release such as "6.1.0-31-amd64".
+func parseRelease(release string) (major, minor int) {
+	first, rest, _ := strings.Cut(release, ".")
+	second := rest
+	if i := strings.IndexFunc(rest, func(r rune) bool { return r < '0' || r > '9' }); i >= 0 {
+		second = rest[:i]
+	}
+	major, err := strconv.Atoi(first)
+	if err != nil {
+		return 0, 0
+	}
+	minor, _ = strconv.Atoi(second) // a release of one number has none
+	return major, minor
+}
