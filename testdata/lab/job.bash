@@ -50,7 +50,8 @@ make_job() {
 	trap 'exit 130' INT TERM HUP
 
 	# Tmpfs covers these directories inside; what lies below them on the host and is needed stays visible.
-	printf '%s\n' "$(realpath "$lab/../..")" "$(realpath "$cache")" "$PWD" >"$job/binds"
+	printf '%s\n' "$(realpath "$lab/../..")" "$(realpath "$cache")" "$(pwd -P)" |
+		{ grep -E '^/(tmp|run|mnt|var/tmp)/' || true; } | sort -u >"$job/binds"
 	start >"$job/start"
 	if [[ $disk != 0 ]]; then
 		truncate -s "$disk" "$job/disk"
@@ -72,7 +73,9 @@ start() {
 	if command -v go >/dev/null; then
 		printf 'export GOMODCACHE=%q GOFLAGS=%q GOPROXY=off\n' "$(go env GOMODCACHE)" "$(go env GOFLAGS)"
 	fi
-	printf 'cd -- %q || exit 1\n' "$PWD"
+	printf 'unset %s\n' NBD_LAB_JOB NBD_LAB_LOAD NBD_LAB_CHECK NBD_LAB_SHELL NBD_LAB_OUT mem uml_dir
+	printf 'export NBD_LAB NBD_LAB_DISK=/mnt/disk NBD_TEST_REQUIRE=1 HOME=/tmp/home\n'
+	printf 'cd -- %q || exit 1\n' "$(pwd -P)"
 	printf 'exec'
 	printf ' %q' "${command[@]}"
 	printf '\n'
@@ -102,7 +105,7 @@ run_job() {
 	fi
 
 	[[ -s $job/exit ]] && exit "$(cat "$job/exit")"
-	tail -n 40 "$job/console" >&2
+	cat "$job/console" >&2
 	if [[ $code == 124 || $code == 137 ]]; then
 		echo "${0##*/}: killed after ${timeout} s" >&2
 		exit 124
