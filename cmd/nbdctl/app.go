@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"io"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/kind"
+)
+
+// exitCodes is the end of the help text. The README has the same table.
+const exitCodes = `Exit codes:
+   0  ok
+   1  failure, also a backing object that can't be opened
+   2  usage: what was typed is valid on no machine
+   3  no such device, or not connected
+   4  not permitted, also a device that is not ours
+   5  not supported on this machine (no driver, kernel too old)
+   6  busy: device taken or in use, image locked, name taken`
+
+// newApp is the command line. Data goes to stdout, everything else to stderr.
+func newApp(stdout, stderr io.Writer) *cli.App {
+	return &cli.App{
+		Name:        "nbdctl",
+		Usage:       "block devices served from user space, through the kernel's NBD driver",
+		Description: exitCodes,
+		Version:     version(),
+		Writer:      stdout,
+		ErrWriter:   stderr,
+		HideVersion: false,
+		// A comma in an option's value is the user's.
+		DisableSliceFlagSeparator: true,
+		// Left to itself the library would print usage to stdout and exit on
+		// its own terms, with its own codes.
+		ExitErrHandler: func(*cli.Context, error) {},
+		OnUsageError:   onUsageError,
+		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return exit.Usagef("unknown command %q; see nbdctl --help", c.Args().First())
+			}
+			c.App.Writer = c.App.ErrWriter
+			if err := cli.ShowAppHelp(c); err != nil {
+				return err
+			}
+			return exit.Usagef("no command given")
+		},
+		CommandNotFound: func(*cli.Context, string) {},
+		Commands: []*cli.Command{
+			connectCommand(),
+			listCommand(),
+			statusCommand(),
+			disconnectCommand(),
+			{
+				Name:   host.Command,
+				Hidden: true,
+				Action: func(c *cli.Context) error {
+					store, err := host.OpenStore()
+					if err != nil {
+						return err
+					}
+					return host.RunSpawned(c.Context, store, kind.Open)
+				},
+			},
+		},
+	}
+}
+
+// onUsageError turns what the flag parser says into our kind of usage error.
+func onUsageError(c *cli.Context, err error, isSubcommand bool) error {
+	help := "nbdctl --help"
+	if isSubcommand {
+		help = "nbdctl " + c.Command.Name + " --help"
+	}
+	return exit.Usagef("%w; see %s", err, help)
+}
+
+// noArguments refuses what follows the flags of a command that takes nothing.
+func noArguments(c *cli.Context) error {
+	if c.Args().Present() {
+		return exit.Usagef("%s takes no argument, got %q", c.Command.Name, c.Args().First())
+	}
+	return nil
+}
+
+// interruptible is c's context that Ctrl-C or SIGTERM ends.
+func interruptible(c *cli.Context) (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(c.Context, syscall.SIGINT, syscall.SIGTERM)
+}
+
+// version is the module's version as the Go command recorded it.
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}

@@ -1,0 +1,167 @@
+package main
+
+import (
+	"bytes"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/urfave/cli/v2"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+)
+
+func TestPermute(t *testing.T) {
+	app := newApp(io.Discard, io.Discard)
+	for _, tt := range []struct{ in, want string }{
+		{"", ""},
+		{"--help", "--help"},
+		{"nonsense memory --size 1M", "nonsense memory --size 1M"},
+		{"connect --size 1M memory", "connect --size 1M -- memory"},
+		{"connect memory --size 1M", "connect --size 1M -- memory"},
+		{"connect memory --size=1M --read-only", "connect --size=1M --read-only -- memory"},
+		{"connect file a.img --json -o k=v --read-only", "connect --json -o k=v --read-only -- file a.img"},
+		{"connect file -- --size", "connect -- file --size"},
+		{"connect file - --json", "connect --json -- file -"},
+		{"connect memory --size", "connect --size"},
+		{"connect memory --unknown x", "connect --unknown -- memory x"},
+		{"disconnect nbd1 --force nbd2", "disconnect --force -- nbd1 nbd2"},
+	} {
+		got := permute(app, strings.Fields(tt.in))
+		if diff := cmp.Diff(tt.want, strings.Join(got, " ")); diff != "" {
+			t.Errorf("permute(%q):\n%s", tt.in, diff)
+		}
+	}
+}
+
+// TestSpec shows that flags mean the same before and after the backend.
+func TestSpec(t *testing.T) {
+	index := 5
+	want := host.Spec{
+		Label: "scratch", Index: &index, Kind: "memory", Options: []string{"limit=1G"}, Size: 512 << 20,
+		ReadOnly: true, BlockSize: 4096, Connections: 4, Timeout: 60e9, DeadTimeout: 120e9,
+	}
+	const flags = "--name scratch --device /dev/nbd5 -o limit=1G --size 512M --read-only --block-size 4k --connections 4 --timeout 60s --dead-timeout 2m"
+	for _, line := range []string{"connect " + flags + " memory", "connect memory " + flags} {
+		if diff := cmp.Diff(want, parse(t, line)); diff != "" {
+			t.Errorf("%s:\n%s", line, diff)
+		}
+	}
+}
+
+func TestSpecDefaults(t *testing.T) {
+	want := host.Spec{Kind: "file", Arg: "/disk.img", Connections: 1, Timeout: 30e9}
+	if diff := cmp.Diff(want, parse(t, "connect file /disk.img")); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestSpecPath shows that a path is made absolute for the serving process.
+func TestSpecPath(t *testing.T) {
+	wd, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := parse(t, "connect file a/../disk.img").Arg, filepath.Join(wd, "disk.img"); got != want {
+		t.Errorf("the path is %q, want %q", got, want)
+	}
+}
+
+// parse returns what connect understands.
+func parse(t *testing.T, line string) (spec host.Spec) {
+	t.Helper()
+	app := newApp(io.Discard, io.Discard)
+	app.Command("connect").Action = func(c *cli.Context) (err error) {
+		spec, err = specOf(c)
+		return err
+	}
+	if err := app.Run(append([]string{"nbdctl"}, permute(app, strings.Fields(line))...)); err != nil {
+		t.Fatalf("%s: %v", line, err)
+	}
+	return spec
+}
+
+// TestUsageErrors shows that what is valid on no machine fails before
+// anything is touched, with code 2, on stderr alone, naming what was wrong.
+func TestUsageErrors(t *testing.T) {
+	t.Setenv("NBDCTL_STATE_DIR", filepath.Join(t.TempDir(), "state"))
+	for _, tt := range []struct{ line, says string }{
+		{"", "no command"},
+		{"nonsense", `unknown command "nonsense"`},
+		{"connect", "no backend named"},
+		{"connect nonsense", `unknown backend "nonsense"`},
+		{"connect memory", "memory needs --size"},
+		{"connect memory x --size 1M", "memory takes no argument"},
+		{"connect memory --size 0", "--size 0: must be above zero"},
+		{"connect memory --size -1", "--size -1: a size is"},
+		{"connect memory --size 1000", "--size 1000: must be a multiple of the block size 512"},
+		{"connect memory --size 6k --block-size 4k", "must be a multiple of the block size 4096"},
+		{"connect memory --size 9999999999999999999999", "--size 9999999999999999999999"},
+		{"connect memory --size", "size"},
+		{"connect memory --size 1M --block-size 256", "--block-size 256: must be a power of two from 512 to 65536"},
+		{"connect memory --size 1M --block-size 128k", "--block-size 128k"},
+		{"connect memory --size 3M --block-size 3k", "--block-size 3k"},
+		{"connect memory --size 1M --connections 0", "--connections 0: must be a number from 1 to 64"},
+		{"connect memory --size 1M --connections many", "--connections many"},
+		{"connect memory --size 1M --timeout 0", "--timeout 0: a duration is whole seconds from 1s to 24h"},
+		{"connect memory --size 1M --timeout 1500ms", "--timeout 1500ms"},
+		{"connect memory --size 1M --dead-timeout 25h", "--dead-timeout 25h: a duration is whole seconds from 0s to 24h"},
+		{"connect memory --size 1M --device sda", "--device sda"},
+		{"connect memory --size 1M --name nbd7", "--name nbd7"},
+		{"connect memory --size 1M --name 7", "--name 7"},
+		{"connect memory --size 1M --name a/b", `--name "a/b"`},
+		{"connect memory --size 1M --name=", `--name ""`},
+		{"connect memory --size 1M --create", "--create"},
+		{"connect memory --size 1M -o nonsense=1", `no option "nonsense"`},
+		{"connect memory --size 1M -o limit", "must be key=value"},
+		{"connect memory --size 1M -o limit=0", "-o limit=0"},
+		{"connect memory --size 1M --nonsense", "nonsense"},
+		{"connect file", "file needs a path"},
+		{"connect file a b", `"b" is too much`},
+		{"connect file a.img -o cache=none", "file takes no options"},
+		{"connect file a.img --create", "--create needs --size"},
+		{"connect file a.img --create --size 1M --read-only", "exclude each other"},
+		{"list nbd3", "list takes no argument"},
+		{"list --nonsense", "nonsense"},
+		{"status", "status takes one device"},
+		{"status nbd1 nbd2", "status takes one device"},
+		{"disconnect", "either devices"},
+		{"disconnect --all nbd3", "either devices"},
+	} {
+		t.Run(tt.line, func(t *testing.T) {
+			var stdout, stderr bytes.Buffer
+			code := run(t.Context(), strings.Fields(tt.line), &stdout, &stderr)
+			if code != exit.Usage {
+				t.Errorf("exit code %d, want %d", code, exit.Usage)
+			}
+			if stdout.Len() != 0 {
+				t.Errorf("stdout has %q", &stdout)
+			}
+			if !strings.Contains(stderr.String(), tt.says) {
+				t.Errorf("stderr says %q, want it to contain %q", &stderr, tt.says)
+			}
+			if _, err := os.Stat(os.Getenv("NBDCTL_STATE_DIR")); !os.IsNotExist(err) {
+				t.Errorf("the state directory was made: %v", err)
+			}
+		})
+	}
+}
+
+func TestHelp(t *testing.T) {
+	for _, line := range []string{"--help", "help", "connect --help", "help connect", "disconnect --help"} {
+		var stdout, stderr bytes.Buffer
+		if code := run(t.Context(), strings.Fields(line), &stdout, &stderr); code != exit.OK {
+			t.Errorf("%s: exit code %d", line, code)
+		}
+		if !strings.Contains(stdout.String(), "USAGE") || stderr.Len() != 0 {
+			t.Errorf("%s: stdout %q, stderr %q", line, &stdout, &stderr)
+		}
+		if strings.Contains(stdout.String(), host.Command) {
+			t.Errorf("%s shows the hidden command", line)
+		}
+	}
+}

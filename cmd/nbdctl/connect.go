@@ -1,0 +1,126 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/kind"
+)
+
+// connectTimeout bounds a connect. It is far beyond what any takes: the kernel
+// needs milliseconds, a first read from a slow store perhaps seconds.
+const connectTimeout = 2 * time.Minute
+
+func connectCommand() *cli.Command {
+	var about strings.Builder
+	about.WriteString("Prints the path of the device once it is usable. A process in the background serves it.\n\nBackends:\n")
+	for _, k := range kind.All {
+		fmt.Fprintf(&about, "   %-10s %s\n", k.Synopsis, k.Summary)
+	}
+	return &cli.Command{
+		Name:        "connect",
+		Usage:       "make a backend a block device",
+		ArgsUsage:   "KIND [ARG]",
+		Description: strings.TrimSpace(about.String()),
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "device", Usage: "connect `NBDN` (nbd5, /dev/nbd5 or 5) instead of any free one"},
+			&cli.StringFlag{Name: "size", Usage: "`SIZE` of the device: 512M, 10GiB, 4k, 1048576; default: that of the backing object"},
+			&cli.StringFlag{Name: "block-size", Usage: "logical block `SIZE`: a power of two, 512 to 65536 (default: 512, or what the backing device has)"},
+			&cli.StringFlag{Name: "connections", Value: "1", Usage: "connections to the kernel, `N` from 1 to 64; more than processors are of no use"},
+			&cli.StringFlag{Name: "timeout", Value: "30s", Usage: "fail a request that takes longer, 1s to 24h, whole seconds"},
+			&cli.StringFlag{Name: "dead-timeout", Value: "0s", Usage: "hold requests for so long after all connections died, 0s to 24h"},
+			&cli.BoolFlag{Name: "read-only", Usage: "refuse writes"},
+			&cli.BoolFlag{Name: "create", Usage: "make the backing object, of --size, if it does not exist"},
+			&cli.StringFlag{Name: "name", Usage: "a `NAME` of your own for the device, to find it again"},
+			&cli.StringSliceFlag{Name: "option", Aliases: []string{"o"}, Usage: "an option of the backend, `KEY=VALUE`; may be repeated"},
+			&cli.BoolFlag{Name: "foreground", Usage: "serve in the foreground until disconnected or interrupted"},
+			&cli.BoolFlag{Name: "json", Usage: "print the device as JSON, as status --json does"},
+		},
+		OnUsageError: onUsageError,
+		Action:       connect,
+	}
+}
+
+func connect(c *cli.Context) error {
+	spec, err := specOf(c)
+	if err != nil {
+		return err
+	}
+	store, err := host.OpenStore()
+	if err != nil {
+		return exit.With(exit.Usage, "%w", err)
+	}
+	if err := privileged("connect"); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(c.Context, connectTimeout,
+		fmt.Errorf("no device within %s", connectTimeout))
+	defer cancel()
+	if err := loadDriver(ctx); err != nil {
+		return err
+	}
+	if err := sweep(ctx, store); err != nil {
+		fmt.Fprintf(c.App.ErrWriter, "nbdctl: warning: cleaning up after dead processes: %v\n", err)
+	}
+	if c.Bool("foreground") {
+		return connectForeground(c, store, spec)
+	}
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	record, warnings, err := host.Spawn(ctx, spec)
+	warn(c, warnings)
+	if err != nil {
+		return err
+	}
+	return printConnected(ctx, c, record)
+}
+
+// connectForeground serves in this process. A first Ctrl-C asks for an orderly
+// end, which a held device refuses; the second ends it all the same.
+func connectForeground(c *cli.Context, store *host.Store, spec host.Spec) error {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	h := &host.Host{
+		Store:   store,
+		Spec:    spec,
+		Open:    kind.Open,
+		Signals: signals,
+		Insist:  true,
+		Tee:     c.App.ErrWriter,
+		Ready: func(r host.Record, warnings []string) error {
+			warn(c, warnings)
+			return printConnected(c.Context, c, &r)
+		},
+	}
+	return h.Serve(c.Context)
+}
+
+// printConnected prints what connect promises: the device path alone, or the
+// JSON object.
+func printConnected(ctx context.Context, c *cli.Context, r *host.Record) error {
+	if !c.Bool("json") {
+		_, err := fmt.Fprintf(c.App.Writer, "/dev/%s\n", r.Device())
+		return err
+	}
+	v, err := viewDevice(ctx, *r.Index)
+	if err != nil {
+		return err
+	}
+	return printJSON(c.App.Writer, v)
+}
+
+func warn(c *cli.Context, warnings []string) {
+	for _, w := range warnings {
+		fmt.Fprintf(c.App.ErrWriter, "nbdctl: warning: %s\n", w)
+	}
+}

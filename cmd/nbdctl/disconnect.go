@@ -1,0 +1,127 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/nbdnl"
+)
+
+func disconnectCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "disconnect",
+		Usage:     "flush devices, disconnect them and wait until they are gone",
+		ArgsUsage: "DEVICE... | --all",
+		Description: "A device that is mounted, held or not ours is refused. With --force it is disconnected all the same: a file\n" +
+			"system above loses what it has not written yet, gets an I/O error from every access, and must be\n" +
+			"unmounted before the device can be used again.",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "all", Usage: "every device that nbdctl connected"},
+			&cli.BoolFlag{Name: "force", Usage: "also a device that is mounted, held or, if named, not ours"},
+		},
+		OnUsageError: onUsageError,
+		Action:       disconnect,
+	}
+}
+
+func disconnect(c *cli.Context) error {
+	if c.Bool("all") == c.Args().Present() {
+		return exit.Usagef("disconnect takes either devices (nbd3, /dev/nbd3 or the name given at connect) or --all")
+	}
+	ctx, stop := interruptible(c)
+	defer stop()
+	store, err := host.OpenStore()
+	if err != nil {
+		return err
+	}
+	names := c.Args().Slice()
+	if c.Bool("all") {
+		if names, err = ourDevices(ctx, store); err != nil {
+			return err
+		}
+	}
+	// All are tried; the first failure gives the exit code.
+	var errs []error
+	for _, name := range names {
+		errs = append(errs, disconnectOne(ctx, c, store, name))
+	}
+	return errors.Join(errs...)
+}
+
+// ourDevices names every connected device that is ours.
+func ourDevices(ctx context.Context, store *host.Store) (names []string, err error) {
+	devices, _, err := inventory(ctx, store)
+	for _, d := range devices {
+		if d.connected() && d.ours() {
+			names = append(names, fmt.Sprintf("nbd%d", d.Index))
+		}
+	}
+	return names, err
+}
+
+// disconnectOne takes one device down and waits for the process that served it.
+func disconnectOne(ctx context.Context, c *cli.Context, store *host.Store, name string) error {
+	d, err := lookup(ctx, store, name)
+	if err != nil {
+		return err
+	}
+	force := c.Bool("force")
+	if err := allowed(d, force); err != nil {
+		return err
+	}
+	client, err := nbdnl.New()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	err = client.Detach(ctx, d.Index, nbdnl.DetachOptions{Identifier: d.Identifier, Any: !d.ours(), Force: force})
+	var busy *nbdnl.BusyError
+	switch {
+	case errors.As(err, &busy) && busy.Disconnected:
+		fmt.Fprintf(c.App.ErrWriter, "nbdctl: warning: %v\n", err)
+		return nil
+	case busy != nil:
+		return fmt.Errorf("%w; unmount or close it, or use --force", err)
+	case err != nil:
+		return err
+	}
+	if d.entry != nil {
+		if err := d.entry.Wait(ctx); err != nil {
+			return err
+		}
+	}
+	_, err = fmt.Fprintf(c.App.Writer, "nbd%d disconnected\n", d.Index)
+	return err
+}
+
+// allowed refuses, in this order, a device that is not connected, one that is
+// not ours, and a user who may not.
+func allowed(d device, force bool) error {
+	if !d.connected() {
+		return notConnected(d)
+	}
+	if !d.ours() && !force {
+		who := "another program"
+		if pid := d.pid(); pid != 0 {
+			who = fmt.Sprintf("pid %d (%s)", pid, comm(pid))
+		}
+		return exit.With(exit.Permission, "nbd%d is not ours: %s connected it; disconnect it there, or use --force", d.Index, who)
+	}
+	return privileged("disconnect")
+}
+
+// comm is the name of the process pid.
+func comm(pid int) string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return "gone"
+	}
+	return strings.TrimSpace(string(b))
+}

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/nbdnl"
+)
+
+// loadDriver sees to it that the kernel's nbd driver is there, loading its
+// module if need be.
+func loadDriver(ctx context.Context) error {
+	err := probeDriver()
+	if !errors.Is(err, nbdnl.ErrNoDriver) {
+		return err
+	}
+	if _, statErr := os.Stat("/sys/module/nbd"); statErr == nil {
+		return exit.With(exit.Unsupported, "the nbd module is loaded, but its netlink family does not show in this network namespace "+
+			"(kernels up to 6.1 have it in the first one only); run nbdctl there: nsenter --net=/proc/1/ns/net nbdctl …")
+	}
+	// Not in every root's PATH.
+	modprobe := exec.CommandContext(ctx, "modprobe", "nbd")
+	if modprobe.Err != nil {
+		modprobe = exec.CommandContext(ctx, "/sbin/modprobe", "nbd")
+	}
+	var said bytes.Buffer
+	modprobe.Stderr = &said
+	if err := modprobe.Run(); err != nil {
+		reason := strings.TrimSpace(said.String())
+		if reason == "" {
+			reason = err.Error()
+		}
+		return exit.With(exit.Unsupported, "this kernel (%s) has no nbd driver: modprobe nbd: %s; "+
+			"install the kernel's full set of modules (Debian: linux-image-amd64 in place of the -cloud- flavour; "+
+			"Ubuntu: linux-modules-extra-$(uname -r); Fedora: kernel-modules-core)", kernelRelease(), reason)
+	}
+	return probeDriver()
+}
+
+// probeDriver tells whether devices can be controlled here.
+func probeDriver() error {
+	c, err := nbdnl.New()
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
+
+func kernelRelease() string {
+	b, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// capSysAdmin is the capability that the kernel asks for (nbd.c,
+// nbd_genl_connect); linux/capability.h.
+const capSysAdmin = 21
+
+// privileged refuses to begin what the kernel would refuse at the end, when
+// an image may have been created already.
+func privileged(command string) error {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return fmt.Errorf("%s: %w", command, err)
+	}
+	for line := range strings.Lines(string(status)) {
+		if set, ok := strings.CutPrefix(line, "CapEff:"); ok {
+			caps, err := strconv.ParseUint(strings.TrimSpace(set), 16, 64)
+			if err != nil {
+				return fmt.Errorf("%s: /proc/self/status: %w", command, err)
+			}
+			if caps&(1<<capSysAdmin) != 0 {
+				return nil
+			}
+		}
+	}
+	return exit.With(exit.Permission, "%s needs the capability CAP_SYS_ADMIN; run it as root (sudo nbdctl %s …)", command, command)
+}

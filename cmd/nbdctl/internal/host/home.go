@@ -1,0 +1,109 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+)
+
+// A home is the directory of one serving process, and its claim to be alive.
+type home struct {
+	dir  string
+	lock *os.File
+}
+
+// newHome makes the directory for r, whose UUID, Identifier, PID and Spec are
+// set, takes its lock and writes the record. Nobody sees it half made.
+func (s *Store) newHome(ctx context.Context, r *Record) (_ *home, err error) {
+	if err := os.MkdirAll(s.dir, 0o755); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	unlock, err := s.lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	if err := s.labelFree(r.Spec.Label); err != nil {
+		return nil, err
+	}
+
+	made := filepath.Join(s.dir, ".new-"+r.UUID)
+	if err := os.Mkdir(made, 0o755); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	h := &home{dir: filepath.Join(s.dir, r.UUID)}
+	r.Log = filepath.Join(h.dir, "log")
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(made), closeFile(h.lock))
+		}
+	}()
+	if h.lock, err = os.OpenFile(filepath.Join(made, "lock"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	if err := lock(h.lock); err != nil {
+		return nil, err
+	}
+	if err := r.write(made); err != nil {
+		return nil, err
+	}
+	return h, os.Rename(made, h.dir)
+}
+
+// remove takes the directory away and then, with the lock, the sign of life.
+func (h *home) remove() error {
+	return errors.Join(os.RemoveAll(h.dir), h.lock.Close())
+}
+
+// labelFree refuses a label that a living process has.
+func (s *Store) labelFree(label string) error {
+	if label == "" {
+		return nil
+	}
+	entries, err := s.Entries()
+	for _, e := range entries {
+		if e.Alive && e.Spec.Label == label {
+			return exit.With(exit.Busy, "--name %s: the name of %s already, served by pid %d; choose another", label, e.Device(), e.PID)
+		}
+	}
+	return err
+}
+
+// lock serialises those who make directories in the store, so that of two
+// that want one label only one gets it. The file goes with the last user.
+func (s *Store) lock(ctx context.Context) (unlock func() error, err error) {
+	path := filepath.Join(s.dir, ".lock")
+	f, err := retry(ctx, func() (*os.File, error) {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if err := lock(f); err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		// The holder before us removes the file before it lets go: a lock on
+		// a file that is no longer at its path keeps nobody out.
+		mine, err1 := f.Stat()
+		theirs, err2 := os.Stat(path)
+		if err1 != nil || err2 != nil || !os.SameFile(mine, theirs) {
+			return nil, errors.Join(errLocked, f.Close())
+		}
+		return f, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("state directory %s: %w", s.dir, err)
+	}
+	return func() error { return errors.Join(os.Remove(path), f.Close()) }, nil
+}
+
+// closeFile closes f, which may be nil.
+func closeFile(f *os.File) error {
+	if f == nil {
+		return nil
+	}
+	return f.Close()
+}

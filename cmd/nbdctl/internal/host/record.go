@@ -1,0 +1,84 @@
+package host
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// recordVersion is raised when a reader of the old form would misread the new one.
+const recordVersion = 1
+
+// A Phase is where a serving process is in its life.
+type Phase string
+
+// The phases, in order.
+const (
+	PhaseConnecting    Phase = "connecting"
+	PhaseLive          Phase = "live"
+	PhaseDisconnecting Phase = "disconnecting"
+)
+
+// A Record is what a serving process says of itself in state.json. It holds no
+// secrets: everybody may read it.
+type Record struct {
+	Version    int    `json:"version"`
+	UUID       string `json:"uuid"`
+	Identifier string `json:"identifier"`
+	Phase      Phase  `json:"phase"`
+	PID        int    `json:"pid"`
+	// Index is nil until the kernel has given the device a number.
+	Index *int `json:"index"`
+	// Mode is how the kernel was told: "netlink" or "ioctl".
+	Mode  string    `json:"mode,omitempty"`
+	Since time.Time `json:"since"`
+	// Size and BlockSize in bytes, as connected; 0 before.
+	Size      int64  `json:"size"`
+	BlockSize int    `json:"block_size"`
+	Log       string `json:"log"`
+	Spec      Spec   `json:"spec"`
+}
+
+// write puts the record into dir in one step: a reader sees the old one or the
+// new one, whole.
+func (r *Record) write(dir string) error {
+	data, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return fmt.Errorf("record: %w", err)
+	}
+	tmp := filepath.Join(dir, ".state.json")
+	if err := os.WriteFile(tmp, append(data, '\n'), 0o644); err != nil {
+		return fmt.Errorf("record: %w", err)
+	}
+	if err := os.Rename(tmp, filepath.Join(dir, "state.json")); err != nil {
+		return fmt.Errorf("record: %w", err)
+	}
+	return nil
+}
+
+// readRecord reads the record of dir. A record of a newer version is read as
+// far as this one understands it, so that an older nbdctl still lists it.
+func readRecord(dir string) (*Record, error) {
+	data, err := os.ReadFile(filepath.Join(dir, "state.json"))
+	if err != nil {
+		return nil, err
+	}
+	var r Record
+	if err := json.Unmarshal(data, &r); err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, "state.json"), err)
+	}
+	if r.UUID != filepath.Base(dir) {
+		return nil, fmt.Errorf("%s: is the record of %q", filepath.Join(dir, "state.json"), r.UUID)
+	}
+	return &r, nil
+}
+
+// Device names the device for people: by its number as soon as it has one.
+func (r *Record) Device() string {
+	if r.Index == nil {
+		return "a device being connected"
+	}
+	return fmt.Sprintf("nbd%d", *r.Index)
+}

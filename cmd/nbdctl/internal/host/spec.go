@@ -1,0 +1,38 @@
+package host
+
+import "time"
+
+// Command is the hidden command that the serving process runs as.
+const Command = "__serve"
+
+// A Spec says what to serve and how. It is what the command line becomes, what
+// the serving process is started with and what its record repeats.
+type Spec struct {
+	// Label is the name that the user gave, "" for none.
+	Label string `json:"label,omitempty"`
+	// Index is the device asked for; nil lets the kernel choose.
+	Index *int `json:"index,omitempty"`
+	// Kind names the backend ("memory"), Arg is its argument ("disk.img").
+	Kind string `json:"kind"`
+	Arg  string `json:"arg,omitempty"`
+	// Options are the backend's own, key=value.
+	Options []string `json:"options,omitempty"`
+	// Size in bytes; 0: the backend's own.
+	Size int64 `json:"size,omitempty"`
+	// Create allows the backing object to be made.
+	Create   bool `json:"create,omitempty"`
+	ReadOnly bool `json:"read_only,omitempty"`
+	// BlockSize in bytes; 0: the backend's own, else 512.
+	BlockSize   int           `json:"block_size,omitempty"`
+	Connections int           `json:"connections"`
+	Timeout     time.Duration `json:"timeout"`
+	DeadTimeout time.Duration `json:"dead_timeout"`
+}
+
+// Backend describes the backend for people, as the user would have typed it.
+func (s Spec) Backend() string {
+	if s.Arg == "" {
+		return s.Kind
+	}
+	return s.Kind + " " + s.Arg
+}

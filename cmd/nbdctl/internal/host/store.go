@@ -1,0 +1,132 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// maxSocketPath is the longest path that a Unix socket address holds, less the
+// terminating NUL (sun_path, unix(7)).
+const maxSocketPath = 107
+
+// A Store is the directory under which every serving process has its own.
+type Store struct{ dir string }
+
+// OpenStore returns the store that the environment names: NBDCTL_STATE_DIR, or
+// /run/nbdctl. Nothing is made until a device is served.
+func OpenStore() (*Store, error) {
+	dir := os.Getenv("NBDCTL_STATE_DIR")
+	if dir == "" {
+		dir = "/run/nbdctl"
+	}
+	if !filepath.IsAbs(dir) {
+		return nil, fmt.Errorf("NBDCTL_STATE_DIR=%q: must be an absolute path", dir)
+	}
+	if n := len(filepath.Join(dir, uuidForLength, "ctl")); n > maxSocketPath {
+		return nil, fmt.Errorf("NBDCTL_STATE_DIR=%q: too long by %d bytes for the control socket's address", dir, n-maxSocketPath)
+	}
+	return &Store{dir: dir}, nil
+}
+
+const uuidForLength = "00000000-0000-0000-0000-000000000000"
+
+// An Entry is what the store knows of one device.
+type Entry struct {
+	*Record
+	// Alive tells whether the process that serves the device still runs.
+	Alive bool
+
+	dir string
+}
+
+// Entries lists what the store holds, in no order. What can't be read (being
+// made or removed at this moment, or damaged) is left out; a damaged record is
+// reported in err beside the entries that could be read.
+func (s *Store) Entries() ([]Entry, error) {
+	names, err := os.ReadDir(s.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	var entries []Entry
+	var damaged []error
+	for _, n := range names {
+		if !n.IsDir() || !isUUID(n.Name()) {
+			continue
+		}
+		dir := filepath.Join(s.dir, n.Name())
+		r, err := readRecord(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			damaged = append(damaged, err)
+			continue
+		}
+		alive, err := lockHeld(filepath.Join(dir, "lock"))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			damaged = append(damaged, err)
+			continue
+		}
+		entries = append(entries, Entry{Record: r, Alive: alive, dir: dir})
+	}
+	return entries, errors.Join(damaged...)
+}
+
+// Wait returns when the process of e has ended and its directory is gone, or
+// with ctx's error.
+func (e *Entry) Wait(ctx context.Context) error {
+	l, err := lockWait(ctx, filepath.Join(e.dir, "lock"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("waiting for the end of pid %d, which serves %s: %w", e.PID, e.Spec.Backend(), err)
+	}
+	// The process has gone without removing its directory (it was killed):
+	// what it left is ours to remove while we hold its lock.
+	defer l.Close()
+	return os.RemoveAll(e.dir)
+}
+
+// Sweep removes the directories of processes that ended without doing it
+// themselves and whose device is no more; connected says which still are.
+func (s *Store) Sweep(connected func(Entry) bool) error {
+	entries, err := s.Entries()
+	errs := []error{err}
+	for _, e := range entries {
+		if e.Alive || connected(e) {
+			continue
+		}
+		// Not blocking: who holds the lock now is alive after all.
+		l, err := lockTry(filepath.Join(e.dir, "lock"))
+		if err != nil {
+			continue
+		}
+		errs = append(errs, os.RemoveAll(e.dir), l.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// isUUID tells the directories of devices from everything else in the store.
+func isUUID(s string) bool {
+	if len(s) != len(uuidForLength) {
+		return false
+	}
+	for i, c := range []byte(s) {
+		if dash := uuidForLength[i] == '-'; dash != (c == '-') || !dash && !strings.ContainsRune("0123456789abcdef", rune(c)) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,51 @@
+package kind
+
+import (
+	"github.com/nbdctl/nbdctl/backends/memory"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/quantity"
+)
+
+var memoryKind = Kind{
+	Name:     "memory",
+	Synopsis: "memory",
+	Summary:  "a sparse RAM disk; needs --size; -o limit=SIZE bounds the memory it takes",
+	options:  []string{"limit"},
+	check: func(s host.Spec) error {
+		switch {
+		case s.Arg != "":
+			return exit.Usagef("memory takes no argument, got %q", s.Arg)
+		case s.Create:
+			return exit.Usagef("--create: memory is always new; leave it out")
+		case s.Size == 0:
+			return exit.Usagef("memory needs --size, for example --size 512M")
+		}
+		_, err := memoryLimit(s)
+		return err
+	},
+	open: func(s host.Spec) (*host.Backing, error) {
+		limit, err := memoryLimit(s)
+		if err != nil {
+			return nil, err
+		}
+		m, err := memory.New(s.Size, memory.Options{Limit: limit})
+		if err != nil {
+			return nil, err
+		}
+		return &host.Backing{Backend: m, Close: m.Close}, nil
+	},
+}
+
+// memoryLimit is the value of -o limit, 0 if there is none.
+func memoryLimit(s host.Spec) (int64, error) {
+	v, ok := option(s, "limit")
+	if !ok {
+		return 0, nil
+	}
+	n, err := quantity.ParseSize(v)
+	if err != nil || n == 0 {
+		return 0, exit.Usagef("-o limit=%s: must be a size above zero, for example 4G", v)
+	}
+	return n, nil
+}

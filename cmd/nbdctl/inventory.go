@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/nbdnl"
+)
+
+// A device is what the kernel and our records together say of one.
+type device struct {
+	nbdnl.Status
+	// entry is the record of the process that serves it; nil if there is none.
+	entry *host.Entry
+}
+
+// ours tells whether nbdctl connected the device. The mark in the kernel
+// suffices, for the state directory may have been lost.
+func (d device) ours() bool {
+	return d.entry != nil || strings.HasPrefix(d.Identifier, host.IdentifierPrefix+":")
+}
+
+// connected tells whether the kernel has a configuration for the device.
+func (d device) connected() bool {
+	return d.State != nbdnl.StateIdle && d.State != nbdnl.StateHeld
+}
+
+// state completes what the kernel shows by what our processes know.
+func (d device) state() nbdnl.State {
+	switch {
+	case !d.connected() || !d.ours():
+		return d.State
+	case d.entry == nil && !isNbdctl(d.OwnerPID), d.entry != nil && !d.entry.Alive:
+		return nbdnl.StateOrphaned
+	case d.entry == nil:
+		return d.State
+	case d.entry.Phase == host.PhaseConnecting:
+		return nbdnl.StateConnecting
+	case d.entry.Phase == host.PhaseDisconnecting:
+		return nbdnl.StateDisconnecting
+	}
+	return d.State
+}
+
+// isNbdctl tells whether the process pid still is one of ours, for devices
+// whose record has been lost.
+func isNbdctl(pid int) bool {
+	return pid > 0 && comm(pid) == "nbdctl"
+}
+
+// pid is the process that serves the device, 0 if unknown.
+func (d device) pid() int {
+	if d.entry != nil {
+		return d.entry.PID
+	}
+	return d.OwnerPID
+}
+
+// matches tells whether e is the record of the device that the kernel shows.
+func matches(st nbdnl.Status, e host.Entry) bool {
+	if e.Index == nil || *e.Index != st.Index {
+		// While it connects, a record has no number yet but the kernel
+		// already shows its identifier.
+		return e.Index == nil && st.HasIdentifier && st.Identifier == e.Identifier
+	}
+	return !st.HasIdentifier || st.Identifier == e.Identifier
+}
+
+// inventory lists every device of the machine, ascending, and the records
+// that have none. Where there is no driver there are no devices.
+func inventory(ctx context.Context, store *host.Store) (devices []device, rest []host.Entry, err error) {
+	entries, damaged := store.Entries()
+	client, err := nbdnl.New()
+	if errors.Is(err, nbdnl.ErrNoDriver) {
+		return nil, entries, damaged
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	defer client.Close()
+	all, err := client.Devices(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, st := range all {
+		d := device{Status: st}
+		i := slices.IndexFunc(entries, func(e host.Entry) bool { return d.connected() && matches(st, e) })
+		if i >= 0 {
+			e := entries[i]
+			d.entry = &e
+			entries = slices.Delete(entries, i, i+1)
+		}
+		devices = append(devices, d)
+	}
+	return devices, entries, damaged
+}
+
+// sweep removes what killed processes left behind, if their devices have gone too.
+func sweep(ctx context.Context, store *host.Store) error {
+	_, rest, err := inventory(ctx, store)
+	if err != nil {
+		return err
+	}
+	return store.Sweep(func(e host.Entry) bool {
+		return !slices.ContainsFunc(rest, func(r host.Entry) bool { return r.UUID == e.UUID })
+	})
+}
+
+// lookup finds the device that the user means by name: by its number, its
+// path or the name given at connect.
+func lookup(ctx context.Context, store *host.Store, name string) (device, error) {
+	devices, rest, err := inventory(ctx, store)
+	if err != nil && devices == nil {
+		return device{}, err
+	}
+	index, notIndex := nbdnl.ParseIndex(name)
+	for _, d := range devices {
+		if notIndex == nil && d.Index == index || notIndex != nil && d.entry != nil && d.entry.Spec.Label == name {
+			return d, nil
+		}
+	}
+	for _, e := range rest {
+		if e.Alive && e.Spec.Label == name && name != "" {
+			return device{}, exit.With(exit.Busy, "%s is being connected by pid %d; try again when it is done", name, e.PID)
+		}
+	}
+	return device{}, exit.With(exit.NotFound, "there is no device %s; nbdctl list shows those that are", name)
+}

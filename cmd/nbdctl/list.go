@@ -1,0 +1,128 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/quantity"
+	"github.com/nbdctl/nbdctl/nbdnl"
+)
+
+func listCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "list",
+		Usage: "list the connected devices, also those of other programs",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "all", Usage: "also those that are idle or merely held open"},
+			&cli.BoolFlag{Name: "json", Usage: "print a JSON array"},
+		},
+		OnUsageError: onUsageError,
+		Action:       list,
+	}
+}
+
+func list(c *cli.Context) error {
+	if err := noArguments(c); err != nil {
+		return err
+	}
+	ctx, stop := interruptible(c)
+	defer stop()
+	store, err := host.OpenStore()
+	if err != nil {
+		return err
+	}
+	devices, _, err := inventory(ctx, store)
+	if err != nil && devices == nil {
+		return err
+	}
+	if err != nil {
+		fmt.Fprintf(c.App.ErrWriter, "nbdctl: warning: %v\n", err)
+	}
+	views := []view{}
+	for _, d := range devices {
+		if d.connected() || c.Bool("all") {
+			views = append(views, viewOf(d))
+		}
+	}
+	if c.Bool("json") {
+		return printJSON(c.App.Writer, views)
+	}
+	for _, v := range views {
+		if v.State == nbdnl.StateOrphaned.String() {
+			defer fmt.Fprintf(c.App.ErrWriter, "nbdctl: %s is orphaned: %s\n", v.Name, orphanAdvice(v))
+		}
+	}
+	return printTable(c.App.Writer, views)
+}
+
+// orphanAdvice says what an orphan is and what to do about it.
+func orphanAdvice(v view) string {
+	who := "the process that served it"
+	if v.Owner.PID != nil {
+		who = fmt.Sprintf("pid %d, which served it,", *v.Owner.PID)
+	}
+	return fmt.Sprintf("%s ended without disconnecting, all I/O on it fails; nbdctl disconnect %s frees it", who, v.Name)
+}
+
+// printTable prints the views for people. What is not known is a dash.
+func printTable(w io.Writer, views []view) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "NAME\tSTATE\tSIZE\tBACKEND\tLABEL\tMODE\tCONNS\tBLOCK\tRO\tTIMEOUT\tOWNER\tSINCE")
+	for _, v := range views {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, v.State, quantity.FormatSize(v.Size),
+			orDash(v.Backend), orDash(v.Label), orDash(v.Mode), orDash(v.Connections), orDash(v.BlockSize), yesNo(v.ReadOnly),
+			timeouts(v), owner(v), since(v.Since))
+	}
+	return t.Flush()
+}
+
+func orDash[T any](v *T) string {
+	if v == nil {
+		return "-"
+	}
+	return fmt.Sprint(*v)
+}
+
+func yesNo(v *bool) string {
+	switch {
+	case v == nil:
+		return "-"
+	case *v:
+		return "yes"
+	}
+	return "no"
+}
+
+// timeouts is the request timeout, with that for dead connections if there is one.
+func timeouts(v view) string {
+	if v.Timeout == nil || v.DeadTimeout == nil {
+		return "-"
+	}
+	s := quantity.FormatSeconds(time.Duration(*v.Timeout) * time.Second)
+	if *v.DeadTimeout != 0 {
+		s += "+" + quantity.FormatSeconds(time.Duration(*v.DeadTimeout)*time.Second)
+	}
+	return s
+}
+
+func owner(v view) string {
+	if v.Owner.Ours {
+		return orDash(v.Owner.PID)
+	}
+	if v.Owner.PID == nil {
+		return "-"
+	}
+	return fmt.Sprintf("%d (not ours)", *v.Owner.PID)
+}
+
+func since(t *time.Time) string {
+	if t == nil {
+		return "-"
+	}
+	return t.Local().Format(time.DateTime)
+}

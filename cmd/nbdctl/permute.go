@@ -1,0 +1,60 @@
+package main
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+)
+
+// permute moves the flags of a command before its arguments, so that
+// "connect memory --size 1M" means the same as "connect --size 1M memory": the
+// flag package stops at the first argument. What follows "--" stays an argument.
+func permute(app *cli.App, args []string) []string {
+	at := slices.IndexFunc(args, func(a string) bool { return !strings.HasPrefix(a, "-") })
+	if at < 0 {
+		return args
+	}
+	command := app.Command(args[at])
+	if command == nil {
+		return args
+	}
+	var flags, rest []string
+	for i := at + 1; i < len(args); i++ {
+		arg := args[i]
+		if arg == "--" {
+			rest = append(rest, args[i+1:]...)
+			break
+		}
+		if len(arg) < 2 || arg[0] != '-' {
+			rest = append(rest, arg)
+			continue
+		}
+		flags = append(flags, arg)
+		if takesValue(command, arg) {
+			if i++; i == len(args) {
+				// The value is missing: the parser says so if nothing follows.
+				return slices.Concat(args[:at+1], flags)
+			}
+			flags = append(flags, args[i])
+		}
+	}
+	// With "--" the parser takes an argument that looks like a flag for what
+	// it is.
+	return slices.Concat(args[:at+1], flags, []string{"--"}, rest)
+}
+
+// takesValue tells whether the value of the flag arg is the next argument.
+func takesValue(command *cli.Command, arg string) bool {
+	name := strings.TrimLeft(arg, "-")
+	if strings.Contains(name, "=") {
+		return false
+	}
+	for _, f := range command.Flags {
+		if slices.Contains(f.Names(), name) {
+			_, isBool := f.(*cli.BoolFlag)
+			return !isBool
+		}
+	}
+	return false
+}

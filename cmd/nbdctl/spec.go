@@ -1,0 +1,149 @@
+package main
+
+import (
+	"math/bits"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/kind"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/quantity"
+	"github.com/nbdctl/nbdctl/nbdnl"
+)
+
+// The ranges of connect's flags.
+const (
+	minBlockSize   = 512      // nbd.c, nbd_set_size: the kernel's sector
+	maxBlockSize   = 64 << 10 // BLK_MAX_BLOCK_SIZE of the newest kernels; others say so themselves
+	maxConnections = 64       // far above any use: the kernel wants one for each processor
+	maxTimeout     = 24 * time.Hour
+	maxLabel       = 64
+)
+
+// specOf reads the flags of connect. Whatever it refuses is valid on no
+// machine, and nothing has been touched.
+func specOf(c *cli.Context) (host.Spec, error) {
+	s := host.Spec{
+		Label:    c.String("name"),
+		Kind:     c.Args().Get(0),
+		Arg:      c.Args().Get(1),
+		Options:  c.StringSlice("option"),
+		Create:   c.Bool("create"),
+		ReadOnly: c.Bool("read-only"),
+	}
+	if c.NArg() > 2 {
+		return s, exit.Usagef("connect takes a backend and one argument; %q is too much", c.Args().Get(2))
+	}
+	for _, read := range []func() error{
+		func() error { return readDevice(c, &s) },
+		func() error { return readSize(c, &s) },
+		func() error { return readBlockSize(c, &s) },
+		func() error { return readConnections(c, &s) },
+		func() (err error) { s.Timeout, err = readSeconds(c, "timeout", time.Second); return },
+		func() (err error) { s.DeadTimeout, err = readSeconds(c, "dead-timeout", 0); return },
+		func() error { return checkLabel(c, s.Label) },
+		func() error { return kind.Check(s) },
+	} {
+		if err := read(); err != nil {
+			return s, err
+		}
+	}
+	return absolute(s)
+}
+
+// absolute makes the argument a path that means the same to the serving
+// process, which has another working directory, and in a list.
+func absolute(s host.Spec) (_ host.Spec, err error) {
+	if kind.TakesPath(s.Kind) {
+		s.Arg, err = filepath.Abs(s.Arg)
+	}
+	return s, err
+}
+
+func readDevice(c *cli.Context, s *host.Spec) error {
+	v := c.String("device")
+	if !c.IsSet("device") {
+		return nil
+	}
+	index, err := nbdnl.ParseIndex(v)
+	if err != nil {
+		return exit.Usagef("--device %s: must be a device like nbd5, /dev/nbd5 or 5", v)
+	}
+	s.Index = &index
+	return nil
+}
+
+func readSize(c *cli.Context, s *host.Spec) (err error) {
+	v := c.String("size")
+	if !c.IsSet("size") {
+		return nil
+	}
+	if s.Size, err = quantity.ParseSize(v); err != nil {
+		return exit.Usagef("--size %s: %w", v, err)
+	}
+	if s.Size == 0 {
+		return exit.Usagef("--size %s: must be above zero", v)
+	}
+	return nil
+}
+
+func readBlockSize(c *cli.Context, s *host.Spec) error {
+	v := c.String("block-size")
+	if !c.IsSet("block-size") {
+		return checkMultiple(s.Size, host.DefaultBlockSize)
+	}
+	n, err := quantity.ParseSize(v)
+	if err != nil || n < minBlockSize || n > maxBlockSize || bits.OnesCount64(uint64(n)) != 1 {
+		return exit.Usagef("--block-size %s: must be a power of two from %d to %d", v, minBlockSize, maxBlockSize)
+	}
+	s.BlockSize = int(n)
+	return checkMultiple(s.Size, s.BlockSize)
+}
+
+// checkMultiple refuses a size that has a part of a block at its end.
+func checkMultiple(size int64, block int) error {
+	if over := size % int64(block); over != 0 {
+		return exit.Usagef("--size %d: must be a multiple of the block size %d; the nearest are %d and %d",
+			size, block, size-over, size-over+int64(block))
+	}
+	return nil
+}
+
+func readConnections(c *cli.Context, s *host.Spec) (err error) {
+	v := c.String("connections")
+	if s.Connections, err = strconv.Atoi(v); err != nil || s.Connections < 1 || s.Connections > maxConnections {
+		return exit.Usagef("--connections %s: must be a number from 1 to %d", v, maxConnections)
+	}
+	return nil
+}
+
+func readSeconds(c *cli.Context, flag string, least time.Duration) (time.Duration, error) {
+	d, err := quantity.ParseSeconds(c.String(flag), least, maxTimeout)
+	if err != nil {
+		return 0, exit.Usagef("--%s %s: %w", flag, c.String(flag), err)
+	}
+	return d, nil
+}
+
+// checkLabel refuses a name that could be taken for a device, or that would
+// break a line of the list.
+func checkLabel(c *cli.Context, label string) error {
+	if !c.IsSet("name") {
+		return nil
+	}
+	if _, err := nbdnl.ParseIndex(label); err == nil {
+		return exit.Usagef("--name %s: is what a device is called; choose a name that is none", label)
+	}
+	ok := strings.IndexFunc(label, func(r rune) bool {
+		return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-", r)
+	}) < 0
+	if !ok || label == "" || len(label) > maxLabel || label[0] == '-' {
+		return exit.Usagef("--name %q: must be 1 to %d letters, digits, dots, dashes and underscores, not beginning with a dash", label, maxLabel)
+	}
+	return nil
+}

@@ -1,0 +1,122 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/quantity"
+	"github.com/nbdctl/nbdctl/nbdnl"
+)
+
+func statusCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "status",
+		Usage:     "show one device, who holds it, its traffic and its last error",
+		ArgsUsage: "DEVICE",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "json", Usage: "print a JSON object"},
+		},
+		OnUsageError: onUsageError,
+		Action:       status,
+	}
+}
+
+func status(c *cli.Context) error {
+	if c.NArg() != 1 {
+		return exit.Usagef("status takes one device: nbd3, /dev/nbd3 or the name given at connect")
+	}
+	ctx, stop := interruptible(c)
+	defer stop()
+	store, err := host.OpenStore()
+	if err != nil {
+		return err
+	}
+	d, err := lookup(ctx, store, c.Args().First())
+	if err != nil {
+		return err
+	}
+	if !d.connected() {
+		return notConnected(d)
+	}
+	v, err := fullViewOf(ctx, d)
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		return printJSON(c.App.Writer, v)
+	}
+	return printStatus(c.App.Writer, v)
+}
+
+// notConnected is the error of commands that need a connected device.
+func notConnected(d device) error {
+	if d.State == nbdnl.StateHeld {
+		return exit.With(exit.NotFound, "nbd%d is not connected, though something has it open", d.Index)
+	}
+	return exit.With(exit.NotFound, "nbd%d is not connected", d.Index)
+}
+
+// printStatus prints one fact a line.
+func printStatus(w io.Writer, v *fullView) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	line := func(key, value string) { fmt.Fprintf(t, "%s\t%s\n", key, value) }
+	line("device", v.Path)
+	line("state", v.State)
+	line("size", fmt.Sprintf("%s (%d bytes)", quantity.FormatSize(v.Size), v.Size))
+	line("block size", orDash(v.BlockSize))
+	line("read-only", yesNo(v.ReadOnly))
+	line("backend", orDash(v.Backend))
+	line("label", orDash(v.Label))
+	line("mode", orDash(v.Mode))
+	line("connections", orDash(v.Connections))
+	line("timeout", timeouts(v.view))
+	line("identifier", orDash(v.Identifier))
+	line("owner", owner(v.view))
+	line("since", since(v.Since))
+	line("log", orDash(v.Log))
+	for _, h := range v.Holders {
+		line("held by", h)
+	}
+	for i, s := range v.Traffic {
+		line(fmt.Sprintf("connection %d", i), traffic(s))
+	}
+	if e := v.LastError; e != nil {
+		line("last error", fmt.Sprintf("%s: %s at %d, %d bytes: %s", e.Time.Local().Format(time.DateTime), e.Op, e.Offset, e.Length, e.Error))
+	}
+	if v.State == nbdnl.StateOrphaned.String() {
+		line("note", orphanAdvice(v.view))
+	}
+	return t.Flush()
+}
+
+// traffic is what one connection has carried, without the operations that never came.
+func traffic(t host.Traffic) string {
+	var parts []string
+	for _, op := range []struct {
+		name string
+		host.OpTraffic
+	}{{"read", t.Read}, {"write", t.Write}, {"flush", t.Flush}, {"trim", t.Trim}, {"write zeroes", t.WriteZeroes}} {
+		if op.Requests == 0 {
+			continue
+		}
+		part := fmt.Sprintf("%s %d (%s)", op.name, op.Requests, quantity.FormatSize(int64(op.Bytes)))
+		if op.Errors != 0 {
+			part += fmt.Sprintf(", %d failed", op.Errors)
+		}
+		parts = append(parts, part)
+	}
+	if t.InFlight != 0 {
+		parts = append(parts, fmt.Sprintf("%d in flight", t.InFlight))
+	}
+	if len(parts) == 0 {
+		return "idle"
+	}
+	return strings.Join(parts, "; ")
+}

@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/nbdnl"
+)
+
+// A view is a device as --json prints it. The keys are documented and stable;
+// each is always there, null where the value is not known.
+type view struct {
+	Name        string     `json:"name"` // "nbd3"
+	Index       int        `json:"index"`
+	Path        string     `json:"path"`
+	State       string     `json:"state"`
+	Size        int64      `json:"size"`       // bytes
+	BlockSize   *int       `json:"block_size"` // bytes
+	Label       *string    `json:"label"`      // connect --name
+	Backend     *string    `json:"backend"`
+	Mode        *string    `json:"mode"`
+	Connections *int       `json:"connections"`
+	ReadOnly    *bool      `json:"read_only"`
+	Timeout     *int64     `json:"timeout"`      // seconds
+	DeadTimeout *int64     `json:"dead_timeout"` // seconds
+	Identifier  *string    `json:"identifier"`
+	Since       *time.Time `json:"since"`
+	Owner       ownerView  `json:"owner"`
+}
+
+type ownerView struct {
+	PID  *int `json:"pid"`
+	Ours bool `json:"ours"`
+}
+
+// A fullView is what status and connect print of one device.
+type fullView struct {
+	view
+	Log       *string       `json:"log"`
+	LastError *host.Failure `json:"last_error"`
+	// Traffic has the counters of each connection, null when the serving
+	// process can't be asked.
+	Traffic []host.Traffic `json:"traffic"`
+	Holders []string       `json:"holders"`
+}
+
+// viewOf makes the view of d.
+func viewOf(d device) view {
+	v := view{
+		Name:  fmt.Sprintf("nbd%d", d.Index),
+		Index: d.Index,
+		Path:  nbdnl.Path(d.Index),
+		State: d.state().String(),
+		Owner: ownerView{Ours: d.connected() && d.ours()},
+	}
+	if !d.connected() {
+		return v
+	}
+	v.Size = d.Size
+	v.BlockSize = known(d.BlockSize, d.BlockSize != 0)
+	v.ReadOnly = &d.ReadOnly
+	v.Mode = known(d.Mode.String(), d.Mode != nbdnl.ModeUnknown)
+	v.Identifier = known(d.Identifier, d.Identifier != "")
+	v.Owner.PID = known(d.pid(), d.pid() != 0)
+	if e := d.entry; e != nil {
+		v.Mode = known(e.Mode, e.Mode != "")
+		v.Label = known(e.Spec.Label, e.Spec.Label != "")
+		v.Backend = known(e.Spec.Backend(), true)
+		v.Connections = known(e.Spec.Connections, true)
+		v.Timeout = known(int64(e.Spec.Timeout/time.Second), true)
+		v.DeadTimeout = known(int64(e.Spec.DeadTimeout/time.Second), true)
+		v.Since = &e.Since
+		v.Identifier = known(e.Identifier, true)
+	}
+	return v
+}
+
+// known is a pointer to v, or nil.
+func known[T any](v T, ok bool) *T {
+	if !ok {
+		return nil
+	}
+	return &v
+}
+
+// viewDevice makes the full view of the device with that index.
+func viewDevice(ctx context.Context, index int) (*fullView, error) {
+	store, err := host.OpenStore()
+	if err != nil {
+		return nil, err
+	}
+	d, err := lookup(ctx, store, fmt.Sprint(index))
+	if err != nil {
+		return nil, err
+	}
+	return fullViewOf(ctx, d)
+}
+
+// fullViewOf asks everybody who knows something about d.
+func fullViewOf(ctx context.Context, d device) (*fullView, error) {
+	v := &fullView{view: viewOf(d), Holders: []string{}}
+	holders, err := nbdnl.Holders(d.Index)
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range holders {
+		v.Holders = append(v.Holders, h.String())
+	}
+	if d.entry == nil {
+		return v, nil
+	}
+	v.Log = &d.entry.Log
+	if d.entry.Alive {
+		// Only root may ask, and the process may be ending: what it alone
+		// knows is then null.
+		if s, err := d.entry.Status(ctx); err == nil {
+			v.Traffic = s.Connections
+			v.LastError = s.LastError
+		}
+	}
+	return v, nil
+}
+
+func printJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false)
+	return e.Encode(v)
+}
