@@ -1,0 +1,187 @@
+package host
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+)
+
+// controlled serves the control protocol for a record and returns its entry.
+func controlled(t *testing.T) (Entry, Status) {
+	t.Helper()
+	dir := t.TempDir()
+	index := 3
+	r := newRecord(uuidA, "")
+	r.Index = &index
+	r.Since = r.Since.UTC().Truncate(time.Second)
+	want := Status{Record: *r, Connections: []Traffic{{Read: OpTraffic{Requests: 7, Bytes: 4096}}},
+		LastError: &Failure{Op: "read", Offset: 512, Length: 1024, Error: "boom", Time: r.Since}}
+	l, err := listen(filepath.Join(dir, "ctl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		serveControl(l, func() Status { return want })
+	}()
+	t.Cleanup(func() {
+		l.Close()
+		<-done
+	})
+	return Entry{Record: r, Alive: true, dir: dir}, want
+}
+
+func TestControlStatus(t *testing.T) {
+	e, want := controlled(t)
+	got, err := e.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(&want, got); diff != "" {
+		t.Error(diff)
+	}
+	st, err := os.Stat(filepath.Join(e.dir, "ctl"))
+	if err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("the control socket has mode %v, %v; only root is to connect", st.Mode(), err)
+	}
+}
+
+// TestControlProtocol shows what other versions and strangers get.
+func TestControlProtocol(t *testing.T) {
+	e, _ := controlled(t)
+	for _, tt := range []struct{ send, want string }{
+		{`{"version":1,"op":"status"}`, `"pid":`},
+		{`{"version":9,"op":"status","colour":"blue"}`, `"pid":`},
+		{`{"version":9,"op":"hand-over"}`, `unknown operation \"hand-over\"`},
+		{`{}`, `unknown operation`},
+		{`GET / HTTP/1.1`, ""},
+	} {
+		c, err := net.Dial("unix", filepath.Join(e.dir, "ctl"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Write([]byte(tt.send + "\n")); err != nil {
+			t.Fatal(err)
+		}
+		line, _ := bufio.NewReader(c).ReadString('\n')
+		c.Close()
+		if !strings.Contains(line, tt.want) || tt.want == "" && line != "" {
+			t.Errorf("to %s the answer is %q, want %q in it", tt.send, line, tt.want)
+		}
+	}
+}
+
+// TestControlDeaf shows that a process that hangs does not hang who asks it.
+func TestControlDeaf(t *testing.T) {
+	dir := t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(dir, "ctl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	e := Entry{Record: newRecord(uuidA, ""), dir: dir}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := e.Status(ctx); err == nil {
+		t.Error("a process that never answers has a status")
+	}
+}
+
+func TestReport(t *testing.T) {
+	r := newRecord(uuidA, "")
+	for _, tt := range []struct {
+		name  string
+		send  func(*os.File) error
+		ready bool
+		says  string
+		code  int
+	}{
+		{"ready", func(f *os.File) error { return report{Ready: r}.send(f) }, true, "", 0},
+		{"an error", func(f *os.File) error { return report{Error: "no such file", Code: 6}.send(f) }, false, "no such file", 6},
+		{"silence", func(f *os.File) error { return f.Close() }, false, "ended before the device was ready", 1},
+		{"an empty report", func(f *os.File) error { return report{}.send(f) }, false, "empty report", 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			rd, wr, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer rd.Close()
+			if err := tt.send(wr); err != nil {
+				t.Fatal(err)
+			}
+			got, _, err := receive(rd)
+			if (got != nil) != tt.ready || (err == nil) != tt.ready {
+				t.Fatalf("received %v, %v", got, err)
+			}
+			if err != nil && (!strings.Contains(err.Error(), tt.says) || int(exit.Of(err)) != tt.code) {
+				t.Errorf("the error is %q with code %d, want %q with %d", err, exit.Of(err), tt.says, tt.code)
+			}
+		})
+	}
+}
+
+// TestReportNobodyWaits shows that a starter that has gone is noticed: the
+// device would be nobody's.
+func TestReportNobodyWaits(t *testing.T) {
+	rd, wr, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rd.Close()
+	if err := (report{Ready: newRecord(uuidA, "")}).send(wr); err == nil {
+		t.Error("a report to nobody was delivered")
+	}
+}
+
+func TestLogIsBounded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	l, err := openLog(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	line := []byte(strings.Repeat("x", 1<<14-1) + "\n")
+	for range 5 * logLimit / len(line) {
+		if n, err := l.Write(line); n != len(line) || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	last := []byte("the last line\n")
+	if _, err := l.Write(last); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []string{path, path + ".1"} {
+		st, err := os.Stat(p)
+		if err != nil || st.Size() > logLimit || st.Size() == 0 {
+			t.Errorf("%s has %d bytes, %v; the limit is %d", p, st.Size(), err, logLimit)
+		}
+	}
+	if data, err := os.ReadFile(path); err != nil || !strings.HasSuffix(string(data), string(last)) {
+		t.Errorf("the log does not end with the last line: %v", err)
+	}
+}
+
+// TestRecordKeys pins the keys that other versions read.
+func TestRecordKeys(t *testing.T) {
+	data, err := json.Marshal(newRecord(uuidA, "x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"version", "uuid", "identifier", "phase", "pid", "index", "since", "size", "block_size", "log", "spec"} {
+		if !strings.Contains(string(data), `"`+key+`":`) {
+			t.Errorf("the record has no %q: %s", key, data)
+		}
+	}
+}

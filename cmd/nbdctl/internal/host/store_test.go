@@ -1,0 +1,273 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+)
+
+const (
+	uuidA = "0a0a0a0a-0000-4000-8000-000000000001"
+	uuidB = "0b0b0b0b-0000-4000-8000-000000000002"
+)
+
+func newStore(t *testing.T) *Store {
+	t.Helper()
+	t.Setenv("NBDCTL_STATE_DIR", filepath.Join(t.TempDir(), "state"))
+	s, err := OpenStore()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func newRecord(uuid, label string) *Record {
+	return &Record{Version: recordVersion, UUID: uuid, Identifier: "nbdctl:" + uuid, Phase: PhaseConnecting, PID: os.Getpid(),
+		Since: time.Now(), Spec: Spec{Label: label, Kind: "memory", Size: 1 << 20}}
+}
+
+// entries is the store's content by UUID.
+func entries(t *testing.T, s *Store) map[string]Entry {
+	t.Helper()
+	list, err := s.Entries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := make(map[string]Entry)
+	for _, e := range list {
+		m[e.UUID] = e
+	}
+	return m
+}
+
+// leftovers lists what is below the store's directory.
+func leftovers(t *testing.T, s *Store) (names []string) {
+	t.Helper()
+	dir, err := os.ReadDir(s.dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	for _, d := range dir {
+		names = append(names, d.Name())
+	}
+	return names
+}
+
+func TestHomeLife(t *testing.T) {
+	s := newStore(t)
+	if got := entries(t, s); len(got) != 0 {
+		t.Fatalf("a store that was never used has %v", got)
+	}
+	r := newRecord(uuidA, "scratch")
+	h, err := s.newHome(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, ok := entries(t, s)[uuidA]
+	if !ok || !e.Alive || e.Phase != PhaseConnecting || e.Spec.Label != "scratch" || e.Log != filepath.Join(h.dir, "log") {
+		t.Fatalf("the entry is %+v", e)
+	}
+	index := 3
+	r.Index, r.Phase = &index, PhaseLive
+	if err := r.write(h.dir); err != nil {
+		t.Fatal(err)
+	}
+	if e := entries(t, s)[uuidA]; e.Device() != "nbd3" || e.Phase != PhaseLive {
+		t.Fatalf("after the update the entry is %+v", e)
+	}
+	for name, want := range map[string]fs.FileMode{"": 0o755, "state.json": 0o644, "lock": 0o644} {
+		st, err := os.Stat(filepath.Join(h.dir, name))
+		if err != nil || st.Mode().Perm() != want {
+			t.Errorf("%q has mode %v (%v), want %v", name, st.Mode().Perm(), err, want)
+		}
+	}
+	if err := h.remove(); err != nil {
+		t.Fatal(err)
+	}
+	if got := leftovers(t, s); len(got) != 0 {
+		t.Errorf("left behind: %v", got)
+	}
+}
+
+// TestWaitForEnd shows that Wait ends with the process, whether it cleaned up
+// or was killed.
+func TestWaitForEnd(t *testing.T) {
+	for _, killed := range []bool{false, true} {
+		s := newStore(t)
+		h, err := s.newHome(t.Context(), newRecord(uuidA, ""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := entries(t, s)[uuidA]
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		if err := e.Wait(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("waiting for a living process ends with %v", err)
+		}
+		cancel()
+		waited := make(chan error)
+		go func() { waited <- e.Wait(t.Context()) }()
+		if killed {
+			err = h.lock.Close() // all that a killed process does
+		} else {
+			err = h.remove()
+		}
+		if err := errors.Join(err, <-waited); err != nil {
+			t.Errorf("killed %v: %v", killed, err)
+		}
+		if got := leftovers(t, s); len(got) != 0 {
+			t.Errorf("killed %v: left behind: %v", killed, got)
+		}
+	}
+}
+
+func TestLabelsAreUnique(t *testing.T) {
+	s := newStore(t)
+	first, err := s.newHome(t.Context(), newRecord(uuidA, "scratch"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.newHome(t.Context(), newRecord(uuidB, "scratch"))
+	if exit.Of(err) != exit.Busy {
+		t.Errorf("a second scratch: %v, code %d", err, exit.Of(err))
+	}
+	if got := leftovers(t, s); len(got) != 1 || got[0] != uuidA {
+		t.Errorf("the store has %v, want %s alone", got, uuidA)
+	}
+	// The name of a dead process is free.
+	if err := first.lock.Close(); err != nil {
+		t.Fatal(err)
+	}
+	second, err := s.newHome(t.Context(), newRecord(uuidB, "scratch"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := second.remove(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSweep(t *testing.T) {
+	s := newStore(t)
+	alive, err := s.newHome(t.Context(), newRecord(uuidA, ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer alive.remove()
+	dead, err := s.newHome(t.Context(), newRecord(uuidB, ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead.lock.Close()
+
+	if err := s.Sweep(func(Entry) bool { return true }); err != nil {
+		t.Fatal(err)
+	}
+	if got := entries(t, s); len(got) != 2 || got[uuidB].Alive {
+		t.Errorf("a sweep took a record whose device is still connected: %v", got)
+	}
+	if err := s.Sweep(func(Entry) bool { return false }); err != nil {
+		t.Fatal(err)
+	}
+	if got := leftovers(t, s); len(got) != 1 || got[0] != uuidA {
+		t.Errorf("after the sweep the store has %v, want %s alone", got, uuidA)
+	}
+}
+
+// TestDamagedRecord shows that one bad record does not hide the others.
+func TestDamagedRecord(t *testing.T) {
+	for name, content := range map[string]string{
+		"no JSON":         "{",
+		"another's":       `{"version": 1, "uuid": "` + uuidA + `"}`,
+		"an empty record": "",
+	} {
+		s := newStore(t)
+		h, err := s.newHome(t.Context(), newRecord(uuidA, ""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		bad := filepath.Join(s.dir, uuidB)
+		if err := os.Mkdir(bad, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(bad, "state.json"), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		list, err := s.Entries()
+		if len(list) != 1 || list[0].UUID != uuidA || err == nil || !strings.Contains(err.Error(), bad) {
+			t.Errorf("%s: %v, %v", name, list, err)
+		}
+		if err := h.remove(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestNewerRecord shows that what a later version adds does not hide a device.
+func TestNewerRecord(t *testing.T) {
+	s := newStore(t)
+	dir := filepath.Join(s.dir, uuidA)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string]string{
+		"lock":       "",
+		"state.json": `{"version": 2, "uuid": "` + uuidA + `", "index": 9, "phase": "migrating", "colour": "blue", "spec": {"kind": "memory"}}`,
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if e := entries(t, s)[uuidA]; e.Record == nil || e.Device() != "nbd9" || e.Alive {
+		t.Errorf("the entry is %+v", e)
+	}
+}
+
+func TestStateDirRefused(t *testing.T) {
+	for _, dir := range []string{"relative/path", "/" + strings.Repeat("x", 70)} {
+		t.Setenv("NBDCTL_STATE_DIR", dir)
+		if _, err := OpenStore(); err == nil {
+			t.Errorf("NBDCTL_STATE_DIR=%s is accepted", dir)
+		}
+	}
+}
+
+// TestAskingTakesNothing shows that asking whether a lock is held never keeps
+// another from taking it, and that a reader cannot hold it.
+func TestAskingTakesNothing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	if err := os.WriteFile(path, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	reader, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	if err := lock(reader); err == nil {
+		t.Error("a file open for reading alone can be locked")
+	}
+	if held, err := lockHeld(path); held || err != nil {
+		t.Errorf("a free lock: held %v, %v", held, err)
+	}
+	f, err := lockTry(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if held, err := lockHeld(path); !held || err != nil {
+		t.Errorf("a held lock: held %v, %v", held, err)
+	}
+	if _, err := lockTry(path); !errors.Is(err, errLocked) {
+		t.Errorf("taking a held lock: %v", err)
+	}
+	f.Close()
+	if held, err := lockHeld(path); held || err != nil {
+		t.Errorf("after letting go: held %v, %v", held, err)
+	}
+}
