@@ -59,7 +59,11 @@ func (s System) NewClient() (*Client, error) {
 	c.sysfs = newSysfs(&c.sys)
 	d, err := do(ctx, nil,
 		func() (*netlinkDriver, error) { return dialNetlink(c.sys.dial) },
-		func(d *netlinkDriver) { _ = d.close() })
+		func(d *netlinkDriver, err error) {
+			if err == nil {
+				_ = d.close()
+			}
+		})
 	if errors.Is(err, ErrNoDriver) {
 		err = c.explainNoDriver(err)
 	}
@@ -128,11 +132,20 @@ func (c *Client) ConnectIndex(ctx context.Context, index int, cfg Config) error 
 // at every device that changes, for some milliseconds.
 const openerPatience = 2 * time.Second
 
+// undoGrace is how long a connect whose context has ended waits for the kernel's answer, in order to
+// have undone the connect when it returns.
+const undoGrace = 2 * time.Second
+
 func (c *Client) connect(ctx context.Context, index int, cfg Config) (int, error) {
 	if err := cfg.validate(); err != nil {
 		return 0, err
 	}
-	return do(ctx, c.slots, func() (int, error) {
+	if ctx.Err() != nil {
+		return 0, context.Cause(ctx)
+	}
+	later, cancel := delayed(ctx, undoGrace)
+	defer cancel()
+	index, err := do(later, c.slots, func() (int, error) {
 		fds, err := dupSockets(cfg.Sockets)
 		if err != nil {
 			return 0, err
@@ -143,10 +156,19 @@ func (c *Client) connect(ctx context.Context, index int, cfg Config) (int, error
 			return c.findIdentifier(cfg.Identifier, err)
 		}
 		return index, explainConnect(err, &cfg)
-	}, func(index int) {
-		// Nobody is there to hear of an error; the device shows as connected.
-		_ = c.undoConnect(index, cfg.Identifier)
+	}, func(index int, err error) {
+		if err == nil {
+			// Nobody is there to hear of an error; the device shows as connected.
+			_ = c.undoConnect(index, cfg.Identifier)
+		}
 	})
+	if err != nil || ctx.Err() == nil {
+		return index, err
+	}
+	_, err = do(later, c.slots, func() (struct{}, error) {
+		return struct{}{}, c.undoConnect(index, cfg.Identifier)
+	}, nil)
+	return 0, errors.Join(context.Cause(ctx), err)
 }
 
 // findIdentifier returns the index of the device that carries the identifier: it is connected, only

@@ -2,6 +2,7 @@ package nbdnl
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -10,16 +11,15 @@ import (
 // that a stuck kernel takes from the process. Generic netlink runs them one after the other anyway.
 const maxCommands = 8
 
-// undoGrace is how long an operation whose context has ended waits for the kernel's answer, in order to
-// have undone what it did when it returns.
-const undoGrace = 2 * time.Second
+// errNoAnswer means that a call was left behind in the kernel.
+var errNoAnswer = errors.New("the kernel has not answered yet")
 
 // do runs f, which may sleep in the kernel where no signal wakes it, in a goroutine of its own, and
-// returns what it returns, or an error when ctx ends first. In that case the goroutine goes on, and
-// passes what f returns without an error to undo, if there is one.
+// returns what it returns. When ctx ends first the error matches errNoAnswer, the goroutine goes on,
+// and passes what f returns in the end to late, if there is one.
 //
 // slots bounds the goroutines that are under way; it may be nil.
-func do[T any](ctx context.Context, slots chan struct{}, f func() (T, error), undo func(T)) (T, error) {
+func do[T any](ctx context.Context, slots chan struct{}, f func() (T, error), late func(T, error)) (T, error) {
 	var none T
 	if ctx.Err() != nil {
 		return none, context.Cause(ctx)
@@ -35,13 +35,10 @@ func do[T any](ctx context.Context, slots chan struct{}, f func() (T, error), un
 		value T
 		err   error
 	}
-	// Unbuffered: f's outcome is either received here or undone by the goroutine, never both or
-	// neither.
+	// Unbuffered: the outcome is either received here or passed to late, never both or neither.
 	answer := make(chan outcome)
 	abandoned := make(chan struct{})
-	finished := make(chan struct{})
 	go func() {
-		defer close(finished)
 		if slots != nil {
 			defer func() { <-slots }()
 		}
@@ -49,8 +46,8 @@ func do[T any](ctx context.Context, slots chan struct{}, f func() (T, error), un
 		select {
 		case answer <- outcome{value, err}:
 		case <-abandoned:
-			if err == nil && undo != nil {
-				undo(value)
+			if late != nil {
+				late(value, err)
 			}
 		}
 	}()
@@ -58,15 +55,20 @@ func do[T any](ctx context.Context, slots chan struct{}, f func() (T, error), un
 	case o := <-answer:
 		return o.value, o.err
 	case <-ctx.Done():
+		close(abandoned)
+		return none, fmt.Errorf("%w: %w", errNoAnswer, context.Cause(ctx))
 	}
-	close(abandoned)
-	if undo != nil {
-		grace := time.NewTimer(undoGrace)
-		defer grace.Stop()
-		select {
-		case <-finished:
-		case <-grace.C:
-		}
+}
+
+// delayed returns a context that ends some time after ctx does, for the same cause.
+func delayed(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	later, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		timer := time.AfterFunc(d, func() { cancel(context.Cause(ctx)) })
+		context.AfterFunc(later, func() { timer.Stop() })
+	})
+	return later, func() {
+		stop()
+		cancel(context.Canceled)
 	}
-	return none, fmt.Errorf("the kernel has not answered yet: %w", context.Cause(ctx))
 }

@@ -149,7 +149,7 @@ func (d *netlinkDriver) execute(command uint8, flags netlink.HeaderFlags, attrs 
 		}
 	}
 	d.settle(conn, err)
-	return msgs, err
+	return msgs, errnoOf(err)
 }
 
 // transact sends a request and returns the reply to it.
@@ -179,6 +179,19 @@ func (d *netlinkDriver) transact(conn *genetlink.Conn, m genetlink.Message, flag
 func kernelError(err error) bool {
 	var op *netlink.OpError
 	return errors.As(err, &op) && op.Sequence != 0
+}
+
+// errnoOf returns the errno in the kernel's own answer, with the reason if the kernel gives one, and any
+// other error as it is.
+func errnoOf(err error) error {
+	var op *netlink.OpError
+	if !kernelError(err) || !errors.As(err, &op) {
+		return err
+	}
+	if op.Message != "" {
+		return fmt.Errorf("%w (%s)", op.Err, op.Message)
+	}
+	return op.Err
 }
 
 // take returns a socket for the use of one command.

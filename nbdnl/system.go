@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/mdlayher/genetlink"
+	"github.com/mdlayher/netlink"
 )
 
 // A System is the machine whose devices a Client controls. The zero value is the running one; tests
@@ -52,7 +53,13 @@ func (s *System) dial() (*genetlink.Conn, error) {
 	if s.Dial != nil {
 		return s.Dial()
 	}
-	return genetlink.Dial(nil)
+	conn, err := genetlink.Dial(nil)
+	if err != nil {
+		return nil, err
+	}
+	// The kernel says more of a refusal where it can; where it can't, that is no harm.
+	_ = conn.SetOption(netlink.ExtendedAcknowledge, true)
+	return conn, nil
 }
 
 // open opens the device node.

@@ -4,7 +4,7 @@ package nbdnltest
 import "testing"
 
 // RequireKernel skips the test when there is no usable NBD driver.
-func RequireKernel(t testing.TB) { t.Helper(); t.Skip("no nbd driver") }
+func RequireKernel(t testing.TB) { t.Helper() }
 
 // Main is the body of a TestMain.
 func Main(m *testing.M) int { return m.Run() }

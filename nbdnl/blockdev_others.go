@@ -1,0 +1,5 @@
+//go:build !linux
+
+package nbdnl
+
+func deviceNumber(string) (string, bool) { return "", false }

@@ -1,0 +1,87 @@
+package nbdnl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// stateDirEnv names the directory of state that programs share, instead of /run/nbdctl.
+const stateDirEnv = "NBDCTL_STATE_DIR"
+
+// A Claimed is the sole right to connect and disconnect the device of one index, among all processes
+// that ask for it with Claim. The kernel knows nothing of it.
+type Claimed struct {
+	file *os.File // flocked; the lock goes with the process, however it ends
+}
+
+// Claim waits until no other process, and nobody else in this one, claims the index, or until ctx ends.
+// It takes for granted neither that the device exists nor that it is free.
+//
+// Claims are locks on files below /run/nbdctl/claims, or claims in the directory that the environment
+// variable NBDCTL_STATE_DIR names; a file is removed when its claim is released.
+func Claim(ctx context.Context, index int) (*Claimed, error) { return new(System).claim(ctx, index) }
+
+// Release gives the claim up.
+func (c *Claimed) Release() error {
+	// Removed while locked: whoever opened the file before finds, once it has the lock, that the path
+	// leads elsewhere, and tries again.
+	return errors.Join(os.Remove(c.file.Name()), c.file.Close())
+}
+
+func (s *System) claim(ctx context.Context, index int) (*Claimed, error) {
+	if index < 0 || index > maxIndex {
+		return nil, newError("claim", index, os.ErrInvalid)
+	}
+	path := filepath.Join(s.stateDir(), "claims", name(index))
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, newError("claim", index, err)
+	}
+	pause := newBackoff()
+	defer pause.stop()
+	for {
+		c, err := tryClaim(path)
+		if err != nil {
+			return nil, newError("claim", index, err)
+		}
+		if c != nil {
+			return c, nil
+		}
+		// flock(2) itself can't be waited for together with a context.
+		if err := pause.wait(ctx, nil); err != nil {
+			return nil, newError("claim", index, fmt.Errorf("another process is at work on it: %w", err))
+		}
+	}
+}
+
+func (s *System) stateDir() string {
+	if dir := os.Getenv(stateDirEnv); dir != "" {
+		return dir
+	}
+	return s.path("run/nbdctl")
+}
+
+// tryClaim returns nil when the file is locked by another, or was removed while it was being locked.
+func tryClaim(path string) (*Claimed, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	locked, err := tryLock(f)
+	if err == nil && locked && isAt(f, path) {
+		return &Claimed{file: f}, nil
+	}
+	return nil, errors.Join(err, f.Close())
+}
+
+// isAt reports whether the path leads to this very file.
+func isAt(f *os.File, path string) bool {
+	mine, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	there, err := os.Stat(path)
+	return err == nil && os.SameFile(mine, there)
+}

@@ -1,0 +1,10 @@
+//go:build !linux
+
+package nbdnl
+
+import (
+	"errors"
+	"os"
+)
+
+func tryLock(*os.File) (bool, error) { return false, errors.ErrUnsupported }

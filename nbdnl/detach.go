@@ -1,0 +1,250 @@
+package nbdnl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+)
+
+// DetachOptions say which device Detach may take, and at what price.
+type DetachOptions struct {
+	// Identifier is the one that the device must carry.
+	Identifier string
+	// Any leaves the identifier out of account.
+	Any bool
+	// Force detaches the device although somebody uses it, or although what is cached can't be written:
+	// those who use it get I/O errors from then on, a file system above loses what it had not written.
+	Force bool
+}
+
+const (
+	// transientPatience is how long processes that have the device open are waited for: most are
+	// udev's, which look at every device that changes and go.
+	transientPatience = time.Second
+	// forcePatience bounds each step before a forced disconnect that needs the device's server.
+	forcePatience = 5 * time.Second
+	// releasePatience bounds the wait for the last opener after the disconnect.
+	releasePatience = 2 * time.Second
+)
+
+// Detach disconnects a device in good order: it makes sure that the device is the caller's and that
+// nobody uses it, writes what is cached, disconnects, and waits until the index is free. It claims the
+// index meanwhile (see Claim), so the caller must not.
+//
+// The error matches os.ErrNotExist, ErrNotConnected, ErrNotOwner (see Disconnect), or is a *BusyError;
+// the device then is as it was. It also is as it was when the cached data could not be written. With
+// Force those two go on, and what was lost is reported: a failed write, and a *BusyError that says
+// Disconnected when the holders keep the index from becoming free.
+//
+// Each step ends with ctx. A step that the kernel or the device's server blocks is then left behind in
+// a goroutine, which ends when the device's requests do.
+func (c *Client) Detach(ctx context.Context, index int, o DetachOptions) error {
+	return newError("detach", index, c.detach(ctx, index, o))
+}
+
+func (c *Client) detach(ctx context.Context, index int, o DetachOptions) (err error) {
+	claim, err := c.sys.claim(ctx, index)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, claim.Release()) }()
+
+	l, err := c.lifeFor(index, o)
+	if err != nil {
+		return err
+	}
+	opened, flushErr := c.flush(ctx, index, o.Force)
+	defer opened.close()
+	if flushErr != nil && (!o.Force || ctx.Err() != nil) {
+		return flushErr
+	}
+	// The kernel has no disconnect on a condition, so this look is as late as can be.
+	now, err := c.lifeFor(index, o)
+	if err != nil {
+		return err
+	}
+	if now != l {
+		return fmt.Errorf("%w: it was connected anew meanwhile", ErrNotOwner)
+	}
+	if err := c.disconnect(ctx, index, l); err != nil {
+		return errors.Join(err, flushErr)
+	}
+	// While it is open the kernel keeps the device as it was.
+	opened.close()
+	if err := c.waitRelease(ctx, index, l); err != nil {
+		return errors.Join(err, flushErr)
+	}
+	c.dropPartitions(ctx, index)
+	return flushErr
+}
+
+// lifeFor returns the device's life if it is one that the options mean.
+func (c *Client) lifeFor(index int, o DetachOptions) (life, error) {
+	if o.Any {
+		return c.connected(index)
+	}
+	return c.owned(index, o.Identifier)
+}
+
+// flush opens the device, exclusively unless that is to be forced, and writes what is cached. It
+// returns the device, if it could be opened, along with an error.
+func (c *Client) flush(ctx context.Context, index int, force bool) (*seizure, error) {
+	opened, err := c.seize(ctx, index, force)
+	if err != nil {
+		return opened, err
+	}
+	if err := opened.sync(ctx, force); err != nil {
+		return opened, fmt.Errorf("cached data could not be written: %w", err)
+	}
+	if force {
+		return opened, nil
+	}
+	// The write may have taken long enough for somebody to open the device.
+	return opened, c.vacant(ctx, index, opened.descriptor())
+}
+
+// seize opens the device. Read-only is enough to fsync, and does not make udev probe the device again
+// when it is closed, as the end of a write does.
+func (c *Client) seize(ctx context.Context, index int, force bool) (*seizure, error) {
+	if force {
+		ctx, cancel := withPatience(ctx, forcePatience)
+		defer cancel()
+		dev, err := c.open(ctx, index, os.O_RDONLY|syscall.O_EXCL)
+		if errors.Is(err, syscall.EBUSY) {
+			dev, err = c.open(ctx, index, os.O_RDONLY)
+		}
+		return &seizure{dev: dev}, err
+	}
+	if err := c.vacant(ctx, index, descriptor{}); err != nil {
+		return &seizure{}, err
+	}
+	// Exclusively, so that nothing can be mounted on it from here on.
+	dev, err := c.open(ctx, index, os.O_RDONLY|syscall.O_EXCL)
+	if errors.Is(err, syscall.EBUSY) {
+		holders, _ := c.sys.holders(index, descriptor{})
+		if len(holders) == 0 {
+			holders = []Holder{{Kind: HolderExclusive, Device: name(index)}}
+		}
+		err = &BusyError{Index: index, Holders: holders}
+	}
+	return &seizure{dev: dev}, err
+}
+
+// vacant waits a little until nobody holds the device, but for one descriptor.
+func (c *Client) vacant(ctx context.Context, index int, except descriptor) error {
+	pause := newBackoff()
+	defer pause.stop()
+	patience := time.Now().Add(transientPatience)
+	for {
+		holders, err := c.sys.holders(index, except)
+		if err != nil || len(holders) == 0 {
+			return err
+		}
+		if lasting(holders) || time.Now().After(patience) || pause.wait(ctx, nil) != nil {
+			return &BusyError{Index: index, Holders: holders}
+		}
+	}
+}
+
+// lasting reports whether there is a holder that will not go by itself in a moment.
+func lasting(holders []Holder) bool {
+	for _, h := range holders {
+		if h.Kind != HolderProcess {
+			return true
+		}
+	}
+	return false
+}
+
+// open opens the device node. That can take for as long as the device's server does not answer, since
+// the first open after a connect reads the partition table.
+func (c *Client) open(ctx context.Context, index, flag int) (Device, error) {
+	return do(ctx, nil,
+		func() (Device, error) { return c.sys.open(index, flag) },
+		func(d Device, err error) {
+			if err == nil {
+				_ = d.Close() // nothing was written
+			}
+		})
+}
+
+// waitRelease waits a little until the disconnected device is released.
+func (c *Client) waitRelease(ctx context.Context, index int, l life) error {
+	patient, cancel := context.WithTimeout(ctx, releasePatience)
+	defer cancel()
+	err := c.waitEnd(patient, index, l)
+	if err == nil || ctx.Err() != nil || patient.Err() == nil {
+		return err
+	}
+	holders, _ := c.sys.holders(index, descriptor{}) // who they are is known or not
+	return &BusyError{Index: index, Holders: holders, Disconnected: true}
+}
+
+// dropPartitions makes the kernel forget the partitions, which outlive a disconnect until the next open
+// of the whole disk. Should that fail, they are forgotten when somebody else opens it.
+func (c *Client) dropPartitions(ctx context.Context, index int) {
+	partitions, err := c.sysfs.partitions(index)
+	if err != nil || len(partitions) == 0 {
+		return
+	}
+	if l, err := c.sysfs.life(index); err != nil || l.connected {
+		return // somebody who does not claim has connected it
+	}
+	if dev, err := c.open(ctx, index, os.O_RDONLY); err == nil {
+		_ = dev.Close() // nothing was written
+	}
+}
+
+// A seizure is the device while Detach has it open. The zero value is closed.
+type seizure struct{ dev Device }
+
+// sync writes what is cached. When it does not come to an end in time, the device is closed once it
+// does.
+func (s *seizure) sync(ctx context.Context, force bool) error {
+	if force {
+		var cancel context.CancelFunc
+		ctx, cancel = withPatience(ctx, forcePatience)
+		defer cancel()
+	}
+	dev := s.dev
+	_, err := do(ctx, nil,
+		func() (struct{}, error) { return struct{}{}, dev.Sync() },
+		func(struct{}, error) { _ = dev.Close() }) // that it can't be synced has been reported
+	if errors.Is(err, errNoAnswer) {
+		s.dev = nil
+	}
+	return err
+}
+
+// descriptor returns the descriptor that the device is open as.
+func (s *seizure) descriptor() descriptor {
+	conn, ok := s.dev.(syscall.Conn)
+	if !ok {
+		return descriptor{}
+	}
+	var d descriptor
+	if raw, err := conn.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { d = descriptor{os.Getpid(), int(fd)} }) // open until closed here
+	}
+	return d
+}
+
+// close closes the device. The kernel has nothing to say to that: what can fail was synced.
+func (s *seizure) close() {
+	if s.dev != nil {
+		_ = s.dev.Close()
+		s.dev = nil
+	}
+}
+
+// withPatience returns a context that ends after d, or after half of the time that ctx has left, so
+// that time remains for what follows.
+func withPatience(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	if deadline, ok := ctx.Deadline(); ok {
+		d = min(d, time.Until(deadline)/2)
+	}
+	return context.WithTimeout(ctx, d)
+}
