@@ -1,6 +1,9 @@
 package backends
 
-import "io"
+import (
+	"io"
+	"strings"
+)
 
 // Caps is a set of the optional things a backend can do.
 type Caps uint32
@@ -19,6 +22,18 @@ const (
 
 // capsOfWriter are worth nothing on a device that cannot be written.
 const capsOfWriter = CapSync | CapFUA | CapTrim | CapZero | CapResize | CapWriteFrom
+
+// String lists the capabilities: "write,sync,trim".
+func (c Caps) String() string {
+	names := []string{"write", "sync", "fua", "trim", "zero", "extents", "resize", "readto", "writefrom"}
+	var have []string
+	for i, name := range names {
+		if c&(1<<i) != 0 {
+			have = append(have, name)
+		}
+	}
+	return strings.Join(have, ",")
+}
 
 // A Capper can do less than its methods promise: it wraps a backend that lacks
 // some of them, or was opened read-only.

@@ -1,0 +1,10 @@
+package memory
+
+// NewOnHeap is New with the store of systems without memfd.
+func NewOnHeap(size int64, opts Options) (*Memory, error) {
+	s, err := newHeapStore(size, newBudget(opts.Limit))
+	if err != nil {
+		return nil, err
+	}
+	return &Memory{size: size, store: s}, nil
+}
