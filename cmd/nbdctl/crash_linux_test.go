@@ -1,0 +1,95 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestKernelKilled kills the serving process while fio runs: I/O fails within
+// the timeouts, list says what happened, disconnect cleans up, and the index
+// can be used again.
+func TestKernelKilled(t *testing.T) {
+	requireKernel(t, `I/O error|Connection timed out|Dead connection|Receive control failed|shutting down sockets|Send control failed|Request send failed|Attempted send on invalid socket|Possible stuck request|timed out`)
+	const timeout = 2 * time.Second
+	dev := connected(t, "memory", "--size", "64M", "--timeout", "2s")
+	pid := int(listed(t, dev)["owner"].(map[string]any)["pid"].(float64))
+
+	fio := command(t, "fio", "--name=load", "--filename="+dev, "--size=64M", "--ioengine=libaio", "--direct=1", "--iodepth=32",
+		"--rw=randwrite", "--bs=4k", "--time_based", "--runtime=100", "--minimal")
+	ended := make(chan result, 1)
+	go func() { ended <- finish(t, fio) }()
+	eventually(t, func() bool { return writes(t, dev) > 200 }, "traffic")
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	killed := time.Now()
+	r := <-ended
+	took := time.Since(killed)
+	if r.code == 0 || !strings.Contains(r.stdout+r.stderr, "Input/output error") {
+		t.Errorf("fio: code %d\n%s%s", r.code, r.stdout, r.stderr)
+	}
+	// The kernel's timers add up to about a second, twice.
+	if took > timeout+5*time.Second {
+		t.Errorf("I/O hung for %s, the timeout is %s", took, timeout)
+	}
+	t.Logf("I/O failed %s after the kill, at a timeout of %s", took.Round(time.Millisecond), timeout)
+
+	d := listed(t, dev)
+	if d == nil || d["state"] != "orphaned" || d["owner"].(map[string]any)["ours"] != true {
+		t.Errorf("list shows %v, want it orphaned and ours", d)
+	}
+	l := nbdctl(t, "list")
+	if !strings.Contains(l.stderr, "orphaned") || !strings.Contains(l.stderr, fmt.Sprint(pid)) || !strings.Contains(l.stderr, "nbdctl disconnect") {
+		t.Errorf("list does not explain: %q", l.stderr)
+	}
+	must(t, "disconnect", dev)
+	again := connected(t, "memory", "--size", "1M", "--device", dev)
+	sh(t, "dd if=/dev/zero of="+again+" bs=4k count=1 oflag=direct status=none")
+	must(t, "disconnect", again)
+}
+
+// TestKernelStateLost shows that a device is known as ours, and can be
+// disconnected, after the state directory was wiped.
+func TestKernelStateLost(t *testing.T) {
+	requireKernel(t)
+	dev := connected(t, "memory", "--size", "1M")
+	sh(t, "rm -r $NBDCTL_STATE_DIR/*")
+	if d := listed(t, dev); d["state"] != "live" || d["owner"].(map[string]any)["ours"] != true {
+		t.Errorf("list shows %v", d)
+	}
+	must(t, "disconnect", dev)
+	eventually(t, func() bool { return len(serving(t, sh(t, "echo $NBDCTL_STATE_DIR"))) == 0 }, "the end of the serving process")
+}
+
+// TestKernelTerminated shows that SIGTERM ends a serving process whose device
+// nobody holds, data flushed, and not one whose device is mounted.
+func TestKernelTerminated(t *testing.T) {
+	requireKernel(t)
+	dev := connected(t, "memory", "--size", "64M", "--name", "terminated")
+	pid := int(listed(t, dev)["owner"].(map[string]any)["pid"].(float64))
+	mnt := t.TempDir()
+	sh(t, "mkfs.ext4 -q "+dev+"; mount "+dev+" "+mnt)
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	log := statusOf(t, dev)["log"].(string)
+	eventually(t, func() bool { return strings.Contains(sh(t, "cat "+log), "goes on serving") }, "the refusal in the log")
+	sh(t, "echo alive >"+mnt+"/file; sync; umount "+mnt)
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() bool { return listed(t, dev) == nil && len(serving(t, sh(t, "echo $NBDCTL_STATE_DIR"))) == 0 }, "the end of %s", dev)
+}
+
+// writes is the number of write requests that the device has completed.
+func writes(t testing.TB, dev string) (n int) {
+	t.Helper()
+	var reads, merged, sectors, ms int
+	if _, err := fmt.Sscan(sysfs(t, dev, "stat"), &reads, &merged, &sectors, &ms, &n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
