@@ -73,12 +73,13 @@ start() {
 	if command -v go >/dev/null; then
 		printf 'export GOMODCACHE=%q GOFLAGS=%q GOPROXY=off\n' "$(go env GOMODCACHE)" "$(go env GOFLAGS)"
 	fi
-	printf 'unset %s\n' NBD_LAB_JOB NBD_LAB_LOAD NBD_LAB_CHECK NBD_LAB_SHELL NBD_LAB_OUT mem uml_dir
+	printf 'unset mem uml_dir NBD_LAB_{INIT,JOB,LOAD,MODULES,OUT,SHELL}\n'
 	printf 'export NBD_LAB NBD_LAB_DISK=/mnt/disk NBD_TEST_REQUIRE=1 HOME=/tmp/home\n'
 	printf 'cd -- %q || exit 1\n' "$(pwd -P)"
-	printf 'exec'
-	printf ' %q' "${command[@]}"
+	printf '%q ' "${command[@]}"
 	printf '\n'
+	[[ $check ]] && printf 'code=$?; %q && exit $code; ((code)) && exit $code; exit 1\n' "$lab/check"
+	return 0
 }
 
 # run_job runs the machine given as a command line, in a process group and session of its own, with the command's output
@@ -99,7 +100,7 @@ run_job() {
 		exec 3>&-
 		# Whoever stops the runner stops the machine: timeout passes the signal on to its whole process group.
 		trap 'kill -TERM "$pid" 2>/dev/null; wait "$pid"; rm -rf "$job"' EXIT
-		wait "$pid" || code=$?
+		wait "$pid" 2>/dev/null || code=$?
 		trap 'rm -rf "$job"' EXIT
 		wait "$cat" || true
 	fi
