@@ -30,7 +30,7 @@ func openKernelLog(t testing.TB) *kernelLog {
 var suspicious = regexp.MustCompile(`^(block )?nbd|I/O error|blocked for more than|WARNING|BUG|Oops|stall`)
 
 // ordinary are those that an orderly life of a device brings.
-var ordinary = regexp.MustCompile(`^block nbd\d+: (NBD_DISCONNECT|shutting down sockets)$|^nbd\d+: detected capacity change|^ ?nbd\d+: p\d|^nbd: registered device`)
+var ordinary = regexp.MustCompile(`^block nbd\d+: (NBD_DISCONNECT|shutting down sockets|Disconnected due to user request\.)$|^nbd\d+: detected capacity change|^ ?nbd\d+: p\d|^nbd: registered device`)
 
 // check reports the suspicious lines that are neither ordinary nor allowed.
 func (l *kernelLog) check(t testing.TB, allowed []string) {

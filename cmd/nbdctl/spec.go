@@ -72,7 +72,7 @@ func readDevice(c *cli.Context, s *host.Spec) error {
 	}
 	index, err := nbdnl.ParseIndex(v)
 	if err != nil {
-		return exit.Usagef("--device %s: must be a device like nbd5, /dev/nbd5 or 5", v)
+		return exit.Usagef("--device %s: must be a device like nbd5, /dev/nbd5 or 5, up to nbd32767", v)
 	}
 	s.Index = &index
 	return nil
