@@ -169,7 +169,7 @@ func (q *search) processes(except descriptor) {
 			if err != nil || !strings.HasPrefix(path, "/") {
 				continue // closed, or a socket, a pipe and the like
 			}
-			number, ok := deviceNumber(q.sys.path("proc", pid, "fd", fd))
+			number, ok := q.sys.deviceNumber(q.sys.path("proc", pid, "fd", fd))
 			device, ours := q.names[number]
 			if !ok || !ours || pid == strconv.Itoa(except.pid) && fd == strconv.Itoa(except.fd) {
 				continue
@@ -199,7 +199,7 @@ func (q *search) isPathOnly(pid, fd string) bool {
 
 // device returns the name of the device, if it is one of those looked for, that a path leads to.
 func (q *search) device(path string) (string, bool) {
-	number, ok := deviceNumber(q.sys.path(path))
+	number, ok := q.sys.deviceNumber(q.sys.path(path))
 	if !ok {
 		return "", false
 	}

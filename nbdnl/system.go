@@ -26,6 +26,10 @@ type System struct {
 	// Uevents opens the kernel's uevents, each Read returning one; nil takes the running kernel's.
 	Uevents func() (io.ReadCloser, error)
 
+	// DeviceNumber returns the number ("43:96") of the block device that a path leads to, and false for
+	// anything else; nil asks the file system.
+	DeviceNumber func(path string) (string, bool)
+
 	// Open opens a device by its path, with the flags of os.OpenFile; nil is os.OpenFile.
 	Open func(path string, flag int) (Device, error)
 }
@@ -60,6 +64,14 @@ func (s *System) dial() (*genetlink.Conn, error) {
 	// The kernel says more of a refusal where it can; where it can't, that is no harm.
 	_ = conn.SetOption(netlink.ExtendedAcknowledge, true)
 	return conn, nil
+}
+
+// deviceNumber returns the number of the block device that a path leads to.
+func (s *System) deviceNumber(path string) (string, bool) {
+	if s.DeviceNumber != nil {
+		return s.DeviceNumber(path)
+	}
+	return deviceNumber(path)
 }
 
 // open opens the device node.

@@ -1,0 +1,13 @@
+//go:build !linux
+
+package nbdnltest
+
+import "syscall"
+
+// The fake kernel takes sockets on Linux only.
+
+func lookupSocket(uint32) (int, syscall.Errno) { return 0, syscall.EINVAL }
+func sendDisc(int)                             {}
+func isDead(int) bool                          { return false }
+func shutdown(int)                             {}
+func closeFD(int)                              {}

@@ -1,0 +1,243 @@
+package nbdnltest
+
+import (
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/mdlayher/genetlink"
+	"github.com/mdlayher/netlink"
+	"github.com/nbdctl/nbdctl/nbdnl"
+)
+
+// Options describe a kernel. The zero value is one with 16 devices, as the module makes by default, of
+// Linux 6.12.
+type Options struct {
+	// Devices is the number of devices that exist from the start; 0 is 16.
+	Devices int
+	// Release is the kernel's; it decides what /sys shows. Empty is "6.12.0".
+	Release string
+	// NoModule hides the driver's netlink family, NoPrivilege refuses what needs CAP_SYS_ADMIN.
+	NoModule, NoPrivilege bool
+}
+
+// A Kernel is a fake NBD driver. Its methods may be called concurrently.
+type Kernel struct {
+	t       testing.TB
+	options Options
+	tree    tree
+
+	// genl is genl_mutex: commands run one after the other, so that one which blocks blocks all.
+	genl sync.Mutex
+
+	mu      sync.Mutex // guards all below, and the devices
+	devices map[int]*device
+	gates   map[Command]chan struct{}
+	errnos  map[Command]syscall.Errno
+	mute    map[Command]bool
+	readers map[*ueventReader]bool
+	nextPID int
+}
+
+// New makes a kernel whose files live in a temporary directory of the test.
+func New(t testing.TB, o Options) *Kernel {
+	t.Helper()
+	if o.Devices == 0 {
+		o.Devices = 16
+	}
+	if o.Release == "" {
+		o.Release = "6.12.0"
+	}
+	k := &Kernel{
+		t:       t,
+		options: o,
+		tree:    tree{t: t, root: t.TempDir()},
+		devices: make(map[int]*device),
+		gates:   make(map[Command]chan struct{}),
+		errnos:  make(map[Command]syscall.Errno),
+		mute:    make(map[Command]bool),
+		readers: make(map[*ueventReader]bool),
+		nextPID: 4000,
+	}
+	k.tree.init(o.Release)
+	if !o.NoModule {
+		for index := range o.Devices {
+			k.add(index)
+		}
+	}
+	t.Cleanup(k.reset)
+	return k
+}
+
+// System returns the system in which this is the kernel.
+func (k *Kernel) System() nbdnl.System {
+	return nbdnl.System{
+		Root:         k.tree.root,
+		Dial:         k.dial,
+		Uevents:      k.openUevents,
+		DeviceNumber: k.tree.deviceNumber,
+		Open:         k.open,
+	}
+}
+
+// Client returns a client of this kernel, which is closed with the test.
+func (k *Kernel) Client() *nbdnl.Client {
+	k.t.Helper()
+	c, err := k.System().NewClient()
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	k.t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			k.t.Error(err)
+		}
+	})
+	return c
+}
+
+// Fail makes the next command of that kind fail before it does anything.
+func (k *Kernel) Fail(c Command, errno syscall.Errno) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.errnos[c] = errno
+}
+
+// Mute makes the next command of that kind lose its reply, as for want of memory.
+func (k *Kernel) Mute(c Command) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.mute[c] = true
+}
+
+// Block keeps commands of that kind in the kernel until the function that it returns is called, and so
+// blocks the commands after them too, whatever they are.
+func (k *Kernel) Block(c Command) (unblock func()) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	gate := make(chan struct{})
+	k.gates[c] = gate
+	unblock = sync.OnceFunc(func() { close(gate) })
+	k.t.Cleanup(unblock)
+	return unblock
+}
+
+// Hold lets a made-up process open the device, until the function that it returns is called.
+func (k *Kernel) Hold(index int) (pid int, release func()) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.nextPID++
+	pid = k.nextPID
+	d := k.add(index)
+	d.hold()
+	k.tree.process(pid, "holder", index)
+	return pid, sync.OnceFunc(func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.tree.remove("proc", itoa(pid))
+		d.put()
+	})
+}
+
+// Mount makes a file system on the device appear as mounted, until the function that it returns is
+// called.
+func (k *Kernel) Mount(index int, point string) (unmount func()) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	d := k.add(index)
+	d.hold()
+	d.exclusive = true
+	k.tree.mount(index, point)
+	return sync.OnceFunc(func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.tree.unmount(point)
+		d.exclusive = false
+		d.put()
+	})
+}
+
+// Partition makes a partition of the device appear, as the scan within an open does.
+func (k *Kernel) Partition(index, number int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.tree.partition(index, number)
+}
+
+// FailSync makes every fsync of the device return err.
+func (k *Kernel) FailSync(index int, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.add(index).syncErr = err
+}
+
+// Hang makes an fsync of the device wait until the device is disconnected, and then fail with EIO, as
+// with a server that does not answer.
+func (k *Kernel) Hang(index int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.add(index).hung = make(chan struct{})
+}
+
+// Syncs returns how many times the device was synced.
+func (k *Kernel) Syncs(index int) int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.add(index).syncs
+}
+
+// A Setting is what the kernel was told at connect and since, of which sysfs shows only a part. Units
+// are those of the attributes: bytes and seconds.
+type Setting struct {
+	Size, BlockSize          uint64
+	Timeout, DeadConnTimeout uint64
+	ServerFlags, ClientFlags uint64
+	Identifier               string
+	Sockets                  int
+}
+
+// Setting returns the device's setting; the zero value when it is not connected.
+func (k *Kernel) Setting(index int) Setting {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if d := k.add(index); d.config != nil && d.config.bound {
+		s := d.config.setting
+		s.Sockets = len(d.config.sockets)
+		return s
+	}
+	return Setting{}
+}
+
+// Path returns the path of a file of the kernel's system: Path("sys/block/nbd0/size").
+func (k *Kernel) Path(name string) string { return filepath.Join(k.tree.root, name) }
+
+// add returns the device with that index, which it creates if there is none (nbd_dev_add).
+func (k *Kernel) add(index int) *device {
+	if d := k.devices[index]; d != nil {
+		return d
+	}
+	d := &device{kernel: k, index: index}
+	k.devices[index] = d
+	k.tree.add(index)
+	k.announce("add", index)
+	return d
+}
+
+// reset lets go of everything at the end of the test.
+func (k *Kernel) reset() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, d := range k.devices {
+		if d.config != nil {
+			d.config.close()
+		}
+	}
+}
+
+// dial opens a netlink socket.
+func (k *Kernel) dial() (*genetlink.Conn, error) {
+	s := &socket{kernel: k, closed: make(chan struct{})}
+	s.wake = make(chan struct{}, 1)
+	return genetlink.NewConn(netlink.NewConn(s, uint32(os.Getpid()))), nil
+}

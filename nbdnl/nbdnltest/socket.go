@@ -1,0 +1,201 @@
+package nbdnltest
+
+import (
+	"encoding/binary"
+	"iter"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/mdlayher/genetlink"
+	"github.com/mdlayher/netlink"
+)
+
+// familyID is the number that this kernel has given to the nbd family.
+const familyID = 0x1f
+
+// A socket is a generic netlink socket, as the package netlink wants one. The kernel executes a command
+// within Send, and leaves its reply for the next Receive.
+type socket struct {
+	kernel *Kernel
+	wake   chan struct{} // has an element when something may have changed for a receiver
+	closed chan struct{}
+	once   sync.Once
+
+	mu        sync.Mutex        // guards what follows
+	datagrams []netlink.Message // one message each
+	deadline  time.Time
+}
+
+// Close wakes a receiver.
+func (s *socket) Close() error {
+	s.once.Do(func() { close(s.closed) })
+	return nil
+}
+
+// Send executes a command.
+func (s *socket) Send(m netlink.Message) error {
+	select {
+	case <-s.closed:
+		return syscall.EBADF
+	default:
+	}
+	k := s.kernel
+	k.genl.Lock()
+	defer k.genl.Unlock()
+	replies := k.handle(m)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.datagrams = append(s.datagrams, replies...)
+	return nil
+}
+
+// SendMessages executes commands.
+func (s *socket) SendMessages(messages []netlink.Message) error {
+	for _, m := range messages {
+		if err := s.Send(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Receive returns one datagram.
+func (s *socket) Receive() ([]netlink.Message, error) {
+	for m, err := range s.ReceiveIter() {
+		return []netlink.Message{m}, err
+	}
+	return nil, nil
+}
+
+// ReceiveIter yields the message of one datagram.
+func (s *socket) ReceiveIter() iter.Seq2[netlink.Message, error] {
+	return func(yield func(netlink.Message, error) bool) { yield(s.receive()) }
+}
+
+func (s *socket) receive() (netlink.Message, error) {
+	for {
+		s.mu.Lock()
+		if len(s.datagrams) > 0 {
+			m := s.datagrams[0]
+			s.datagrams = s.datagrams[1:]
+			s.mu.Unlock()
+			return m, nil
+		}
+		deadline := s.deadline
+		s.mu.Unlock()
+		var expired <-chan time.Time
+		if !deadline.IsZero() {
+			expired = time.After(time.Until(deadline))
+		}
+		select {
+		case <-s.wake:
+		case <-s.closed:
+			return netlink.Message{}, os.ErrClosed
+		case <-expired:
+			return netlink.Message{}, os.ErrDeadlineExceeded
+		}
+	}
+}
+
+// SetDeadline bounds Receive; Send knows no bound.
+func (s *socket) SetDeadline(t time.Time) error { return s.SetReadDeadline(t) }
+
+// SetWriteDeadline has no effect.
+func (s *socket) SetWriteDeadline(time.Time) error { return nil }
+
+// SetReadDeadline bounds Receive.
+func (s *socket) SetReadDeadline(t time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.deadline = t
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// handle executes a message and returns the replies, each to be a datagram of its own: an
+// acknowledgement comes after a reply, not in place of it.
+func (k *Kernel) handle(m netlink.Message) []netlink.Message {
+	var g genetlink.Message
+	if err := g.UnmarshalBinary(m.Data); err != nil {
+		return []netlink.Message{answer(m, syscall.EINVAL)}
+	}
+	var reply []byte
+	var command uint8
+	var errno syscall.Errno
+	switch m.Header.Type {
+	case genlIDCtrl:
+		command = ctrlCmdNewFamily
+		reply, errno = k.family(g)
+	case familyID:
+		command = g.Header.Command
+		reply, errno = k.execute(Command(command), g.Data)
+	default:
+		errno = syscall.ENOENT
+	}
+	if errno != 0 {
+		return []netlink.Message{answer(m, errno)}
+	}
+	var replies []netlink.Message
+	if reply != nil && !k.muted(Command(command)) {
+		g := genetlink.Message{Header: genetlink.Header{Command: command, Version: genlVersion}, Data: reply}
+		data, err := g.MarshalBinary()
+		if err != nil {
+			k.t.Errorf("fake kernel: reply can't be encoded: %v", err)
+		}
+		h := m.Header
+		h.Flags = 0
+		replies = append(replies, netlink.Message{Header: h, Data: data})
+	}
+	if m.Header.Flags&netlink.Acknowledge != 0 {
+		replies = append(replies, answer(m, 0))
+	}
+	return replies
+}
+
+// family answers what nlctrl is asked.
+func (k *Kernel) family(g genetlink.Message) ([]byte, syscall.Errno) {
+	if g.Header.Command != ctrlCmdGetFamily {
+		return nil, syscall.EOPNOTSUPP
+	}
+	ad, err := netlink.NewAttributeDecoder(g.Data)
+	if err != nil {
+		return nil, syscall.EINVAL
+	}
+	for ad.Next() {
+		if ad.Type() == ctrlAttrFamilyName && ad.String() == "nbd" && !k.options.NoModule {
+			ae := netlink.NewAttributeEncoder()
+			ae.Uint16(ctrlAttrFamilyID, familyID)
+			ae.String(ctrlAttrFamilyName, "nbd")
+			ae.Uint32(ctrlAttrVersion, genlVersion)
+			return k.encode(ae), 0
+		}
+	}
+	return nil, syscall.ENOENT
+}
+
+// muted reports, once, whether the command is to lose its reply.
+func (k *Kernel) muted(c Command) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	muted := k.mute[c]
+	delete(k.mute, c)
+	return muted
+}
+
+// answer is NLMSG_ERROR: an error, or an acknowledgement with 0. It repeats the request's header.
+func answer(m netlink.Message, errno syscall.Errno) netlink.Message {
+	data := binary.NativeEndian.AppendUint32(nil, uint32(-int32(errno)))
+	data = binary.NativeEndian.AppendUint32(data, m.Header.Length)
+	data = binary.NativeEndian.AppendUint16(data, uint16(m.Header.Type))
+	data = binary.NativeEndian.AppendUint16(data, uint16(m.Header.Flags))
+	data = binary.NativeEndian.AppendUint32(data, m.Header.Sequence)
+	data = binary.NativeEndian.AppendUint32(data, m.Header.PID)
+	h := m.Header
+	h.Type, h.Flags = netlink.Error, 0
+	return netlink.Message{Header: h, Data: data}
+}

@@ -1,0 +1,53 @@
+package nbdnltest
+
+// The control interface's numbers (linux/nbd-netlink.h, linux/nbd.h), written down a second time: a slip
+// in those of package nbdnl must not be repeated by the kernel that checks it.
+
+// A Command is one of the family's.
+type Command uint8
+
+// The commands that user space gives.
+const (
+	Connect     Command = 1
+	Disconnect  Command = 2
+	Reconfigure Command = 3
+	Status      Command = 5
+)
+
+const (
+	genlVersion = 1
+
+	nbdAttrIndex             = 1
+	nbdAttrSizeBytes         = 2
+	nbdAttrBlockSizeBytes    = 3
+	nbdAttrTimeout           = 4
+	nbdAttrServerFlags       = 5
+	nbdAttrClientFlags       = 6
+	nbdAttrSockets           = 7
+	nbdAttrDeadConnTimeout   = 8
+	nbdAttrDeviceList        = 9
+	nbdAttrBackendIdentifier = 10
+
+	nbdSockItem        = 1
+	nbdSockFD          = 1
+	nbdDeviceItem      = 1
+	nbdDeviceIndex     = 1
+	nbdDeviceConnected = 2
+
+	nbdFlagReadOnly     = 1 << 1
+	nbdFlagCanMultiConn = 1 << 8
+
+	nbdDefaultBlockSize = 1024
+	maxIndex            = 1<<20>>5 - 1 // MINORMASK >> part_shift, for max_part=16
+	nbdMajor            = 43
+
+	nbdRequestMagic = 0x25609513
+	nbdCmdDisc      = 2
+
+	genlIDCtrl         = 0x10 // GENL_ID_CTRL, linux/genetlink.h
+	ctrlCmdNewFamily   = 1
+	ctrlCmdGetFamily   = 3
+	ctrlAttrFamilyID   = 1
+	ctrlAttrFamilyName = 2
+	ctrlAttrVersion    = 3
+)

@@ -1,0 +1,369 @@
+package nbdnl_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
+)
+
+// A world is a kernel to act on, the fake one or a real one: both must answer each scenario alike.
+type world struct {
+	*testing.T
+	*nbdnl.Client
+	// open opens a device like any other program.
+	hold func(index int) (release func())
+}
+
+func TestScenarios(t *testing.T) {
+	for _, s := range scenarios {
+		t.Run(s.name, func(t *testing.T) {
+			t.Setenv("NBDCTL_STATE_DIR", "") // the fake's is below its own root
+			k := nbdnltest.New(t, nbdnltest.Options{})
+			s.run(world{T: t, Client: k.Client(), hold: func(index int) func() {
+				_, release := k.Hold(index)
+				t.Cleanup(release)
+				return release
+			}})
+		})
+	}
+}
+
+func TestKernelScenarios(t *testing.T) {
+	nbdnltest.RequireKernel(t)
+	for _, s := range scenarios {
+		t.Run(s.name, func(t *testing.T) {
+			s.run(world{T: t, Client: newClient(t), hold: func(index int) func() {
+				f, err := os.Open(nbdnl.Path(index))
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { f.Close() })
+				return func() { f.Close() }
+			}})
+		})
+	}
+}
+
+func newClient(t *testing.T) *nbdnl.Client {
+	t.Helper()
+	c, err := nbdnl.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+// mebi is the size of the scenarios' devices.
+const mebi = 1 << 20
+
+// config returns a valid configuration with the responders' sockets.
+func config(responders ...*responder) nbdnl.Config {
+	cfg := nbdnl.Config{
+		Size:       mebi,
+		BlockSize:  512,
+		Flags:      nbdnl.FlagSendFlush,
+		Timeout:    5 * time.Second,
+		Identifier: nbdnl.NewIdentifier("test"),
+	}
+	for _, r := range responders {
+		cfg.Sockets = append(cfg.Sockets, r.kernel)
+	}
+	return cfg
+}
+
+// connect connects a device, which is disconnected with the test at the latest.
+func (w world) connect(cfg nbdnl.Config) int {
+	w.Helper()
+	index, err := w.Connect(w.Context(), cfg)
+	if err != nil {
+		w.Fatal(err)
+	}
+	w.Cleanup(func() {
+		// Already gone where the scenario has disconnected it.
+		_ = w.Disconnect(context.Background(), index, cfg.Identifier)
+	})
+	return index
+}
+
+func (w world) status(index int) nbdnl.Status {
+	w.Helper()
+	s, err := w.Status(w.Context(), index)
+	if err != nil {
+		w.Fatal(err)
+	}
+	return s
+}
+
+func (w world) wantState(index int, want nbdnl.State) {
+	w.Helper()
+	if s := w.status(index); s.State != want {
+		w.Errorf("%s is %v, want %v", nbdnl.Path(index), s.State, want)
+	}
+}
+
+func (w world) wantError(err error, targets ...error) {
+	w.Helper()
+	for _, target := range targets {
+		if !errors.Is(err, target) {
+			w.Errorf("error is %v, want one that matches %v", err, target)
+		}
+	}
+}
+
+func (w world) wantDone(what string, err error) {
+	w.Helper()
+	if err != nil {
+		w.Errorf("%s: %v", what, err)
+	}
+}
+
+var scenarios = []struct {
+	name string
+	run  func(w world)
+}{
+	{"connect, look, disconnect", func(w world) {
+		r := serve(w)
+		cfg := config(r)
+		index := w.connect(cfg)
+		want := nbdnl.Status{
+			Index: index, State: nbdnl.StateLive, Size: mebi, BlockSize: 512, Mode: nbdnl.ModeNetlink,
+			Identifier: cfg.Identifier, HasIdentifier: true, OwnerPID: os.Getpid(),
+		}
+		got := w.status(index)
+		if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(nbdnl.Status{}, "OwnerTID")); diff != "" {
+			w.Errorf("status of a connected device (-want +got):\n%s", diff)
+		}
+		if got.OwnerTID == 0 {
+			w.Error("no owner thread")
+		}
+		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+		<-r.done
+		want = nbdnl.Status{Index: index, State: nbdnl.StateIdle, BlockSize: 512}
+		if diff := cmp.Diff(want, w.status(index)); diff != "" {
+			w.Errorf("status of a disconnected device (-want +got):\n%s", diff)
+		}
+	}},
+	{"devices are listed by index", func(w world) {
+		a, b := w.connect(config(serve(w))), w.connect(config(serve(w)))
+		devices, err := w.Devices(w.Context())
+		w.wantDone("devices", err)
+		live, last := 0, -1
+		for _, d := range devices {
+			if d.Index <= last {
+				w.Errorf("nbd%d comes after nbd%d", d.Index, last)
+			}
+			last = d.Index
+			if d.State == nbdnl.StateLive && (d.Index == a || d.Index == b) {
+				live++
+			}
+		}
+		if live != 2 || len(devices) < 16 {
+			w.Errorf("%d of the 2 connected devices among the %d", live, len(devices))
+		}
+	}},
+	{"a taken index is busy, and leaves the sockets alone", func(w world) {
+		index := w.connect(config(serve(w)))
+		r := serve(w)
+		cfg := config(r)
+		w.wantError(w.ConnectIndex(w.Context(), index, cfg), nbdnl.ErrBusy, os.ErrExist, syscall.EBUSY)
+		other := w.connect(cfg)
+		if other == index {
+			w.Errorf("the kernel chose nbd%d, which is taken", index)
+		}
+		w.wantState(other, nbdnl.StateLive)
+	}},
+	{"an index beyond the module's devices is made", func(w world) {
+		cfg := config(serve(w))
+		w.wantDone("connect", w.ConnectIndex(w.Context(), 40, cfg))
+		w.wantState(40, nbdnl.StateLive)
+		w.wantDone("disconnect", w.Disconnect(w.Context(), 40, cfg.Identifier))
+		w.wantState(40, nbdnl.StateIdle)
+	}},
+	{"another's device is left alone", func(w world) {
+		index := w.connect(config(serve(w)))
+		timeout := time.Second
+		w.wantError(w.Disconnect(w.Context(), index, "test:other"), nbdnl.ErrNotOwner)
+		w.wantError(w.Detach(w.Context(), index, nbdnl.DetachOptions{Identifier: "test:other", Force: true}), nbdnl.ErrNotOwner)
+		w.wantError(w.Reconfigure(w.Context(), index, "test:other", nbdnl.Update{Timeout: &timeout}), nbdnl.ErrNotOwner)
+		w.wantState(index, nbdnl.StateLive)
+		w.wantDone("disconnect any", w.DisconnectAny(w.Context(), index))
+		w.wantState(index, nbdnl.StateIdle)
+	}},
+	{"what is not connected can't be disconnected", func(w world) {
+		index := w.connect(config(serve(w)))
+		w.wantDone("disconnect any", w.DisconnectAny(w.Context(), index))
+		w.wantError(w.Disconnect(w.Context(), index, ""), nbdnl.ErrNotConnected)
+		w.wantError(w.DisconnectAny(w.Context(), index), nbdnl.ErrNotConnected)
+		w.wantError(w.Detach(w.Context(), index, nbdnl.DetachOptions{Any: true}), nbdnl.ErrNotConnected)
+		w.wantError(w.Detach(w.Context(), 3000, nbdnl.DetachOptions{Any: true}), os.ErrNotExist)
+		w.wantError(w.DisconnectAny(w.Context(), 3000), os.ErrNotExist)
+		_, err := w.Status(w.Context(), 3000)
+		w.wantError(err, os.ErrNotExist)
+		w.wantDone("wait for an idle device", w.WaitFree(w.Context(), index))
+	}},
+	{"an idle device that is open is held, and busy until it is closed", func(w world) {
+		release := w.hold(5)
+		w.wantState(5, nbdnl.StateHeld)
+		ctx, cancel := context.WithTimeout(w.Context(), 50*time.Millisecond)
+		defer cancel()
+		w.wantError(w.ConnectIndex(ctx, 5, config(serve(w))), nbdnl.ErrBusy)
+		time.AfterFunc(20*time.Millisecond, release)
+		cfg := config(serve(w))
+		w.wantDone("connect while it is being closed", w.ConnectIndex(w.Context(), 5, cfg))
+		w.wantDone("disconnect", w.Disconnect(w.Context(), 5, cfg.Identifier))
+	}},
+	{"a disconnected device stays until its last opener closes", func(w world) {
+		cfg := config(serve(w))
+		index := w.connect(cfg)
+		release := w.hold(index)
+		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+		w.wantState(index, nbdnl.StateDisconnecting)
+		ctx, cancel := context.WithTimeout(w.Context(), 50*time.Millisecond)
+		defer cancel()
+		w.wantError(w.WaitFree(ctx, index), context.DeadlineExceeded)
+		time.AfterFunc(20*time.Millisecond, release)
+		w.wantDone("wait", w.WaitFree(w.Context(), index))
+		w.wantState(index, nbdnl.StateIdle)
+	}},
+	{"detach leaves nothing", func(w world) {
+		r := serve(w)
+		cfg := config(r)
+		index := w.connect(cfg)
+		w.wantDone("detach", w.Detach(w.Context(), index, nbdnl.DetachOptions{Identifier: cfg.Identifier}))
+		w.wantState(index, nbdnl.StateIdle)
+		<-r.done
+		cfg = config(serve(w))
+		w.wantDone("connect again", w.ConnectIndex(w.Context(), index, cfg))
+		w.wantDone("detach again", w.Detach(w.Context(), index, nbdnl.DetachOptions{Any: true}))
+		w.wantState(index, nbdnl.StateIdle)
+	}},
+	{"detach refuses a device that is open, and says who", func(w world) {
+		cfg := config(serve(w))
+		index := w.connect(cfg)
+		release := w.hold(index)
+		err := w.Detach(w.Context(), index, nbdnl.DetachOptions{Identifier: cfg.Identifier})
+		var busy *nbdnl.BusyError
+		if !errors.As(err, &busy) || busy.Disconnected || len(busy.Holders) != 1 {
+			w.Fatalf("detach of an open device: %v", err)
+		}
+		w.wantError(err, nbdnl.ErrBusy)
+		if h := busy.Holders[0]; h.Kind != nbdnl.HolderProcess || h.PID == 0 || h.Comm == "" || h.Device != nbdnl.Path(index)[len("/dev/"):] {
+			w.Errorf("holder is %+v", h)
+		}
+		w.wantState(index, nbdnl.StateLive)
+		release()
+		w.wantDone("detach after release", w.Detach(w.Context(), index, nbdnl.DetachOptions{Identifier: cfg.Identifier}))
+	}},
+	{"detach waits for a prober", func(w world) {
+		cfg := config(serve(w))
+		index := w.connect(cfg)
+		time.AfterFunc(100*time.Millisecond, w.hold(index))
+		w.wantDone("detach", w.Detach(w.Context(), index, nbdnl.DetachOptions{Identifier: cfg.Identifier}))
+		w.wantState(index, nbdnl.StateIdle)
+	}},
+	{"forced detach of an open device says that it is not free", func(w world) {
+		r := serve(w)
+		cfg := config(r)
+		index := w.connect(cfg)
+		release := w.hold(index)
+		err := w.Detach(w.Context(), index, nbdnl.DetachOptions{Identifier: cfg.Identifier, Force: true})
+		var busy *nbdnl.BusyError
+		if !errors.As(err, &busy) || !busy.Disconnected || len(busy.Holders) != 1 {
+			w.Fatalf("forced detach of an open device: %v", err)
+		}
+		<-r.done
+		w.wantState(index, nbdnl.StateDisconnecting)
+		release()
+		w.wantDone("wait", w.WaitFree(w.Context(), index))
+	}},
+	{"the first of two detaches does it", func(w world) {
+		cfg := config(serve(w))
+		index := w.connect(cfg)
+		errs := make(chan error, 2)
+		for range 2 {
+			go func() {
+				errs <- w.Detach(w.Context(), index, nbdnl.DetachOptions{Identifier: cfg.Identifier})
+			}()
+		}
+		a, b := <-errs, <-errs
+		if (a == nil) == (b == nil) {
+			w.Fatalf("two detaches: %v and %v", a, b)
+		}
+		w.wantError(errors.Join(a, b), nbdnl.ErrNotConnected)
+	}},
+	{"reconfigure sets the size", func(w world) {
+		cfg := config(serve(w))
+		index := w.connect(cfg)
+		size, timeout := int64(2*mebi), 9*time.Second
+		w.wantDone("reconfigure", w.Reconfigure(w.Context(), index, cfg.Identifier, nbdnl.Update{Size: &size, Timeout: &timeout}))
+		if got := w.status(index).Size; got != size {
+			w.Errorf("size is %d, want %d", got, size)
+		}
+		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+		w.wantError(w.Reconfigure(w.Context(), index, cfg.Identifier, nbdnl.Update{Size: &size}), nbdnl.ErrNotConnected)
+	}},
+	{"read-only and several sockets", func(w world) {
+		cfg := config(serve(w), serve(w))
+		w.wantRefusal(cfg, "FlagCanMultiConn")
+		cfg.Flags |= nbdnl.FlagReadOnly | nbdnl.FlagCanMultiConn
+		index := w.connect(cfg)
+		if !w.status(index).ReadOnly {
+			w.Error("device is not read-only")
+		}
+		w.wantDone("detach", w.Detach(w.Context(), index, nbdnl.DetachOptions{Identifier: cfg.Identifier}))
+	}},
+	{"what is no stream socket is refused", func(w world) {
+		f, err := os.Open("/dev/null")
+		if err != nil {
+			w.Fatal(err)
+		}
+		defer f.Close()
+		cfg := config()
+		cfg.Sockets = []syscall.Conn{f}
+		_, err = w.Connect(w.Context(), cfg)
+		w.wantError(err, syscall.ENOTSOCK)
+	}},
+	{"closed sockets are refused", func(w world) {
+		r := serve(w)
+		if err := r.kernel.(net.Conn).Close(); err != nil {
+			w.Fatal(err)
+		}
+		_, err := w.Connect(w.Context(), config(r))
+		w.wantError(err, net.ErrClosed)
+	}},
+	{"an ended context does nothing", func(w world) {
+		ctx, cancel := context.WithCancelCause(w.Context())
+		cause := errors.New("no time")
+		cancel(cause)
+		cfg := config(serve(w))
+		_, err := w.Connect(ctx, cfg)
+		w.wantError(err, cause)
+		index := w.connect(cfg)
+		w.wantError(w.Disconnect(ctx, index, cfg.Identifier), cause)
+		w.wantError(w.Detach(ctx, index, nbdnl.DetachOptions{Identifier: cfg.Identifier, Force: true}), cause)
+		w.wantState(index, nbdnl.StateLive)
+	}},
+}
+
+func (w world) wantRefusal(cfg nbdnl.Config, mention string) {
+	w.Helper()
+	_, err := w.Connect(w.Context(), cfg)
+	if err == nil || !strings.Contains(err.Error(), mention) {
+		w.Errorf("error is %v, want one that mentions %q", err, mention)
+	}
+}
