@@ -8,7 +8,7 @@ var (
 	errUnknownFlag = &refusal{syscall.EINVAL, "flag unknown, or not for this request type"}
 	errReadOnly    = &refusal{syscall.EPERM, "the export is read-only"}
 	errNotOffered  = &refusal{syscall.EINVAL, "trim was not offered"}
-	errTooLong     = &refusal{syscall.EINVAL, "longer than 32 MiB"}
+	errTooLong     = &refusal{syscall.EINVAL, "longer than the longest request allowed"}
 	errUnaligned   = &refusal{syscall.EINVAL, "offset and length must be multiples of the block size"}
 	errPastEnd     = &refusal{syscall.EINVAL, "past the end of the export"}
 	errNoRoom      = &refusal{syscall.ENOSPC, "past the end of the export"}
@@ -36,7 +36,7 @@ func (e *Export) check(h header) *refusal {
 		return errNotOffered
 	case h.op == OpFlush && (h.offset != 0 || h.length != 0):
 		return errFlushRange
-	case h.op == OpRead && h.length > maxPayload:
+	case (h.op == OpRead || h.op == OpWrite) && h.length > e.maxLength:
 		return errTooLong
 	case (h.offset|uint64(h.length))&uint64(e.blockSize-1) != 0:
 		return errUnaligned

@@ -84,7 +84,7 @@ func (e *Export) zero(off, n int64, flags commandFlags) error {
 			return err
 		}
 	}
-	b := e.buffers.get(int(min(n, zeroPiece)))
+	b := e.buffers.get(int(min(n, zeroPiece, int64(e.maxLength))))
 	defer e.buffers.put(b)
 	clear(b.bytes)
 	for n > 0 {

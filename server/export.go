@@ -39,6 +39,7 @@ type Export struct {
 	dev         backends.Device
 	size        int64
 	blockSize   int
+	maxLength   uint32 // of a READ or WRITE, in bytes
 	flags       Flags
 	maxInFlight int
 	log         *slog.Logger
@@ -61,6 +62,7 @@ func NewExport(b backends.Backend, o Options) (*Export, error) {
 		dev:         dev,
 		size:        dev.Size(),
 		blockSize:   o.BlockSize,
+		maxLength:   maxPayload,
 		maxInFlight: o.MaxInFlight,
 		log:         o.Logger,
 		live:        make(map[*Conn]struct{}),
@@ -69,6 +71,9 @@ func NewExport(b backends.Backend, o Options) (*Export, error) {
 	need := max(1, dev.BlockSizes.Minimum)
 	if e.blockSize == 0 {
 		e.blockSize = need
+	}
+	if m := dev.BlockSizes.Maximum; m > 0 && m < maxPayload {
+		e.maxLength = uint32(m)
 	}
 	if e.maxInFlight == 0 {
 		e.maxInFlight = defaultMaxInFlight

@@ -1,0 +1,114 @@
+package server_test
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"testing"
+	"testing/synctest"
+
+	"github.com/nbdctl/nbdctl/server"
+)
+
+// script is a stream of requests, each on a range of its own.
+func script() []call {
+	block := func(b byte) []byte { return bytes.Repeat([]byte{b}, 512) }
+	return []call{
+		{op: cmdWrite, offset: 512, data: block('a')},
+		{op: cmdRead, offset: 1024, length: 512},
+		{op: cmdFlush},
+		{op: cmdWrite, flags: fua, offset: 2048, data: block('b')},
+		{op: cmdWrite, offset: 1 << 40, data: block('c')}, // refused: past the end
+		{op: cmdTrim, offset: 4096, length: 512},
+		{op: cmdRead, offset: 5120, length: 512},
+	}
+}
+
+// encodeScript returns the stream, where each request begins in it, and its end. Cookies count from 0.
+func encodeScript(calls []call) (stream []byte, starts []int) {
+	for i, q := range calls {
+		starts = append(starts, len(stream))
+		stream = append(stream, q.encode(uint64(i))...)
+	}
+	return stream, append(starts, len(stream))
+}
+
+// complete returns how many requests end at or before n.
+func complete(starts []int, n int) (count int, boundary bool) {
+	for i, s := range starts {
+		if n == s {
+			return i, true
+		}
+		if n < s {
+			return i - 1, false
+		}
+	}
+	return len(starts) - 1, false
+}
+
+// TestKilledClient cuts the connection at every byte of a stream of requests. The server must execute exactly what had arrived
+// whole, say so, leave nothing running (the bubble would not end), and serve the next client.
+func TestKilledClient(t *testing.T) {
+	calls := script()
+	stream, starts := encodeScript(calls)
+	for cut := range len(stream) + 1 {
+		synctest.Test(t, func(t *testing.T) {
+			d := newDisk(8192)
+			e := export(t, d, server.Options{})
+			ours, theirs := net.Pipe()
+			conn := e.NewConn(theirs, nil)
+			result := make(chan error, 1)
+			go func() { result <- conn.Transmit() }()
+			go io.Copy(io.Discard, ours)
+			ours.Write(stream[:cut])
+			synctest.Wait() // until all that can be answered is
+			ours.Close()
+
+			done, boundary := complete(starts, cut)
+			err := <-result
+			if want := map[bool]error{true: nil, false: io.ErrUnexpectedEOF}[boundary]; !errors.Is(err, want) {
+				t.Errorf("cut at %d: %v, want %v", cut, err, want)
+			}
+			st := e.Stats()
+			if n := total(st); n != done || st.InFlight != 0 {
+				t.Errorf("cut at %d: %d requests answered, %d in flight, want %d, 0", cut, n, st.InFlight, done)
+			}
+			if got := bytes.Count(d.data, []byte("a")); got != 0 && done == 0 {
+				t.Errorf("cut at %d: %d bytes of a write that never arrived were stored", cut, got)
+			}
+			conn.Close()
+			next := connect(t, e)
+			next.expect(0, call{op: cmdWrite, data: []byte("next")})
+			next.disconnect()
+		})
+	}
+}
+
+// TestKilledClientOwesReads kills a client that has taken none of the replies, on a real socket.
+func TestKilledClientOwesReads(t *testing.T) {
+	e := export(t, newDisk(1<<20), server.Options{})
+	for range 20 {
+		ours, theirs := socketpair(t)
+		conn := e.NewConn(theirs, nil)
+		result := make(chan error, 1)
+		go func() { result <- conn.Transmit() }()
+		for i := range 64 {
+			if _, err := ours.Write((call{op: cmdRead, length: 1 << 20}).encode(uint64(i))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ours.Close()
+		checkError(t, <-result, errAny)
+		conn.Close()
+	}
+	if st := e.Stats(); st.InFlight != 0 {
+		t.Errorf("%d requests are in flight for ever", st.InFlight)
+	}
+}
+
+// total returns the number of requests that were answered.
+func total(s server.Stats) int {
+	return int(s.Read.Requests + s.Write.Requests + s.Flush.Requests + s.Trim.Requests + s.WriteZeroes.Requests +
+		s.Unknown.Requests)
+}

@@ -1,0 +1,81 @@
+package server_test
+
+import (
+	"io"
+	"net"
+	"sync/atomic"
+	"testing"
+
+	"github.com/nbdctl/nbdctl/backends"
+	"github.com/nbdctl/nbdctl/server"
+)
+
+// strict is a device that checks what reaches it.
+type strict struct {
+	size int64
+	bad  atomic.Int32 // calls out of bounds, or too long for one
+}
+
+func (s *strict) check(off, n, longest int64) {
+	if off < 0 || n <= 0 || n > longest || off > s.size-n || (off|n)%512 != 0 {
+		s.bad.Add(1)
+	}
+}
+
+func (s *strict) Size() int64 { return s.size }
+
+func (s *strict) ReadAt(p []byte, off int64) (int, error) {
+	s.check(off, int64(len(p)), 32<<20)
+	return len(p), nil
+}
+
+func (s *strict) WriteAt(p []byte, off int64) (int, error) {
+	s.check(off, int64(len(p)), 32<<20)
+	return len(p), nil
+}
+
+func (s *strict) Trim(off, n int64) error {
+	s.check(off, n, 1<<32)
+	return nil
+}
+
+func (s *strict) Zero(off, n int64, flags backends.ZeroFlags) error {
+	s.check(off, n, 1<<32)
+	return nil
+}
+
+// FuzzTransmit sends foreign bytes to a server. Whatever they are, the backend sees only requests within its bounds, and when
+// the client has gone, Transmit returns.
+func FuzzTransmit(f *testing.F) {
+	stream, _ := encodeScript(script())
+	f.Add(stream)
+	f.Add(stream[:100])
+	f.Add(call{op: cmdZero, flags: noHole, offset: 512, length: 1<<32 - 512}.encode(1))
+	f.Add(call{op: cmdWrite, offset: 512, length: 1 << 25, data: []byte("short")}.encode(1))
+	f.Add(append(call{op: cmdDisc}.encode(0), stream...))
+	f.Fuzz(func(t *testing.T, stream []byte) {
+		b := &strict{size: 1 << 33}
+		ours, theirs := net.Pipe()
+		conn := export(t, b, server.Options{BlockSize: 512}).NewConn(theirs, nil)
+		result := make(chan error, 1)
+		go func() {
+			result <- conn.Transmit()
+			conn.Close()
+		}()
+		replies := make(chan error, 1)
+		go func() {
+			_, err := io.Copy(io.Discard, ours)
+			replies <- err
+		}()
+		ours.Write(stream)
+		ours.Close()
+		<-replies
+		<-result
+		if n := b.bad.Load(); n > 0 {
+			t.Errorf("%d requests out of bounds reached the backend", n)
+		}
+		if st := conn.Stats(); st.InFlight != 0 {
+			t.Errorf("%d requests in flight at the end", st.InFlight)
+		}
+	})
+}

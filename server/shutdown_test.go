@@ -1,0 +1,231 @@
+package server_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/nbdctl/nbdctl/server"
+)
+
+// TestHandOver shuts a connection down at every byte of a stream of requests, lets a second server go on with what the first
+// gives back, on the same socket, and counts: every request is executed once and answered once.
+func TestHandOver(t *testing.T) {
+	calls := script()
+	stream, starts := encodeScript(calls)
+	want := sorted([]string{
+		"write 512+512", "read 1024+512", "sync 0+0", "write-fua 2048+512", "trim 4096+512", "read 5120+512",
+	})
+	for cut := range len(stream) + 1 {
+		synctest.Test(t, func(t *testing.T) {
+			d := newDisk(8192)
+			unread := handOver(t, d, stream, cut, calls, server.Options{})
+			done, _ := complete(starts, cut)
+			if len(unread) != cut-starts[done] {
+				t.Errorf("cut at %d: %d bytes unread, want %d", cut, len(unread), cut-starts[done])
+			}
+			if diff := cmp.Diff(want, sorted(d.history())); diff != "" {
+				t.Errorf("cut at %d: calls of the backend (-want +got):\n%s", cut, diff)
+			}
+		})
+	}
+}
+
+// TestHandOverBacklog does it while requests wait in the receive buffer for a slow one before them: these are not executed, but
+// handed over.
+func TestHandOverBacklog(t *testing.T) {
+	calls := script()
+	stream, starts := encodeScript(calls)
+	for cut := starts[2]; cut <= len(stream); cut++ {
+		synctest.Test(t, func(t *testing.T) {
+			d := newDisk(8192)
+			d.before = func(op string, off, n int64) error { time.Sleep(time.Second); return nil }
+			unread := handOver(t, d, stream, cut, calls, server.Options{MaxInFlight: 1})
+			// One request is executed, one has left the buffer and waits for its turn.
+			if want := cut - starts[2]; len(unread) != want {
+				t.Errorf("cut at %d: %d bytes unread, want %d", cut, len(unread), want)
+			}
+		})
+	}
+}
+
+// handOver sends stream[:cut] to one Conn and the rest to another, which gets what the first left unread, too. It checks that
+// each call is answered exactly once, and returns what was unread. To be called in a synctest bubble.
+func handOver(t *testing.T, d *disk, stream []byte, cut int, calls []call, o server.Options) []byte {
+	t.Helper()
+	e := export(t, d, o)
+	ours, theirs := net.Pipe()
+	defer ours.Close()
+	replies := make(chan reply, 2*len(calls))
+	go func() {
+		defer close(replies)
+		for {
+			p, err := readReply(ours, func(cookie uint64) int {
+				if calls[cookie].op == cmdRead {
+					return int(calls[cookie].length)
+				}
+				return 0
+			})
+			if err != nil {
+				return
+			}
+			replies <- p
+		}
+	}()
+
+	first := e.NewConn(theirs, nil)
+	result := make(chan error, 1)
+	go func() { result <- first.Transmit() }()
+	ours.Write(stream[:cut])
+	synctest.Wait()
+	if err := first.Shutdown(t.Context()); err != nil {
+		t.Errorf("cut at %d: %v", cut, err)
+	}
+	checkError(t, <-result, server.ErrShutdown)
+	unread := slices.Clone(first.Unread())
+
+	second := e.NewConn(theirs, first.Unread())
+	go func() { result <- second.Transmit() }()
+	ours.Write(stream[cut:])
+	ours.Write(call{op: cmdDisc}.encode(0))
+	checkError(t, <-result, nil)
+	second.Close()
+
+	answered := make([]int, len(calls))
+	for p := range replies {
+		answered[p.cookie]++
+		if wantErr := calls[p.cookie].offset == 1<<40; (p.errno != 0) != wantErr {
+			t.Errorf("cut at %d: request %d got error %d", cut, p.cookie, p.errno)
+		}
+	}
+	for i, n := range answered {
+		if n != 1 {
+			t.Errorf("cut at %d: request %d was answered %d times", cut, i, n)
+		}
+	}
+	if st := e.Stats(); total(st) != len(calls) || st.InFlight != 0 {
+		t.Errorf("cut at %d: stats of both connections: %+v", cut, st)
+	}
+	return unread
+}
+
+func sorted(s []string) []string { slices.Sort(s); return s }
+
+// TestShutdownWaits holds that Shutdown ends with its context, that what is in flight is answered all the same, and that a
+// second Shutdown can wait for it.
+func TestShutdownWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDisk(8192)
+		d.before = func(string, int64, int64) error { time.Sleep(time.Minute); return nil }
+		s := connect(t, export(t, d, server.Options{}))
+		got := s.start(call{op: cmdRead, length: 512})
+
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		checkError(t, s.conn.Shutdown(ctx), context.DeadlineExceeded)
+		if s.conn.Unread() != nil {
+			t.Error("Unread gives something while requests are in flight")
+		}
+		checkError(t, s.conn.Shutdown(t.Context()), nil)
+		select {
+		case p := <-got:
+			if p.errno != 0 {
+				t.Errorf("error %d", p.errno)
+			}
+		default:
+			t.Error("Shutdown returned before the reply")
+		}
+		checkError(t, <-s.err, server.ErrShutdown)
+	})
+}
+
+// TestLifeCycle holds what each method does in each phase of a connection's life.
+func TestLifeCycle(t *testing.T) {
+	e := export(t, newDisk(8192), server.Options{})
+	newConn := func() (*server.Conn, net.Conn) {
+		ours, theirs := net.Pipe()
+		t.Cleanup(func() { ours.Close(); theirs.Close() })
+		return e.NewConn(theirs, []byte("ahead")), ours
+	}
+
+	c, _ := newConn()
+	checkError(t, c.Shutdown(t.Context()), nil)
+	if got := string(c.Unread()); got != "ahead" {
+		t.Errorf("never served, unread %q", got)
+	}
+	checkError(t, c.Transmit(), server.ErrShutdown)
+
+	c, _ = newConn()
+	checkError(t, c.Close(), nil)
+	checkError(t, c.Close(), nil)
+	checkError(t, c.Transmit(), net.ErrClosed)
+
+	s := connect(t, e)
+	s.expect(0, call{op: cmdRead, length: 512})
+	checkError(t, s.conn.Transmit(), errAny)
+	s.expect(0, call{op: cmdRead, length: 512})
+	s.conn.Close()
+	checkError(t, <-s.err, net.ErrClosed)
+	checkError(t, s.conn.Shutdown(t.Context()), nil)
+	if st := e.Stats(); st.Read.Requests != 2 {
+		t.Errorf("%d reads counted, want 2", st.Read.Requests)
+	}
+}
+
+// TestCloseFreesBlockedReplies has a client that never takes its replies: Close must end the connection all the same.
+func TestCloseFreesBlockedReplies(t *testing.T) {
+	e := export(t, newDisk(1<<20), server.Options{})
+	ours, theirs := socketpair(t)
+	conn := e.NewConn(theirs, nil)
+	result := make(chan error, 1)
+	go func() { result <- conn.Transmit() }()
+	for i := range 32 {
+		if _, err := ours.Write((call{op: cmdRead, length: 1 << 20}).encode(uint64(i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := io.ReadFull(ours, make([]byte, 16)); err != nil { // It does serve.
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := conn.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a shutdown that cannot send its replies: %v", err)
+	}
+	conn.Close()
+	checkError(t, <-result, net.ErrClosed)
+}
+
+// TestUnreadIsExecuted starts a connection with whole requests received by somebody else, more than a receive buffer holds.
+func TestUnreadIsExecuted(t *testing.T) {
+	d := newDisk(1 << 20)
+	var ahead []byte
+	var want []string
+	for i := range 300 {
+		q := call{op: cmdWrite, offset: uint64(i) * 512, data: make([]byte, 512)}
+		ahead = append(ahead, q.encode(uint64(i))...)
+		want = append(want, fmt.Sprintf("write %d+512", q.offset))
+	}
+	ahead = append(ahead, call{op: cmdDisc}.encode(0)...)
+	ours, theirs := socketpair(t)
+	conn := export(t, d, server.Options{}).NewConn(theirs, ahead)
+	result := make(chan error, 1)
+	go func() { result <- conn.Transmit() }()
+	for i := range 300 {
+		if _, err := readReply(ours, func(uint64) int { return 0 }); err != nil {
+			t.Fatalf("reply %d: %v", i, err)
+		}
+	}
+	checkError(t, <-result, nil)
+	if diff := cmp.Diff(sorted(want), sorted(d.history())); diff != "" {
+		t.Errorf("calls of the backend (-want +got):\n%s", diff)
+	}
+}
