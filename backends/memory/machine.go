@@ -92,7 +92,7 @@ func (m machine) number(name string) (int64, bool) {
 		return 0, false
 	}
 	v, err := strconv.ParseInt(string(bytes.TrimSpace(b)), 10, 64)
-	return v, err == nil && v >= 0
+	return v, err == nil && v >= 0 && v <= maxSize
 }
 
 // field finds the number after name at the start of a line.

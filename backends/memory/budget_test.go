@@ -1,0 +1,73 @@
+package memory
+
+import (
+	"errors"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestBudgetLimit(t *testing.T) {
+	b := newBudget(100)
+	for _, step := range []struct {
+		take int64
+		want error
+		used int64
+	}{
+		{60, nil, 60}, {41, syscall.ENOSPC, 60}, {40, nil, 100}, {1, syscall.ENOSPC, 100}, {-30, nil, 70}, {30, nil, 100},
+	} {
+		var err error
+		if step.take < 0 {
+			b.give(-step.take)
+		} else {
+			err = b.take(step.take)
+		}
+		if !errors.Is(err, step.want) || b.inUse() != step.used {
+			t.Fatalf("take %d: %v and %d in use, want %v and %d", step.take, err, b.inUse(), step.want, step.used)
+		}
+	}
+}
+
+// The machine is asked once in a lease, when the lease is old, and whenever it
+// might have to be no.
+func TestBudgetAsksTheMachine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked, spare := 0, int64(40<<20)
+		b := &budget{spare: func() (int64, bool) { asked++; return spare, true }}
+		take := func(n int64, want error, wantAsked int) {
+			t.Helper()
+			if err := b.take(n); !errors.Is(err, want) || asked != wantAsked {
+				t.Fatalf("take %d: %v after %d questions, want %v after %d", n, err, asked, want, wantAsked)
+			}
+		}
+		take(1<<20, nil, 1)
+		for range 15 {
+			take(1<<20, nil, 1)
+		}
+		take(1<<20, nil, 2) // the lease is used up
+		time.Sleep(leaseTime + 1)
+		take(1<<20, nil, 3) // too old
+		spare = 3 << 20
+		time.Sleep(leaseTime + 1)
+		take(1<<20, nil, 4) // a lease of no more than there is
+		take(2<<20, nil, 4)
+		take(3<<20, nil, 5)
+		spare = 1<<20 - 1
+		take(1<<20, syscall.ENOSPC, 6)
+		take(1, nil, 7) // a no is forgotten at once: somebody may have freed memory
+		spare = -5
+		time.Sleep(leaseTime + 1)
+		take(1, syscall.ENOSPC, 8)
+		if got, want := b.inUse(), int64(24<<20+1); got != want {
+			t.Errorf("%d in use, want %d", got, want)
+		}
+	})
+}
+
+func TestBudgetWithoutKnowledge(t *testing.T) {
+	b := &budget{spare: func() (int64, bool) { return 0, false }}
+	if err := b.take(1 << 40); err != nil {
+		t.Errorf("nobody knows what the machine has: %v", err)
+	}
+}
