@@ -81,24 +81,53 @@ func disconnectOne(ctx context.Context, c *cli.Context, store *host.Store, name 
 		return err
 	}
 	defer client.Close()
-	err = client.Detach(ctx, d.Index, nbdnl.DetachOptions{Identifier: d.Identifier, Any: !d.ours(), Force: force})
-	var busy *nbdnl.BusyError
-	switch {
-	case errors.As(err, &busy) && busy.Disconnected:
-		fmt.Fprintf(c.App.ErrWriter, "nbdctl: warning: %v\n", err)
-		return nil
-	case busy != nil:
-		return fmt.Errorf("%w; unmount or close it, or use --force", err)
-	case err != nil:
+	free, err := detach(ctx, c, client, d, force)
+	if err != nil {
+		if errors.Is(err, nbdnl.ErrBusy) {
+			err = fmt.Errorf("%w; unmount or close it, or use --force", err)
+		}
 		return err
 	}
-	if d.entry != nil {
+	// The process stays for as long as the corpse of a device is held.
+	if d.entry != nil && free {
 		if err := d.entry.Wait(ctx); err != nil {
 			return err
 		}
 	}
 	_, err = fmt.Fprintf(c.App.Writer, "nbd%d disconnected\n", d.Index)
 	return err
+}
+
+// detach takes the device away and tells whether its index is free. What
+// forcing it cost is a warning: it was asked for.
+func detach(ctx context.Context, c *cli.Context, client *nbdnl.Client, d device, force bool) (free bool, err error) {
+	if d.state() == nbdnl.StateOrphaned && !force {
+		// No server is left to write anything to, which is no reason to keep
+		// the device. Its users are.
+		holders, err := nbdnl.Holders(d.Index)
+		if err != nil {
+			return false, err
+		}
+		if len(holders) != 0 {
+			return false, &nbdnl.BusyError{Index: d.Index, Holders: holders}
+		}
+		force = true
+	}
+	err = client.Detach(ctx, d.Index, nbdnl.DetachOptions{Identifier: d.Identifier, Any: !d.HasIdentifier, Force: force})
+	if err == nil || !force {
+		return err == nil, err
+	}
+	var busy *nbdnl.BusyError
+	if errors.As(err, &busy) && busy.Disconnected {
+		warn(c, []string{err.Error()})
+		return false, nil
+	}
+	now, statusErr := client.Status(ctx, d.Index)
+	if statusErr != nil || now.Connected() && now.OwnerTID == d.OwnerTID && now.Identifier == d.Identifier {
+		return false, err
+	}
+	warn(c, []string{err.Error()})
+	return true, nil
 }
 
 // allowed refuses, in this order, a device that is not connected, one that is
