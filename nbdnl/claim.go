@@ -22,7 +22,10 @@ type Claimed struct {
 //
 // Claims are locks on files below /run/nbdctl/claims, or claims in the directory that the environment
 // variable NBDCTL_STATE_DIR names; a file is removed when its claim is released.
-func Claim(ctx context.Context, index int) (*Claimed, error) { return new(System).claim(ctx, index) }
+func Claim(ctx context.Context, index int) (*Claimed, error) {
+	c, err := new(System).claim(ctx, index)
+	return c, newError("claim", index, err)
+}
 
 // Release gives the claim up.
 func (c *Claimed) Release() error {
@@ -33,25 +36,25 @@ func (c *Claimed) Release() error {
 
 func (s *System) claim(ctx context.Context, index int) (*Claimed, error) {
 	if index < 0 || index > maxIndex {
-		return nil, newError("claim", index, os.ErrInvalid)
+		return nil, fmt.Errorf("index is not within 0 and %d: %w", maxIndex, os.ErrInvalid)
 	}
 	path := filepath.Join(s.stateDir(), "claims", name(index))
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, newError("claim", index, err)
+		return nil, err
 	}
 	pause := newBackoff()
 	defer pause.stop()
 	for {
 		c, err := tryClaim(path)
 		if err != nil {
-			return nil, newError("claim", index, err)
+			return nil, err
 		}
 		if c != nil {
 			return c, nil
 		}
 		// flock(2) itself can't be waited for together with a context.
 		if err := pause.wait(ctx, nil); err != nil {
-			return nil, newError("claim", index, fmt.Errorf("another process is at work on it: %w", err))
+			return nil, fmt.Errorf("another process is at work on it: %w", err)
 		}
 	}
 }

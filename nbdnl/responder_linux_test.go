@@ -2,6 +2,7 @@ package nbdnl_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -12,19 +13,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A responder is the least that can serve a device: reads are zeroes, writes are forgotten, everything
-// succeeds. This package can't use the real server, which must be free to use this package's.
+// A responder is the least that can serve a device: everything succeeds, nothing is checked. This
+// package can't use the real server, which must be free to use this package's.
 type responder struct {
-	// kernel is the end to pass to Connect.
-	kernel syscall.Conn
-	// ours is the other one.
-	ours net.Conn
-	// done is closed when the kernel has disconnected or the connection has ended.
+	kernel syscall.Conn // the end to pass to Connect
+	ours   net.Conn     // the other one
+
+	// data is the disk. Without it reads are zeroes, and writes are forgotten.
+	data []byte
+	// stuck makes it stop reading, after the next request's header, until gate is closed.
+	stuck atomic.Bool
+	gate  chan struct{}
+
+	writes, flushes atomic.Int64
+	// unflushed counts the bytes written since the last flush.
+	unflushed atomic.Int64
+	// done is closed when the kernel has said that it disconnects, or the connection has ended.
 	done chan struct{}
-	// flushes counts the flush requests that were answered.
-	flushes atomic.Int64
-	// frozen, when it is set, keeps replies back until it is closed.
-	frozen chan struct{}
 }
 
 // Request types and magics: sections "Request message" and "Simple reply message" of the NBD protocol.
@@ -37,55 +42,75 @@ const (
 	cmdFlush     = 3
 )
 
-// serve starts a responder, which ends with the test at the latest.
-func serve(t testing.TB) *responder { return serveFrozen(t, nil) }
-
-func serveFrozen(t testing.TB, frozen chan struct{}) *responder {
+// serve starts a responder without data.
+func serve(t testing.TB) *responder {
 	t.Helper()
-	kernel, ours := socketpair(t)
-	r := &responder{kernel: kernel, ours: ours, done: make(chan struct{}), frozen: frozen}
-	go r.loop()
+	return newResponder(t).start(t)
+}
+
+func newResponder(t testing.TB) *responder {
+	t.Helper()
+	r := &responder{gate: make(chan struct{}), done: make(chan struct{})}
+	r.kernel, r.ours = socketpair(t)
+	return r
+}
+
+// start serves until the connection ends, with the test at the latest.
+func (r *responder) start(t testing.TB) *responder {
+	go func() {
+		defer close(r.done)
+		for r.answer() == nil {
+		}
+	}()
 	t.Cleanup(func() {
-		ours.Close()
-		kernel.Close()
+		r.ours.Close()
+		r.kernel.(net.Conn).Close()
 		<-r.done
 	})
 	return r
 }
 
-func (r *responder) loop() {
-	defer close(r.done)
-	buf := make([]byte, 1<<20)
-	for {
-		var req [28]byte
-		if _, err := io.ReadFull(r.ours, req[:]); err != nil || binary.BigEndian.Uint32(req[:]) != requestMagic {
-			return
-		}
-		length := int(binary.BigEndian.Uint32(req[24:]))
-		reply := binary.BigEndian.AppendUint32(nil, replyMagic)
-		reply = append(reply, 0, 0, 0, 0)
-		reply = append(reply, req[8:16]...)
-		switch binary.BigEndian.Uint16(req[6:]) {
-		case cmdDisc:
-			return
-		case cmdRead:
-			reply = append(reply, make([]byte, length)...)
-		case cmdWrite:
-			for n := length; n > 0; n -= min(n, len(buf)) {
-				if _, err := io.ReadFull(r.ours, buf[:min(n, len(buf))]); err != nil {
-					return
-				}
-			}
-		case cmdFlush:
-			r.flushes.Add(1)
-		}
-		if r.frozen != nil {
-			<-r.frozen
-		}
-		if _, err := r.ours.Write(reply); err != nil {
-			return
-		}
+// answer serves one request.
+func (r *responder) answer() error {
+	var req [28]byte
+	if _, err := io.ReadFull(r.ours, req[:]); err != nil {
+		return err
 	}
+	if binary.BigEndian.Uint32(req[:]) != requestMagic {
+		return errors.New("bad request magic")
+	}
+	if r.stuck.Load() {
+		<-r.gate
+	}
+	offset, length := binary.BigEndian.Uint64(req[16:]), int(binary.BigEndian.Uint32(req[24:]))
+	reply := binary.BigEndian.AppendUint32(nil, replyMagic)
+	reply = append(reply, 0, 0, 0, 0)
+	reply = append(reply, req[8:16]...)
+	switch binary.BigEndian.Uint16(req[6:]) {
+	case cmdDisc:
+		return io.EOF
+	case cmdRead:
+		block := make([]byte, length)
+		if r.data != nil {
+			copy(block, r.data[offset:])
+		}
+		reply = append(reply, block...)
+	case cmdWrite:
+		block := make([]byte, length)
+		if _, err := io.ReadFull(r.ours, block); err != nil {
+			return err
+		}
+		if r.data != nil {
+			copy(r.data[offset:], block)
+		}
+		r.writes.Add(1)
+		r.unflushed.Add(int64(length))
+	case cmdFlush:
+		r.flushes.Add(1)
+		r.unflushed.Store(0)
+	}
+	_, err := r.ours.Write(reply)
+	return err
 }
 
 // socketpair returns a pair of connected Unix stream sockets.
