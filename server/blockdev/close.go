@@ -1,0 +1,125 @@
+package blockdev
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl"
+)
+
+const (
+	// closePatience bounds Close.
+	closePatience = 30 * time.Second
+	// hangPatience is how long the kernel may take for a forced disconnect, whose bounded steps before it included. Then the
+	// connections are cut: a kernel that cannot send its NBD_CMD_DISC, because the server has stopped reading, goes on at that.
+	hangPatience = 15 * time.Second
+)
+
+// Disconnect ends the device in good order: it makes sure that nobody uses it, writes what is cached, disconnects, and waits until
+// the index is free and no request is served any more. If somebody uses the device, the error is a *nbdnl.BusyError that says who,
+// and the device goes on; so it does after any other error before the disconnect. A device that has gone already, by
+// whomever's doing, is no error.
+func (d *Device) Disconnect(ctx context.Context) error {
+	select {
+	case d.ending <- struct{}{}:
+		defer func() { <-d.ending }()
+	case <-ctx.Done():
+		return fmt.Errorf("blockdev: %s is being ended by another call: %w", d.Path(), context.Cause(ctx))
+	}
+	if d.ended {
+		return nil
+	}
+	if !d.disconnected() {
+		if err := d.detach(ctx, false); err != nil {
+			return err
+		}
+	}
+	if err := d.await(ctx); err != nil {
+		return err
+	}
+	d.ended = true
+	return d.release()
+}
+
+// Close ends the device even if somebody uses it, who gets I/O errors from then on. What is cached is written first, if the backend
+// takes it within a few seconds. Close returns when the index is free and no request is served any more, after 30 seconds at the
+// latest; the error says what was lost or is left. A device that has gone already is no error. Further calls do nothing.
+func (d *Device) Close() error {
+	d.ending <- struct{}{}
+	defer func() { <-d.ending }()
+	if d.ended {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), closePatience)
+	defer cancel()
+	d.ended = true
+	return errors.Join(d.end(ctx), d.release())
+}
+
+// end disconnects the device by force and ends its connections.
+func (d *Device) end(ctx context.Context) error {
+	hung := time.AfterFunc(hangPatience, d.cut)
+	defer hung.Stop()
+	var err error
+	if !d.disconnected() {
+		err = d.detach(ctx, true)
+	}
+	if err != nil && !d.gone(ctx) {
+		d.cut() // It is no device any more, even if the kernel keeps it.
+	}
+	if late := d.await(ctx); late != nil {
+		d.cut()
+		err = errors.Join(err, late)
+	}
+	return err
+}
+
+// detach has the kernel disconnect the device. That it has gone already is no error.
+func (d *Device) detach(ctx context.Context, force bool) error {
+	err := d.client.Detach(ctx, d.index, nbdnl.DetachOptions{Identifier: d.Identifier(), Force: force})
+	if errors.Is(err, errors.ErrUnsupported) && d.Err() == nil {
+		// This kernel keeps no identifiers. As long as one connection lives the device is ours; later there is nothing to tell
+		// it from one that somebody else has connected since.
+		err = d.client.Detach(ctx, d.index, nbdnl.DetachOptions{Any: true, Force: force})
+	}
+	missing := errors.Is(err, nbdnl.ErrNotConnected) || errors.Is(err, nbdnl.ErrNotOwner) || errors.Is(err, os.ErrNotExist)
+	if missing && d.gone(ctx) {
+		return nil
+	}
+	return err
+}
+
+// disconnected reports whether the kernel has announced the end of the device and nothing is served any more.
+func (d *Device) disconnected() bool {
+	select {
+	case <-d.done:
+		return d.err == nil
+	default:
+		return false
+	}
+}
+
+// gone reports whether the kernel's device is not connected, or is another by now.
+func (d *Device) gone(ctx context.Context) bool {
+	st, err := d.client.Status(ctx, d.index)
+	if err != nil {
+		return errors.Is(err, os.ErrNotExist)
+	}
+	return !st.Connected() || st.HasIdentifier && st.Identifier != d.Identifier()
+}
+
+// await waits until nothing is served any more.
+func (d *Device) await(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, closePatience)
+	defer cancel()
+	select {
+	case <-d.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("blockdev: %s: %d requests are still in the backend: %w",
+			d.Path(), d.export.Stats().InFlight, context.Cause(ctx))
+	}
+}

@@ -1,0 +1,175 @@
+package blockdev
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"syscall"
+	"time"
+
+	"github.com/nbdctl/nbdctl/backends"
+	"github.com/nbdctl/nbdctl/nbdnl"
+)
+
+// anyIndex stands for one of the kernel's choice.
+const anyIndex = -1
+
+// undoPatience bounds the undoing of a connect that failed half-way.
+const undoPatience = 10 * time.Second
+
+// Connect makes b a block device whose index the kernel chooses, and returns when the device can be used: the kernel shows what
+// was asked for, the device node is there, the partitions are scanned, and the first block can be read. The backend must stay open
+// until Done.
+//
+// If anything fails, or ctx ends first, everything is undone and nothing is left behind. The error matches nbdnl.ErrNoDriver,
+// os.ErrPermission, nbdnl.ErrBusy, errors.ErrUnsupported (a block size that this kernel lacks), or is one of the backend.
+func Connect(ctx context.Context, b backends.Backend, o Options) (*Device, error) {
+	return machine{}.connect(ctx, anyIndex, b, o)
+}
+
+// ConnectIndex is like Connect for the device /dev/nbd<index>, which is created if it does not exist. If it is in use the error
+// matches nbdnl.ErrBusy; one that somebody merely has open for a moment, as udev does, is waited for.
+func ConnectIndex(ctx context.Context, index int, b backends.Backend, o Options) (*Device, error) {
+	if index < 0 {
+		return nil, fmt.Errorf("blockdev: there is no device with index %d", index)
+	}
+	return machine{}.connect(ctx, index, b, o)
+}
+
+func (m machine) connect(ctx context.Context, index int, b backends.Backend, o Options) (*Device, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	d, err := m.newDevice(b, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.attach(ctx, index); err != nil {
+		return nil, errors.Join(err, d.release())
+	}
+	probe := d.newProbe()
+	if err := d.ready(ctx, probe); err != nil {
+		return nil, errors.Join(err, d.abandon(ctx, probe), d.release())
+	}
+	return d, nil
+}
+
+// newDevice checks what can be checked before anything is touched.
+func (m machine) newDevice(b backends.Backend, o Options) (*Device, error) {
+	if b == nil {
+		return nil, errors.New("blockdev: no backend")
+	}
+	dev := backends.Probe(b)
+	o = o.complete(dev)
+	e, err := o.export(b)
+	if err != nil {
+		return nil, err
+	}
+	if n := runtime.NumCPU(); o.Connections > n {
+		o.Logger.Warn("more connections than processors: the kernel sends nothing over the others",
+			"connections", o.Connections, "processors", n)
+	}
+	d := &Device{
+		machine:    m,
+		client:     o.Client,
+		export:     e,
+		options:    o,
+		flags:      kernelFlags(e, dev),
+		maxRequest: dev.BlockSizes.Maximum,
+		log:        o.Logger,
+		index:      anyIndex,
+		done:       make(chan struct{}),
+		ending:     make(chan struct{}, 1),
+	}
+	if d.client == nil {
+		if d.client, err = nbdnl.New(); err != nil {
+			return nil, err
+		}
+		d.ownsClient = true
+	}
+	return d, nil
+}
+
+// attach serves fresh connections and hands their other ends to the kernel. On error the connections are gone.
+func (d *Device) attach(ctx context.Context, index int) error {
+	l, err := openLinks(d.options.Connections, d.machine.sendBuffer(), d.log)
+	if err != nil {
+		return fmt.Errorf("blockdev: connection to the kernel: %w", err)
+	}
+	// From here on the kernel has references of its own. A copy that stayed open here would keep the other end from seeing that
+	// the kernel has let go of a connection.
+	defer l.closeKernelEnds()
+
+	// The kernel's first request can come before its answer to the connect: udev opens the device as soon as it appears.
+	d.serve(l.server)
+	if err := d.command(ctx, index, l.kernel); err != nil {
+		d.cut()
+		return errors.Join(err, d.await(context.WithoutCancel(ctx)))
+	}
+	return nil
+}
+
+// command has the kernel connect the device.
+func (d *Device) command(ctx context.Context, index int, sockets []syscall.Conn) error {
+	c := nbdnl.Config{
+		Sockets:         sockets,
+		Size:            d.export.Size(),
+		BlockSize:       d.export.BlockSize(),
+		Flags:           d.flags,
+		Timeout:         d.options.Timeout,
+		DeadConnTimeout: d.options.DeadTimeout,
+		Identifier:      d.options.Identifier,
+	}
+	if index == anyIndex {
+		var err error
+		d.index, err = d.client.Connect(ctx, c)
+		return err
+	}
+	// Whoever is about to disconnect the index at this moment is done with it once the claim is ours.
+	claim, err := nbdnl.Claim(ctx, index)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := claim.Release(); err != nil {
+			d.log.Warn("claim was not released", "device", nbdnl.Path(index), "err", err)
+		}
+	}()
+	d.index = index
+	return d.client.ConnectIndex(ctx, index, c)
+}
+
+// abandon takes down a device that did not become ready.
+func (d *Device) abandon(ctx context.Context, p *probe) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
+	defer cancel()
+	if !p.pending() {
+		return d.end(ctx)
+	}
+	// The open hangs in the kernel, waiting for the backend, and any other open would queue up behind it. A bare disconnect frees
+	// it; nobody has written anything that could be lost.
+	err := d.client.Disconnect(ctx, d.index, d.Identifier())
+	if errors.Is(err, errors.ErrUnsupported) {
+		err = d.client.DisconnectAny(ctx, d.index) // No identifiers here; we have connected it just now.
+	}
+	switch {
+	case d.gone(ctx):
+		err = nil
+	case err != nil:
+		d.cut()
+	}
+	err = errors.Join(err, p.wait(ctx), d.await(ctx))
+	if !d.gone(ctx) { // Somebody else has it open: the kernel keeps it for so long.
+		err = errors.Join(err, d.client.WaitFree(ctx, d.index))
+	}
+	return err
+}
+
+// release closes what the device had opened for itself.
+func (d *Device) release() error {
+	if !d.ownsClient {
+		return nil
+	}
+	return d.client.Close()
+}

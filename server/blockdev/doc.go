@@ -1,0 +1,31 @@
+// Package blockdev makes a backend a block device of the running Linux kernel.
+//
+// [Connect] joins the two halves that the other packages are: it serves the backend with package server over socketpairs, and
+// has the kernel connect their other ends with package nbdnl. All of it lives in the calling process, and the device with it:
+//
+//	dev, err := blockdev.Connect(ctx, disk, blockdev.Options{})
+//	if err != nil { … }
+//	defer dev.Close()
+//
+// It needs the nbd module, and CAP_SYS_ADMIN in the initial user namespace.
+//
+// # Deadlocks
+//
+// The kernel waits for the server, so a server that waits for the kernel may wait for ever. These are the ways in which that
+// happens:
+//
+//   - The serving process uses its own device. Reading, writing and syncing it with system calls works, for each blocks a thread
+//     only. Mapping it, or a file on it, into memory does not: a goroutine that waits in a page fault keeps its processor, and the
+//     garbage collector waits for that, and the server that could end the fault for the garbage collector. Nor should the process have its
+//     working directory, its binary, its log or its swap space there.
+//   - The backend uses the device, directly or through a file system: a request that must wait for another request of the same
+//     device to be answered first. The same holds for two devices each of which is stored on the other.
+//   - Memory is short. The kernel writes dirty pages to the device in order to free memory, and the server needs memory to
+//     take them. Keep the backend from growing while it serves, write backing files with direct I/O or without, protect the process
+//     (mlockall, oom_score_adj -1000), and leave the machine some room. A timeout ends such a wait at the price of I/O errors.
+//   - A backend that waits for ever. The requests behind it wait too, once [Options].MaxInFlight are in it, and so does everyone who
+//     opens the device. The kernel gives up a request after [Options].Timeout; nobody can take it back from the backend, and Close
+//     reports that it is still there. A backend that waits for a network takes its own timeout, shorter than the device's.
+//   - A lock that a backend holds while it calls Close or Disconnect of its own device: both write what is cached, which needs the
+//     backend.
+package blockdev

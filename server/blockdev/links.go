@@ -1,0 +1,33 @@
+package blockdev
+
+import (
+	"net"
+	"syscall"
+)
+
+// links are fresh connections: what the server has and what is for the kernel, in the same order.
+type links struct {
+	server []*net.UnixConn
+	kernel []syscall.Conn
+
+	kernelEnds []*net.UnixConn // the same as kernel
+}
+
+func (l *links) add(server, kernel *net.UnixConn) {
+	l.server = append(l.server, server)
+	l.kernel = append(l.kernel, kernel)
+	l.kernelEnds = append(l.kernelEnds, kernel)
+}
+
+func (l *links) closeKernelEnds() {
+	for _, c := range l.kernelEnds {
+		c.Close()
+	}
+}
+
+func (l *links) close() {
+	l.closeKernelEnds()
+	for _, c := range l.server {
+		c.Close()
+	}
+}

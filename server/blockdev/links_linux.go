@@ -1,0 +1,53 @@
+package blockdev
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// openLinks makes n connections. Unless sendBuffer is 0, the kernel's ends get a send buffer of that many bytes.
+func openLinks(n, sendBuffer int, log *slog.Logger) (*links, error) {
+	l := new(links)
+	for range n {
+		// Nobody else must hold a copy: the kernel notices that its server has died only when all copies are closed.
+		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			l.close()
+			return nil, fmt.Errorf("socketpair: %w", err)
+		}
+		if sendBuffer > 0 {
+			// Needs CAP_NET_ADMIN. A smaller one is a risk and no failure.
+			if err := unix.SetsockoptInt(fds[1], unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer); err != nil {
+				log.Warn("send buffer of the kernel's connection was not enlarged", "bytes", sendBuffer, "err", err)
+			}
+		}
+		server, serverErr := unixConn(fds[0])
+		kernel, kernelErr := unixConn(fds[1])
+		if err := errors.Join(serverErr, kernelErr); err != nil {
+			for _, c := range []*net.UnixConn{server, kernel} {
+				if c != nil {
+					c.Close()
+				}
+			}
+			l.close()
+			return nil, err
+		}
+		l.add(server, kernel)
+	}
+	return l, nil
+}
+
+// unixConn makes a connection of a descriptor, which is used up.
+func unixConn(fd int) (*net.UnixConn, error) {
+	f := os.NewFile(uintptr(fd), "nbd")
+	c, err := net.FileConn(f) // with a descriptor of its own
+	if err = errors.Join(err, f.Close()); err != nil {
+		return nil, err
+	}
+	return c.(*net.UnixConn), nil
+}

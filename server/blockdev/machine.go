@@ -1,0 +1,120 @@
+package blockdev
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/nbdctl/nbdctl/nbdnl"
+)
+
+// A machine is where the devices are. The zero value is the running one; tests stand in front of another.
+type machine struct {
+	// root is the directory that holds sys and proc; empty is the root directory.
+	root string
+	// first opens the device node of that number ("43:96") and reads n bytes from its beginning; nil does so.
+	first func(ctx context.Context, path, number string, n int) error
+}
+
+// maxSectorsKB bounds the requests that the kernel sends, in KiB. Each index keeps the setting of its last user, so it is always
+// made. Larger requests gain little and cost memory: 128 of them may be in flight on each connection.
+const maxSectorsKB = 1024
+
+// bigSendBuffer, in bytes, holds what the kernel sends ahead.
+const bigSendBuffer = 8 << 20
+
+// breaksSends reports whether this kernel loses a connection when a signal, which the Go runtime sends all the time, arrives at
+// a thread that is in the middle of sending a request: seen with 6.12, not with 6.1 (which sends from a kernel thread), mended in
+// 7.2 (nbd_pending_cmd_work). Nothing shows it but the version. It was not seen with a send buffer so large that sends do not
+// block, nor without a scheduler.
+func (m machine) breaksSends() bool {
+	b, err := os.ReadFile(m.path("proc/sys/kernel/osrelease"))
+	if err != nil {
+		return false
+	}
+	major, minor := parseRelease(string(b))
+	afterSix1 := major > 6 || major == 6 && minor > 1
+	beforeSeven2 := major < 7 || major == 7 && minor < 2
+	return afterSix1 && beforeSeven2
+}
+
+// parseRelease returns the first two numbers of a kernel release such as "6.1.0-31-amd64", and zeroes for what it does not know.
+func parseRelease(release string) (major, minor int) {
+	if n, _ := fmt.Sscanf(release, "%d.%d", &major, &minor); n < 2 {
+		return 0, 0
+	}
+	return major, minor
+}
+
+// sendBuffer returns the size in bytes that the kernel's ends of the connections need for their send buffers; 0: the default.
+func (m machine) sendBuffer() int {
+	if m.breaksSends() {
+		return bigSendBuffer
+	}
+	return 0
+}
+
+// tune makes the settings of the device's queue. What fails is logged, for the device works without, unless requests could come
+// that are longer than the backend takes (maximum, in bytes; 0: no limit).
+func (m machine) tune(index, maximum int, log *slog.Logger) error {
+	if m.breaksSends() {
+		m.set(index, "scheduler", "none", log)
+	}
+	kb := maxSectorsKB
+	if hardware, err := m.number(index, "max_hw_sectors_kb"); err == nil {
+		kb = min(kb, hardware)
+	}
+	if maximum > 0 {
+		kb = min(kb, maximum>>10)
+	}
+	m.set(index, "max_sectors_kb", strconv.Itoa(kb), log)
+	if maximum == 0 {
+		return nil
+	}
+	if now, err := m.number(index, "max_sectors_kb"); err != nil || now > maximum>>10 {
+		return fmt.Errorf("blockdev: %s: the kernel's longest request can't be limited to the %d bytes that the backend takes",
+			nbdnl.Path(index), maximum)
+	}
+	return nil
+}
+
+// set writes a setting of the device's queue.
+func (m machine) set(index int, setting, value string, log *slog.Logger) {
+	if err := os.WriteFile(m.queue(index, setting), []byte(value), 0o644); err != nil {
+		log.Warn("setting of the device's queue was not made", "device", nbdnl.Path(index), "value", value, "err", err)
+	}
+}
+
+// number reads a setting of the device's queue.
+func (m machine) number(index int, setting string) (int, error) {
+	b, err := os.ReadFile(m.queue(index, setting))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(b)))
+}
+
+// use opens the device and reads its first block.
+func (m machine) use(ctx context.Context, index, blockSize int) error {
+	number, err := os.ReadFile(m.path("sys/block", filepath.Base(nbdnl.Path(index)), "dev"))
+	if err != nil {
+		return err
+	}
+	first := m.first
+	if first == nil {
+		first = readFirst
+	}
+	return first(ctx, nbdnl.Path(index), strings.TrimSpace(string(number)), blockSize)
+}
+
+func (m machine) queue(index int, setting string) string {
+	return m.path("sys/block", filepath.Base(nbdnl.Path(index)), "queue", setting)
+}
+
+func (m machine) path(elem ...string) string {
+	return filepath.Join(append([]string{m.root, "/"}, elem...)...)
+}

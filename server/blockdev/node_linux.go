@@ -1,0 +1,64 @@
+package blockdev
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// nodePatience is how long the device node may take to appear; devtmpfs makes it before the connect returns, udev or mdev
+	// soon after.
+	nodePatience = 5 * time.Second
+	// nodeInterval is how often it is looked for.
+	nodeInterval = 10 * time.Millisecond
+)
+
+// readFirst opens the node at path, makes sure that it is the block device with that number ("43:96"), and reads n bytes from
+// its beginning. The wait for the node ends with ctx; the open and the read end when the kernel lets them.
+func readFirst(ctx context.Context, path, number string, n int) error {
+	f, err := openNode(ctx, path)
+	if err != nil {
+		return err
+	}
+	defer f.Close() // Nothing was written.
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return fmt.Errorf("%s is not a block device", path)
+	}
+	if got := fmt.Sprintf("%d:%d", unix.Major(uint64(st.Rdev)), unix.Minor(uint64(st.Rdev))); got != number {
+		return fmt.Errorf("%s has the number %s, the kernel's device has %s: it is a stale node", path, got, number)
+	}
+	_, err = f.ReadAt(make([]byte, n), 0)
+	return err
+}
+
+// openNode opens a device node that may not be there yet. Read-only: the end of a write access would make udev look at the device
+// again.
+func openNode(ctx context.Context, path string) (*os.File, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, nodePatience,
+		fmt.Errorf("it does not appear: is /dev not the kernel's devtmpfs, as in a container?"))
+	defer cancel()
+	look := time.NewTicker(nodeInterval)
+	defer look.Stop()
+	for {
+		f, err := os.OpenFile(path, os.O_RDONLY, 0)
+		if !errors.Is(err, os.ErrNotExist) {
+			return f, err
+		}
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %w", err, context.Cause(ctx))
+		}
+	}
+}

@@ -1,0 +1,106 @@
+package blockdev
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/nbdctl/nbdctl/nbdnl"
+)
+
+// ready returns when the device is what was asked for and can be used.
+func (d *Device) ready(ctx context.Context, p *probe) error {
+	if err := d.machine.tune(d.index, d.maxRequest, d.log); err != nil {
+		return err
+	}
+	if err := d.verify(ctx); err != nil {
+		return err
+	}
+	return d.open(ctx, p)
+}
+
+// verify compares what the kernel shows with what it was told: kernels differ in what they accept and in what they make of it.
+func (d *Device) verify(ctx context.Context) error {
+	st, err := d.client.Status(ctx, d.index)
+	if err != nil {
+		return err
+	}
+	switch {
+	case st.State != nbdnl.StateLive:
+		return fmt.Errorf("blockdev: %s is %s right after it was connected: somebody has disconnected it", d.Path(), st.State)
+	case st.HasIdentifier && st.Identifier != d.Identifier():
+		return fmt.Errorf("blockdev: %s has the identifier %q right after it was connected as %q: somebody has taken its place",
+			d.Path(), st.Identifier, d.Identifier())
+	case st.Size != d.Size():
+		return fmt.Errorf("blockdev: %s: the kernel shows a size of %d bytes instead of %d", d.Path(), st.Size, d.Size())
+	case st.BlockSize != d.BlockSize():
+		return fmt.Errorf("blockdev: %s: the kernel shows a block size of %d bytes instead of %d", d.Path(), st.BlockSize, d.BlockSize())
+	case st.ReadOnly != d.ReadOnly():
+		return fmt.Errorf("blockdev: %s: the kernel shows read-only %t instead of %t", d.Path(), st.ReadOnly, d.ReadOnly())
+	}
+	return nil
+}
+
+// open opens the device and reads its first block.
+func (d *Device) open(ctx context.Context, p *probe) error {
+	p.start(ctx)
+	select {
+	case <-p.finished:
+	case <-ctx.Done():
+		return fmt.Errorf("blockdev: %s: the first open and read did not come to an end: %w", d.Path(), context.Cause(ctx))
+	case <-d.done:
+		return fmt.Errorf("blockdev: %s was disconnected before it was ready: %w", d.Path(), errors.Join(nbdnl.ErrNotConnected, d.err))
+	}
+	if p.err == nil {
+		return nil
+	}
+	// The user of a block device sees nothing but EIO; the backend has said more.
+	if last := d.export.LastError(); last != nil {
+		return fmt.Errorf("blockdev: %w (%w)", p.err, last)
+	}
+	return fmt.Errorf("blockdev: %w", p.err)
+}
+
+// A probe is the first use of a new device. The open makes the kernel scan the partitions, which reads from the backend and
+// blocks where neither a context nor a signal reaches: hence a goroutine of its own.
+type probe struct {
+	use      func(context.Context) error
+	started  bool
+	finished chan struct{} // closed after err is set
+	err      error
+}
+
+func (d *Device) newProbe() *probe {
+	return &probe{
+		use:      func(ctx context.Context) error { return d.machine.use(ctx, d.index, d.BlockSize()) },
+		finished: make(chan struct{}),
+	}
+}
+
+func (p *probe) start(ctx context.Context) {
+	p.started = true
+	go func() {
+		defer close(p.finished)
+		p.err = p.use(ctx)
+	}()
+}
+
+// pending reports whether the use has begun and not ended.
+func (p *probe) pending() bool {
+	select {
+	case <-p.finished:
+		return false
+	default:
+		return p.started
+	}
+}
+
+// wait returns when the use has ended, however it did.
+func (p *probe) wait(ctx context.Context) error {
+	select {
+	case <-p.finished:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("blockdev: the kernel does not return from the first open: %w", context.Cause(ctx))
+	}
+}
