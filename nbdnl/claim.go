@@ -22,8 +22,12 @@ type Claimed struct {
 //
 // Claims are locks on files below /run/nbdctl/claims, or claims in the directory that the environment
 // variable NBDCTL_STATE_DIR names; a file is removed when its claim is released.
-func Claim(ctx context.Context, index int) (*Claimed, error) {
-	c, err := new(System).claim(ctx, index)
+func Claim(ctx context.Context, index int) (*Claimed, error) { return System{}.Claim(ctx, index) }
+
+// Claim is the function Claim for the system. The claims of a system with a Root of its own are below
+// that root.
+func (s System) Claim(ctx context.Context, index int) (*Claimed, error) {
+	c, err := s.claim(ctx, index)
 	return c, newError("claim", index, err)
 }
 

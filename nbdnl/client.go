@@ -145,7 +145,7 @@ func (c *Client) connect(ctx context.Context, index int, cfg Config) (int, error
 	}
 	later, cancel := delayed(ctx, undoGrace)
 	defer cancel()
-	index, err := do(later, c.slots, func() (int, error) {
+	connected, err := do(later, c.slots, func() (int, error) {
 		fds, err := dupSockets(cfg.Sockets)
 		if err != nil {
 			return 0, err
@@ -163,10 +163,10 @@ func (c *Client) connect(ctx context.Context, index int, cfg Config) (int, error
 		}
 	})
 	if err != nil || ctx.Err() == nil {
-		return index, err
+		return connected, err
 	}
 	_, err = do(later, c.slots, func() (struct{}, error) {
-		return struct{}{}, c.undoConnect(index, cfg.Identifier)
+		return struct{}{}, c.undoConnect(connected, cfg.Identifier)
 	}, nil)
 	return 0, errors.Join(context.Cause(ctx), err)
 }

@@ -19,8 +19,11 @@ import (
 //
 // It does not find a process that has mapped the device and closed the descriptor, nor kernel users
 // that leave no trace; most of those show when the device is opened exclusively.
-func Holders(index int) ([]Holder, error) {
-	holders, err := new(System).holders(index, descriptor{})
+func Holders(index int) ([]Holder, error) { return System{}.Holders(index) }
+
+// Holders is the function Holders for the system.
+func (s System) Holders(index int) ([]Holder, error) {
+	holders, err := s.holders(index, descriptor{})
 	return holders, newError("holders", index, err)
 }
 

@@ -29,14 +29,16 @@ type Kernel struct {
 	options Options
 	tree    tree
 
-	// genl is genl_mutex: commands run one after the other, so that one which blocks blocks all.
-	genl sync.Mutex
+	// genl is genl_mutex: commands run one after the other, so that one which blocks blocks all. It has
+	// room for one, and is no sync.Mutex, which package synctest does not see through.
+	genl chan struct{}
 
 	mu      sync.Mutex // guards all below, and the devices
 	devices map[int]*device
 	gates   map[Command]chan struct{}
 	errnos  map[Command]syscall.Errno
 	mute    map[Command]bool
+	counts  map[Command]int
 	readers map[*ueventReader]bool
 	nextPID int
 }
@@ -53,11 +55,13 @@ func New(t testing.TB, o Options) *Kernel {
 	k := &Kernel{
 		t:       t,
 		options: o,
+		genl:    make(chan struct{}, 1),
 		tree:    tree{t: t, root: t.TempDir()},
 		devices: make(map[int]*device),
 		gates:   make(map[Command]chan struct{}),
 		errnos:  make(map[Command]syscall.Errno),
 		mute:    make(map[Command]bool),
+		counts:  make(map[Command]int),
 		readers: make(map[*ueventReader]bool),
 		nextPID: 4000,
 	}
@@ -123,6 +127,14 @@ func (k *Kernel) Block(c Command) (unblock func()) {
 	return unblock
 }
 
+// Commands returns how many commands of that kind were given, those that wait for another one to end
+// included.
+func (k *Kernel) Commands(c Command) int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.counts[c]
+}
+
 // Hold lets a made-up process open the device, until the function that it returns is called.
 func (k *Kernel) Hold(index int) (pid int, release func()) {
 	k.mu.Lock()
@@ -156,6 +168,19 @@ func (k *Kernel) Mount(index int, point string) (unmount func()) {
 		d.exclusive = false
 		d.put()
 	})
+}
+
+// ConnectIoctl makes the device appear as connected by ioctls, with no socket behind it, until somebody
+// disconnects it.
+func (k *Kernel) ConnectIoctl(index int, size uint64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	d := k.add(index)
+	d.hold()
+	d.config.ref, d.config.shown = true, true
+	k.tree.write(itoa(os.Getpid())+"\n", attribute(index, "pid"))
+	k.tree.size(index, size)
+	k.announce("change", index)
 }
 
 // Partition makes a partition of the device appear, as the scan within an open does.

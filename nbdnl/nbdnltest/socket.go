@@ -42,13 +42,24 @@ func (s *socket) Send(m netlink.Message) error {
 	default:
 	}
 	k := s.kernel
-	k.genl.Lock()
-	defer k.genl.Unlock()
+	k.count(m)
+	k.genl <- struct{}{}
 	replies := k.handle(m)
+	<-k.genl
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.datagrams = append(s.datagrams, replies...)
 	return nil
+}
+
+// count notes a command of the family.
+func (k *Kernel) count(m netlink.Message) {
+	if m.Header.Type != familyID || len(m.Data) == 0 {
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.counts[Command(m.Data[0])]++ // genlmsghdr begins with the command
 }
 
 // SendMessages executes commands.

@@ -1,0 +1,116 @@
+package nbdnl
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestDo(t *testing.T) {
+	t.Run("passes on what comes in time", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			failure := errors.New("failure")
+			late := func(int, error) { t.Error("what came in time is late") }
+			if v, err := do(t.Context(), nil, func() (int, error) { return 7, nil }, late); v != 7 || err != nil {
+				t.Errorf("got %d, %v", v, err)
+			}
+			if _, err := do(t.Context(), nil, func() (int, error) { return 0, failure }, late); err != failure {
+				t.Errorf("got %v, want %v", err, failure)
+			}
+		})
+	})
+	t.Run("leaves behind what does not", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			cause := errors.New("patience is over")
+			ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, cause)
+			defer cancel()
+			got := make(chan int, 1)
+			_, err := do(ctx, nil, func() (int, error) {
+				time.Sleep(time.Minute)
+				return 7, nil
+			}, func(v int, err error) { got <- v })
+			if !errors.Is(err, errNoAnswer) || !errors.Is(err, cause) {
+				t.Errorf("got %v", err)
+			}
+			if v := <-got; v != 7 {
+				t.Errorf("late value is %d", v)
+			}
+		})
+	})
+	t.Run("bounds what is under way", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			slots := make(chan struct{}, 1)
+			stuck := make(chan struct{})
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			for range 3 {
+				if _, err := do(ctx, slots, func() (int, error) { <-stuck; return 0, nil }, nil); err == nil {
+					t.Error("a stuck command has ended")
+				}
+			}
+			ran := false
+			ctx, cancel = context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			if _, err := do(ctx, slots, func() (int, error) { ran = true; return 0, nil }, nil); err == nil || ran {
+				t.Error("a command ran beside the one that is stuck")
+			}
+			close(stuck)
+			if _, err := do(t.Context(), slots, func() (int, error) { return 0, nil }, nil); err != nil {
+				t.Errorf("the slot is not free again: %v", err)
+			}
+		})
+	})
+}
+
+func TestDelayed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cause := errors.New("cause")
+		ctx, end := context.WithCancelCause(t.Context())
+		later, cancel := delayed(ctx, time.Second)
+		defer cancel()
+		end(cause)
+		begin := time.Now()
+		<-later.Done()
+		if d := time.Since(begin); d != time.Second || context.Cause(later) != cause {
+			t.Errorf("ended after %v, for %v", d, context.Cause(later))
+		}
+		// Not begun to end: canceling leaves no timer and no goroutine, or the bubble would not end.
+		_, cancel = delayed(t.Context(), time.Hour)
+		cancel()
+	})
+}
+
+func TestBackoff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBackoff()
+		defer b.stop()
+		var pauses []time.Duration
+		pause := func(wake <-chan struct{}) {
+			begin := time.Now()
+			if err := b.wait(t.Context(), wake); err != nil {
+				t.Fatal(err)
+			}
+			pauses = append(pauses, time.Since(begin)/time.Millisecond)
+		}
+		for range 8 {
+			pause(nil)
+		}
+		woken := make(chan struct{}, 1)
+		woken <- struct{}{}
+		pause(woken)
+		pause(nil)
+		want := []time.Duration{1, 2, 4, 8, 16, 32, 50, 50, 0, 1}
+		for i := range want {
+			if pauses[i] != want[i] {
+				t.Fatalf("pauses of %v ms, want %v", pauses, want)
+			}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := b.wait(ctx, nil); !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
