@@ -7,4 +7,6 @@ import (
 	"log/slog"
 )
 
-func openLinks(n, sendBuffer int, log *slog.Logger) (*links, error) { return nil, errors.ErrUnsupported }
+func openLinks(n, sendBuffer int, log *slog.Logger) (*links, error) {
+	return nil, errors.ErrUnsupported
+}

@@ -13,18 +13,18 @@ func (d *Device) ready(ctx context.Context, p *probe) error {
 	if err := d.machine.tune(d.index, d.maxRequest, d.log); err != nil {
 		return err
 	}
-	if err := d.verify(ctx); err != nil {
+	st, err := d.client.Status(ctx, d.index)
+	if err != nil {
+		return err
+	}
+	if err := d.verify(st); err != nil {
 		return err
 	}
 	return d.open(ctx, p)
 }
 
 // verify compares what the kernel shows with what it was told: kernels differ in what they accept and in what they make of it.
-func (d *Device) verify(ctx context.Context) error {
-	st, err := d.client.Status(ctx, d.index)
-	if err != nil {
-		return err
-	}
+func (d *Device) verify(st nbdnl.Status) error {
 	switch {
 	case st.State != nbdnl.StateLive:
 		return fmt.Errorf("blockdev: %s is %s right after it was connected: somebody has disconnected it", d.Path(), st.State)

@@ -1,0 +1,219 @@
+package blockdev
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
+)
+
+// connected returns a device on a fake kernel.
+func connected(t *testing.T) (*nbdnltest.Kernel, *Device) {
+	t.Helper()
+	k, m, o := lab(t)
+	o.Connections = 2
+	d, err := m.connect(t.Context(), anyIndex, newStore(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return k, d
+}
+
+func isDone(d *Device) bool {
+	select {
+	case <-d.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// TestDisconnectHeld holds that a device in use goes on, and says who uses it.
+func TestDisconnectHeld(t *testing.T) {
+	k, d := connected(t)
+	unmount := k.Mount(d.Index(), "/mnt/data")
+	err := d.Disconnect(t.Context())
+	var busy *nbdnl.BusyError
+	if !errors.As(err, &busy) || len(busy.Holders) != 1 || busy.Holders[0].Path != "/mnt/data" {
+		t.Errorf("error %v, want a BusyError that names the mount", err)
+	}
+	if isDone(d) || k.Setting(d.Index()).Sockets != 2 {
+		t.Error("the device does not go on")
+	}
+	unmount()
+	if err := d.Disconnect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !isDone(d) || d.Err() != nil {
+		t.Errorf("done %t, error %v after the disconnect", isDone(d), d.Err())
+	}
+	if err := d.Disconnect(t.Context()); err != nil {
+		t.Errorf("second disconnect: %v", err)
+	}
+	if err := d.Close(); err != nil {
+		t.Errorf("close after disconnect: %v", err)
+	}
+	checkClean(t, k)
+}
+
+// TestCloseHeld holds that Close ends a device in use, and says that its index is not free.
+func TestCloseHeld(t *testing.T) {
+	k, d := connected(t)
+	_, release := k.Hold(d.Index())
+	err := d.Close()
+	var busy *nbdnl.BusyError
+	if !errors.As(err, &busy) || !busy.Disconnected {
+		t.Errorf("error %v, want a BusyError that says disconnected", err)
+	}
+	if !isDone(d) || d.Err() != nil {
+		t.Errorf("done %t, error %v after Close", isDone(d), d.Err())
+	}
+	if err := d.Close(); err != nil {
+		t.Errorf("second Close: %v", err)
+	}
+	release()
+	checkClean(t, k)
+}
+
+// TestUnwritable holds that a device whose cache can't be written goes on at Disconnect, and that Close says what is lost.
+func TestUnwritable(t *testing.T) {
+	k, d := connected(t)
+	k.FailSync(d.Index(), syscall.ENOSPC)
+	if err := d.Disconnect(t.Context()); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("Disconnect: %v, want ENOSPC", err)
+	}
+	if isDone(d) {
+		t.Error("the device does not go on")
+	}
+	if err := d.Close(); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("Close: %v, want ENOSPC", err)
+	}
+	if !isDone(d) || d.Err() != nil {
+		t.Errorf("done %t, error %v after Close", isDone(d), d.Err())
+	}
+	checkClean(t, k)
+}
+
+// TestDisconnectedByOther holds that the device notices, and that there is nothing left to end.
+func TestDisconnectedByOther(t *testing.T) {
+	k, d := connected(t)
+	other := k.Client()
+	if err := other.Disconnect(t.Context(), d.Index(), d.Identifier()); err != nil {
+		t.Fatal(err)
+	}
+	<-d.Done()
+	if d.Err() != nil {
+		t.Errorf("ended with %v", d.Err())
+	}
+	// The index may be another's by now, which must be left alone.
+	next, err := d.machine.connect(t.Context(), d.Index(), newStore(), Options{Client: other})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(d.Disconnect(t.Context()), d.Close()); err != nil {
+		t.Errorf("ending what has gone: %v", err)
+	}
+	if isDone(next) {
+		t.Error("another's device was ended")
+	}
+	if err := next.Close(); err != nil {
+		t.Error(err)
+	}
+	checkClean(t, k)
+}
+
+// TestDeadConnections holds that the loss of one connection is survived, that of all ends the device, and that Close then removes
+// what the kernel has kept.
+func TestDeadConnections(t *testing.T) {
+	k, d := connected(t)
+	d.conns[1].Close()
+	if st := k.Setting(d.Index()); isDone(d) || st.Sockets != 2 {
+		t.Errorf("after one connection was lost: done %t, %d sockets", isDone(d), st.Sockets)
+	}
+	d.conns[0].Close()
+	<-d.Done()
+	if !errors.Is(d.Err(), net.ErrClosed) {
+		t.Errorf("ended with %v", d.Err())
+	}
+	if k.Setting(d.Index()).Sockets != 2 {
+		t.Error("the kernel has let go of the device by itself")
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	checkClean(t, k)
+}
+
+// TestTransmitVerdict tells a goodbye from a connection that merely ends.
+func TestTransmitVerdict(t *testing.T) {
+	_, d := connected(t)
+	for _, tt := range []struct {
+		sent string
+		want error
+	}{
+		{"\x25\x60\x95\x13\x00\x00\x00\x02" + string(make([]byte, 20)), nil}, // NBD_CMD_DISC
+		{"", io.ErrUnexpectedEOF},
+		{"\x25\x60\x95\x13", io.ErrUnexpectedEOF},
+	} {
+		kernel, ours := net.Pipe()
+		go func() { io.WriteString(kernel, tt.sent); kernel.Close() }()
+		if err := transmit(0, d.Export().NewConn(ours, nil)); !errors.Is(err, tt.want) {
+			t.Errorf("after %q: %v, want %v", tt.sent, err, tt.want)
+		}
+	}
+}
+
+// TestManyEnds calls everything that ends a device at once.
+func TestManyEnds(t *testing.T) {
+	k, d := connected(t)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			if err := d.Disconnect(t.Context()); err != nil {
+				t.Errorf("Disconnect: %v", err)
+			}
+		})
+		wg.Go(func() {
+			if err := d.Close(); err != nil {
+				t.Errorf("Close: %v", err)
+			}
+		})
+	}
+	wg.Wait()
+	if !isDone(d) || d.Err() != nil {
+		t.Errorf("done %t, error %v", isDone(d), d.Err())
+	}
+	checkClean(t, k)
+}
+
+// TestStuckKernel has the kernel not answer: calls end with their context, and the device can be ended later.
+func TestStuckKernel(t *testing.T) {
+	k, d := connected(t)
+	unblock := k.Block(nbdnltest.Disconnect)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	first := make(chan error, 1)
+	go func() { first <- d.Disconnect(ctx) }()
+	if err := d.Disconnect(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("one of two: %v", err)
+	}
+	if err := <-first; !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the other of two: %v", err)
+	}
+	unblock()
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	if !isDone(d) || d.Err() != nil {
+		t.Errorf("done %t, error %v", isDone(d), d.Err())
+	}
+	checkClean(t, k)
+}
