@@ -312,7 +312,7 @@ func TestOldKernel(t *testing.T) {
 	w, k := fakeWorld(t, nbdnltest.Options{Release: "5.10.0-30-amd64"})
 	cfg := unserved(t)
 	index := w.connect(cfg)
-	if err := os.Chmod(k.Path("sys/block/nbd0/pid"), 0); err != nil {
+	if err := os.WriteFile(k.Path("sys/block/nbd0/pid"), []byte("was read"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	want := nbdnl.Status{Index: index, State: nbdnl.StateLive, Size: mebi, BlockSize: 512, Mode: nbdnl.ModeUnknown}

@@ -72,6 +72,16 @@ func (w world) wantDetached(index int, identifier string) {
 	w.wantState(index, nbdnl.StateIdle)
 }
 
+// The example of this package does what it says.
+func TestKernelExample(t *testing.T) {
+	nbdnltest.RequireKernel(t)
+	r := serve(t)
+	if err := attach(t.Context(), r.kernel.(*net.UnixConn)); err != nil {
+		t.Fatal(err)
+	}
+	<-r.done
+}
+
 func TestKernelDetachWritesWhatIsCached(t *testing.T) {
 	w := kernelWorld(t)
 	cfg, r := disk(t, 4)

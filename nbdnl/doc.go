@@ -1,0 +1,52 @@
+// Package nbdnl controls the Linux kernel's network block devices: it connects sockets to /dev/nbdN,
+// looks at devices, and disconnects them, by the kernel's generic netlink family.
+//
+// # Connecting
+//
+// A [Client] gives the kernel sockets whose other ends speak the transmission phase of the NBD protocol,
+// be they of a TCP connection to a server elsewhere, after the handshake, or of a socket pair that this
+// process serves itself (package server/blockdev does that). [Client.Connect] lets the kernel choose the
+// device, which is free of races; [Client.ConnectIndex] asks for one.
+//
+// Start to serve the sockets before connecting them: the first program that opens the device waits for
+// its partition table. Give every device an identifier of its own ([NewIdentifier]) and a timeout. The
+// identifier is the only way to know a device again: indexes are used anew, and the owner in sysfs is
+// the number of a thread.
+//
+// # Disconnecting
+//
+// The kernel's own command, [Client.Disconnect], drops what is cached, succeeds for a mounted device,
+// and leaves a husk on which all I/O fails and whose index stays taken until its last user lets go.
+// [Client.Detach] does what one means instead: it refuses a device that is another's or in use, and says
+// whose and by whom; it writes what is cached, disconnects, and returns when the index is free.
+//
+// Programs that use this package keep out of each other's way with claims on indexes ([Claim]), which
+// Detach takes by itself. The kernel knows nothing of claims, and has no disconnect on a condition:
+// between the last look at the identifier and the command, a few microseconds, a program that does not
+// claim could put another device in the place of this one.
+//
+// # State
+//
+// The kernel's status command reports as "connected" what is merely open, and goes on to do so for what
+// is disconnected. [Client.Status] and [Client.Devices] put it together with sysfs and need no
+// privilege. They can't see which connections of a device are dead, or that another process has
+// disconnected a device that is still held.
+//
+// # Blocking
+//
+// A command runs inside the call that sends it, under a lock that all of generic netlink shares, and
+// sleeps there where no signal reaches it: a disconnect for as long as a send to a server that has
+// stopped reading takes (for ever, without a timeout), and everybody else's commands behind it. So each
+// runs in a goroutine of its own, and the methods return when their context ends, with an error that
+// matches the context's; what a late connect did is undone. At most eight commands of a Client, and as
+// many threads, wait in the kernel at a time. Always pass a context that ends.
+//
+// # Kernels
+//
+// Seen to work with Linux 6.1. Before 5.14 there are no identifiers, and a device's mode is unknown.
+// Up to 6.1 only processes in the initial network namespace find the driver. FlagSendWriteZeroes and
+// FlagRotational are ignored before 6.12. Block sizes beyond the page size need 7.2 with transparent
+// huge pages. Changing devices takes CAP_SYS_ADMIN in the initial user namespace, always.
+//
+// On other systems than Linux everything returns errors.ErrUnsupported.
+package nbdnl

@@ -1,0 +1,48 @@
+package nbdnl_test
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"net"
+	"syscall"
+	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl"
+)
+
+// A connection that was made elsewhere, its handshake done, becomes a block device.
+func ExampleClient_Connect() {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := attach(ctx, dialExport()); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// attach makes a device of a connection to an export of 1 MiB, and detaches it again.
+func attach(ctx context.Context, conn *net.UnixConn) error {
+	client, err := nbdnl.New()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+
+	id := nbdnl.NewIdentifier("example")
+	index, err := client.Connect(ctx, nbdnl.Config{
+		Sockets:    []syscall.Conn{conn},
+		Size:       1 << 20,
+		BlockSize:  512,
+		Flags:      nbdnl.FlagSendFlush,
+		Timeout:    30 * time.Second,
+		Identifier: id,
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Println("ready:", nbdnl.Path(index))
+	return client.Detach(ctx, index, nbdnl.DetachOptions{Identifier: id})
+}
+
+// dialExport stands for whatever makes the connection and negotiates.
+func dialExport() *net.UnixConn { return new(net.UnixConn) }
