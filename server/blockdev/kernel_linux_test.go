@@ -393,7 +393,7 @@ func TestKernelCancel(t *testing.T) {
 		b := newRecorder(1 << 20)
 		limit := time.Minute
 		if i > 0 {
-			limit = rng.N(2 * whole)
+			limit = time.Duration(rng.Int64N(int64(2 * whole)))
 		}
 		start, want := time.Now(), context.DeadlineExceeded
 		switch i % 3 {
