@@ -1,11 +1,13 @@
 package nbdnl_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"io"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -19,7 +21,8 @@ type responder struct {
 	kernel syscall.Conn // the end to pass to Connect
 	ours   net.Conn     // the other one
 
-	// data is the disk. Without it reads are zeroes, and writes are forgotten.
+	// data is the disk; without it reads are zeroes, and writes are forgotten. The mutex guards it.
+	mu   sync.Mutex
 	data []byte
 	// stuck makes it stop reading, after the next request's header, until gate is closed.
 	stuck atomic.Bool
@@ -70,6 +73,13 @@ func (r *responder) start(t testing.TB) *responder {
 	return r
 }
 
+// begins reports whether the disk's content begins with want.
+func (r *responder) begins(want []byte) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return bytes.HasPrefix(r.data, want)
+}
+
 // answer serves one request.
 func (r *responder) answer() error {
 	var req [28]byte
@@ -91,18 +101,22 @@ func (r *responder) answer() error {
 		return io.EOF
 	case cmdRead:
 		block := make([]byte, length)
+		r.mu.Lock()
 		if r.data != nil {
 			copy(block, r.data[offset:])
 		}
+		r.mu.Unlock()
 		reply = append(reply, block...)
 	case cmdWrite:
 		block := make([]byte, length)
 		if _, err := io.ReadFull(r.ours, block); err != nil {
 			return err
 		}
+		r.mu.Lock()
 		if r.data != nil {
 			copy(r.data[offset:], block)
 		}
+		r.mu.Unlock()
 		r.writes.Add(1)
 		r.unflushed.Add(int64(length))
 	case cmdFlush:
