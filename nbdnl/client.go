@@ -159,16 +159,13 @@ func (c *Client) connect(ctx context.Context, index int, cfg Config) (int, error
 	}, func(index int, err error) {
 		if err == nil {
 			// Nobody is there to hear of an error; the device shows as connected.
-			_ = c.undoConnect(index, cfg.Identifier)
+			_ = c.undoConnect(context.WithoutCancel(ctx), index, cfg.Identifier)
 		}
 	})
 	if err != nil || ctx.Err() == nil {
 		return connected, err
 	}
-	_, err = do(later, c.slots, func() (struct{}, error) {
-		return struct{}{}, c.undoConnect(connected, cfg.Identifier)
-	}, nil)
-	return 0, errors.Join(context.Cause(ctx), err)
+	return 0, errors.Join(context.Cause(ctx), c.undoConnect(later, connected, cfg.Identifier))
 }
 
 // findIdentifier returns the index of the device that carries the identifier: it is connected, only
@@ -189,13 +186,17 @@ func (c *Client) findIdentifier(identifier string, cause error) (int, error) {
 	return 0, cause
 }
 
-// undoConnect disconnects a device that nobody waits for any more.
-func (c *Client) undoConnect(index int, identifier string) error {
+// undoConnect disconnects a device that nobody waits for any more. Whoever may be probing it has a
+// moment to let go of it.
+func (c *Client) undoConnect(ctx context.Context, index int, identifier string) error {
 	l, err := c.sysfs.life(index)
 	if err != nil || l.identified && l.identifier != identifier {
 		return err // gone already, and perhaps another's by now
 	}
-	return c.driver.disconnect(index)
+	if err := c.disconnect(ctx, index, l); err != nil {
+		return err
+	}
+	return c.waitRelease(ctx, index, l)
 }
 
 // explainConnect adds to a refusal what is known of its reason. The kernel itself tells it to its log
@@ -253,10 +254,14 @@ func (c *Client) reconfigure(ctx context.Context, index int, identifier string, 
 	if err := u.validate(); err != nil {
 		return err
 	}
-	if _, err := c.owned(index, identifier); err != nil {
+	l, err := c.owned(index, identifier)
+	if err != nil {
 		return err
 	}
-	_, err := do(ctx, c.slots, func() (struct{}, error) {
+	if c.hasDisconnected(index, l) {
+		return fmt.Errorf("%w, only held", ErrNotConnected)
+	}
+	_, err = do(ctx, c.slots, func() (struct{}, error) {
 		fds, err := dupSockets(u.Sockets)
 		if err != nil {
 			return struct{}{}, err

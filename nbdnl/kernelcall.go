@@ -39,10 +39,10 @@ func do[T any](ctx context.Context, slots chan struct{}, f func() (T, error), la
 	answer := make(chan outcome)
 	abandoned := make(chan struct{})
 	go func() {
-		if slots != nil {
-			defer func() { <-slots }()
-		}
 		value, err := f()
+		if slots != nil {
+			<-slots // before late, which may need one
+		}
 		select {
 		case answer <- outcome{value, err}:
 		case <-abandoned:

@@ -64,6 +64,28 @@ func TestDo(t *testing.T) {
 	})
 }
 
+// What is late may need the slot that it had.
+func TestDoLateNeedsSlot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slots := make(chan struct{}, 1)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		undone := make(chan error, 1)
+		_, err := do(ctx, slots, func() (int, error) { time.Sleep(time.Minute); return 0, nil }, func(int, error) {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			defer cancel()
+			_, err := do(ctx, slots, func() (int, error) { return 0, nil }, nil)
+			undone <- err
+		})
+		if !errors.Is(err, errNoAnswer) {
+			t.Errorf("got %v", err)
+		}
+		if err := <-undone; err != nil {
+			t.Errorf("undo: %v", err)
+		}
+	})
+}
+
 func TestDelayed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cause := errors.New("cause")

@@ -109,9 +109,15 @@ func (w world) status(index int) nbdnl.Status {
 	return s
 }
 
+// wantState waits until the device is in that state: udev may be looking at it, which makes it held or
+// keeps it from going idle.
 func (w world) wantState(index int, want nbdnl.State) {
 	w.Helper()
-	if s := w.status(index); s.State != want {
+	s := w.status(index)
+	for patience := time.Now().Add(3 * time.Second); s.State != want && time.Now().Before(patience); s = w.status(index) {
+		<-time.After(5 * time.Millisecond)
+	}
+	if s.State != want {
 		w.Errorf("%s is %v, want %v", nbdnl.Path(index), s.State, want)
 	}
 }
@@ -153,6 +159,7 @@ var scenarios = []struct {
 		}
 		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
 		<-r.done
+		w.wantState(index, nbdnl.StateIdle)
 		want = nbdnl.Status{Index: index, State: nbdnl.StateIdle, BlockSize: 512}
 		if diff := cmp.Diff(want, w.status(index)); diff != "" {
 			w.Errorf("status of a disconnected device (-want +got):\n%s", diff)
@@ -207,6 +214,7 @@ var scenarios = []struct {
 	{"what is not connected can't be disconnected", func(w world) {
 		index := w.connect(config(serve(w)))
 		w.wantDone("disconnect any", w.DisconnectAny(w.Context(), index))
+		w.wantState(index, nbdnl.StateIdle)
 		w.wantError(w.Disconnect(w.Context(), index, ""), nbdnl.ErrNotConnected)
 		w.wantError(w.DisconnectAny(w.Context(), index), nbdnl.ErrNotConnected)
 		w.wantError(w.Detach(w.Context(), index, nbdnl.DetachOptions{Any: true}), nbdnl.ErrNotConnected)
@@ -233,6 +241,7 @@ var scenarios = []struct {
 		release := w.hold(index)
 		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
 		w.wantState(index, nbdnl.StateDisconnecting)
+		w.wantError(w.Reconfigure(w.Context(), index, cfg.Identifier, nbdnl.Update{}), nbdnl.ErrNotConnected)
 		ctx, cancel := context.WithTimeout(w.Context(), 50*time.Millisecond)
 		defer cancel()
 		w.wantError(w.WaitFree(ctx, index), context.DeadlineExceeded)
@@ -315,6 +324,7 @@ var scenarios = []struct {
 			w.Errorf("size is %d, want %d", got, size)
 		}
 		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+		w.wantState(index, nbdnl.StateIdle)
 		w.wantError(w.Reconfigure(w.Context(), index, cfg.Identifier, nbdnl.Update{Size: &size}), nbdnl.ErrNotConnected)
 	}},
 	{"read-only and several sockets", func(w world) {
