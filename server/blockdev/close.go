@@ -80,9 +80,8 @@ func (d *Device) end(ctx context.Context) error {
 // detach has the kernel disconnect the device. That it has gone already is no error.
 func (d *Device) detach(ctx context.Context, force bool) error {
 	err := d.client.Detach(ctx, d.index, nbdnl.DetachOptions{Identifier: d.Identifier(), Force: force})
-	if errors.Is(err, errors.ErrUnsupported) && d.Err() == nil {
-		// This kernel keeps no identifiers. As long as one connection lives the device is ours; later there is nothing to tell
-		// it from one that somebody else has connected since.
+	if errors.Is(err, errors.ErrUnsupported) && d.machine.same(d.index, d.birth) {
+		// This kernel keeps no identifiers, but this is the device that was made for us.
 		err = d.client.Detach(ctx, d.index, nbdnl.DetachOptions{Any: true, Force: force})
 	}
 	missing := errors.Is(err, nbdnl.ErrNotConnected) || errors.Is(err, nbdnl.ErrNotOwner) || errors.Is(err, os.ErrNotExist)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"syscall"
 	"testing"
@@ -14,10 +15,15 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
-// connected returns a device on a fake kernel.
+// connected returns a device on a fake kernel of today.
 func connected(t *testing.T) (*nbdnltest.Kernel, *Device) {
 	t.Helper()
-	k, m, o := lab(t)
+	return connectedOn(t, nbdnltest.Options{})
+}
+
+func connectedOn(t *testing.T, ko nbdnltest.Options) (*nbdnltest.Kernel, *Device) {
+	t.Helper()
+	k, m, o := labOn(t, ko)
 	o.Connections = 2
 	d, err := m.connect(t.Context(), anyIndex, newStore(), o)
 	if err != nil {
@@ -147,6 +153,48 @@ func TestDeadConnections(t *testing.T) {
 		t.Error("the kernel has let go of the device by itself")
 	}
 	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	checkClean(t, k)
+}
+
+// TestNoIdentifiers ends devices on a kernel that keeps no identifiers: living, dead, and replaced by another's.
+func TestNoIdentifiers(t *testing.T) {
+	old := nbdnltest.Options{Release: "5.10.0"}
+	k, d := connectedOn(t, old)
+	if err := d.Disconnect(t.Context()); err != nil {
+		t.Errorf("living: %v", err)
+	}
+	checkClean(t, k)
+
+	k, d = connectedOn(t, old)
+	d.cut()
+	<-d.Done()
+	if err := d.Close(); err != nil {
+		t.Errorf("dead: %v", err)
+	}
+	checkClean(t, k)
+
+	k, d = connectedOn(t, old)
+	// Unlike sysfs, this file system would use the number of a removed file again at once.
+	keep, err := os.Open(k.Path("sys/block/nbd0/pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer keep.Close()
+	d.cut()
+	<-d.Done()
+	if err := d.client.DisconnectAny(t.Context(), d.Index()); err != nil {
+		t.Fatal(err)
+	}
+	next, err := d.machine.connect(t.Context(), d.Index(), newStore(), Options{Client: d.client})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); !errors.Is(err, errors.ErrUnsupported) || isDone(next) {
+		t.Errorf("replaced: %v, and another's device was ended: %t", err, isDone(next))
+	}
+	if err := next.Close(); err != nil {
 		t.Error(err)
 	}
 	checkClean(t, k)

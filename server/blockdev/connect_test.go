@@ -38,7 +38,11 @@ func newStore() store { return store{Reader: bytes.NewReader(make([]byte, size))
 
 // lab is a machine with a fake kernel, whose devices are always readable.
 func lab(t *testing.T) (*nbdnltest.Kernel, machine, Options) {
-	k := nbdnltest.New(t, nbdnltest.Options{})
+	return labOn(t, nbdnltest.Options{})
+}
+
+func labOn(t *testing.T, o nbdnltest.Options) (*nbdnltest.Kernel, machine, Options) {
+	k := nbdnltest.New(t, o)
 	m := machine{
 		root:  k.Path(""),
 		first: func(context.Context, string, string, int) error { return nil },

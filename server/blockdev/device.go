@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 
 	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/server"
@@ -22,7 +23,8 @@ type Device struct {
 	maxRequest int // of the backend, in bytes; 0: no opinion
 	log        *slog.Logger
 
-	index int // set by attach
+	index int         // set by attach
+	birth os.FileInfo // of the kernel's device, to know it by where there are no identifiers; set by ready
 	conns []*server.Conn
 
 	done chan struct{} // closed when every Transmit has returned

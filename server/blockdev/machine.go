@@ -98,6 +98,22 @@ func (m machine) number(index int, setting string) (int, error) {
 	return strconv.Atoi(strings.TrimSpace(string(b)))
 }
 
+// birth returns the file that the kernel makes with a connection of that index and removes with it; nil if there is none.
+func (m machine) birth(index int) os.FileInfo {
+	// It is not read: Linux 5.10 looks up a thread that may have exited.
+	info, err := os.Stat(m.path("sys/block", filepath.Base(nbdnl.Path(index)), "pid"))
+	if err != nil {
+		return nil
+	}
+	return info
+}
+
+// same reports whether the connection of that index is still the one with that birth.
+func (m machine) same(index int, birth os.FileInfo) bool {
+	now := m.birth(index)
+	return now != nil && birth != nil && os.SameFile(now, birth)
+}
+
 // use opens the device and reads its first block.
 func (m machine) use(ctx context.Context, index, blockSize int) error {
 	number, err := os.ReadFile(m.path("sys/block", filepath.Base(nbdnl.Path(index)), "dev"))
