@@ -296,6 +296,64 @@ func TestDetachHeldByUnknown(t *testing.T) {
 	w.wantDetached(index, cfg.Identifier)
 }
 
+// A meddler is an open device that does something when it is synced.
+type meddler struct {
+	nbdnl.Device
+	sync func() error
+}
+
+func (m meddler) Sync() error { return m.sync() }
+
+// meddle returns a client whose devices do something when they are synced.
+func meddle(t *testing.T, k *nbdnltest.Kernel, sync func() error) *nbdnl.Client {
+	t.Helper()
+	system := k.System()
+	open := system.Open
+	system.Open = func(path string, flag int) (nbdnl.Device, error) {
+		d, err := open(path, flag)
+		return meddler{d, sync}, err
+	}
+	c, err := system.NewClient()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// The index may be another's by the time that the data is written.
+func TestDetachIndexUsedAnew(t *testing.T) {
+	w, k := fakeWorld(t, nbdnltest.Options{})
+	ours, theirs := unserved(t), unserved(t)
+	index := w.connect(ours)
+	// The kernel does not let go of an open device, so sysfs is made to show the other's at once.
+	swap := func(identifier string) error {
+		return os.WriteFile(k.Path("sys/block/nbd0/backend"), []byte(identifier+"\n"), 0o644)
+	}
+	for _, o := range []nbdnl.DetachOptions{{Identifier: ours.Identifier}, {Any: true}, {Any: true, Force: true}} {
+		if err := swap(ours.Identifier); err != nil {
+			t.Fatal(err)
+		}
+		c := meddle(t, k, func() error { return swap(theirs.Identifier) })
+		w.wantError(c.Detach(t.Context(), index, o), nbdnl.ErrNotOwner)
+		w.wantState(index, nbdnl.StateLive)
+	}
+	if n := k.Commands(nbdnltest.Disconnect); n != 0 {
+		t.Errorf("%d disconnects", n)
+	}
+}
+
+// Somebody may open the device while its data is being written.
+func TestDetachOpenedMeanwhile(t *testing.T) {
+	w, k := fakeWorld(t, nbdnltest.Options{})
+	cfg := unserved(t)
+	index := w.connect(cfg)
+	c := meddle(t, k, func() error { k.Hold(index); return nil })
+	err := c.Detach(t.Context(), index, nbdnl.DetachOptions{Identifier: cfg.Identifier})
+	w.wantError(err, nbdnl.ErrBusy)
+	w.wantState(index, nbdnl.StateLive)
+}
+
 func TestDetachDropsPartitions(t *testing.T) {
 	w, k := fakeWorld(t, nbdnltest.Options{})
 	cfg := unserved(t)

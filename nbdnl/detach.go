@@ -59,7 +59,7 @@ func (c *Client) detach(ctx context.Context, index int, o DetachOptions) (err er
 	opened, flushErr := c.flush(ctx, index, o.Force)
 	defer opened.close()
 	if flushErr != nil && (!o.Force || ctx.Err() != nil) {
-		return flushErr
+		return fmt.Errorf("%w; the device is left as it was", flushErr)
 	}
 	// The kernel has no disconnect on a condition, so this look is as late as can be.
 	now, err := c.lifeFor(index, o)

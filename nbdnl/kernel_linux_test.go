@@ -370,6 +370,76 @@ func TestKernelConnectCutShort(t *testing.T) {
 	}
 }
 
+// Two that attach and detach all the time do not notice each other.
+func TestKernelChurn(t *testing.T) {
+	w := kernelWorld(t)
+	done := make(chan struct{})
+	for range 2 {
+		go func() {
+			defer func() { done <- struct{}{} }()
+			for range 20 {
+				r := newResponder(t).start(t)
+				cfg := config(r)
+				index, err := w.Connect(t.Context(), cfg)
+				if err != nil {
+					t.Errorf("connect: %v", err)
+					return
+				}
+				if err := w.Detach(t.Context(), index, nbdnl.DetachOptions{Identifier: cfg.Identifier}); err != nil {
+					t.Errorf("detach: %v", err)
+					return
+				}
+			}
+		}()
+	}
+	<-done
+	<-done
+}
+
+// Two that want the same index get it one after the other, if they claim it.
+func TestKernelChurnOneIndex(t *testing.T) {
+	w := kernelWorld(t)
+	const index = 7
+	done := make(chan struct{})
+	for range 2 {
+		go func() {
+			defer func() { done <- struct{}{} }()
+			for range 10 {
+				if err := takeTurn(t, w, index); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		}()
+	}
+	<-done
+	<-done
+}
+
+// takeTurn connects the index when nobody else has it, and detaches it.
+func takeTurn(t *testing.T, w world, index int) error {
+	cfg := config(newResponder(t).start(t))
+	for {
+		claim, err := nbdnl.Claim(t.Context(), index)
+		if err != nil {
+			return err
+		}
+		connectErr := w.ConnectIndex(t.Context(), index, cfg)
+		if err := claim.Release(); err != nil {
+			return err
+		}
+		if connectErr == nil {
+			return w.Detach(t.Context(), index, nbdnl.DetachOptions{Identifier: cfg.Identifier})
+		}
+		if !errors.Is(connectErr, nbdnl.ErrBusy) {
+			return connectErr
+		}
+		if err := w.WaitFree(t.Context(), index); err != nil {
+			return err
+		}
+	}
+}
+
 // asNobody is set in the environment of the test that runs itself without privilege.
 const asNobody = "NBDNL_TEST_INDEX"
 
