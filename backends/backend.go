@@ -79,7 +79,7 @@ type Extenter interface {
 type Extent struct {
 	Offset int64 // in bytes from the start of the backend
 	Length int64 // in bytes, at least 1
-	Hole   bool  // no space is allocated (NBD_STATE_HOLE)
+	Hole   bool  // a write may need space that is not there yet (NBD_STATE_HOLE)
 	Zero   bool  // reads as zeros (NBD_STATE_ZERO)
 }
 

@@ -133,7 +133,6 @@ func TestWrongBackends(t *testing.T) {
 		{&zeroesNothing{newDisk(diskSize)}, "Zero", "Zero: byte"},
 		{&zeroesWholePages{newDisk(200 << 10)}, "Zero", "Zero: byte"},
 		{&zeroesInside{newDisk(200 << 10)}, "Zero", "Zero: byte"},
-		{&alwaysHoles{newDisk(diskSize)}, "Zero", "a hole"},
 		{&trimsToGarbage{newDisk(diskSize)}, "Trim", "as before"},
 		{&trimsWholePages{newDisk(200 << 10)}, "Trim", "is 0x"},
 		{&extentsGap{newDisk(diskSize)}, "Extents", "is next"},

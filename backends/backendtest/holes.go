@@ -42,10 +42,6 @@ func checkZero(s *subject) {
 				if !m.zero(off, n, flags) || !m.around("Zero", off, n) {
 					return
 				}
-				if flags&backends.ZeroNoHole != 0 && s.hole(off, n) {
-					s.Errorf("Zero with ZeroNoHole: a hole in the %d bytes at %d", n, off)
-					return
-				}
 				// And back to content, above what may be a hole now.
 				if n <= s.most && (!m.write(off, fill(s.rng, n)) || !m.around("write after Zero", off, n)) {
 					return
@@ -56,18 +52,6 @@ func checkZero(s *subject) {
 			}
 		}
 	}
-}
-
-// hole tells whether Extents knows of one.
-func (s *subject) hole(off, n int64) (found bool) {
-	if s.dev.Extenter == nil {
-		return false
-	}
-	err := s.dev.Extenter.Extents(off, n, func(e backends.Extent) bool {
-		found = found || e.Hole
-		return true
-	})
-	return s.check(err, "Extents", off, n) && found
 }
 
 func checkTrim(s *subject) {

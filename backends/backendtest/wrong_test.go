@@ -225,12 +225,6 @@ func (b *zeroesInside) Zero(off, n int64, flags backends.ZeroFlags) error {
 	return b.disk.Zero(lo, max(hi-lo, 0), flags)
 }
 
-type alwaysHoles struct{ *disk }
-
-func (b *alwaysHoles) Zero(off, n int64, _ backends.ZeroFlags) error {
-	return b.disk.Zero(off, n, 0)
-}
-
 type trimsToGarbage struct{ *disk }
 
 func (b *trimsToGarbage) Trim(off, n int64) error {

@@ -1,55 +1,208 @@
-// Package file is a block device in a regular file or on another block device.
 package file
 
 import (
 	"errors"
+	"fmt"
+	"io"
+	"io/fs"
 	"os"
+	"syscall"
+
+	"github.com/nbdctl/nbdctl/backends"
 )
 
-// Options of Open and New.
+var _ interface {
+	backends.Backend
+	io.WriterAt
+	backends.Syncer
+	backends.FUAWriter
+	backends.Trimmer
+	backends.Zeroer
+	backends.Extenter
+	backends.BlockSizer
+	backends.Capper
+} = (*File)(nil)
+
+// Options of Open and New. The zero value attaches an existing file for writing.
 type Options struct {
-	ReadOnly  bool
-	Create    bool  // make the file, of Size bytes, if there is none
-	Size      int64 // bytes; must match exactly an existing file; 0: as it is
-	BlockSize int   // bytes; a tail below it is left out; 0: none is
+	// ReadOnly opens and locks for reading only.
+	ReadOnly bool
+
+	// Create makes a sparse file of Size bytes if there is none. It never changes
+	// an existing one. It is for Open, and excludes ReadOnly.
+	Create bool
+
+	// Size is the size in bytes that an existing file must have exactly; 0 takes
+	// any.
+	Size int64
+
+	// BlockSize, in bytes, makes the device end at its last whole multiple: see
+	// Tail. 0 stands for 1.
+	BlockSize int
 }
 
-var (
-	ErrLocked  = errors.New("file: locked")
-	ErrNotDisk = errors.New("file: neither a regular file nor a block device")
-)
+// File is a block device in a file. All methods may be called concurrently.
+type File struct {
+	f       *os.File
+	raw     syscall.RawConn // of f
+	path    string          // as it was given, for people
+	created string          // absolute path, if Open made the file
+	size    int64
+	tail    int64
+	block   bool // f is a block device
+	caps    backends.Caps
+	sizes   backends.BlockSizes
 
-// A Holder is a process that keeps a file locked.
-type Holder struct {
-	PID  int
-	Comm string
+	durable   durable
+	punch     ability
+	zeroRange ability
+	discard   ability
 }
 
-// A LockedError says who holds the file. It matches ErrLocked.
-type LockedError struct {
-	Path    string
-	Holders []Holder // as far as they can be found
+// New makes a device of an open file, which is to be a regular file or a block
+// device, and locks it. It is read-only if either the options or f say so. On
+// success the File owns f; on failure f is the caller's still, and it was not
+// changed.
+//
+// A block device should have been opened with O_EXCL: there is no way to do so
+// afterwards.
+func New(f *os.File, opts Options) (*File, error) {
+	if opts.Create {
+		return nil, fmt.Errorf("file: %s: an open file cannot be created: %w", f.Name(), fs.ErrInvalid)
+	}
+	if err := opts.check(f.Name()); err != nil {
+		return nil, err
+	}
+	readOnly, err := accessMode(f)
+	if err != nil {
+		return nil, err
+	}
+	opts.ReadOnly = opts.ReadOnly || readOnly
+	file := &File{f: f, path: f.Name()}
+	if err := file.setUp(opts); err != nil {
+		return nil, err
+	}
+	return file, nil
 }
 
-func (e *LockedError) Error() string        { return e.Path }
-func (e *LockedError) Is(target error) bool { return target == ErrLocked }
-
-// A SizeError says that a file is not of the size asked for.
-type SizeError struct {
-	Path       string
-	Have, Want int64 // bytes
+func (o Options) check(path string) error {
+	switch {
+	case o.Size < 0:
+		return fmt.Errorf("file: %s: size %d: negative: %w", path, o.Size, fs.ErrInvalid)
+	case o.BlockSize < 0:
+		return fmt.Errorf("file: %s: block size %d: negative: %w", path, o.BlockSize, fs.ErrInvalid)
+	case o.Create && o.ReadOnly:
+		return fmt.Errorf("file: %s: a file that is created cannot be read-only: %w", path, fs.ErrInvalid)
+	}
+	return nil
 }
 
-func (e *SizeError) Error() string { return e.Path }
+// setUp locks the file and finds out what it can do.
+func (f *File) setUp(opts Options) error {
+	st, err := f.f.Stat()
+	if err != nil {
+		return fmt.Errorf("file: %w", err)
+	}
+	if err := checkMode(f.path, st.Mode()); err != nil {
+		return err
+	}
+	if f.raw, err = f.f.SyscallConn(); err != nil {
+		return fmt.Errorf("file: %s: %w", f.path, err)
+	}
+	if f.block = isBlock(st.Mode()); f.block {
+		if f.sizes, err = f.sectorSizes(); err != nil {
+			return fmt.Errorf("file: %s: sector sizes: %w", f.path, err)
+		}
+	} else if err := f.lock(opts.ReadOnly); err != nil {
+		return err
+	}
+	if f.created != "" {
+		if err := f.extend(opts.Size); err != nil {
+			return err
+		}
+	}
+	if err := f.measure(opts); err != nil {
+		return err
+	}
+	f.caps = backends.CapExtents
+	if !opts.ReadOnly {
+		f.caps |= backends.CapWrite | backends.CapSync | backends.CapFUA | backends.CapZero
+		if f.canTrim() {
+			f.caps |= backends.CapTrim
+		}
+	}
+	return nil
+}
 
-// File is a block device in a file.
-type File struct{ f *os.File }
+// measure sets the size, and refuses a wrong one.
+func (f *File) measure(opts Options) error {
+	size, err := f.f.Seek(0, io.SeekEnd) // which holds for block devices too
+	if err != nil {
+		return fmt.Errorf("file: %w", err)
+	}
+	f.tail = size % int64(max(opts.BlockSize, 1))
+	f.size = size - f.tail
+	if f.size == 0 || opts.Size > 0 && opts.Size != size {
+		return &SizeError{Path: f.path, Have: size, Want: opts.Size, BlockSize: opts.BlockSize}
+	}
+	return nil
+}
 
-func Open(path string, opts Options) (*File, error)           { return nil, errors.ErrUnsupported }
-func New(f *os.File, opts Options) (*File, error)             { return nil, errors.ErrUnsupported }
-func (f *File) Size() int64                                   { return 0 }
-func (f *File) Tail() int64                                   { return 0 }     // bytes at the end left out for the block size
-func (f *File) Created() bool                                 { return false } // Open made the file
-func (f *File) Discard() error                                { return nil }   // Close, and remove the file if Open made it
-func (f *File) Close() error                                  { return nil }
-func (f *File) ReadAt(p []byte, off int64) (n int, err error) { return 0, errors.ErrUnsupported }
+// Size returns the size in bytes, without the tail.
+func (f *File) Size() int64 { return f.size }
+
+// Tail returns how many bytes at the end of the file are left out, because they
+// make no whole block.
+func (f *File) Tail() int64 { return f.tail }
+
+// BlockSizes returns the sector sizes of a block device. A regular file has no
+// opinion.
+func (f *File) BlockSizes() backends.BlockSizes { return f.sizes }
+
+// Caps says whether the device can be written and trimmed.
+func (f *File) Caps() backends.Caps { return f.caps }
+
+// Close unlocks the file and closes it. It does not sync.
+func (f *File) Close() error { return f.f.Close() }
+
+// check refuses ranges outside of the device: past the end, a write would make
+// the file grow.
+func (f *File) check(off, n int64) error {
+	if off < 0 || n < 0 || off > f.size-n {
+		return fmt.Errorf("file: %s: %d bytes at %d are not inside the %d bytes of the device: %w", f.path, n, off, f.size, syscall.ENOSPC)
+	}
+	return nil
+}
+
+// ReadAt implements io.ReaderAt. A file that has become shorter than the device
+// gives io.ErrUnexpectedEOF.
+func (f *File) ReadAt(p []byte, off int64) (int, error) {
+	var end error
+	if off >= 0 && int64(len(p)) > f.size-off {
+		p, end = p[:max(f.size-off, 0)], io.EOF
+		off = min(off, f.size)
+	}
+	if err := f.check(off, int64(len(p))); err != nil {
+		return 0, err
+	}
+	n, err := f.f.ReadAt(p, off)
+	switch {
+	case n == len(p):
+		return n, end
+	case errors.Is(err, io.EOF):
+		return n, fmt.Errorf("file: %s: it ends at %d now: %w", f.path, off+int64(n), io.ErrUnexpectedEOF)
+	}
+	return n, fmt.Errorf("file: %w", err)
+}
+
+// WriteAt implements io.WriterAt.
+func (f *File) WriteAt(p []byte, off int64) (int, error) {
+	if err := f.check(off, int64(len(p))); err != nil {
+		return 0, err
+	}
+	n, err := f.f.WriteAt(p, off)
+	if err != nil {
+		return n, fmt.Errorf("file: %w", err)
+	}
+	return n, nil
+}

@@ -1,0 +1,31 @@
+package file
+
+import (
+	"golang.org/x/sys/unix"
+)
+
+func (f *File) sync() error {
+	return f.control(unix.Fdatasync)
+}
+
+// writeDurably writes and syncs these bytes only. The error matches
+// errors.ErrUnsupported where that is not to be had.
+func (f *File) writeDurably(p []byte, off int64) error {
+	for len(p) > 0 {
+		err := f.control(func(fd int) error {
+			n, err := unix.Pwritev2(fd, [][]byte{p}, off, unix.RWF_DSYNC)
+			if err != nil {
+				return err
+			}
+			if n == 0 {
+				return unix.EIO
+			}
+			p, off = p[n:], off+int64(n)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

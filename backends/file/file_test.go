@@ -1,0 +1,364 @@
+//go:build unix
+
+package file_test
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/nbdctl/nbdctl/backends"
+	"github.com/nbdctl/nbdctl/backends/backendtest"
+	"github.com/nbdctl/nbdctl/backends/file"
+)
+
+// image makes a file with content and returns its path.
+func image(t testing.TB, content []byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "disk.img")
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func open(t testing.TB, path string, opts file.Options) *file.File {
+	t.Helper()
+	f, err := file.Open(path, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+func TestConformance(t *testing.T) {
+	reopen := func(t testing.TB, b backends.Backend) backends.Backend {
+		if err := b.(*file.File).Close(); err != nil {
+			t.Fatal(err)
+		}
+		return open(t, b.(*file.File).Name(), file.Options{})
+	}
+	for name, size := range map[string]int64{"odd": 300_001, "long": 5 << 20, "sparse": 1 << 40} {
+		t.Run(name, func(t *testing.T) {
+			backendtest.Test(t, func(t testing.TB) backends.Backend {
+				return open(t, filepath.Join(t.TempDir(), "disk.img"), file.Options{Create: true, Size: size})
+			}, backendtest.Options{Operations: 200, TrimZeroes: true, Reopen: reopen})
+		})
+	}
+	t.Run("read-only", func(t *testing.T) {
+		path := image(t, bytes.Repeat([]byte("read-only"), 50_000))
+		backendtest.Test(t, func(t testing.TB) backends.Backend {
+			return open(t, path, file.Options{ReadOnly: true})
+		}, backendtest.Options{Operations: 200})
+	})
+	t.Run("nothing supported", func(t *testing.T) {
+		backendtest.Test(t, func(t testing.TB) backends.Backend {
+			f := open(t, filepath.Join(t.TempDir(), "disk.img"), file.Options{Create: true, Size: 1 << 20})
+			f.WithoutSupport()
+			return f
+		}, backendtest.Options{Operations: 200, Reopen: reopen})
+	})
+}
+
+func TestOpenRefuses(t *testing.T) {
+	dir := t.TempDir()
+	fifo := filepath.Join(dir, "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	readOnly := filepath.Join(dir, "read-only")
+	os.WriteFile(readOnly, []byte("content"), 0o400)
+	small := image(t, []byte("small"))
+	empty := image(t, nil)
+	for _, tt := range []struct {
+		path string
+		opts file.Options
+		want error
+		says string
+	}{
+		{filepath.Join(dir, "missing"), file.Options{}, fs.ErrNotExist, "missing"},
+		{filepath.Join(dir, "missing"), file.Options{ReadOnly: true}, fs.ErrNotExist, "missing"},
+		{filepath.Join(dir, "missing"), file.Options{Size: 4096}, fs.ErrNotExist, "missing"},
+		{filepath.Join(dir, "missing"), file.Options{Create: true}, fs.ErrNotExist, "no size to create it with"},
+		{filepath.Join(dir, "missing", "disk.img"), file.Options{Create: true, Size: 4096}, fs.ErrNotExist, "missing"},
+		{dir, file.Options{}, file.ErrNotDisk, "directory"},
+		{dir, file.Options{ReadOnly: true}, file.ErrNotDisk, "directory"},
+		{fifo, file.Options{}, file.ErrNotDisk, "named pipe"},
+		{fifo, file.Options{ReadOnly: true}, file.ErrNotDisk, "named pipe"},
+		{"/dev/null", file.Options{}, file.ErrNotDisk, "character device"},
+		{small, file.Options{Size: -1}, fs.ErrInvalid, "size -1"},
+		{small, file.Options{BlockSize: -1}, fs.ErrInvalid, "block size -1"},
+		{small, file.Options{Create: true, Size: 5, ReadOnly: true}, fs.ErrInvalid, "read-only"},
+		{small, file.Options{Size: 4}, nil, "its size is 5 bytes, not 4"},
+		{small, file.Options{Size: 6, Create: true}, nil, "its size is 5 bytes, not 6"},
+		{small, file.Options{BlockSize: 512}, nil, "its size of 5 bytes is less than a block of 512"},
+		{empty, file.Options{}, nil, "it is empty"},
+	} {
+		f, err := file.Open(tt.path, tt.opts)
+		if err == nil {
+			f.Close()
+			t.Errorf("Open(%q, %+v): no error", tt.path, tt.opts)
+			continue
+		}
+		var size *file.SizeError
+		if tt.want != nil && !errors.Is(err, tt.want) || tt.want == nil && !errors.As(err, &size) {
+			t.Errorf("Open(%q, %+v): %v, want %v", tt.path, tt.opts, err, tt.want)
+		}
+		if !strings.Contains(err.Error(), tt.says) || !strings.HasPrefix(err.Error(), "file: ") {
+			t.Errorf("Open(%q, %+v) says %q, want %q in it", tt.path, tt.opts, err, tt.says)
+		}
+	}
+	if got, _ := os.ReadFile(small); string(got) != "small" {
+		t.Errorf("a refused file holds %q now", got)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "missing")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a refused Open left a file: %v", err)
+	}
+	if os.Geteuid() != 0 { // root may open anything
+		if _, err := file.Open(readOnly, file.Options{}); !errors.Is(err, fs.ErrPermission) {
+			t.Errorf("file without permission: %v", err)
+		}
+	}
+}
+
+func TestCreate(t *testing.T) {
+	t.Chdir(t.TempDir())
+	f, err := file.Open("disk.img", file.Options{Create: true, Size: 1 << 30})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if !f.Created() || f.Size() != 1<<30 {
+		t.Errorf("created %v, size %d", f.Created(), f.Size())
+	}
+	st, err := os.Stat("disk.img")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st.Size() != 1<<30 || st.Sys().(*syscall.Stat_t).Blocks*512 > 1<<20 || st.Mode() != 0o600 {
+		t.Errorf("size %d, %d sectors, mode %v", st.Size(), st.Sys().(*syscall.Stat_t).Blocks, st.Mode())
+	}
+	if _, err := f.WriteAt([]byte("kept"), 0); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+
+	// The second time it is there, and stays what it is.
+	f, err = file.Open("disk.img", file.Options{Create: true, Size: 1 << 30})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 4)
+	if f.ReadAt(got, 0); f.Created() || string(got) != "kept" {
+		t.Errorf("created %v, content %q", f.Created(), got)
+	}
+	if err := f.Discard(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat("disk.img"); err != nil {
+		t.Errorf("Discard of a file that was there before: %v", err)
+	}
+}
+
+func TestCreateLeavesNothing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk.img")
+	_, err := file.Open(path, file.Options{Create: true, Size: 1<<63 - 1})
+	if !errors.Is(err, syscall.EFBIG) && !errors.Is(err, syscall.EINVAL) {
+		t.Errorf("a size no file system has: %v", err)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the file is still there: %v", err)
+	}
+	var size *file.SizeError
+	_, err = file.Open(path, file.Options{Create: true, Size: 100, BlockSize: 512})
+	if !errors.As(err, &size) {
+		t.Errorf("a size below one block: %v", err)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the file is still there: %v", err)
+	}
+}
+
+func TestDiscard(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "disk.img")
+	t.Chdir(dir)
+	f := open(t, "disk.img", file.Options{Create: true, Size: 4096})
+	t.Chdir("/") // as a background process does
+	if err := f.Discard(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the file is still there: %v", err)
+	}
+
+	f = open(t, path, file.Options{Create: true, Size: 4096})
+	os.Remove(path)
+	os.WriteFile(path, []byte("somebody else's"), 0o600)
+	if err := f.Discard(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(path); string(got) != "somebody else's" {
+		t.Errorf("the file that took the name is gone: %q, %v", got, err)
+	}
+}
+
+func TestTail(t *testing.T) {
+	path := image(t, bytes.Repeat([]byte{7}, 1300))
+	f := open(t, path, file.Options{BlockSize: 512, Size: 1300})
+	if f.Size() != 1024 || f.Tail() != 276 {
+		t.Errorf("size %d, tail %d", f.Size(), f.Tail())
+	}
+	if err := f.Zero(0, 1024, 0); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	got, _ := os.ReadFile(path)
+	if want := append(make([]byte, 1024), bytes.Repeat([]byte{7}, 276)...); !bytes.Equal(got, want) {
+		t.Error("the tail was touched, or the rest was not")
+	}
+	if f := open(t, path, file.Options{}); f.Size() != 1300 || f.Tail() != 0 {
+		t.Errorf("without a block size: size %d, tail %d", f.Size(), f.Tail())
+	}
+}
+
+func TestOutside(t *testing.T) {
+	path := image(t, bytes.Repeat([]byte{1}, 1000))
+	f := open(t, path, file.Options{})
+	for _, r := range [][2]int64{{-1, 1}, {1000, 1}, {999, 2}, {1 << 62, 1}, {0, 1001}, {1<<63 - 1, 10}} {
+		off, n := r[0], r[1]
+		_, werr := f.WriteAt(make([]byte, n), off)
+		_, ferr := f.WriteAtFUA(make([]byte, n), off)
+		for call, err := range map[string]error{
+			"WriteAt": werr, "WriteAtFUA": ferr, "Trim": f.Trim(off, n), "Zero": f.Zero(off, n, 0), "Extents": f.Extents(off, n, nil),
+		} {
+			if err == nil {
+				t.Errorf("%s %d+%d: no error", call, off, n)
+			}
+		}
+	}
+	if st, _ := os.Stat(path); st.Size() != 1000 {
+		t.Errorf("the file is %d bytes long now", st.Size())
+	}
+	for _, tt := range []struct {
+		off  int64
+		n    int
+		want int
+		err  error
+	}{{990, 10, 10, nil}, {990, 20, 10, io.EOF}, {1000, 1, 0, io.EOF}, {1 << 62, 1, 0, io.EOF}} {
+		if n, err := f.ReadAt(make([]byte, tt.n), tt.off); n != tt.want || err != tt.err {
+			t.Errorf("ReadAt of %d at %d: %d, %v; want %d, %v", tt.n, tt.off, n, err, tt.want, tt.err)
+		}
+	}
+}
+
+// A file that is cut under the device gives errors, not zeros.
+func TestShrunk(t *testing.T) {
+	path := image(t, bytes.Repeat([]byte{1}, 10_000))
+	f := open(t, path, file.Options{})
+	if err := os.Truncate(path, 5000); err != nil {
+		t.Fatal(err)
+	}
+	n, err := f.ReadAt(make([]byte, 4096), 4096)
+	if n != 5000-4096 || !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("%d, %v", n, err)
+	}
+	if n, err := f.ReadAt(make([]byte, 4096), 0); n != 4096 || err != nil {
+		t.Errorf("what is left: %d, %v", n, err)
+	}
+}
+
+func TestReadOnly(t *testing.T) {
+	path := image(t, []byte("content"))
+	d := backends.Probe(open(t, path, file.Options{ReadOnly: true}))
+	if d.Caps != backends.CapExtents {
+		t.Errorf("read-only file: %v", d.Caps)
+	}
+}
+
+func TestNew(t *testing.T) {
+	path := image(t, bytes.Repeat([]byte{1}, 4096))
+	for _, tt := range []struct {
+		name string
+		flag int
+		opts file.Options
+		want error
+		caps backends.Caps
+	}{
+		{"writable", os.O_RDWR, file.Options{}, nil, backends.CapWrite},
+		{"made read-only", os.O_RDWR, file.Options{ReadOnly: true}, nil, 0},
+		{"opened read-only", os.O_RDONLY, file.Options{}, nil, 0},
+		{"write-only", os.O_WRONLY, file.Options{}, fs.ErrInvalid, 0},
+		{"append", os.O_RDWR | os.O_APPEND, file.Options{}, fs.ErrInvalid, 0},
+		{"create", os.O_RDWR, file.Options{Create: true, Size: 4096}, fs.ErrInvalid, 0},
+		{"size", os.O_RDWR, file.Options{Size: 1}, &file.SizeError{Path: path, Have: 4096, Want: 1}, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			osf, err := os.OpenFile(path, tt.flag, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer osf.Close()
+			f, err := file.New(osf, tt.opts)
+			var size *file.SizeError
+			if errors.As(err, &size) {
+				if d := cmp.Diff(tt.want, error(size)); d != "" {
+					t.Error(d)
+				}
+			} else if !errors.Is(err, tt.want) {
+				t.Fatalf("%v, want %v", err, tt.want)
+			}
+			if err != nil {
+				if _, err := osf.Stat(); err != nil {
+					t.Errorf("a file that was refused is closed: %v", err)
+				}
+				return
+			}
+			defer f.Close()
+			if got := backends.Probe(f).Caps & backends.CapWrite; got != tt.caps {
+				t.Errorf("%v, want %v", got, tt.caps)
+			}
+		})
+	}
+	closed, _ := os.Open(path)
+	closed.Close()
+	if _, err := file.New(closed, file.Options{}); !errors.Is(err, fs.ErrClosed) {
+		t.Errorf("closed file: %v", err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	if _, err := file.New(r, file.Options{}); !errors.Is(err, file.ErrNotDisk) {
+		t.Errorf("pipe: %v", err)
+	}
+}
+
+func TestClosed(t *testing.T) {
+	f := open(t, image(t, make([]byte, 4096)), file.Options{})
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, 512)
+	_, rerr := f.ReadAt(p, 0)
+	_, werr := f.WriteAt(p, 0)
+	for call, err := range map[string]error{
+		"ReadAt": rerr, "WriteAt": werr, "Sync": f.Sync(), "Trim": f.Trim(0, 512), "Zero": f.Zero(0, 512, 0), "Close": f.Close(),
+		"Extents": f.Extents(0, 512, nil),
+	} {
+		if !errors.Is(err, fs.ErrClosed) {
+			t.Errorf("%s after Close: %v", call, err)
+		}
+	}
+}
