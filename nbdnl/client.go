@@ -122,8 +122,8 @@ func (c *Client) ConnectIndex(ctx context.Context, index int, cfg Config) error 
 		if lifeErr != nil || time.Now().After(patience) {
 			return newError("connect", index, fmt.Errorf("%w: somebody has it open", err))
 		}
-		if pause.wait(ctx, nil) != nil {
-			return newError("connect", index, err)
+		if ended := pause.wait(ctx, nil); ended != nil {
+			return newError("connect", index, fmt.Errorf("%w: somebody has it open: %w", err, ended))
 		}
 	}
 }
@@ -244,8 +244,7 @@ func (c *Client) DisconnectAny(ctx context.Context, index int) error {
 // Reconfigure changes a device that carries the identifier. It reports what the kernel says, which is
 // success also for a socket that it dropped because no connection was dead.
 //
-// The error matches what that of Disconnect does, besides errors.ErrUnsupported for a device that was
-// connected by ioctls.
+// The error matches what that of Disconnect does. A device that was connected by ioctls can't be changed.
 func (c *Client) Reconfigure(ctx context.Context, index int, identifier string, u Update) error {
 	return newError("reconfigure", index, c.reconfigure(ctx, index, identifier, u))
 }

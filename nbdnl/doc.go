@@ -43,7 +43,7 @@
 //
 // # Kernels
 //
-// Seen to work with Linux 6.1. Before 5.14 there are no identifiers, and a device's mode is unknown.
+// Seen to work with Linux 6.1 and 6.12. Before 5.14 there are no identifiers, and a device's mode is unknown.
 // Up to 6.1 only processes in the initial network namespace find the driver. FlagSendWriteZeroes and
 // FlagRotational are ignored before 6.12. Block sizes beyond the page size need 7.2 with transparent
 // huge pages. Changing devices takes CAP_SYS_ADMIN in the initial user namespace, always.

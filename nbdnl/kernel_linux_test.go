@@ -377,7 +377,7 @@ func TestKernelChurn(t *testing.T) {
 	for range 2 {
 		go func() {
 			defer func() { done <- struct{}{} }()
-			for range 20 {
+			for range 10 {
 				r := newResponder(t).start(t)
 				cfg := config(r)
 				index, err := w.Connect(t.Context(), cfg)

@@ -79,7 +79,11 @@ func (s *System) open(index, flag int) (Device, error) {
 	if s.Open != nil {
 		return s.Open(s.device(index), flag)
 	}
-	return os.OpenFile(s.device(index), flag, 0)
+	f, err := os.OpenFile(s.device(index), flag, 0)
+	if err != nil {
+		return nil, err // and no Device that holds a nil pointer
+	}
+	return f, nil
 }
 
 // uevents opens the kernel's uevents.

@@ -4,6 +4,7 @@
 // netlink messages, takes references to the sockets it is given, and shows its devices in a tree of
 // files like those below /sys and /proc. It behaves as drivers/block/nbd.c does, also where that
 // surprises: any opener makes a device busy, and a disconnected one stays until its last opener closes.
+// It moves no data, keeps no time and sends no multicast.
 //
 // Tests on the real driver begin with [RequireKernel], and [Main] as the body of TestMain finds what
 // they leave behind.
