@@ -63,14 +63,19 @@ func (m *model) trim(off, n int64) bool {
 			return false
 		}
 		want := m.at(off, int64(len(got)))
-		for i, c := range got {
-			switch {
-			case m.opts.TrimZeroes && c != 0:
-				m.Errorf("Trim: byte %d is %#02x, want 0", off+int64(i), c)
+		zeros := make([]byte, len(got))
+		for i := 0; ; i++ { // on to the next byte that is not zero
+			next := mismatch(got[i:], zeros[i:])
+			if next < 0 {
+				break
+			}
+			i += next
+			if m.opts.TrimZeroes || got[i] != want[i] {
+				m.Errorf("Trim: byte %d is %#02x, was %#02x, and may be zero or, without TrimZeroes, that", off+int64(i), got[i], want[i])
 				return false
-			case c != 0 && c != want[i]:
-				m.Errorf("Trim: byte %d is %#02x, want 0 or %#02x as before", off+int64(i), c, want[i])
-				return false
+			}
+			if bytes.Equal(got[i:], want[i:]) {
+				break
 			}
 		}
 		copy(want, got)
