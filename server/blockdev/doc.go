@@ -9,6 +9,15 @@
 //
 // It needs the nbd module, and CAP_SYS_ADMIN in the initial user namespace.
 //
+// # Settings of the kernel
+//
+// Besides what [Options] say, every device gets, after each connect since some of it stays with the index from one use to the next:
+//
+//   - max_sectors_kb 1024, or less if the backend or the driver takes less: the longest read or write that the kernel sends.
+//   - From Linux 6.2 to 7.1, no I/O scheduler, and connections with 8 MiB of send buffer: these kernels lose a connection if a
+//     signal arrives in the middle of a send. Elsewhere both stay as the system has them.
+//   - Zeroes as a command of their own only if the backend makes them without writing them; the kernel writes them otherwise.
+//
 // # Deadlocks
 //
 // The kernel waits for the server, so a server that waits for the kernel may wait for ever. These are the ways in which that

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -470,4 +471,49 @@ func TestKernelTimeout(t *testing.T) {
 		t.Errorf("close: %v, want EIO", err)
 	}
 	checkFree(t, d.Index(), d.Identifier())
+}
+
+// TestKernelStuckBackend ends a device whose backend does not come back from a request: the kernel lets go of it, the caller is
+// told, and the device is done when the backend is.
+func TestKernelStuckBackend(t *testing.T) {
+	nbdnltest.RequireKernel(t)
+	b := newRecorder(1 << 20)
+	d := connect(t, b, blockdev.Options{})
+	f := open(t, d, os.O_RDONLY|syscall.O_DIRECT)
+	arrived, release := make(chan struct{}), make(chan struct{})
+	stuck := func(op string, off int64) error {
+		if off == 65536 {
+			close(arrived)
+			<-release
+		}
+		return nil
+	}
+	b.before.Store(&stuck)
+	read := make(chan error, 1)
+	p := aligned(t, 4096)
+	go func() {
+		_, err := f.ReadAt(p, 65536)
+		f.Close()
+		read <- err
+	}()
+	<-arrived
+
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if err := d.End(ctx); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "1 requests are still") {
+		t.Errorf("error %v, want one that tells of the request", err)
+	}
+	if err := <-read; !errors.Is(err, syscall.EIO) {
+		t.Errorf("the read ended with %v, want EIO", err)
+	}
+	select {
+	case <-d.Done():
+		t.Error("done while the backend is at work")
+	default:
+	}
+	close(release)
+	<-d.Done()
+	if err := d.Err(); err != nil {
+		t.Errorf("ended with %v", err)
+	}
 }
