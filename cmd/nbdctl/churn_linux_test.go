@@ -1,12 +1,18 @@
 package main
 
 import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -20,7 +26,7 @@ const churnRounds = 200
 // may fail or hang, and nothing may be left, memory included.
 func TestKernelChurn(t *testing.T) {
 	requireKernel(t)
-	churn(t, churnRounds)
+	churn(t)
 }
 
 // TestKernelChurnUdev is the same beside a real systemd-udevd, which opens
@@ -33,65 +39,90 @@ func TestKernelChurnUdev(t *testing.T) {
 	requireKernel(t)
 	sh(t, udevd+" start")
 	defer sh(t, udevd+" stop")
-	churn(t, churnRounds)
+	churn(t)
 	sh(t, "udevadm settle")
 }
 
-func churn(t *testing.T, rounds int) {
+// churnTimes is how long each round of a worker took.
+type churnTimes struct{ Connect, Disconnect []time.Duration }
+
+// churnWorker in the environment makes the test binary one of the processes
+// of churn, for so many rounds.
+const churnWorker = "NBDCTL_TEST_CHURN"
+
+func churn(t *testing.T) {
 	t.Helper()
-	used := func() int {
-		sh(t, "echo 3 >/proc/sys/vm/drop_caches")
-		n, err := strconv.Atoi(sh(t, "awk '/^MemAvailable/ {print $2}' /proc/meminfo"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return -n
-	}
 	must(t, "disconnect", connected(t, "memory", "--size", "1M")) // what is only ever loaded once
-	before := used()
-	type times struct{ connect, disconnect []time.Duration }
-	results := make(chan times)
-	for worker := range 2 {
-		go func() {
-			var r times
-			defer func() { results <- r }()
-			for round := range rounds / 2 {
-				start := time.Now()
-				c := finish(t, nbdctlCommand(t, "connect", "memory", "--size", "64M"))
-				if c.code != 0 {
-					t.Errorf("process %d, round %d: connect: code %d, %s", worker, round, c.code, c.stderr)
-					return
-				}
-				r.connect = append(r.connect, time.Since(start))
-				dev := strings.TrimSpace(c.stdout)
-				// Nobody else's device, and one that works.
-				w := finish(t, command(t, "dd", "if=/dev/zero", "of="+dev, "bs=4k", "count=1", "oflag=direct", "status=none"))
-				start = time.Now()
-				d := finish(t, nbdctlCommand(t, "disconnect", dev))
-				if w.code != 0 || d.code != 0 {
-					t.Errorf("process %d, round %d: %s: write: %s; disconnect: code %d, %s", worker, round, dev, w.stderr, d.code, d.stderr)
-					return
-				}
-				r.disconnect = append(r.disconnect, time.Since(start))
-			}
-		}()
+	before := available(t)
+	results := make(chan result)
+	for range 2 {
+		worker := nbdctlCommand(t)
+		worker.Env = append(worker.Env, churnWorker+"="+strconv.Itoa(churnRounds/2))
+		go func() { results <- finish(t, worker) }()
 	}
-	var all times
+	var all churnTimes
 	for range 2 {
 		r := <-results
-		all.connect = append(all.connect, r.connect...)
-		all.disconnect = append(all.disconnect, r.disconnect...)
-	}
-	for name, d := range map[string][]time.Duration{"connect": all.connect, "disconnect": all.disconnect} {
-		if len(d) != 0 {
-			slices.Sort(d)
-			t.Logf("%d rounds of %s, start of the program included: median %s, worst %s", len(d), name, d[len(d)/2].Round(time.Microsecond), d[len(d)-1].Round(time.Microsecond))
+		var times churnTimes
+		if err := json.Unmarshal([]byte(r.stdout), &times); err != nil || r.code != 0 {
+			t.Errorf("code %d, %v: %s", r.code, err, r.stderr)
 		}
+		all.Connect = append(all.Connect, times.Connect...)
+		all.Disconnect = append(all.Disconnect, times.Disconnect...)
+	}
+	for name, d := range map[string][]time.Duration{"connects": all.Connect, "disconnects": all.Disconnect} {
+		if len(d) != churnRounds {
+			t.Fatalf("%d of %d %s", len(d), churnRounds, name)
+		}
+		slices.Sort(d)
+		t.Logf("%d %s: median %s, worst %s", len(d), name, d[len(d)/2].Round(time.Microsecond), d[len(d)-1].Round(time.Microsecond))
 	}
 	// One lost megabyte a round would be 200; what the kernel itself caches moves by a few.
-	if grown := used() - before; grown > 20<<10 {
-		t.Errorf("%d KiB of memory are gone", grown)
+	if lost := before - available(t); lost > 20<<10 {
+		t.Errorf("%d KiB of memory are gone", lost)
 	}
+}
+
+// available is the memory that the machine has to offer, in KiB.
+func available(t *testing.T) int {
+	t.Helper()
+	n, err := strconv.Atoi(sh(t, "echo 3 >/proc/sys/vm/drop_caches; awk '/^MemAvailable/ {print $2}' /proc/meminfo"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// churnRun connects, writes, and disconnects, for so many rounds, by nbdctl's
+// commands, each with a serving process of its own. Starting nbdctl for every
+// command would mostly measure that.
+func churnRun(rounds int) error {
+	signal.Ignore(syscall.SIGCHLD) // for the serving processes to leave no zombies
+	var times churnTimes
+	block := make([]byte, 4096)
+	for range rounds {
+		var stdout, stderr bytes.Buffer
+		start := time.Now()
+		if code := run(context.Background(), []string{"connect", "memory", "--size", "64M"}, &stdout, &stderr); code != exit.OK {
+			return fmt.Errorf("connect: code %d: %s", code, &stderr)
+		}
+		times.Connect = append(times.Connect, time.Since(start))
+		dev := strings.TrimSpace(stdout.String())
+		f, err := os.OpenFile(dev, os.O_WRONLY|os.O_SYNC, 0)
+		if err != nil {
+			return err
+		}
+		_, err = f.Write(block)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+		start = time.Now()
+		if code := run(context.Background(), []string{"disconnect", dev}, &stdout, &stderr); code != exit.OK {
+			return fmt.Errorf("disconnect %s: code %d: %s", dev, code, &stderr)
+		}
+		times.Disconnect = append(times.Disconnect, time.Since(start))
+	}
+	return json.NewEncoder(os.Stdout).Encode(times)
 }
 
 // TestKernelTwoDisconnects shows that of two at once one disconnects, and the
@@ -155,7 +186,7 @@ func TestKernelDisconnectDuringConnect(t *testing.T) {
 // TestKernelInterruptedConnect interrupts connect at many moments: there is
 // either a device, whose path was printed, or nothing.
 func TestKernelInterruptedConnect(t *testing.T) {
-	requireKernel(t)
+	requireKernel(t, `I/O error`) // of a partition scan that the end cuts short
 	image := filepath.Join(imageDir(t), "new.img")
 	undone := 0
 	for i := range 20 {
@@ -165,7 +196,7 @@ func TestKernelInterruptedConnect(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		timer := time.AfterFunc(time.Duration(i)*5*time.Millisecond, func() { _ = cmd.Process.Signal(os.Interrupt) })
+		timer := time.AfterFunc(time.Duration(i)*20*time.Millisecond, func() { _ = cmd.Process.Signal(os.Interrupt) })
 		err := cmd.Wait()
 		timer.Stop()
 		_, missing := os.Stat(image)
@@ -176,9 +207,9 @@ func TestKernelInterruptedConnect(t *testing.T) {
 		case dev != "":
 			t.Errorf("printed %q and failed: %v, %s", dev, err, stderr.String())
 		case len(listJSON(t)) != 0:
-			t.Errorf("interrupted after %d ms, left %v", 5*i, listJSON(t))
+			t.Errorf("interrupted after %d ms, left %v", 20*i, listJSON(t))
 		case missing == nil:
-			t.Errorf("interrupted after %d ms, left the image that it created", 5*i)
+			t.Errorf("interrupted after %d ms, left the image that it created", 20*i)
 			sh(t, "rm "+image)
 		default:
 			undone++

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -71,6 +72,9 @@ func connect(c *cli.Context) error {
 	if err := sweep(ctx, store); err != nil {
 		fmt.Fprintf(c.App.ErrWriter, "nbdctl: warning: cleaning up after dead processes: %v\n", err)
 	}
+	if err := vacant(ctx, store, spec); err != nil {
+		return err
+	}
 	if c.Bool("foreground") {
 		return connectForeground(c, store, spec)
 	}
@@ -82,6 +86,22 @@ func connect(c *cli.Context) error {
 		return err
 	}
 	return printConnected(ctx, c, record)
+}
+
+// vacant refuses a device that is connected already, naming who has it. The
+// kernel has the last word; it only knows "busy".
+func vacant(ctx context.Context, store *host.Store, spec host.Spec) error {
+	if spec.Index == nil {
+		return nil
+	}
+	d, err := lookup(ctx, store, strconv.Itoa(*spec.Index))
+	if exit.Of(err) == exit.NotFound {
+		return nil // it will be made
+	}
+	if err != nil || !d.connected() {
+		return err
+	}
+	return exit.With(exit.Busy, "--device: nbd%d is connected already, by %s; leave --device out to get any free one", d.Index, d.connector())
 }
 
 // connectForeground serves in this process. A first Ctrl-C asks for an orderly

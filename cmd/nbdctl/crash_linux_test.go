@@ -12,7 +12,7 @@ import (
 // the timeouts, list says what happened, disconnect cleans up, and the index
 // can be used again.
 func TestKernelKilled(t *testing.T) {
-	requireKernel(t, `I/O error|Connection timed out|Dead connection|Receive control failed|shutting down sockets|Send control failed|Request send failed|Attempted send on invalid socket|Possible stuck request|timed out`)
+	requireKernel(t, `I/O error|Connection timed out|Dead connection|Receive control failed|shutting down sockets|Send control failed|Request send failed|Attempted send on invalid socket|Possible stuck request|timed out|Send disconnect failed`)
 	const timeout = 2 * time.Second
 	dev := connected(t, "memory", "--size", "64M", "--timeout", "2s")
 	pid := int(listed(t, dev)["owner"].(map[string]any)["pid"].(float64))

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -82,10 +80,11 @@ func disconnectOne(ctx context.Context, c *cli.Context, store *host.Store, name 
 	}
 	defer client.Close()
 	free, err := detach(ctx, c, client, d, force)
+	var busy *nbdnl.BusyError
+	if errors.As(err, &busy) {
+		return fmt.Errorf("%w; unmount or close it, or use --force", busy)
+	}
 	if err != nil {
-		if errors.Is(err, nbdnl.ErrBusy) {
-			err = fmt.Errorf("%w; unmount or close it, or use --force", err)
-		}
 		return err
 	}
 	// The process stays for as long as the corpse of a device is held.
@@ -137,20 +136,7 @@ func allowed(d device, force bool) error {
 		return notConnected(d)
 	}
 	if !d.ours() && !force {
-		who := "another program"
-		if pid := d.pid(); pid != 0 {
-			who = fmt.Sprintf("pid %d (%s)", pid, comm(pid))
-		}
-		return exit.With(exit.Permission, "nbd%d is not ours: %s connected it; disconnect it there, or use --force", d.Index, who)
+		return exit.With(exit.Permission, "nbd%d is not ours: %s connected it; disconnect it there, or use --force", d.Index, d.connector())
 	}
 	return privileged("disconnect")
-}
-
-// comm is the name of the process pid.
-func comm(pid int) string {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-	if err != nil {
-		return "gone"
-	}
-	return strings.TrimSpace(string(b))
 }

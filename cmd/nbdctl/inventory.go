@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 	"slices"
 	"strings"
 
@@ -58,6 +60,28 @@ func (d device) pid() int {
 		return d.entry.PID
 	}
 	return d.OwnerPID
+}
+
+// connector names the process that connected the device.
+func (d device) connector() string {
+	pid := d.pid()
+	if pid == 0 {
+		return "another program"
+	}
+	who := fmt.Sprintf("pid %d (%s)", pid, comm(pid))
+	if d.entry != nil {
+		who += ", which serves " + d.entry.Spec.Backend()
+	}
+	return who
+}
+
+// comm is the name of the process pid.
+func comm(pid int) string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return "gone"
+	}
+	return strings.TrimSpace(string(b))
 }
 
 // matches tells whether e is the record of the device that the kernel shows.

@@ -2,13 +2,29 @@ package main
 
 import (
 	"bytes"
+	"fmt"
+	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 )
+
+// runCommand is what the test binary does in place of testing.
+func runCommand() {
+	rounds, err := strconv.Atoi(os.Getenv(churnWorker))
+	if err != nil || len(os.Args) > 1 {
+		main() // does not return
+	}
+	if err := churnRun(rounds); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
 
 // A lockedBuffer collects what a running command writes.
 type lockedBuffer struct {

@@ -21,7 +21,7 @@ import (
 // TestKernelRefused shows that each of these fails with its own message and
 // the documented code, and changes nothing.
 func TestKernelRefused(t *testing.T) {
-	requireKernel(t)
+	requireKernel(t, `^nbd: nbd\d+ already in use$`)
 	dir := imageDir(t)
 	sh(t, fmt.Sprintf("cd %s; truncate -s 1M used.img odd.img locked.img secret.img; truncate -s 1000 small.img; chmod 0 secret.img; mkfifo fifo", dir))
 	in := func(name string) string { return filepath.Join(dir, name) }
@@ -44,7 +44,7 @@ func TestKernelRefused(t *testing.T) {
 		code exit.Code
 		says string
 	}{
-		{"taken device", root("connect", "memory", "--size", "1M", "--device", dev), exit.Busy, filepath.Base(dev)},
+		{"taken device", root("connect", "memory", "--size", "1M", "--device", dev), exit.Busy, filepath.Base(dev) + " is connected already, by pid "},
 		{"impossible device", root("connect", "memory", "--size", "1M", "--device", "nbd99999999"), exit.Usage, "99999999"},
 		{"size zero", root("connect", "memory", "--size", "0"), exit.Usage, "--size 0"},
 		{"size no multiple", root("connect", "memory", "--size", "1000"), exit.Usage, "multiple of the block size 512"},
@@ -104,7 +104,7 @@ func TestKernelRefused(t *testing.T) {
 // TestKernelCreateUndone shows that a failed connect takes the image that it
 // created away again.
 func TestKernelCreateUndone(t *testing.T) {
-	requireKernel(t)
+	requireKernel(t, `^nbd: nbd\d+ already in use$`)
 	dev := connected(t, "memory", "--size", "1M")
 	image := filepath.Join(imageDir(t), "new.img")
 	if r := nbdctl(t, "connect", "file", image, "--create", "--size", "1M", "--device", dev); r.code != int(exit.Busy) {
@@ -247,7 +247,7 @@ func TestKernelHeld(t *testing.T) {
 		{"mount in another namespace",
 			"mkfs.ext4 -q $DEV; mkdir -p $TMP/mnt; setsid unshare -m --propagation private sh -c \"mount $DEV $TMP/mnt; echo \\$\\$ >$TMP/pid; exec sleep 1000\" >/dev/null 2>&1 & until test -s $TMP/pid; do sleep 0.05; done",
 			"kill $(cat $TMP/pid)", []string{"mount", "/mnt", "sleep"}},
-		{"opener", "setsid sleep 1000 <$DEV >/dev/null 2>&1 & echo $! >$TMP/pid", "kill $(cat $TMP/pid)", []string{"pid ", "sleep"}},
+		{"opener", "setsid sleep 1000 <$DEV >/dev/null 2>&1 & echo $! >$TMP/pid", "kill $(cat $TMP/pid)", []string{"process ", "sleep"}},
 		{"device mapper", "modprobe dm-mod; echo 0 2048 linear $DEV 0 | dmsetup create --noudevsync above", "dmsetup remove --noudevsync above", []string{"above"}},
 		{"swap", "mkswap -q $DEV 2>/dev/null; swapon $DEV", "swapoff $DEV", []string{"swap"}},
 		{"partition", "printf 'label: dos\n2048\n' | sfdisk -q --no-tell-kernel $DEV; blockdev --rereadpt $DEV; mkfs.ext4 -q ${DEV}p1; mkdir -p $TMP/mnt; mount ${DEV}p1 $TMP/mnt", "umount $TMP/mnt",

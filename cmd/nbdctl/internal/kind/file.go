@@ -54,7 +54,7 @@ func openFile(s host.Spec) (*host.Backing, error) {
 func adviseFile(s host.Spec, err error) error {
 	var size *file.SizeError
 	switch {
-	case errors.As(err, &size):
+	case errors.As(err, &size) && s.Size != 0:
 		return exit.With(exit.Usage, "--size: %w; leave --size out to take the file as it is", err)
 	case errors.Is(err, fs.ErrNotExist) && !s.Create:
 		return fmt.Errorf("%w; --create --size SIZE makes it", err)

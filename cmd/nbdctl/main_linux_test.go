@@ -23,7 +23,7 @@ const runAsNbdctl = "NBDCTL_TEST_RUN"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(runAsNbdctl) != "" {
-		main()
+		runCommand()
 	}
 	os.Exit(nbdnltest.Main(m))
 }
@@ -164,7 +164,7 @@ func sysfs(t testing.TB, path, attribute string) string {
 func requireKernel(t testing.TB, allowed ...string) {
 	t.Helper()
 	nbdnltest.RequireKernel(t)
-	dir := t.TempDir()
+	dir := stateDir(t)
 	t.Setenv("NBDCTL_STATE_DIR", dir)
 	log := openKernelLog(t)
 	t.Cleanup(func() {
@@ -179,6 +179,21 @@ func requireKernel(t testing.TB, allowed ...string) {
 		}
 		log.check(t, allowed)
 	})
+}
+
+// stateDir makes a state directory that, like the default one, everybody can
+// read (t.TempDir is below one that only its owner can enter).
+func stateDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "nbdctl-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 // serving lists the processes that serve devices under the state directory.
