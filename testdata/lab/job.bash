@@ -72,7 +72,8 @@ make_job() {
 sweep() {
 	local lock
 	for lock in "$1"/job.*/lock; do
-		[[ -e $lock ]] && flock -n "$lock" rm -rf "${lock%/lock}"
+		# A lock that is held is that of a job that runs.
+		[[ ! -e $lock ]] || flock -n "$lock" rm -rf "${lock%/lock}" || true
 	done
 	return 0
 }
