@@ -11,12 +11,6 @@ type Backend interface {
 	Size() int64
 }
 
-// Writing is io.WriterAt: WriteAt(p, off) stores len(p) bytes at off. When it
-// returned, every later read sees them, also on another connection; whether
-// they outlive a crash is for Sync to say. p is only lent: WriteAt neither
-// changes nor keeps it. A backend without WriteAt is read-only, and what it has
-// of Sync, WriteAtFUA, Trim, Zero, Resize and WriteAtFrom is left unused.
-
 // A Syncer can make writes durable.
 type Syncer interface {
 	// Sync returns when every WriteAt, Trim and Zero that returned before it

@@ -15,7 +15,11 @@
 //
 // Callers stay inside [0, Size()): a backend need not check ranges for its own
 // sake. The slice p of a call belongs to the caller again when the call
-// returns.
+// returns, and WriteAt does not change it.
+//
+// When a write returned, every later read sees it, on any connection; whether it
+// outlives a crash is for [Syncer] to say. Without WriteAt a device is read-only,
+// and all the other methods that change content are left unused.
 //
 // n == len(p) is success, whatever the error says of [io.EOF]. A short count is
 // an error: a backend never pads a read with zeros that it did not store.

@@ -4,10 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -142,6 +144,33 @@ func TestLockedWithCreate(t *testing.T) {
 	if _, err := os.Stat(path); err != nil {
 		t.Error(err)
 	}
+}
+
+// Those who create, discard and open the same file never take it away from each
+// other.
+func TestDiscardUnderOthers(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk.img")
+	var wg sync.WaitGroup
+	for w := range 4 {
+		wg.Go(func() {
+			for range 200 {
+				f, err := file.Open(path, file.Options{Create: w%2 == 0, Size: 4096})
+				var size *file.SizeError
+				switch {
+				case errors.Is(err, file.ErrLocked), errors.As(err, &size), errors.Is(err, fs.ErrExist), errors.Is(err, fs.ErrNotExist):
+					continue
+				case err != nil:
+					t.Error(err)
+					continue
+				}
+				if _, err := os.Stat(path); err != nil {
+					t.Errorf("a file in use is gone: %v", err)
+				}
+				f.Discard()
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // A lock is passed on with the descriptor, and the new holder is who is named.

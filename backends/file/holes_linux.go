@@ -2,6 +2,7 @@ package file
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"unsafe"
 
@@ -76,13 +77,13 @@ func (f *File) Extents(off, n int64, yield func(backends.Extent) bool) error {
 			yield(backends.Extent{Offset: off, Length: end - off})
 			return nil
 		case err != nil:
-			return err
+			return fmt.Errorf("file: %w", err)
 		}
 		e := backends.Extent{Offset: off, Length: min(data, end) - off, Hole: true, Zero: true}
 		if data == off {
 			hole, err := f.f.Seek(off, unix.SEEK_HOLE)
 			if err != nil {
-				return err
+				return fmt.Errorf("file: %w", err)
 			}
 			e = backends.Extent{Offset: off, Length: min(hole, end) - off}
 		}

@@ -8,9 +8,10 @@ import (
 )
 
 const (
-	// leaseSize is how many bytes are taken before the machine is asked again.
-	// It is small against any reserve, so that many devices, and other programs,
-	// can take memory side by side on what each of them has read.
+	// leaseSize is how many bytes are taken, at most, before the machine is asked
+	// again. When memory gets short it is a sixteenth of what is left: many
+	// devices, and other programs, take memory side by side on what each of them
+	// has read, and the reserve has to cover the sum.
 	leaseSize = 16 << 20
 
 	// leaseTime bounds how old the answer can be.
@@ -51,10 +52,11 @@ func (b *budget) take(n int64) error {
 			b.lease = 0
 			return fmt.Errorf("memory: the machine can spare %d bytes, %d are needed: %w", max(spare, 0), n, syscall.ENOSPC)
 		}
-		b.lease, b.until = max(n, leaseSize), now.Add(leaseTime)
+		b.lease, b.until = leaseSize, now.Add(leaseTime)
 		if ok {
-			b.lease = min(b.lease, spare)
+			b.lease = min(b.lease, spare/16)
 		}
+		b.lease = max(b.lease, n)
 	}
 	b.lease -= n
 	b.used += n

@@ -33,7 +33,7 @@ func TestBudgetLimit(t *testing.T) {
 // might have to be no.
 func TestBudgetAsksTheMachine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		asked, spare := 0, int64(40<<20)
+		asked, spare := 0, int64(1<<30)
 		b := &budget{spare: func() (int64, bool) { asked++; return spare, true }}
 		take := func(n int64, want error, wantAsked int) {
 			t.Helper()
@@ -41,25 +41,25 @@ func TestBudgetAsksTheMachine(t *testing.T) {
 				t.Fatalf("take %d: %v after %d questions, want %v after %d", n, err, asked, want, wantAsked)
 			}
 		}
-		take(1<<20, nil, 1)
-		for range 15 {
+		for range 16 {
 			take(1<<20, nil, 1)
 		}
 		take(1<<20, nil, 2) // the lease is used up
 		time.Sleep(leaseTime + 1)
 		take(1<<20, nil, 3) // too old
-		spare = 3 << 20
 		time.Sleep(leaseTime + 1)
-		take(1<<20, nil, 4) // a lease of no more than there is
-		take(2<<20, nil, 4)
-		take(3<<20, nil, 5)
+		spare = 16 << 20
+		take(1<<19, nil, 4) // the leases get shorter
+		take(1<<19, nil, 4)
+		take(1<<19, nil, 5)
+		take(16<<20, nil, 6) // all of it
 		spare = 1<<20 - 1
-		take(1<<20, syscall.ENOSPC, 6)
-		take(1, nil, 7) // a no is forgotten at once: somebody may have freed memory
+		take(1<<20, syscall.ENOSPC, 7)
+		take(1, nil, 8) // a no is forgotten at once: somebody may have freed memory
 		spare = -5
 		time.Sleep(leaseTime + 1)
-		take(1, syscall.ENOSPC, 8)
-		if got, want := b.inUse(), int64(24<<20+1); got != want {
+		take(1, syscall.ENOSPC, 9)
+		if got, want := b.inUse(), int64(18<<20+3<<19+16<<20+1); got != want {
 			t.Errorf("%d in use, want %d", got, want)
 		}
 	})

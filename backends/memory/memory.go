@@ -29,12 +29,14 @@ const maxSize = 1 << 62
 // Options of New. The zero value is ready to use.
 type Options struct {
 	// Limit is how many bytes of memory the device may use, bookkeeping
-	// included (one byte for every 512 KiB of its size). A write that needs more
-	// gets ENOSPC, and nobody asks whether the machine has that much.
+	// included: one byte for every 512 KiB of its size, and at least 64 KiB. A
+	// write that needs more gets ENOSPC. Nobody asks whether the machine has as
+	// much as the limit.
 	//
-	// 0 stands for what the machine, and the memory cgroup of this process, can
-	// spare at the time of the write without swapping, less a reserve of a
-	// sixteenth. Any number of devices can be filled side by side then.
+	// 0 stands for what the machine, and the memory cgroups (version 2) of this
+	// process, can spare at the time of the write without swapping, less a
+	// sixteenth that is kept back. Any number of devices can be filled side by
+	// side then. Where nobody can tell, there is no limit.
 	Limit int64
 }
 
