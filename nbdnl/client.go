@@ -100,16 +100,15 @@ func (c *Client) Connect(ctx context.Context, cfg Config) (int, error) {
 }
 
 // ConnectIndex is like Connect for the device with that index, which is created if it does not exist.
-// The error matches ErrBusy when it is in use; a device that is not connected but merely open, as by
-// udev after a disconnect, is tried again for two seconds.
+// The error matches ErrBusy when it is in use. A device that is not connected but merely open, as by
+// udev after a disconnect, is tried again for a few seconds, and then the error is a *BusyError.
 func (c *Client) ConnectIndex(ctx context.Context, index int, cfg Config) error {
 	if index < 0 || index > maxIndex {
 		return newError("connect", index, fmt.Errorf("index is not within 0 and %d: %w", maxIndex, os.ErrInvalid))
 	}
 	pause := newBackoff()
 	defer pause.stop()
-	patience := time.Now().Add(openerPatience)
-	for {
+	for begin := time.Now(); ; {
 		_, err := c.connect(ctx, index, cfg)
 		if !errors.Is(err, syscall.EBUSY) {
 			return newError("connect", index, err)
@@ -119,18 +118,12 @@ func (c *Client) ConnectIndex(ctx context.Context, index int, cfg Config) error 
 		if l.connected {
 			return newError("connect", index, fmt.Errorf("%w: it is connected already", err))
 		}
-		if lifeErr != nil || time.Now().After(patience) {
-			return newError("connect", index, fmt.Errorf("%w: somebody has it open", err))
-		}
-		if ended := pause.wait(ctx, nil); ended != nil {
-			return newError("connect", index, fmt.Errorf("%w: somebody has it open: %w", err, ended))
+		holders, _ := c.sys.holders(index, descriptor{}) // who they are is known or not
+		if lifeErr != nil || time.Since(begin) >= patience(holders, connectPatience) || pause.wait(ctx, nil) != nil {
+			return newError("connect", index, fmt.Errorf("%w: %w", &BusyError{Index: index, Holders: holders}, err))
 		}
 	}
 }
-
-// openerPatience is how long a device that somebody merely has open is waited for: udev and blkid look
-// at every device that changes, for some milliseconds.
-const openerPatience = 2 * time.Second
 
 // undoGrace is how long a connect whose context has ended waits for the kernel's answer, in order to
 // have undone the connect when it returns.

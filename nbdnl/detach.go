@@ -20,16 +20,6 @@ type DetachOptions struct {
 	Force bool
 }
 
-const (
-	// transientPatience is how long processes that have the device open are waited for: most are
-	// udev's, which look at every device that changes and go.
-	transientPatience = time.Second
-	// forcePatience bounds each step before a forced disconnect that needs the device's server.
-	forcePatience = 5 * time.Second
-	// releasePatience bounds the wait for the last opener after the disconnect.
-	releasePatience = 2 * time.Second
-)
-
 // Detach disconnects a device in good order: it makes sure that the device is the caller's and that
 // nobody uses it, writes what is cached, disconnects, and waits until the index is free. It claims the
 // index meanwhile (see Claim), so the caller must not.
@@ -137,26 +127,15 @@ func (c *Client) seize(ctx context.Context, index int, force bool) (*seizure, er
 func (c *Client) vacant(ctx context.Context, index int, except descriptor) error {
 	pause := newBackoff()
 	defer pause.stop()
-	patience := time.Now().Add(transientPatience)
-	for {
+	for begin := time.Now(); ; {
 		holders, err := c.sys.holders(index, except)
 		if err != nil || len(holders) == 0 {
 			return err
 		}
-		if lasting(holders) || time.Now().After(patience) || pause.wait(ctx, nil) != nil {
+		if time.Since(begin) >= patience(holders, detachPatience) || pause.wait(ctx, nil) != nil {
 			return &BusyError{Index: index, Holders: holders}
 		}
 	}
-}
-
-// lasting reports whether there is a holder that will not go by itself in a moment.
-func lasting(holders []Holder) bool {
-	for _, h := range holders {
-		if h.Kind != HolderProcess {
-			return true
-		}
-	}
-	return false
 }
 
 // open opens the device node. That can take for as long as the device's server does not answer, since
@@ -173,14 +152,20 @@ func (c *Client) open(ctx context.Context, index, flag int) (Device, error) {
 
 // waitRelease waits a little until the disconnected device is released.
 func (c *Client) waitRelease(ctx context.Context, index int, l life) error {
-	patient, cancel := context.WithTimeout(ctx, releasePatience)
-	defer cancel()
-	err := c.waitEnd(patient, index, l)
-	if err == nil || ctx.Err() != nil || patient.Err() == nil {
-		return err
+	begin := time.Now()
+	for limit := releasePatience; ; limit = proberPatience {
+		patient, cancel := context.WithDeadline(ctx, begin.Add(limit))
+		err := c.waitEnd(patient, index, l)
+		expired := ctx.Err() == nil && patient.Err() != nil
+		cancel()
+		if err == nil || !expired {
+			return err
+		}
+		holders, _ := c.sys.holders(index, descriptor{}) // who they are is known or not
+		if time.Since(begin) >= patience(holders, releasePatience) {
+			return &BusyError{Index: index, Holders: holders, Disconnected: true}
+		}
 	}
-	holders, _ := c.sys.holders(index, descriptor{}) // who they are is known or not
-	return &BusyError{Index: index, Holders: holders, Disconnected: true}
 }
 
 // dropPartitions makes the kernel forget the partitions, which outlive a disconnect until the next open
