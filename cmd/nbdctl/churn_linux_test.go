@@ -129,7 +129,7 @@ func churnRun(rounds int) error {
 // other says clearly that there is nothing left to do, or does no harm.
 func TestKernelTwoDisconnects(t *testing.T) {
 	requireKernel(t)
-	for range 10 {
+	for range 5 {
 		dev := connected(t, "memory", "--size", "1M")
 		results := make(chan result)
 		for range 2 {
@@ -158,7 +158,7 @@ func TestKernelTwoDisconnects(t *testing.T) {
 // the disconnect follows, or the disconnect finds nothing.
 func TestKernelDisconnectDuringConnect(t *testing.T) {
 	requireKernel(t)
-	for i := range 20 {
+	for i := range 8 {
 		connect := nbdctlCommand(t, "connect", "memory", "--size", "1M", "--device", "nbd3", "--name", "racer")
 		done := make(chan result)
 		go func() { done <- finish(t, connect) }()

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -94,7 +93,7 @@ func vacant(ctx context.Context, store *host.Store, spec host.Spec) error {
 	if spec.Index == nil {
 		return nil
 	}
-	d, err := lookup(ctx, store, strconv.Itoa(*spec.Index))
+	d, err := lookupIndex(ctx, store, *spec.Index)
 	if exit.Of(err) == exit.NotFound {
 		return nil // it will be made
 	}

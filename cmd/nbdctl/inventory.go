@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -111,20 +112,32 @@ func inventory(ctx context.Context, store *host.Store) (devices []device, rest [
 		return nil, nil, err
 	}
 	for _, st := range all {
-		d := device{Status: st}
-		i := slices.IndexFunc(entries, func(e host.Entry) bool { return d.connected() && matches(st, e) })
-		if i >= 0 {
-			e := entries[i]
-			d.entry = &e
-			entries = slices.Delete(entries, i, i+1)
-		}
+		var d device
+		d, entries = pair(st, entries)
 		devices = append(devices, d)
 	}
 	return devices, entries, damaged
 }
 
+// pair finds the record of the device that the kernel shows, and returns the
+// other records.
+func pair(st nbdnl.Status, entries []host.Entry) (device, []host.Entry) {
+	d := device{Status: st}
+	i := slices.IndexFunc(entries, func(e host.Entry) bool { return d.connected() && matches(st, e) })
+	if i >= 0 {
+		e := entries[i]
+		d.entry = &e
+		entries = slices.Delete(entries, i, i+1)
+	}
+	return d, entries
+}
+
 // sweep removes what killed processes left behind, if their devices have gone too.
 func sweep(ctx context.Context, store *host.Store) error {
+	entries, err := store.Entries()
+	if err != nil || !slices.ContainsFunc(entries, func(e host.Entry) bool { return !e.Alive }) {
+		return err
+	}
 	_, rest, err := inventory(ctx, store)
 	if err != nil {
 		return err
@@ -137,13 +150,15 @@ func sweep(ctx context.Context, store *host.Store) error {
 // lookup finds the device that the user means by name: by its number, its
 // path or the name given at connect.
 func lookup(ctx context.Context, store *host.Store, name string) (device, error) {
+	if index, err := nbdnl.ParseIndex(name); err == nil {
+		return lookupIndex(ctx, store, index)
+	}
 	devices, rest, err := inventory(ctx, store)
 	if err != nil && devices == nil {
 		return device{}, err
 	}
-	index, notIndex := nbdnl.ParseIndex(name)
 	for _, d := range devices {
-		if notIndex == nil && d.Index == index || notIndex != nil && d.entry != nil && d.entry.Spec.Label == name {
+		if d.entry != nil && d.entry.Spec.Label == name {
 			return d, nil
 		}
 	}
@@ -152,5 +167,32 @@ func lookup(ctx context.Context, store *host.Store, name string) (device, error)
 			return device{}, exit.With(exit.Busy, "%s is being connected by pid %d; try again when it is done", name, e.PID)
 		}
 	}
-	return device{}, exit.With(exit.NotFound, "there is no device %s; nbdctl list shows those that are", name)
+	return device{}, noDevice(name)
+}
+
+// lookupIndex finds the device with that index.
+func lookupIndex(ctx context.Context, store *host.Store, index int) (device, error) {
+	client, err := nbdnl.New()
+	if errors.Is(err, nbdnl.ErrNoDriver) {
+		return device{}, noDevice(fmt.Sprintf("nbd%d", index))
+	}
+	if err != nil {
+		return device{}, err
+	}
+	defer client.Close()
+	st, err := client.Status(ctx, index)
+	if errors.Is(err, fs.ErrNotExist) {
+		return device{}, noDevice(fmt.Sprintf("nbd%d", index))
+	}
+	if err != nil {
+		return device{}, err
+	}
+	// A damaged record hides no other; this device then shows without one.
+	entries, _ := store.Entries()
+	d, _ := pair(st, entries)
+	return d, nil
+}
+
+func noDevice(name string) error {
+	return exit.With(exit.NotFound, "there is no device %s; nbdctl list shows those that are", name)
 }

@@ -35,7 +35,7 @@ func TestKernelSession(t *testing.T) {
 					t.Errorf("list says %s: %v, want %v", key, d[key], v)
 				}
 			}
-			verify(t, dev, 96)
+			verify(t, dev, 48)
 			fileSystem(t, dev)
 			must(t, "disconnect", dev)
 			if d := listed(t, dev); d != nil {

@@ -93,7 +93,7 @@ func viewDevice(ctx context.Context, index int) (*fullView, error) {
 	if err != nil {
 		return nil, err
 	}
-	d, err := lookup(ctx, store, fmt.Sprint(index))
+	d, err := lookupIndex(ctx, store, index)
 	if err != nil {
 		return nil, err
 	}
