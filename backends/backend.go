@@ -45,7 +45,9 @@ type Trimmer interface {
 // A Zeroer makes zeros without being sent them.
 type Zeroer interface {
 	// Zero makes [off, off+n) read as zeros. The range may be far larger than
-	// any write; memory used for it is bounded.
+	// any write; memory used for it is bounded. With an error that matches
+	// errors.ErrUnsupported nothing has changed, and the caller writes zeros
+	// instead.
 	Zero(off, n int64, flags ZeroFlags) error
 }
 

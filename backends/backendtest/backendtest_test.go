@@ -2,6 +2,7 @@ package backendtest
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -65,6 +66,9 @@ func (b *blocks) WriteAt(p []byte, off int64) (int, error) {
 func (b *blocks) Zero(off, n int64, flags backends.ZeroFlags) error {
 	if off%4096 != 0 || n%4096 != 0 {
 		return errWrong
+	}
+	if n%8192 != 0 {
+		return errors.ErrUnsupported // let the caller do it
 	}
 	return b.disk.Zero(off, n, flags)
 }
@@ -131,6 +135,7 @@ func TestWrongBackends(t *testing.T) {
 		{&pagesUnlocked{newDisk(200 << 10)}, "Neighbours", "is 0x"},
 
 		{&zeroesNothing{newDisk(diskSize)}, "Zero", "Zero: byte"},
+		{&zeroesUnsupported{newDisk(diskSize)}, "Zero", "Zero: byte"},
 		{&zeroesWholePages{newDisk(200 << 10)}, "Zero", "Zero: byte"},
 		{&zeroesInside{newDisk(200 << 10)}, "Zero", "Zero: byte"},
 		{&trimsToGarbage{newDisk(diskSize)}, "Trim", "may be zero"},

@@ -211,6 +211,13 @@ type zeroesNothing struct{ *disk }
 
 func (*zeroesNothing) Zero(off, n int64, flags backends.ZeroFlags) error { return nil }
 
+type zeroesUnsupported struct{ *disk } // after it has begun
+
+func (b *zeroesUnsupported) Zero(off, n int64, flags backends.ZeroFlags) error {
+	b.disk.Zero(off, 1, flags)
+	return errors.ErrUnsupported
+}
+
 type zeroesWholePages struct{ *disk }
 
 func (b *zeroesWholePages) Zero(off, n int64, flags backends.ZeroFlags) error {

@@ -41,7 +41,7 @@ func (b *budget) take(n int64) error {
 	defer b.mu.Unlock()
 	if b.limit > 0 {
 		if n > b.limit-b.used {
-			return fmt.Errorf("memory: %d of %d bytes are in use, %d more are needed: %w", b.used, b.limit, n, syscall.ENOSPC)
+			return fmt.Errorf("%d of %d bytes are in use, %d more are needed: %w", b.used, b.limit, n, syscall.ENOSPC)
 		}
 		b.used += n
 		return nil
@@ -50,7 +50,7 @@ func (b *budget) take(n int64) error {
 		spare, ok := b.spare()
 		if ok && n > spare {
 			b.lease = 0
-			return fmt.Errorf("memory: the machine can spare %d bytes, %d are needed: %w", max(spare, 0), n, syscall.ENOSPC)
+			return fmt.Errorf("the machine can spare %d bytes, %d are needed: %w", max(spare, 0), n, syscall.ENOSPC)
 		}
 		b.lease, b.until = leaseSize, now.Add(leaseTime)
 		if ok {

@@ -2,6 +2,7 @@ package memory
 
 import (
 	"sync/atomic"
+	"syscall"
 
 	"github.com/nbdctl/nbdctl/backends"
 )
@@ -20,10 +21,16 @@ type (
 	region [regionChunks]atomic.Pointer[chunk] // so that the table is sparse too
 )
 
-const regionChunks = 1 << 14 // 1 GiB of device
+const (
+	regionChunks = 1 << 14 // 1 GiB of device
+	maxRegions   = 1 << 20 // 1 PiB; the table of regions itself is not sparse
+)
 
 func newHeapStore(size int64, b *budget) (store, error) {
 	regions := (size-1)/(chunkSize*regionChunks) + 1
+	if regions > maxRegions {
+		return nil, syscall.EFBIG
+	}
 	if err := b.take(regions * 8); err != nil {
 		return nil, err
 	}

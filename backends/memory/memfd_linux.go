@@ -135,7 +135,7 @@ func (s *memfdStore) fallocate(mode uint32, off, n int64) error {
 		err = unix.ENOSPC
 	}
 	if err != nil {
-		return fmt.Errorf("memory: fallocate: %w", err)
+		return fmt.Errorf("fallocate: %w", err)
 	}
 	return nil
 }
@@ -301,7 +301,7 @@ func (s *memfdStore) drop(lo, hi int64) error {
 	}
 	err := s.fallocate(punchHole, lo*chunkSize, (hi-lo)*chunkSize)
 	if err != nil {
-		s.mark(lo, hi, cleared) // they are as they were, or zeros
+		s.mark(lo, hi, cleared) // which is always safe: content, or zeros
 		return err
 	}
 	s.budget.give(cleared)

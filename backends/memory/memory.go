@@ -107,6 +107,14 @@ func (m *Memory) check(off, n int64) error {
 	return nil
 }
 
+// failed says what it was that did.
+func failed(op string, off, n int64, err error) error {
+	if err != nil {
+		err = fmt.Errorf("memory: %s of %d bytes at %d: %w", op, n, off, err)
+	}
+	return err
+}
+
 // ReadAt implements io.ReaderAt.
 func (m *Memory) ReadAt(p []byte, off int64) (int, error) {
 	var end error
@@ -119,7 +127,7 @@ func (m *Memory) ReadAt(p []byte, off int64) (int, error) {
 	}
 	if len(p) > 0 {
 		if err := m.store.readAt(p, off); err != nil {
-			return 0, err
+			return 0, failed("read", off, int64(len(p)), err)
 		}
 	}
 	return len(p), end
@@ -140,7 +148,7 @@ func (m *Memory) WriteAt(p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	if err := m.store.writeAt(p, off); err != nil {
-		return 0, err
+		return 0, failed("write", off, int64(len(p)), err)
 	}
 	return len(p), nil
 }
@@ -161,7 +169,7 @@ func (m *Memory) Trim(off, n int64) error {
 	if err := m.check(off, n); err != nil || n == 0 {
 		return err
 	}
-	return m.store.trim(off, n)
+	return failed("trim", off, n, m.store.trim(off, n))
 }
 
 // Zero implements backends.Zeroer. Without ZeroNoHole it is Trim; with it the
@@ -170,10 +178,11 @@ func (m *Memory) Zero(off, n int64, flags backends.ZeroFlags) error {
 	if err := m.check(off, n); err != nil || n == 0 {
 		return err
 	}
+	zero := m.store.trim
 	if flags&backends.ZeroNoHole != 0 {
-		return m.store.fill(off, n)
+		zero = m.store.fill
 	}
-	return m.store.trim(off, n)
+	return failed("zero", off, n, zero(off, n))
 }
 
 // Extents implements backends.Extenter.

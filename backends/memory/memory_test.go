@@ -82,6 +82,12 @@ func TestNewRefuses(t *testing.T) {
 	}
 }
 
+func TestNewOnHeapRefuses(t *testing.T) {
+	if _, err := memory.NewOnHeap(1<<62, memory.Options{}); !errors.Is(err, syscall.EFBIG) {
+		t.Errorf("%v, want EFBIG", err)
+	}
+}
+
 func TestUsed(t *testing.T) {
 	forStores(t, 1<<40+1, memory.Options{}, func(t *testing.T, m *memory.Memory) {
 		used := func(after string, chunks int64) {
