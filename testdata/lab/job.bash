@@ -72,10 +72,8 @@ make_job() {
 sweep() {
 	local lock
 	for lock in "$1"/job.*/lock; do
-		# A lock that is held is that of a job that runs.
 		[[ ! -e $lock ]] || flock -n "$lock" rm -rf "${lock%/lock}" || true
 	done
-	return 0
 }
 
 # start prints the script that the init inside runs: the caller's environment and directory, then the command.

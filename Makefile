@@ -1,0 +1,73 @@
+# Everything builds with go alone. The rest needs a Debian machine: make test and make demo install what they use (as
+# root) and bring their own Linux kernel with nbd, in User-Mode Linux or QEMU.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PREFIX ?= /usr/local
+LAB ?= uml
+# The kernel tests: of which name, and in which packages (all that have some).
+RUN ?= ^TestKernel
+PKG ?=
+# Those that make test repeats with several processors and -race, where a machine takes many times longer.
+QEMU_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$)
+FUZZTIME ?= 10s
+
+lab := testdata/lab
+stage := $(lab)/stage
+
+.PHONY: help build install test test-unit test-kernel test-qemu lab demo lint fuzz clean needs
+
+help:
+	@sed -n 's/^## //p' Makefile
+
+## make build        .bin/nbdctl
+build:
+	CGO_ENABLED=0 go build -trimpath -o .bin/nbdctl ./cmd/nbdctl
+
+## make install      to PREFIX/bin (/usr/local/bin)
+install: build
+	install -D -m 755 .bin/nbdctl "$(DESTDIR)$(PREFIX)/bin/nbdctl"
+
+## make test         all tests: unit tests here, kernel tests in User-Mode Linux, some under QEMU
+test: needs
+	@$(stage) total $(MAKE) --no-print-directory test-unit test-kernel test-qemu
+
+## make test-unit    unit tests, with -race
+test-unit: needs
+	@$(stage) 'unit tests' bash -c "set -o pipefail; \
+		go test -race -v -skip '^TestKernel' ./... 2>&1 | awk -v name='unit tests' -v quiet=1 -f $(lab)/tally"
+
+## make test-kernel  kernel tests in User-Mode Linux: RUN=REGEXP PKG=./nbdnl
+test-kernel: needs
+	@$(stage) 'kernel tests in User-Mode Linux' $(lab)/tests uml '$(RUN)' $(PKG)
+
+## make test-qemu    kernel tests under QEMU, with four processors and -race: QEMU_RUN=REGEXP PKG=./nbdnl
+test-qemu: needs
+	@$(stage) 'kernel tests under QEMU' $(lab)/tests qemu '$(QEMU_RUN)' $(PKG)
+
+## make lab          a shell in a kernel with nbd: LAB=qemu; CMD='nbdctl list' runs that and returns its exit code
+lab: needs build
+	@PATH="$(CURDIR)/.bin:$$PATH"; export CMD; \
+	if [[ -v CMD ]]; then exec $(lab)/$(LAB) --timeout 0 -- bash -c "$$CMD"; else exec $(lab)/$(LAB) --shell; fi
+
+## make demo         the devices of nbdctl at work, on this machine's own kernel if it can and in the lab if not
+demo: needs build
+	@PATH="$(CURDIR)/.bin:$$PATH"; \
+	if $(lab)/native; then exec $(lab)/demo; else exec $(lab)/$(LAB) --check -- $(lab)/demo; fi
+
+## make lint         gofmt, go vet, staticcheck, shellcheck, import rules
+lint:
+	@.ci/lint
+
+## make fuzz         each fuzz target for FUZZTIME (10s)
+fuzz:
+	@.ci/fuzz $(FUZZTIME)
+
+## make clean        removes .bin and what the lab has downloaded
+clean:
+	rm -rf .bin "$${XDG_CACHE_HOME:-$$HOME/.cache}/nbdctl-lab"
+
+needs:
+	@$(lab)/needs
