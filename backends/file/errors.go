@@ -13,7 +13,7 @@ var (
 	ErrNotDisk = errors.New("neither a regular file nor a block device")
 
 	// ErrLocked is what a LockedError matches.
-	ErrLocked = errors.New("in use by another program")
+	ErrLocked = errors.New("in use: mounted, or held by another program")
 )
 
 // A LockedError says that somebody else has the file locked, or the block device

@@ -61,8 +61,7 @@ type File struct {
 
 // New makes a device of an open file, which is to be a regular file or a block
 // device, and locks it. It is read-only if either the options or f say so. On
-// success the File owns f; on failure f is the caller's still, and it was not
-// changed.
+// success the File owns f; on failure f is the caller's still, if maybe locked.
 //
 // A block device should have been opened with O_EXCL: there is no way to do so
 // afterwards.

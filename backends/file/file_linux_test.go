@@ -212,33 +212,35 @@ func TestLockIsInherited(t *testing.T) {
 	open(t, path, file.Options{})
 }
 
-// qemu locks shared bytes, and looks for conflicts after that.
-func TestLocksOfQEMU(t *testing.T) {
-	const uses, denies = 100, 200
-	bytesOf := map[string][]int64{
-		"writer": {uses + 0, uses + 1, uses + 3, denies + 1, denies + 3},
-		"reader": {uses + 0, denies + 1, denies + 3},
+// asQEMU locks a file as qemu does, until the end of the test: shared bytes first
+// (100+n: uses permission n, 200+n: denies it), then a look for what conflicts.
+func asQEMU(t *testing.T, path, who string) (conflict bool) {
+	t.Helper()
+	const read, write, resize = 0, 1, 3
+	uses, denies := []int64{read}, []int64{write, resize}
+	if who == "writer" {
+		uses = []int64{read, write, resize}
 	}
-	lock := func(t *testing.T, path, who string, cmd int, kind int16) (conflict bool) {
-		t.Helper()
-		f, err := os.Open(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { f.Close() })
-		check := func(b int64, cmd int, kind int16) bool {
-			l := unix.Flock_t{Type: kind, Start: b, Len: 1}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	try := func(cmd int, kind int16, bytes []int64, base int64) {
+		for _, b := range bytes {
+			l := unix.Flock_t{Type: kind, Start: base + b, Len: 1}
 			err := unix.FcntlFlock(f.Fd(), cmd, &l)
-			return err != nil || cmd == unix.F_OFD_GETLK && l.Type != unix.F_UNLCK
+			conflict = conflict || err != nil || cmd == unix.F_OFD_GETLK && l.Type != unix.F_UNLCK
 		}
-		for _, b := range bytesOf[who] {
-			conflict = conflict || check(b, unix.F_OFD_SETLK, unix.F_RDLCK)
-		}
-		for _, b := range bytesOf[who] { // what is used must not be denied, and the reverse
-			conflict = conflict || check(300-b/100*100+b%100, unix.F_OFD_GETLK, unix.F_WRLCK)
-		}
-		return conflict
 	}
+	try(unix.F_OFD_SETLK, unix.F_RDLCK, uses, 100)
+	try(unix.F_OFD_SETLK, unix.F_RDLCK, denies, 200)
+	try(unix.F_OFD_GETLK, unix.F_WRLCK, uses, 200)
+	try(unix.F_OFD_GETLK, unix.F_WRLCK, denies, 100)
+	return conflict
+}
+
+func TestLocksOfQEMU(t *testing.T) {
 	for _, tt := range []struct {
 		who      string
 		readOnly bool
@@ -246,15 +248,16 @@ func TestLocksOfQEMU(t *testing.T) {
 	}{{"writer", false, true}, {"writer", true, true}, {"reader", false, true}, {"reader", true, false}} {
 		path := image(t, make([]byte, 4096))
 		f := open(t, path, file.Options{ReadOnly: tt.readOnly})
-		if got := lock(t, path, tt.who, 0, 0); got != tt.conflict {
+		if got := asQEMU(t, path, tt.who); got != tt.conflict {
 			t.Errorf("qemu as %s after us, read-only %v: conflict %v, want %v", tt.who, tt.readOnly, got, tt.conflict)
 		}
 		f.Close()
 
 		path = image(t, make([]byte, 4096))
-		lock(t, path, tt.who, 0, 0)
+		asQEMU(t, path, tt.who)
 		f, err := file.Open(path, file.Options{ReadOnly: tt.readOnly})
-		if got := errors.Is(err, file.ErrLocked); got != tt.conflict {
+		var locked *file.LockedError
+		if got := errors.As(err, &locked); got != tt.conflict || got && len(locked.Holders) != 1 {
 			t.Errorf("we, read-only %v, after qemu as %s: %v, want a conflict: %v", tt.readOnly, tt.who, err, tt.conflict)
 		}
 		if err == nil {

@@ -65,46 +65,57 @@ func (f *File) lockRange(cmd int, kind int16, off, n int64) error {
 	return nil
 }
 
-// lockers finds the processes that have a lock on the file. The kernel's list of
-// locks, /proc/locks, knows no owner of this kind, but each descriptor tells.
+// lockers finds the other processes with a lock on the file. The kernel's list of
+// locks, /proc/locks, knows no owner of this kind, but what /proc says of a
+// descriptor includes its locks. Asking the descriptors' files themselves could
+// take for ever: some may be on a network file system that is gone.
 func (f *File) lockers() []Holder {
-	st, err := f.f.Stat()
-	if err != nil {
+	var st unix.Stat_t
+	if err := f.control(func(fd int) error { return unix.Fstat(fd, &st) }); err != nil {
 		return nil
 	}
-	return holders(func(fd string, other os.FileInfo) bool {
-		if !os.SameFile(st, other) {
+	var own string // which may have got some of the locks by now
+	f.raw.Control(func(fd uintptr) { own = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd) })
+	dev := uint64(st.Dev)
+	inode := fmt.Sprintf(" %02x:%02x:%d ", unix.Major(dev), unix.Minor(dev), st.Ino) // as in lock_get_status of fs/locks.c
+	return holders(func(fd string) bool {
+		if fd == own {
 			return false
 		}
-		info, err := os.ReadFile(strings.Replace(fd, "/fd/", "/fdinfo/", 1))
-		return err == nil && strings.Contains(string(info), "\nlock:")
+		info, _ := os.ReadFile(strings.Replace(fd, "/fd/", "/fdinfo/", 1))
+		for line := range strings.Lines(string(info)) {
+			if strings.HasPrefix(line, "lock:") && strings.Contains(line, inode) {
+				return true
+			}
+		}
+		return false
 	})
 }
 
 // openers finds the processes that have the block device open.
-func openers(st os.FileInfo) []Holder {
-	rdev := st.Sys().(*syscall.Stat_t).Rdev
-	return holders(func(_ string, other os.FileInfo) bool {
-		o, ok := other.Sys().(*syscall.Stat_t)
-		return ok && isBlock(other.Mode()) && o.Rdev == rdev
+func openers(dev os.FileInfo) []Holder {
+	rdev := dev.Sys().(*syscall.Stat_t).Rdev
+	return holders(func(fd string) bool {
+		if to, err := os.Readlink(fd); err != nil || !strings.HasPrefix(to, "/dev/") {
+			return false
+		}
+		st, err := os.Stat(fd)
+		return err == nil && isBlock(st.Mode()) && st.Sys().(*syscall.Stat_t).Rdev == rdev
 	})
 }
 
 // holders finds the processes with a descriptor, given by its path in /proc, that
 // matches, as far as this process may look.
-func holders(match func(fd string, st os.FileInfo) bool) []Holder {
+func holders(match func(fd string) bool) []Holder {
 	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
 	var found []Holder
 	for _, fd := range fds {
-		dir := strings.SplitN(fd, "/", 4)[2]
-		pid, err := strconv.Atoi(dir)
-		if err != nil || len(found) > 0 && found[len(found)-1].PID == pid {
+		dir := filepath.Dir(filepath.Dir(fd))
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil || len(found) > 0 && found[len(found)-1].PID == pid || !match(fd) {
 			continue
 		}
-		if st, err := os.Stat(fd); err != nil || !match(fd, st) {
-			continue
-		}
-		comm, _ := os.ReadFile(filepath.Join("/proc", dir, "comm"))
+		comm, _ := os.ReadFile(filepath.Join(dir, "comm"))
 		found = append(found, Holder{PID: pid, Comm: strings.TrimSpace(string(comm))})
 	}
 	return found
