@@ -1,0 +1,68 @@
+package main
+
+import (
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// TestKernelSparse shows that a memory device far larger than the machine
+// takes memory as it is written and gives it back when trimmed or zeroed.
+func TestKernelSparse(t *testing.T) {
+	requireKernel(t)
+	dev := connected(t, "memory", "--size", "1T")
+	pid := strconv.Itoa(int(listed(t, dev)["owner"].(map[string]any)["pid"].(float64)))
+	// What the serving process has of its store, in MiB.
+	store := func() int {
+		n, err := strconv.Atoi(sh(t, "stat -L -c %b /proc/"+pid+"/fd/$(ls -l /proc/"+pid+"/fd | awk '/memfd/ {print $9; exit}')"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n / 2048
+	}
+	const written = 64
+	empty := store()
+	write := "dd if=/dev/urandom of=" + dev + " bs=1M count=" + strconv.Itoa(written) + " seek=$((1024*1000)) oflag=direct status=none"
+	sh(t, write)
+	if got := store() - empty; got < written || got > written+8 {
+		t.Errorf("%d MiB written take %d MiB", written, got)
+	}
+	sh(t, "blkdiscard -o $((1024*1000))M "+dev)
+	if got := store() - empty; got > 1 {
+		t.Errorf("after the trim %d MiB are still taken", got)
+	}
+	sh(t, write+"; blkdiscard -z -o $((1024*1000))M -l "+strconv.Itoa(written)+"M "+dev)
+	if got := sh(t, "dd if="+dev+" bs=1M count="+strconv.Itoa(written)+" skip=$((1024*1000)) iflag=direct status=none | tr -d '\\0' | wc -c"); got != "0" {
+		t.Errorf("after zeroing %s bytes are not zero", got)
+	}
+	must(t, "disconnect", dev)
+}
+
+// TestKernelFull shows that writing more than the machine has fails with "no
+// space", which the kernel's OOM killer never learns of.
+func TestKernelFull(t *testing.T) {
+	requireKernel(t, `I/O error|Other side returned error`)
+	dev := connected(t, "memory", "--size", "1T")
+	pid := strconv.Itoa(int(listed(t, dev)["owner"].(map[string]any)["pid"].(float64)))
+	r := finish(t, command(t, "dd", "if=/dev/zero", "of="+dev, "bs=4M", "oflag=direct"))
+	if r.code == 0 {
+		t.Fatal("1 TiB fits into this machine")
+	}
+	t.Log(lastLine(r.stderr))
+	e, ok := statusOf(t, dev)["last_error"].(map[string]any)
+	if !ok || e["op"] != "write" || !strings.Contains(e["error"].(string), "no space left") {
+		t.Errorf("the last error is %v", e)
+	}
+	// What was there still is, and the device works.
+	sh(t, "kill -0 "+pid+"; dd if="+dev+" of=/dev/null bs=1M count=16 iflag=direct status=none; dd if=/dev/zero of="+dev+" bs=1M count=16 oflag=direct status=none")
+	sh(t, "blkdiscard "+dev+"; dd if=/dev/zero of="+dev+" bs=1M count=16 seek=1000 oflag=direct status=none")
+	if out := sh(t, "dmesg"); strings.Contains(out, "Out of memory") || strings.Contains(out, "oom-kill") {
+		t.Error("the OOM killer came")
+	}
+	must(t, "disconnect", dev)
+}
+
+func lastLine(s string) string {
+	lines := strings.Split(strings.TrimSpace(s), "\n")
+	return lines[len(lines)-1]
+}
