@@ -41,6 +41,11 @@ type result struct {
 // command prepares a command that ends with the test or after patience.
 func command(t testing.TB, name string, args ...string) *exec.Cmd {
 	t.Helper()
+	return commandFor(t, patience, name, args...)
+}
+
+func commandFor(t testing.TB, patience time.Duration, name string, args ...string) *exec.Cmd {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), patience)
 	t.Cleanup(cancel)
 	return exec.CommandContext(ctx, name, args...)
@@ -49,11 +54,17 @@ func command(t testing.TB, name string, args ...string) *exec.Cmd {
 // nbdctlCommand prepares a run of nbdctl.
 func nbdctlCommand(t testing.TB, args ...string) *exec.Cmd {
 	t.Helper()
+	return selfCommand(t, patience, args...)
+}
+
+// selfCommand prepares a run of this binary as something else than a test.
+func selfCommand(t testing.TB, patience time.Duration, args ...string) *exec.Cmd {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := command(t, self, args...)
+	cmd := commandFor(t, patience, self, args...)
 	cmd.Env = append(os.Environ(), runAsNbdctl+"=1")
 	return cmd
 }
