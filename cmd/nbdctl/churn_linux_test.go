@@ -218,5 +218,5 @@ func TestKernelInterruptedConnect(t *testing.T) {
 			undone++
 		}
 	}
-	t.Log(fmt.Sprintf("%d of 20 were interrupted before they were done", undone))
+	t.Logf("%d of 20 were interrupted before they were done", undone)
 }
