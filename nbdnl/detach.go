@@ -18,6 +18,9 @@ type DetachOptions struct {
 	// Force detaches the device although somebody uses it, or although what is cached can't be written:
 	// those who use it get I/O errors from then on, a file system above loses what it had not written.
 	Force bool
+	// Dead says that the device's server is gone for good. What is cached is then given up, since there
+	// is nobody to write it to; those who use the device are respected all the same.
+	Dead bool
 }
 
 // Detach disconnects a device in good order: it makes sure that the device is the caller's and that
@@ -37,19 +40,24 @@ func (c *Client) Detach(ctx context.Context, index int, o DetachOptions) error {
 
 func (c *Client) detach(ctx context.Context, index int, o DetachOptions) (err error) {
 	claim, err := c.sys.claim(ctx, index)
-	if err != nil {
+	switch {
+	case err == nil:
+		defer func() { err = errors.Join(err, claim.Release()) }()
+	case !o.Force || ctx.Err() != nil:
 		return err
+	default:
+		// A state directory that is full or read-only must not make a device immortal. What claims keep
+		// apart are two that do this at once, and the identifier does too.
 	}
-	defer func() { err = errors.Join(err, claim.Release()) }()
 
 	l, err := c.lifeFor(index, o)
 	if err != nil {
 		return err
 	}
-	opened, flushErr := c.flush(ctx, index, o.Force)
+	opened, flushErr := c.flush(ctx, index, o)
 	defer opened.close()
 	if flushErr != nil && (!o.Force || ctx.Err() != nil) {
-		return fmt.Errorf("%w; the device is left as it was", flushErr)
+		return fmt.Errorf("%w; it was not disconnected", flushErr)
 	}
 	// The kernel has no disconnect on a condition, so this look is as late as can be.
 	now, err := c.lifeFor(index, o)
@@ -59,7 +67,9 @@ func (c *Client) detach(ctx context.Context, index int, o DetachOptions) (err er
 	if now != l {
 		return fmt.Errorf("%w: it was connected anew meanwhile", ErrNotOwner)
 	}
-	if err := c.disconnect(ctx, index, l); err != nil {
+	bounded, cancel := context.WithTimeout(ctx, commandPatience)
+	defer cancel()
+	if err := c.disconnect(bounded, index, l); err != nil {
 		return errors.Join(err, flushErr)
 	}
 	// While it is open the kernel keeps the device as it was.
@@ -81,15 +91,15 @@ func (c *Client) lifeFor(index int, o DetachOptions) (life, error) {
 
 // flush opens the device, exclusively unless that is to be forced, and writes what is cached. It
 // returns the device, if it could be opened, along with an error.
-func (c *Client) flush(ctx context.Context, index int, force bool) (*seizure, error) {
-	opened, err := c.seize(ctx, index, force)
-	if err != nil {
+func (c *Client) flush(ctx context.Context, index int, o DetachOptions) (*seizure, error) {
+	opened, err := c.seize(ctx, index, o)
+	if err != nil || opened.dev == nil {
 		return opened, err
 	}
-	if err := opened.sync(ctx, force); err != nil {
+	if err := opened.sync(ctx, o.Force || o.Dead); err != nil && !o.Dead {
 		return opened, fmt.Errorf("cached data could not be written: %w", err)
 	}
-	if force {
+	if o.Force {
 		return opened, nil
 	}
 	// The write may have taken long enough for somebody to open the device.
@@ -98,10 +108,13 @@ func (c *Client) flush(ctx context.Context, index int, force bool) (*seizure, er
 
 // seize opens the device. Read-only is enough to fsync, and does not make udev probe the device again
 // when it is closed, as the end of a write does.
-func (c *Client) seize(ctx context.Context, index int, force bool) (*seizure, error) {
-	if force {
-		ctx, cancel := withPatience(ctx, forcePatience)
+func (c *Client) seize(ctx context.Context, index int, o DetachOptions) (*seizure, error) {
+	if o.Force || o.Dead {
+		var cancel context.CancelFunc
+		ctx, cancel = withPatience(ctx, forcePatience)
 		defer cancel()
+	}
+	if o.Force {
 		dev, err := c.open(ctx, index, os.O_RDONLY|syscall.O_EXCL)
 		if errors.Is(err, syscall.EBUSY) {
 			dev, err = c.open(ctx, index, os.O_RDONLY)
@@ -113,12 +126,15 @@ func (c *Client) seize(ctx context.Context, index int, force bool) (*seizure, er
 	}
 	// Exclusively, so that nothing can be mounted on it from here on.
 	dev, err := c.open(ctx, index, os.O_RDONLY|syscall.O_EXCL)
-	if errors.Is(err, syscall.EBUSY) {
+	switch {
+	case errors.Is(err, syscall.EBUSY):
 		holders, _ := c.sys.holders(index, descriptor{})
 		if len(holders) == 0 {
 			holders = []Holder{{Kind: HolderExclusive, Device: name(index)}}
 		}
-		err = &BusyError{Index: index, Holders: holders}
+		return &seizure{}, &BusyError{Index: index, Holders: holders}
+	case err != nil && o.Dead:
+		return &seizure{}, nil // without a server a device may not even open
 	}
 	return &seizure{dev: dev}, err
 }

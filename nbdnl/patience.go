@@ -12,6 +12,9 @@ const (
 	connectPatience = 2 * time.Second
 	// detachPatience is for processes that have a device open which is to be detached.
 	detachPatience = time.Second
+	// commandPatience bounds the disconnect itself, which the kernel may not come back from: it sends to
+	// the server, which may have stopped reading (nbd.c, send_disconnects).
+	commandPatience = time.Minute
 	// releasePatience is for those who have it open when it is disconnected.
 	releasePatience = 2 * time.Second
 	// proberPatience takes the place of these where only probers are left, who will let go however slow

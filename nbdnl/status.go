@@ -29,7 +29,9 @@ type Status struct {
 	// OwnerPID is the process that OwnerTID belongs to now; 0 when there is none, or when this process
 	// is not in the initial pid namespace.
 	OwnerPID int
-	Mode     Mode
+	// OwnerGone is whether the thread OwnerTID is known to have ended.
+	OwnerGone bool
+	Mode      Mode
 }
 
 // Connected reports whether the device has a configuration, usable or not.
@@ -130,7 +132,8 @@ func (c *Client) statusIn(index int, l life) (Status, error) {
 		return s, nil
 	}
 	s.Identifier, s.HasIdentifier = l.identifier, l.identified
-	s.OwnerTID, s.OwnerPID = l.tid, c.sys.processOf(l.tid)
+	s.OwnerTID = l.tid
+	s.OwnerPID, s.OwnerGone = c.sys.processOf(l.tid)
 	s.Mode = c.modeOf(l)
 	switch {
 	case c.hasDisconnected(index, l):
@@ -158,23 +161,23 @@ func (c *Client) modeOf(l life) Mode {
 // linux/proc_ns.h.
 const initialPIDNamespace = "pid:[4026531836]"
 
-// processOf returns the process that a thread belongs to, or 0. The kernel gives numbers of the initial
-// pid namespace, which mean other threads in any other.
-func (s *System) processOf(tid int) int {
+// processOf returns the process that a thread belongs to, or 0, and whether the thread is known to have
+// ended. The kernel gives numbers of the initial pid namespace, which mean other threads in any other.
+func (s *System) processOf(tid int) (pid int, gone bool) {
 	ns, err := os.Readlink(s.path("proc/self/ns/pid"))
 	if tid <= 0 || err != nil || ns != initialPIDNamespace {
-		return 0
+		return 0, false
 	}
 	f, err := os.Open(s.path("proc", strconv.Itoa(tid), "status"))
 	if err != nil {
-		return 0
+		return 0, errors.Is(err, os.ErrNotExist)
 	}
 	defer f.Close()
 	for lines := bufio.NewScanner(f); lines.Scan(); {
 		if v, ok := strings.CutPrefix(lines.Text(), "Tgid:"); ok {
 			pid, _ := strconv.Atoi(strings.TrimSpace(v)) // 0 is "unknown"
-			return pid
+			return pid, false
 		}
 	}
-	return 0
+	return 0, false
 }
