@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -244,6 +245,63 @@ func TestDetachUnwritable(t *testing.T) {
 	w.wantState(index, nbdnl.StateIdle)
 }
 
+// A dead server's device is given up with what is cached for it, but not under its users.
+func TestDetachDead(t *testing.T) {
+	w, k := fakeWorld(t, nbdnltest.Options{})
+	cfg := unserved(t)
+	index := w.connect(cfg)
+	k.FailSync(index, syscall.EIO)
+	o := nbdnl.DetachOptions{Identifier: cfg.Identifier, Dead: true}
+
+	unmount := k.Mount(index, "/mnt")
+	var busy *nbdnl.BusyError
+	if err := w.Detach(t.Context(), index, o); !errors.As(err, &busy) || busy.Disconnected {
+		t.Errorf("mounted: %v", err)
+	}
+	unmount()
+	f, err := k.System().Open(nbdnl.Path(index), os.O_RDONLY|syscall.O_EXCL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Detach(t.Context(), index, o); !errors.As(err, &busy) || busy.Disconnected {
+		t.Errorf("held exclusively: %v", err)
+	}
+	f.Close()
+	w.wantState(index, nbdnl.StateLive)
+	w.wantDone("detach", w.Detach(t.Context(), index, o))
+	w.wantState(index, nbdnl.StateIdle)
+}
+
+func TestDetachDeadHung(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, k := fakeWorld(t, nbdnltest.Options{})
+		cfg := unserved(t)
+		index := w.connect(cfg)
+		k.Hang(index)
+		w.wantDone("detach", w.Detach(t.Context(), index, nbdnl.DetachOptions{Identifier: cfg.Identifier, Dead: true}))
+		w.wantState(index, nbdnl.StateIdle)
+	})
+}
+
+// A state directory that takes no claim makes no device immortal.
+func TestDetachWithoutClaim(t *testing.T) {
+	w, k := fakeWorld(t, nbdnltest.Options{})
+	cfg := unserved(t)
+	index := w.connect(cfg)
+	if err := os.RemoveAll(k.Path("run/nbdctl")); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.MkdirAll(k.Path("run"), 0o755), os.WriteFile(k.Path("run/nbdctl"), nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	o := nbdnl.DetachOptions{Identifier: cfg.Identifier}
+	w.wantError(w.Detach(t.Context(), index, o), syscall.ENOTDIR)
+	w.wantState(index, nbdnl.StateLive)
+	o.Force = true
+	w.wantDone("forced detach", w.Detach(t.Context(), index, o))
+	w.wantState(index, nbdnl.StateIdle)
+}
+
 func TestDetachHung(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, k := fakeWorld(t, nbdnltest.Options{})
@@ -412,8 +470,22 @@ func TestOwnerInAnotherNamespace(t *testing.T) {
 	if err := errors.Join(os.Remove(link), os.Symlink("pid:[4026532000]", link)); err != nil {
 		t.Fatal(err)
 	}
-	if s := w.status(index); s.OwnerPID != 0 || s.OwnerTID != os.Getpid() {
-		t.Errorf("owner is thread %d, process %d", s.OwnerTID, s.OwnerPID)
+	if s := w.status(index); s.OwnerPID != 0 || s.OwnerTID != os.Getpid() || s.OwnerGone {
+		t.Errorf("owner is thread %d, process %d, gone %v", s.OwnerTID, s.OwnerPID, s.OwnerGone)
+	}
+}
+
+func TestOwnerGone(t *testing.T) {
+	w, k := fakeWorld(t, nbdnltest.Options{})
+	index := w.connect(unserved(t))
+	if s := w.status(index); s.OwnerGone {
+		t.Error("the owner is gone while it lives")
+	}
+	if err := os.RemoveAll(k.Path("proc/" + strconv.Itoa(os.Getpid()))); err != nil {
+		t.Fatal(err)
+	}
+	if s := w.status(index); !s.OwnerGone || s.OwnerPID != 0 {
+		t.Errorf("owner is process %d, gone %v, though it ended", s.OwnerPID, s.OwnerGone)
 	}
 }
 
