@@ -157,6 +157,22 @@ func TestKernelTwoDisconnects(t *testing.T) {
 	}
 }
 
+// TestKernelTwoDisconnectAll shows that two who want everything gone both get it.
+func TestKernelTwoDisconnectAll(t *testing.T) {
+	requireKernel(t)
+	connected(t, "memory", "--size", "1M")
+	connected(t, "memory", "--size", "1M")
+	results := make(chan result)
+	for range 2 {
+		go func() { results <- finish(t, nbdctlCommand(t, "disconnect", "--all")) }()
+	}
+	for range 2 {
+		if r := <-results; r.code != int(exit.OK) {
+			t.Errorf("code %d: %s", r.code, r.stderr)
+		}
+	}
+}
+
 // TestKernelDisconnectDuringConnect shows that either the connect wins and
 // the disconnect follows, or the disconnect finds nothing.
 func TestKernelDisconnectDuringConnect(t *testing.T) {
@@ -199,7 +215,7 @@ func TestKernelInterruptedConnect(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		timer := time.AfterFunc(time.Duration(i)*20*time.Millisecond, func() { _ = cmd.Process.Signal(os.Interrupt) })
+		timer := time.AfterFunc(time.Duration(i)*30*time.Millisecond, func() { _ = cmd.Process.Signal(os.Interrupt) })
 		err := cmd.Wait()
 		timer.Stop()
 		_, missing := os.Stat(image)
@@ -210,9 +226,9 @@ func TestKernelInterruptedConnect(t *testing.T) {
 		case dev != "":
 			t.Errorf("printed %q and failed: %v, %s", dev, err, stderr.String())
 		case len(listJSON(t)) != 0:
-			t.Errorf("interrupted after %d ms, left %v", 20*i, listJSON(t))
+			t.Errorf("interrupted after %d ms, left %v", 30*i, listJSON(t))
 		case missing == nil:
-			t.Errorf("interrupted after %d ms, left the image that it created", 20*i)
+			t.Errorf("interrupted after %d ms, left the image that it created", 30*i)
 			sh(t, "rm "+image)
 		default:
 			undone++

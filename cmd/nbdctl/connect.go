@@ -2,8 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"os"
 	"os/signal"
 	"strings"
 	"syscall"
@@ -57,7 +57,7 @@ func connect(c *cli.Context) error {
 	}
 	store, err := host.OpenStore()
 	if err != nil {
-		return exit.With(exit.Usage, "%w", err)
+		return err
 	}
 	if err := privileged("connect"); err != nil {
 		return err
@@ -77,6 +77,10 @@ func connect(c *cli.Context) error {
 	if c.Bool("foreground") {
 		return connectForeground(c, store, spec)
 	}
+	// A reader of our output that has gone is an error like any other here:
+	// it makes the connect undone.
+	signal.Ignore(syscall.SIGPIPE)
+	defer signal.Reset(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	record, warnings, err := host.Spawn(ctx, spec)
@@ -84,7 +88,10 @@ func connect(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	return printConnected(ctx, c, record)
+	if err := printConnected(ctx, c, record); err != nil {
+		return errors.Join(err, host.Undo(record))
+	}
+	return nil
 }
 
 // vacant refuses a device that is connected already, naming who has it. The
@@ -104,11 +111,10 @@ func vacant(ctx context.Context, store *host.Store, spec host.Spec) error {
 }
 
 // connectForeground serves in this process. A first Ctrl-C asks for an orderly
-// end, which a held device refuses; the second ends it all the same.
+// end, which a held device refuses; a second one soon after ends it all the same.
 func connectForeground(c *cli.Context, store *host.Store, spec host.Spec) error {
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
-	defer signal.Stop(signals)
+	signals, stop := host.Signals()
+	defer stop()
 	h := &host.Host{
 		Store:   store,
 		Spec:    spec,

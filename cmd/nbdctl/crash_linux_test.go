@@ -2,10 +2,14 @@ package main
 
 import (
 	"fmt"
+	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 )
 
 // TestKernelKilled kills the serving process while fio runs: I/O fails within
@@ -49,6 +53,57 @@ func TestKernelKilled(t *testing.T) {
 	again := connected(t, "memory", "--size", "1M", "--device", dev)
 	sh(t, "dd if=/dev/zero of="+again+" bs=4k count=1 oflag=direct status=none")
 	must(t, "disconnect", again)
+}
+
+// TestKernelOrphanHeld shows that even an orphan is not taken from its users.
+func TestKernelOrphanHeld(t *testing.T) {
+	requireKernel(t, `I/O error|Connection timed out|Dead connection|Send disconnect failed|EXT4-fs|JBD2|Receive control failed`)
+	dev := connected(t, "memory", "--size", "64M", "--timeout", "2s")
+	mnt := t.TempDir()
+	sh(t, "mkfs.ext4 -q "+dev+"; mount "+dev+" "+mnt)
+	kill(t, dev, syscall.SIGKILL)
+	eventually(t, func() bool { return listed(t, dev)["state"] == "orphaned" }, "%s orphaned", dev)
+	if r := nbdctl(t, "disconnect", dev); r.code != int(exit.Busy) || !strings.Contains(r.stderr, "mount") {
+		t.Errorf("disconnect: code %d, %s", r.code, r.stderr)
+	}
+	sh(t, "umount -l "+mnt)
+	must(t, "disconnect", dev)
+}
+
+// TestKernelStopped shows that a serving process that hangs hangs no command:
+// list and status answer, and a forced disconnect says what is left.
+func TestKernelStopped(t *testing.T) {
+	requireKernel(t, `I/O error|Connection timed out|Dead connection|Send disconnect failed|Receive control failed|timed out|Request send failed|callbacks suppressed`)
+	dev := connected(t, "memory", "--size", "64M", "--timeout", "2s")
+	pid := kill(t, dev, syscall.SIGSTOP)
+	if d := statusOf(t, dev); d["traffic"] != nil {
+		t.Errorf("status has traffic of a process that can't answer: %v", d)
+	}
+	start := time.Now()
+	r := nbdctl(t, "disconnect", "--force", dev)
+	if took := time.Since(start); took > time.Minute {
+		t.Errorf("disconnect took %s", took)
+	}
+	if r.code != int(exit.Failure) || !strings.Contains(r.stderr, "is disconnected, but pid "+strconv.Itoa(pid)) {
+		t.Errorf("disconnect: code %d, %s", r.code, r.stderr)
+	}
+	if d := listed(t, dev); d != nil {
+		t.Errorf("list shows %v", d)
+	}
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() bool { return len(serving(t, os.Getenv("NBDCTL_STATE_DIR"))) == 0 }, "the end of pid %d", pid)
+}
+
+// kill sends a signal to the process that serves dev, and returns its number.
+func kill(t *testing.T, dev string, s syscall.Signal) int {
+	t.Helper()
+	pid := int(listed(t, dev)["owner"].(map[string]any)["pid"].(float64))
+	if err := syscall.Kill(pid, s); err != nil {
+		t.Fatal(err)
+	}
+	return pid
 }
 
 // TestKernelStateLost shows that a device is known as ours, and can be

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -33,6 +35,9 @@ func disconnect(c *cli.Context) error {
 	if c.Bool("all") == c.Args().Present() {
 		return exit.Usagef("disconnect takes either devices (nbd3, /dev/nbd3 or the name given at connect) or --all")
 	}
+	if slices.Contains(c.Args().Slice(), "") {
+		return exit.Usagef(`disconnect "": must be a device or the name given at connect`)
+	}
 	ctx, stop := interruptible(c)
 	defer stop()
 	store, err := host.OpenStore()
@@ -42,16 +47,24 @@ func disconnect(c *cli.Context) error {
 	names := c.Args().Slice()
 	if c.Bool("all") {
 		if names, err = ourDevices(ctx, store); err != nil {
-			return err
+			warn(c, []string{err.Error()})
 		}
 	}
 	// All are tried; the first failure gives the exit code.
 	var errs []error
 	for _, name := range names {
-		errs = append(errs, disconnectOne(ctx, c, store, name))
+		err := disconnectOne(ctx, c, store, name)
+		if c.Bool("all") && exit.Of(err) == exit.NotFound {
+			continue // somebody else was quicker, with the same result
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
+
+// endPatience bounds the wait for a process whose device has gone already: it
+// has nothing left to do but to close its backend.
+const endPatience = 10 * time.Second
 
 // ourDevices names every connected device that is ours.
 func ourDevices(ctx context.Context, store *host.Store) (names []string, err error) {
@@ -87,10 +100,14 @@ func disconnectOne(ctx context.Context, c *cli.Context, store *host.Store, name 
 	if err != nil {
 		return err
 	}
-	// The process stays for as long as the corpse of a device is held.
-	if d.entry != nil && free {
+	if !free {
+		return nil // and a warning has said so; the process stays as long as its device
+	}
+	if d.entry != nil {
+		ctx, cancel := context.WithTimeoutCause(ctx, endPatience, fmt.Errorf("not within %s; it may be stopped, or stuck in its backend", endPatience))
+		defer cancel()
 		if err := d.entry.Wait(ctx); err != nil {
-			return err
+			return fmt.Errorf("nbd%d is disconnected, but %w", d.Index, err)
 		}
 	}
 	_, err = fmt.Fprintf(c.App.Writer, "nbd%d disconnected\n", d.Index)
@@ -100,19 +117,14 @@ func disconnectOne(ctx context.Context, c *cli.Context, store *host.Store, name 
 // detach takes the device away and tells whether its index is free. What
 // forcing it cost is a warning: it was asked for.
 func detach(ctx context.Context, c *cli.Context, client *nbdnl.Client, d device, force bool) (free bool, err error) {
-	if d.state() == nbdnl.StateOrphaned && !force {
+	err = client.Detach(ctx, d.Index, nbdnl.DetachOptions{
+		Identifier: d.Identifier,
+		Any:        !d.HasIdentifier,
+		Force:      force,
 		// No server is left to write anything to, which is no reason to keep
 		// the device. Its users are.
-		holders, err := nbdnl.Holders(d.Index)
-		if err != nil {
-			return false, err
-		}
-		if len(holders) != 0 {
-			return false, &nbdnl.BusyError{Index: d.Index, Holders: holders}
-		}
-		force = true
-	}
-	err = client.Detach(ctx, d.Index, nbdnl.DetachOptions{Identifier: d.Identifier, Any: !d.HasIdentifier, Force: force})
+		Dead: d.state() == nbdnl.StateOrphaned,
+	})
 	if err == nil || !force {
 		return err == nil, err
 	}

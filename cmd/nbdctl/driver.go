@@ -21,27 +21,32 @@ func loadDriver(ctx context.Context) error {
 	if !errors.Is(err, nbdnl.ErrNoDriver) {
 		return err
 	}
-	if _, statErr := os.Stat("/sys/module/nbd"); statErr == nil {
-		return exit.With(exit.Unsupported, "the nbd module is loaded, but its netlink family does not show in this network namespace "+
-			"(kernels up to 6.1 have it in the first one only); run nbdctl there: nsenter --net=/proc/1/ns/net nbdctl …")
-	}
-	// Not in every root's PATH.
+	// modprobe also waits for one that is loading the module just now. It is
+	// not in every root's PATH.
 	modprobe := exec.CommandContext(ctx, "modprobe", "nbd")
 	if modprobe.Err != nil {
 		modprobe = exec.CommandContext(ctx, "/sbin/modprobe", "nbd")
 	}
 	var said bytes.Buffer
 	modprobe.Stderr = &said
-	if err := modprobe.Run(); err != nil {
-		reason := strings.TrimSpace(said.String())
-		if reason == "" {
-			reason = err.Error()
-		}
-		return exit.With(exit.Unsupported, "this kernel (%s) has no nbd driver: modprobe nbd: %s; "+
-			"install the kernel's full set of modules (Debian: linux-image-amd64 in place of the -cloud- flavour; "+
-			"Ubuntu: linux-modules-extra-$(uname -r); Fedora: kernel-modules-core)", kernelRelease(), reason)
+	failure := modprobe.Run()
+	if err := probeDriver(); !errors.Is(err, nbdnl.ErrNoDriver) {
+		return err
 	}
-	return probeDriver()
+	if ctx.Err() != nil {
+		return fmt.Errorf("loading the nbd module: %w", context.Cause(ctx))
+	}
+	if _, err := os.Stat("/sys/module/nbd"); err == nil {
+		return exit.With(exit.Unsupported, "the nbd module is loaded, but its netlink family does not show in this network namespace "+
+			"(kernels up to 6.1 have it in the first one only); run nbdctl there: nsenter --net=/proc/1/ns/net nbdctl …")
+	}
+	reason := strings.TrimSpace(said.String())
+	if reason == "" {
+		reason = fmt.Sprint(failure)
+	}
+	return exit.With(exit.Unsupported, "this kernel (%s) has no nbd driver: modprobe nbd: %s; "+
+		"install the kernel's full set of modules (Debian: linux-image-amd64 in place of the -cloud- flavour; "+
+		"Ubuntu: linux-modules-extra-$(uname -r); Fedora: kernel-modules-core)", kernelRelease(), reason)
 }
 
 // probeDriver tells whether devices can be controlled here.

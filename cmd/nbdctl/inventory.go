@@ -37,7 +37,7 @@ func (d device) state() nbdnl.State {
 	switch {
 	case !d.connected() || !d.ours():
 		return d.State
-	case d.entry == nil && !isNbdctl(d.OwnerPID), d.entry != nil && !d.entry.Alive:
+	case d.entry == nil && d.ownerGone(), d.entry != nil && !d.entry.Alive:
 		return nbdnl.StateOrphaned
 	case d.entry == nil:
 		return d.State
@@ -49,10 +49,11 @@ func (d device) state() nbdnl.State {
 	return d.State
 }
 
-// isNbdctl tells whether the process pid still is one of ours, for devices
-// whose record has been lost.
-func isNbdctl(pid int) bool {
-	return pid > 0 && comm(pid) == "nbdctl"
+// ownerGone tells, for a device whose record has been lost, whether the
+// process that connected it is known to have ended. In a container it may be
+// out of sight and well.
+func (d device) ownerGone() bool {
+	return d.OwnerGone || d.OwnerPID != 0 && comm(d.OwnerPID) != "nbdctl"
 }
 
 // pid is the process that serves the device, 0 if unknown.
@@ -134,16 +135,15 @@ func pair(st nbdnl.Status, entries []host.Entry) (device, []host.Entry) {
 
 // sweep removes what killed processes left behind, if their devices have gone too.
 func sweep(ctx context.Context, store *host.Store) error {
-	entries, err := store.Entries()
-	if err != nil || !slices.ContainsFunc(entries, func(e host.Entry) bool { return !e.Alive }) {
+	if !store.Stale() {
+		return nil
+	}
+	devices, _, err := inventory(ctx, store)
+	if err != nil && devices == nil {
 		return err
 	}
-	_, rest, err := inventory(ctx, store)
-	if err != nil {
-		return err
-	}
-	return store.Sweep(func(e host.Entry) bool {
-		return !slices.ContainsFunc(rest, func(r host.Entry) bool { return r.UUID == e.UUID })
+	return store.Sweep(ctx, func(e host.Entry) bool {
+		return slices.ContainsFunc(devices, func(d device) bool { return d.entry != nil && d.entry.UUID == e.UUID })
 	})
 }
 
@@ -163,7 +163,7 @@ func lookup(ctx context.Context, store *host.Store, name string) (device, error)
 		}
 	}
 	for _, e := range rest {
-		if e.Alive && e.Spec.Label == name && name != "" {
+		if e.Alive && e.Spec.Label == name && e.Phase == host.PhaseConnecting {
 			return device{}, exit.With(exit.Busy, "%s is being connected by pid %d; try again when it is done", name, e.PID)
 		}
 	}

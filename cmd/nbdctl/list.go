@@ -3,8 +3,11 @@ package main
 import (
 	"fmt"
 	"io"
+	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/urfave/cli/v2"
 
@@ -52,12 +55,15 @@ func list(c *cli.Context) error {
 	if c.Bool("json") {
 		return printJSON(c.App.Writer, views)
 	}
+	if err := printTable(c.App.Writer, views); err != nil {
+		return err
+	}
 	for _, v := range views {
 		if v.State == nbdnl.StateOrphaned.String() {
-			defer fmt.Fprintf(c.App.ErrWriter, "nbdctl: %s is orphaned: %s\n", v.Name, orphanAdvice(v))
+			fmt.Fprintf(c.App.ErrWriter, "nbdctl: %s is orphaned: %s\n", v.Name, orphanAdvice(v))
 		}
 	}
-	return printTable(c.App.Writer, views)
+	return nil
 }
 
 // orphanAdvice says what an orphan is and what to do about it.
@@ -75,7 +81,7 @@ func printTable(w io.Writer, views []view) error {
 	fmt.Fprintln(t, "NAME\tSTATE\tSIZE\tBACKEND\tLABEL\tMODE\tCONNS\tBLOCK\tRO\tTIMEOUT\tOWNER\tSINCE")
 	for _, v := range views {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, v.State, quantity.FormatSize(v.Size),
-			orDash(v.Backend), orDash(v.Label), orDash(v.Mode), orDash(v.Connections), orDash(v.BlockSize), yesNo(v.ReadOnly),
+			printable(v.Backend), orDash(v.Label), orDash(v.Mode), orDash(v.Connections), orDash(v.BlockSize), yesNo(v.ReadOnly),
 			timeouts(v), owner(v), since(v.Since))
 	}
 	return t.Flush()
@@ -86,6 +92,15 @@ func orDash[T any](v *T) string {
 		return "-"
 	}
 	return fmt.Sprint(*v)
+}
+
+// printable is *v, quoted if it has what would break a line or move a
+// terminal's cursor: a path may contain anything.
+func printable(v *string) string {
+	if v != nil && strings.ContainsFunc(*v, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return strconv.Quote(*v)
+	}
+	return orDash(v)
 }
 
 func yesNo(v *bool) string {

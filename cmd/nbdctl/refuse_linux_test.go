@@ -104,16 +104,16 @@ func TestKernelRefused(t *testing.T) {
 // TestKernelCreateUndone shows that a failed connect takes the image that it
 // created away again.
 func TestKernelCreateUndone(t *testing.T) {
-	requireKernel(t, `^nbd: nbd\d+ already in use$`)
-	dev := connected(t, "memory", "--size", "1M")
+	requireKernel(t)
 	image := filepath.Join(imageDir(t), "new.img")
-	if r := nbdctl(t, "connect", "file", image, "--create", "--size", "1M", "--device", dev); r.code != int(exit.Busy) {
+	// This kernel refuses such blocks, after the image was made.
+	r := nbdctl(t, "connect", "file", image, "--create", "--size", "1M", "--block-size", "64k")
+	if r.code != int(exit.Unsupported) || strings.Count(r.stderr, "\n") != 1 {
 		t.Errorf("exit code %d: %s", r.code, r.stderr)
 	}
 	if _, err := os.Stat(image); !os.IsNotExist(err) {
 		t.Errorf("the image is there: %v", err)
 	}
-	must(t, "disconnect", dev)
 }
 
 // TestKernelModule shows what happens without the module, and that connect

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/urfave/cli/v2"
 
@@ -59,8 +60,12 @@ func specOf(c *cli.Context) (host.Spec, error) {
 // absolute makes the argument a path that means the same to the serving
 // process, which has another working directory, and in a list.
 func absolute(s host.Spec) (_ host.Spec, err error) {
-	if kind.TakesPath(s.Kind) {
-		s.Arg, err = filepath.Abs(s.Arg)
+	if !kind.TakesPath(s.Kind) {
+		return s, nil
+	}
+	if s.Arg, err = filepath.Abs(s.Arg); err == nil && !utf8.ValidString(s.Arg) {
+		// It could not be told in JSON, neither to the serving process nor to a script.
+		err = exit.Usagef("%q: a path must be valid UTF-8; a link with such a name will do", s.Arg)
 	}
 	return s, err
 }

@@ -29,7 +29,7 @@ func statusCommand() *cli.Command {
 }
 
 func status(c *cli.Context) error {
-	if c.NArg() != 1 {
+	if c.NArg() != 1 || c.Args().First() == "" {
 		return exit.Usagef("status takes one device: nbd3, /dev/nbd3 or the name given at connect")
 	}
 	ctx, stop := interruptible(c)
@@ -72,7 +72,7 @@ func printStatus(w io.Writer, v *fullView) error {
 	line("size", fmt.Sprintf("%s (%d bytes)", quantity.FormatSize(v.Size), v.Size))
 	line("block size", orDash(v.BlockSize))
 	line("read-only", yesNo(v.ReadOnly))
-	line("backend", orDash(v.Backend))
+	line("backend", printable(v.Backend))
 	line("label", orDash(v.Label))
 	line("mode", orDash(v.Mode))
 	line("connections", orDash(v.Connections))

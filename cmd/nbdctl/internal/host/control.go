@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"time"
 )
@@ -51,20 +52,58 @@ type Failure struct {
 	Time   time.Time `json:"time"`
 }
 
-// serveControl answers on l until it is closed.
-func serveControl(l net.Listener, status func() Status) {
+// controlAskers bounds how many are answered at a time.
+const controlAskers = 8
+
+// A control is the control socket of a serving process.
+type control struct {
+	listener net.Listener
+	status   func() Status
+	slots    chan struct{} // holds one element for each connection
+	ended    chan struct{} // closed when nothing is accepted any more
+}
+
+// listenControl makes the control socket at path and answers on it. Only root
+// may connect.
+func listenControl(path string, status func() Status) (*control, error) {
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(fmt.Errorf("control socket: %w", err), l.Close())
+	}
+	c := &control{listener: l, status: status, slots: make(chan struct{}, controlAskers), ended: make(chan struct{})}
+	go c.serve()
+	return c, nil
+}
+
+func (c *control) serve() {
+	defer close(c.ended)
 	for {
-		c, err := l.Accept()
-		if err != nil {
-			// Closed at the end of the device; nothing else ends a listener
-			// that only this process has.
+		c.slots <- struct{}{} // free again within controlTimeout
+		conn, err := c.listener.Accept()
+		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		// One at a time: each is over within controlTimeout, and only root
-		// can connect.
-		answer(c, status)
-		c.Close()
+		if err != nil {
+			// Out of descriptors, or the like: it passes.
+			<-time.After(time.Second)
+			<-c.slots
+			continue
+		}
+		go func() {
+			defer func() { <-c.slots }()
+			answer(conn, c.status)
+			conn.Close()
+		}()
 	}
+}
+
+// close ends the answering of new connections.
+func (c *control) close() {
+	c.listener.Close()
+	<-c.ended
 }
 
 // answer serves one connection. A peer that says nothing, or nonsense, gets

@@ -26,19 +26,11 @@ func controlled(t *testing.T) (Entry, Status) {
 	r.Since = r.Since.UTC().Truncate(time.Second)
 	want := Status{Record: *r, Connections: []Traffic{{Read: OpTraffic{Requests: 7, Bytes: 4096}}},
 		LastError: &Failure{Op: "read", Offset: 512, Length: 1024, Error: "boom", Time: r.Since}}
-	l, err := listen(filepath.Join(dir, "ctl"))
+	c, err := listenControl(filepath.Join(dir, "ctl"), func() Status { return want })
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		serveControl(l, func() Status { return want })
-	}()
-	t.Cleanup(func() {
-		l.Close()
-		<-done
-	})
+	t.Cleanup(c.close)
 	return Entry{Record: r, Alive: true, dir: dir}, want
 }
 
@@ -79,6 +71,24 @@ func TestControlProtocol(t *testing.T) {
 		if !strings.Contains(line, tt.want) || tt.want == "" && line != "" {
 			t.Errorf("to %s the answer is %q, want %q in it", tt.send, line, tt.want)
 		}
+	}
+}
+
+// TestControlSilentPeer shows that a peer that says nothing keeps nobody else
+// from being answered.
+func TestControlSilentPeer(t *testing.T) {
+	e, _ := controlled(t)
+	for range controlAskers - 1 {
+		c, err := net.Dial("unix", filepath.Join(e.dir, "ctl"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), controlTimeout/2)
+	defer cancel()
+	if _, err := e.Status(ctx); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -10,6 +10,13 @@ import (
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 )
 
+// Before it is complete and while it is being removed, a directory has one of
+// these before its name, and no list shows it.
+const (
+	newPrefix  = ".new-"
+	gonePrefix = ".gone-"
+)
+
 // A home is the directory of one serving process, and its claim to be alive.
 type home struct {
 	dir  string
@@ -31,7 +38,7 @@ func (s *Store) newHome(ctx context.Context, r *Record) (_ *home, err error) {
 		return nil, err
 	}
 
-	made := filepath.Join(s.dir, ".new-"+r.UUID)
+	made := filepath.Join(s.dir, newPrefix+r.UUID)
 	if err := os.Mkdir(made, 0o755); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
@@ -54,9 +61,14 @@ func (s *Store) newHome(ctx context.Context, r *Record) (_ *home, err error) {
 	return h, os.Rename(made, h.dir)
 }
 
-// remove takes the directory away and then, with the lock, the sign of life.
+// remove takes the directory away in one step, and then, with the lock, the
+// sign of life.
 func (h *home) remove() error {
-	return errors.Join(os.RemoveAll(h.dir), h.lock.Close())
+	gone := filepath.Join(filepath.Dir(h.dir), gonePrefix+filepath.Base(h.dir))
+	if err := os.Rename(h.dir, gone); err != nil {
+		gone = h.dir
+	}
+	return errors.Join(os.RemoveAll(gone), h.lock.Close())
 }
 
 // labelFree refuses a label that a living process has.
@@ -64,13 +76,14 @@ func (s *Store) labelFree(label string) error {
 	if label == "" {
 		return nil
 	}
-	entries, err := s.Entries()
+	// What can't be read can't be compared, and is no reason to refuse.
+	entries, _ := s.Entries()
 	for _, e := range entries {
 		if e.Alive && e.Spec.Label == label {
 			return exit.With(exit.Busy, "--name %s: the name of %s already, served by pid %d; choose another", label, e.Device(), e.PID)
 		}
 	}
-	return err
+	return nil
 }
 
 // lock serialises those who make directories in the store, so that of two

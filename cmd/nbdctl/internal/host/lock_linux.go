@@ -41,7 +41,7 @@ func lockWait(ctx context.Context, path string) (*os.File, error) {
 
 // lock takes the lock of f, or answers errLocked.
 func lock(f *os.File) error {
-	err := control(f, func(fd uintptr) error {
+	err := withDescriptor(f, func(fd uintptr) error {
 		return unix.FcntlFlock(fd, unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK})
 	})
 	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
@@ -62,7 +62,7 @@ func lockHeld(path string) (bool, error) {
 	}
 	defer f.Close()
 	query := unix.Flock_t{Type: unix.F_RDLCK}
-	err = control(f, func(fd uintptr) error {
+	err = withDescriptor(f, func(fd uintptr) error {
 		return unix.FcntlFlock(fd, unix.F_OFD_GETLK, &query)
 	})
 	if err != nil {
@@ -71,8 +71,8 @@ func lockHeld(path string) (bool, error) {
 	return query.Type != unix.F_UNLCK, nil
 }
 
-// control calls do with f's descriptor, which stays valid meanwhile.
-func control(f *os.File, do func(fd uintptr) error) error {
+// withDescriptor calls do with f's descriptor, which stays valid meanwhile.
+func withDescriptor(f *os.File, do func(fd uintptr) error) error {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return err

@@ -1,7 +1,9 @@
 package host
 
 import (
+	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"sync"
 )
@@ -66,4 +68,42 @@ func (l *logFile) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.file.Close()
+}
+
+// A fanOut hands each record to every handler, whatever became of it at the
+// others: a full disk must not silence the terminal, nor a closed terminal
+// the file.
+type fanOut []slog.Handler
+
+func (f fanOut) Enabled(ctx context.Context, l slog.Level) bool {
+	for _, h := range f {
+		if h.Enabled(ctx, l) {
+			return true
+		}
+	}
+	return false
+}
+
+func (f fanOut) Handle(ctx context.Context, r slog.Record) error {
+	var errs []error
+	for _, h := range f {
+		errs = append(errs, h.Handle(ctx, r.Clone()))
+	}
+	return errors.Join(errs...)
+}
+
+func (f fanOut) WithAttrs(attrs []slog.Attr) slog.Handler {
+	with := make(fanOut, len(f))
+	for i, h := range f {
+		with[i] = h.WithAttrs(attrs)
+	}
+	return with
+}
+
+func (f fanOut) WithGroup(name string) slog.Handler {
+	with := make(fanOut, len(f))
+	for i, h := range f {
+		with[i] = h.WithGroup(name)
+	}
+	return with
 }

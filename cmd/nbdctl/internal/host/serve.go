@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -48,13 +48,15 @@ type Host struct {
 	Ready func(Record, []string) error
 	// Signals ask the process to end.
 	Signals <-chan os.Signal
-	// Insist lets a second signal end the process although the device is held.
+	// Insist lets a second Ctrl-C soon after a first end the process although
+	// the device is held.
 	Insist bool
 	// Tee gets the log too, besides the log file; nil for none.
 	Tee io.Writer
 
 	record  Record
 	home    *home
+	control *control
 	logFile *logFile
 	log     *slog.Logger
 }
@@ -100,13 +102,15 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 	}
 	device, err := h.connect(starting, client, backing)
 	if err != nil {
+		undo := backing.Close
 		if backing.Discard != nil {
-			err = errors.Join(err, backing.Discard())
+			undo = backing.Discard
 		}
-		return errors.Join(err, backing.Close())
+		return errors.Join(err, undo())
 	}
-	started() // from here on signals mean something else
-	err = h.serve(ctx, device)
+	// A signal that came after the last look at starting is the first of the
+	// device's life.
+	err = h.serve(ctx, device, started())
 	// The image is free for the next user from here on, even if somebody still
 	// holds the dead device.
 	err = errors.Join(err, backing.Close())
@@ -142,65 +146,93 @@ func (h *Host) connect(ctx context.Context, client *nbdnl.Client, backing *Backi
 	h.record.Phase = PhaseLive
 	h.record.Size = device.Size()
 	h.record.BlockSize = device.BlockSize()
-	if err := h.publish(ctx, backing.Warnings); err != nil {
+	if err := h.publish(ctx, device, backing.Warnings); err != nil {
 		return nil, errors.Join(err, device.Close())
 	}
 	return device, nil
 }
 
-// publish makes the device known: to lists by the record, to whoever waits by
-// Ready.
-func (h *Host) publish(ctx context.Context, warnings []string) error {
+// publish makes the device known: to lists by the record, to askers by the
+// control socket, to whoever waits by Ready.
+func (h *Host) publish(ctx context.Context, device *blockdev.Device, warnings []string) (err error) {
 	if err := h.record.write(h.home.dir); err != nil {
 		return err
 	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
+	record := h.record // as it is while the device lives
+	h.control, err = listenControl(filepath.Join(h.home.dir, "ctl"), func() Status { return statusOf(record, device) })
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			h.control.close()
+		}
+	}()
+	if n := runtime.NumCPU(); h.Spec.Connections > n {
+		warnings = append(warnings, fmt.Sprintf("--connections %d: the kernel uses no more than there are processors, which is %d", h.Spec.Connections, n))
 	}
 	for _, w := range warnings {
 		h.log.Warn(w)
 	}
 	h.log.Info("connected", "device", h.record.Device(), "size", h.record.Size, "backend", h.Spec.Backend())
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	if err := h.Ready(h.record, warnings); err != nil {
 		return fmt.Errorf("nobody waits for the device any more: %w", err)
 	}
 	return nil
 }
 
-// serve answers on the control socket and heeds signals until the device has
-// gone.
-func (h *Host) serve(ctx context.Context, device *blockdev.Device) error {
-	ctl, err := listen(filepath.Join(h.home.dir, "ctl"))
-	if err != nil {
-		return errors.Join(err, device.Close())
-	}
-	answered := make(chan struct{})
-	go func() {
-		defer close(answered)
-		serveControl(ctl, func() Status { return h.status(device) })
-	}()
-	defer func() {
-		ctl.Close()
-		<-answered
-	}()
+// insistence is how soon a second Ctrl-C must follow the first to count.
+const insistence = 10 * time.Second
 
-	asked := 0
+// serve heeds signals until the device has gone. first is a signal that came
+// already, or nil.
+func (h *Host) serve(ctx context.Context, device *blockdev.Device, first os.Signal) error {
+	defer h.control.close()
+	// The orderly end that a signal asked for: at most one at a time, for it
+	// may take as long as it takes to write what is cached.
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	asked := false
+	ask := func(s os.Signal) {
+		asked = true
+		h.log.Info("asked to end", "signal", s.String())
+		go func() { ended <- device.Disconnect(ctx) }()
+	}
+	defer func() {
+		cancel()
+		if asked {
+			<-ended
+		}
+	}()
+	if first != nil {
+		ask(first)
+	}
+	var refused time.Time
 	for {
 		select {
-		case <-device.Done():
-			return h.gone(device)
-		case s := <-h.Signals:
-			if asked++; asked > 1 && h.Insist {
-				h.log.Warn("asked again: disconnecting although held", "signal", s.String())
-				return device.Close()
+		case err := <-ended:
+			asked = false
+			if err == nil {
+				return nil
 			}
 			// A refusal leaves the device as it is, and so do we: at shutdown
 			// processes are killed before their file systems are unmounted.
-			if err := device.Disconnect(ctx); err != nil {
-				h.log.Warn("goes on serving", "signal", s.String(), "reason", err)
-				continue
+			refused = time.Now()
+			h.log.Warn("goes on serving", "reason", err)
+		case <-device.Done():
+			return h.gone(device)
+		case s := <-h.Signals:
+			if h.Insist && s == os.Interrupt && (asked || time.Since(refused) < insistence) {
+				h.log.Warn("asked again: disconnecting although held")
+				cancel() // Close waits for its turn
+				return device.Close()
 			}
-			return nil
+			if !asked {
+				ask(s)
+			}
 		}
 	}
 }
@@ -222,67 +254,59 @@ func (h *Host) gone(device *blockdev.Device) error {
 // one that was disconnected while held lives on as a corpse until its last
 // holder closes it, and a list should name its owner for so long.
 func (h *Host) waitFree(ctx context.Context, client *nbdnl.Client, device *blockdev.Device) error {
+	st, err := client.Status(ctx, device.Index())
+	if err != nil || !st.Connected() || st.HasIdentifier && st.Identifier != h.record.Identifier {
+		return nil // free, or somebody else's already
+	}
 	h.record.Phase = PhaseDisconnecting
 	if err := h.record.write(h.home.dir); err != nil {
-		return err
+		h.log.Warn("lists will show the device as live", "reason", err)
 	}
 	ctx, stop := withSignals(ctx, h.Signals)
 	defer stop()
-	st, err := client.Status(ctx, device.Index())
-	if err != nil || st.Identifier != h.record.Identifier {
-		return nil // free, or somebody else's already
-	}
 	if err := client.WaitFree(ctx, device.Index()); err != nil {
 		h.log.Warn("gone although the device is still held", "reason", err)
 	}
 	return nil
 }
 
-// status is the answer to the control protocol's "status".
-func (h *Host) status(device *blockdev.Device) Status {
-	s := Status{Record: h.record, Connections: trafficOf(device.Stats())}
+// statusOf is the answer to the control protocol's "status".
+func statusOf(record Record, device *blockdev.Device) Status {
+	s := Status{Record: record, Connections: trafficOf(device.Stats())}
 	if e := device.Export().LastError(); e != nil {
 		s.LastError = &Failure{Op: e.Op.String(), Offset: e.Offset, Length: e.Length, Error: e.Err.Error(), Time: e.Time}
 	}
 	return s
 }
 
-// listen makes the control socket. Only root may connect.
-func listen(path string) (net.Listener, error) {
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("control socket: %w", err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("control socket: %w", err), l.Close())
-	}
-	return l, nil
-}
-
-// newLogger logs to the file and, if there is one, to tee.
-func newLogger(file, tee io.Writer) *slog.Logger {
+// newLogger logs to the file and, if there is one, to tee, each whether or not
+// the other can be written.
+func newLogger(file *logFile, tee io.Writer) *slog.Logger {
+	handlers := []slog.Handler{slog.NewTextHandler(file, nil)}
 	if tee != nil {
-		file = io.MultiWriter(file, tee)
+		handlers = append(handlers, slog.NewTextHandler(tee, nil))
 	}
-	return slog.New(slog.NewTextHandler(file, nil))
+	return slog.New(fanOut(handlers))
 }
 
-// withSignals is a context that the next signal ends, with the signal as its
-// cause. After the returned function, which may be called again, signals are
-// left to others.
-func withSignals(ctx context.Context, signals <-chan os.Signal) (context.Context, func()) {
+// withSignals is a context that the next signal ends, with the signal in its
+// cause. The returned function leaves signals to others from then on, and
+// returns the one that came, if any; it may be called again.
+func withSignals(ctx context.Context, signals <-chan os.Signal) (context.Context, func() os.Signal) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	finished := make(chan struct{})
+	var came os.Signal
 	go func() {
 		defer close(finished)
 		select {
-		case s := <-signals:
-			cancel(fmt.Errorf("interrupted by %s", s))
+		case came = <-signals:
+			cancel(fmt.Errorf("interrupted by %s", came))
 		case <-ctx.Done():
 		}
 	}()
-	return ctx, func() {
+	return ctx, func() os.Signal {
 		cancel(context.Canceled)
 		<-finished
+		return came
 	}
 }

@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -55,7 +57,12 @@ func Spawn(ctx context.Context, spec Spec) (*Record, []string, error) {
 	cmd.Stderr = os.Stderr
 	// A session of its own: the terminal's Ctrl-C and hang-up are not for it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = cmd.Start()
+	// What the caller has open, a lock or the pipe of a test runner, must not
+	// stay open for the life of the device.
+	err = closeOnExec()
+	if err == nil {
+		err = cmd.Start()
+	}
 	err = errors.Join(err, specR.Close(), reportW.Close())
 	if err != nil {
 		return nil, nil, errors.Join(err, specW.Close())
@@ -69,22 +76,78 @@ func Spawn(ctx context.Context, spec Spec) (*Record, []string, error) {
 		_ = reportR.SetReadDeadline(time.Now().Add(undoTimeout))
 	})
 	record, warnings, rerr := receive(reportR)
-	stop()
+	interrupted := !stop()
 	switch {
 	case errors.Is(rerr, os.ErrDeadlineExceeded):
 		return nil, warnings, fmt.Errorf("%w; pid %d is still undoing what it did: see nbdctl list", context.Cause(ctx), cmd.Process.Pid)
-	case rerr != nil || err != nil:
+	case err != nil || rerr != nil:
 		// An unsuccessful exit status says nothing that the report did not.
-		_ = cmd.Wait()
+		ended(cmd)
 		return nil, warnings, errors.Join(err, rerr)
+	case !interrupted:
+		return record, warnings, cmd.Process.Release()
+	case !ended(cmd):
+		return nil, warnings, fmt.Errorf("%w, too late: %s is connected; nbdctl disconnect %[2]s ends it", context.Cause(ctx), record.Device())
 	}
-	// Ready, if only just before ctx ended: then the signal reaches a process
-	// that serves and it disconnects in order.
-	if ctx.Err() != nil {
-		_ = cmd.Wait()
-		return nil, warnings, context.Cause(ctx)
+	// It was ready just before the signal reached it, and disconnected in order.
+	return nil, warnings, context.Cause(ctx)
+}
+
+// Undo ends the device of a record that Spawn returned, because its user could
+// not be told of it.
+func Undo(r *Record) error {
+	p, err := watchProcess(r.PID)
+	if err != nil {
+		return err
 	}
-	return record, warnings, cmd.Process.Release()
+	defer p.close()
+	if err := syscall.Kill(r.PID, syscall.SIGTERM); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
+	defer cancel()
+	if err := p.wait(ctx); err != nil {
+		return fmt.Errorf("%s stays connected: %w; nbdctl disconnect %[1]s ends it", r.Device(), err)
+	}
+	return nil
+}
+
+// ended waits for the process to end, but not for ever: it may be stuck in
+// the kernel, or rightly go on because somebody holds its device.
+func ended(cmd *exec.Cmd) bool {
+	done := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // its report has said all
+		close(done)
+	}()
+	timer := time.NewTimer(undoTimeout)
+	defer timer.Stop()
+	select {
+	case <-done:
+		return true
+	case <-timer.C:
+		return false
+	}
+}
+
+// closeOnExec marks every descriptor but the standard ones to be closed in
+// the programs that this one starts. Those that exec passes on are copies.
+func closeOnExec() error {
+	err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
+	if err == nil {
+		return nil
+	}
+	// Before Linux 5.11.
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	for _, d := range fds {
+		if fd, err := strconv.Atoi(d.Name()); err == nil && fd > 2 {
+			syscall.CloseOnExec(fd)
+		}
+	}
+	return nil
 }
 
 // RunSpawned is the serving process: it takes what Spawn gave it, serves, and
@@ -106,9 +169,8 @@ func RunSpawned(ctx context.Context, store *Store, open func(Spec) (*Backing, er
 	if err := os.WriteFile("/proc/self/comm", []byte("nbdctl"), 0); err != nil {
 		return err
 	}
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
-	defer signal.Stop(signals)
+	signals, stop := Signals()
+	defer stop()
 
 	reported := false
 	h := &Host{Store: store, Spec: spec, Open: open, Signals: signals}
@@ -116,7 +178,7 @@ func RunSpawned(ctx context.Context, store *Store, open func(Spec) (*Backing, er
 		reported = true
 		// What the runtime says when it crashes is to be found in the log;
 		// nothing else holds the starter's terminal or pipes.
-		if err := detach(h.logFile); err != nil {
+		if err := h.logFile.captureStderr(); err != nil {
 			return err
 		}
 		return report{Ready: &r, Warnings: warnings}.send(files[fileReport])
@@ -126,6 +188,17 @@ func RunSpawned(ctx context.Context, store *Store, open func(Spec) (*Backing, er
 		return err
 	}
 	return report{Error: err.Error(), Code: exit.Of(err)}.send(files[fileReport])
+}
+
+// Signals returns the signals that ask a serving process to end, and prepares
+// the process to be one: files are made for all to read, and a log or a
+// terminal that has gone does not kill it. The function undoes the first.
+func Signals() (<-chan os.Signal, func()) {
+	unix.Umask(0o022)
+	signal.Ignore(syscall.SIGPIPE)
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	return signals, func() { signal.Stop(signals) }
 }
 
 // inherited returns the files that Spawn passed, by their names.
@@ -143,25 +216,9 @@ func inherited() (map[string]*os.File, error) {
 	return files, os.Unsetenv(filesVariable)
 }
 
-// detach leaves the files of the starter behind: input and output lead
-// nowhere, errors into the log.
-func detach(log *logFile) error {
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer null.Close()
-	for fd := range 2 {
-		if err := control(null, func(from uintptr) error { return unix.Dup3(int(from), fd, 0) }); err != nil {
-			return fmt.Errorf("detach: %w", err)
-		}
-	}
-	return log.captureStderr()
-}
-
 // redirectStderr makes f the standard error of the whole process.
 func redirectStderr(f *os.File) error {
-	if err := control(f, func(fd uintptr) error { return unix.Dup3(int(fd), 2, 0) }); err != nil {
+	if err := withDescriptor(f, func(fd uintptr) error { return unix.Dup3(int(fd), 2, 0) }); err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
 	return nil

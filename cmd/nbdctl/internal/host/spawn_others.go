@@ -19,3 +19,16 @@ func RunSpawned(context.Context, *Store, func(Spec) (*Backing, error)) error {
 }
 
 func redirectStderr(*os.File) error { return errors.ErrUnsupported }
+
+// Undo is for Linux.
+func Undo(*Record) error { return errors.ErrUnsupported }
+
+// Signals is for Linux.
+func Signals() (<-chan os.Signal, func()) { return nil, func() {} }
+
+// A process can be watched on Linux.
+type process struct{}
+
+func watchProcess(int) (*process, error)    { return nil, errors.ErrUnsupported }
+func (*process) wait(context.Context) error { return errors.ErrUnsupported }
+func (*process) close()                     {}

@@ -7,7 +7,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 )
 
 // maxSocketPath is the longest path that a Unix socket address holds, less the
@@ -25,10 +28,10 @@ func OpenStore() (*Store, error) {
 		dir = "/run/nbdctl"
 	}
 	if !filepath.IsAbs(dir) {
-		return nil, fmt.Errorf("NBDCTL_STATE_DIR=%q: must be an absolute path", dir)
+		return nil, exit.Usagef("NBDCTL_STATE_DIR=%q: must be an absolute path", dir)
 	}
 	if n := len(filepath.Join(dir, uuidForLength, "ctl")); n > maxSocketPath {
-		return nil, fmt.Errorf("NBDCTL_STATE_DIR=%q: too long by %d bytes for the control socket's address", dir, n-maxSocketPath)
+		return nil, exit.Usagef("NBDCTL_STATE_DIR=%q: too long by %d bytes for the control socket's address", dir, n-maxSocketPath)
 	}
 	return &Store{dir: dir}, nil
 }
@@ -86,12 +89,23 @@ func (s *Store) Entries() ([]Entry, error) {
 // Wait returns when the process of e has ended and its directory is gone, or
 // with ctx's error.
 func (e *Entry) Wait(ctx context.Context) error {
-	l, err := lockWait(ctx, filepath.Join(e.dir, "lock"))
+	path := filepath.Join(e.dir, "lock")
+	process, err := watchProcess(e.PID)
+	if err == nil {
+		defer process.close()
+		// While the lock is held the number is still that process's.
+		if held, err := lockHeld(path); err == nil && held {
+			if err := process.wait(ctx); err != nil {
+				return e.waiting(err)
+			}
+		}
+	}
+	l, err := lockWait(ctx, path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("waiting for the end of pid %d, which serves %s: %w", e.PID, e.Spec.Backend(), err)
+		return e.waiting(err)
 	}
 	// The process has gone without removing its directory (it was killed):
 	// what it left is ours to remove while we hold its lock.
@@ -99,23 +113,65 @@ func (e *Entry) Wait(ctx context.Context) error {
 	return os.RemoveAll(e.dir)
 }
 
+func (e *Entry) waiting(err error) error {
+	return fmt.Errorf("pid %d, which serves %s, has not ended: %w", e.PID, e.Spec.Backend(), err)
+}
+
 // Sweep removes the directories of processes that ended without doing it
 // themselves and whose device is no more; connected says which still are.
-func (s *Store) Sweep(connected func(Entry) bool) error {
-	entries, err := s.Entries()
-	errs := []error{err}
-	for _, e := range entries {
-		if e.Alive || connected(e) {
-			continue
+// What can't be read, or was never completed, belongs to no device.
+func (s *Store) Sweep(ctx context.Context, connected func(Entry) bool) (err error) {
+	// Not while somebody makes a directory, whose lock is not taken yet.
+	unlock, err := s.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	names, err := os.ReadDir(s.dir)
+	if err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	var errs []error
+	for _, n := range names {
+		uuid := strings.TrimPrefix(strings.TrimPrefix(n.Name(), newPrefix), gonePrefix)
+		if n.IsDir() && isUUID(uuid) {
+			errs = append(errs, s.sweep(filepath.Join(s.dir, n.Name()), connected))
 		}
-		// Not blocking: who holds the lock now is alive after all.
-		l, err := lockTry(filepath.Join(e.dir, "lock"))
-		if err != nil {
-			continue
-		}
-		errs = append(errs, os.RemoveAll(e.dir), l.Close())
 	}
 	return errors.Join(errs...)
+}
+
+func (s *Store) sweep(dir string, connected func(Entry) bool) error {
+	r, err := readRecord(dir)
+	if err == nil && connected(Entry{Record: r, dir: dir}) {
+		return nil
+	}
+	// Not blocking: who holds the lock is alive. A directory without one is
+	// half made or half removed, by somebody who is not at it any more or
+	// would remove the rest too.
+	l, err := lockTry(filepath.Join(dir, "lock"))
+	switch {
+	case err == nil:
+		defer l.Close()
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil
+	}
+	return os.RemoveAll(dir)
+}
+
+// Stale tells whether there is anything that Sweep might remove.
+func (s *Store) Stale() bool {
+	names, err := os.ReadDir(s.dir)
+	if err != nil {
+		return false
+	}
+	for _, n := range names {
+		if strings.HasPrefix(n.Name(), newPrefix) || strings.HasPrefix(n.Name(), gonePrefix) {
+			return true
+		}
+	}
+	entries, err := s.Entries()
+	return err != nil || slices.ContainsFunc(entries, func(e Entry) bool { return !e.Alive })
 }
 
 // isUUID tells the directories of devices from everything else in the store.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -166,17 +167,82 @@ func TestSweep(t *testing.T) {
 	}
 	dead.lock.Close()
 
-	if err := s.Sweep(func(Entry) bool { return true }); err != nil {
+	if err := s.Sweep(t.Context(), func(Entry) bool { return true }); err != nil {
 		t.Fatal(err)
 	}
 	if got := entries(t, s); len(got) != 2 || got[uuidB].Alive {
 		t.Errorf("a sweep took a record whose device is still connected: %v", got)
 	}
-	if err := s.Sweep(func(Entry) bool { return false }); err != nil {
+	if err := s.Sweep(t.Context(), func(Entry) bool { return false }); err != nil {
 		t.Fatal(err)
 	}
 	if got := leftovers(t, s); len(got) != 1 || got[0] != uuidA {
 		t.Errorf("after the sweep the store has %v, want %s alone", got, uuidA)
+	}
+}
+
+// TestSweepLeftovers shows that what was left half made, half removed or
+// damaged goes too, and what is not ours stays.
+func TestSweepLeftovers(t *testing.T) {
+	s := newStore(t)
+	for _, name := range []string{newPrefix + uuidA, gonePrefix + uuidA, uuidB, "claims"} {
+		if err := os.MkdirAll(filepath.Join(s.dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(s.dir, uuidB, "state.json"), []byte("{"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if !s.Stale() {
+		t.Error("the store is not stale")
+	}
+	if err := s.Sweep(t.Context(), func(Entry) bool { return true }); err != nil {
+		t.Fatal(err)
+	}
+	if got := leftovers(t, s); len(got) != 1 || got[0] != "claims" {
+		t.Errorf("after the sweep the store has %v", got)
+	}
+	if s.Stale() {
+		t.Error("the swept store is stale")
+	}
+}
+
+// TestWaitForProcess shows that Wait waits for the process to end, not only
+// for its directory to go.
+func TestWaitForProcess(t *testing.T) {
+	s := newStore(t)
+	sleep := exec.Command("sleep", "100")
+	if err := sleep.Start(); err != nil {
+		t.Fatal(err)
+	}
+	r := newRecord(uuidA, "")
+	r.PID = sleep.Process.Pid
+	h, err := s.newHome(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := entries(t, s)[uuidA]
+	waited := make(chan error, 1)
+	begun := make(chan struct{})
+	go func() {
+		close(begun)
+		waited <- e.Wait(t.Context())
+	}()
+	<-begun
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := e.Wait(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("waiting for a living process ends with %v", err)
+	}
+	if err := h.remove(); err != nil {
+		t.Fatal(err)
+	}
+	if err := sleep.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = sleep.Wait() // killed
+	if err := <-waited; err != nil {
+		t.Error(err)
 	}
 }
 
