@@ -7,7 +7,7 @@ func TestBuffers(t *testing.T) {
 		{1, 4 << 10},
 		{4 << 10, 4 << 10},
 		{4<<10 + 1, 8 << 10},
-		{inboxSize, inboxSize},
+		{64 << 10, 64 << 10},
 		{1<<20 - 1, 1 << 20},
 		{maxPayload, maxPayload},
 	}

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/nbdctl/nbdctl/server/internal/rawio"
 )
 
 // ErrShutdown is what Transmit returns after Shutdown.
@@ -28,10 +30,18 @@ const (
 type Conn struct {
 	export   *Export
 	nc       net.Conn
-	inbox    inbox // of the goroutine in Transmit
 	outbox   outbox
 	gate     *gate
 	counters counters
+
+	// Of the goroutine that runs the loop.
+	inbox   inbox
+	batch   *batch // nil while there is nothing in it
+	payload payload
+	meter   meter
+	current header // being executed, if executing
+	inside  bool   // a call of the backend
+	result  chan error
 
 	disconnected atomic.Bool // the client said goodbye
 	stopping     atomic.Bool // the reader is to stop; set under mu
@@ -47,22 +57,25 @@ type Conn struct {
 // NewConn prepares to serve nc, whose handshake is over (the Linux kernel's client knows none). unread holds bytes that somebody
 // received from nc before, and belongs to the Conn from now on. The caller keeps nc, which Close closes.
 func (e *Export) NewConn(nc net.Conn, unread []byte) *Conn {
+	raw := rawio.New(nc)
 	c := &Conn{
 		export: e,
 		nc:     nc,
-		inbox:  inbox{src: nc, ahead: unread},
+		inbox:  inbox{io: raw, pool: &e.buffers, ahead: unread, window: raw.Window()},
+		outbox: outbox{io: raw},
 		gate:   newGate(e.maxInFlight, maxInFlightBytes),
+		meter:  meter{paces: &e.paces},
+		result: make(chan error, 1),
 		unread: unread,
 		ended:  make(chan struct{}),
 	}
-	c.outbox.nc = nc
 	c.outbox.broken = func() { c.interrupt() }
 	return c
 }
 
-// Transmit serves requests until the client disconnects, and returns when the last of them is answered. It runs the reading
-// side itself and each request on a goroutine of its own, within the export's bounds: a slow request holds up nobody until the
-// bound is reached. To be called once.
+// Transmit serves requests until the client disconnects, and returns when the last of them is answered. One goroutine receives
+// requests, executes at once what does not make it wait, and hands the rest to workers, within the export's bounds: a slow
+// request holds up nobody until the bound is reached. To be called once.
 //
 // It returns nil if the client sent NBD_CMD_DISC, or closed the connection between two requests and got all its replies;
 // ErrShutdown after Shutdown; an error that Is net.ErrClosed after Close; else what went wrong with the connection. A request
@@ -74,67 +87,13 @@ func (c *Conn) Transmit() error {
 	c.export.enlist(c)
 	defer c.export.retire(c)
 
-	buf := c.export.buffers.get(inboxSize)
-	c.inbox.buf = buf.bytes
-	err := c.receive()
+	// The loop has a goroutine of its own because a backend may end the one that it is called on.
+	go c.run()
+	err := <-c.result
 	c.gate.drained()
 	err = c.verdict(err)
 	c.end()
-	c.inbox.buf = nil
-	c.export.buffers.put(buf)
 	return err
-}
-
-// receive starts requests until there is a reason to stop, which it returns: nil for NBD_CMD_DISC.
-func (c *Conn) receive() error {
-	for {
-		if c.stopping.Load() {
-			return ErrShutdown
-		}
-		b, err := c.inbox.peek(headerSize)
-		if err != nil {
-			return err
-		}
-		h, err := decodeHeader((*[headerSize]byte)(b))
-		if err != nil {
-			return err
-		}
-		c.inbox.skip(headerSize)
-		if h.op == OpDisconnect {
-			c.disconnected.Store(true)
-			return nil
-		}
-		if err := c.start(h); err != nil {
-			return err
-		}
-	}
-}
-
-// start waits for room, receives the payload of a WRITE, and lets the request run.
-func (c *Conn) start(h header) error {
-	if h.op == OpWrite && h.length > maxPayload {
-		// No memory for it, and skipping up to 4 GiB is no way to treat a peer that breaks the protocol.
-		return fmt.Errorf("a write of %d bytes: more than %d", h.length, maxPayload)
-	}
-	cost := cost(h)
-	c.gate.enter(cost)
-	var payload *buffer
-	if h.op == OpWrite && h.length > 0 {
-		// A write that will be refused is received like any other: its bytes must leave the stream, and until they all have,
-		// the request can still be handed over as unread.
-		payload = c.export.buffers.get(int(h.length))
-		if n, err := c.inbox.readFull(payload.bytes); err != nil {
-			c.inbox.putBack(append(h.appendTo(nil), payload.bytes[:n]...))
-			c.export.buffers.put(payload)
-			c.gate.leave(cost)
-			return err
-		}
-	}
-	r := c.export.requests.Get().(*request)
-	r.conn, r.header, r.payload, r.cost = c, h, payload, cost
-	r.refused = c.export.check(h)
-	go r.run()
-	return nil
 }
 
 // verdict turns the reader's reason to stop into what Transmit returns, now that nothing is in flight.
@@ -176,6 +135,7 @@ func (c *Conn) end() {
 	defer c.mu.Unlock()
 	c.phase = phaseEnded
 	c.unread = c.inbox.unread()
+	c.inbox.release()
 	if c.stopping.Load() {
 		_ = c.nc.SetReadDeadline(time.Time{}) // The next owner shall not inherit the one of interrupt.
 	}

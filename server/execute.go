@@ -40,6 +40,11 @@ func (e *Export) execute(h header, p []byte) error {
 	}
 }
 
+// durably reports whether the request asks for more than the backend's plain calls give.
+func (e *Export) durably(h header) bool {
+	return h.flags&flagFUA != 0 && (e.dev.Syncer != nil || e.dev.FUAWriter != nil)
+}
+
 func (e *Export) write(p []byte, off int64, fua bool) error {
 	if fua && e.dev.FUAWriter != nil {
 		n, err := e.dev.FUAWriter.WriteAtFUA(p, off)

@@ -45,6 +45,8 @@ type Export struct {
 	log         *slog.Logger
 	buffers     buffers
 	requests    sync.Pool // of *request
+	batches     sync.Pool // of *batch
+	paces       paces
 	lastError   atomic.Pointer[RequestError]
 
 	mu       sync.Mutex         // guards the two below
@@ -68,6 +70,7 @@ func NewExport(b backends.Backend, o Options) (*Export, error) {
 		live:        make(map[*Conn]struct{}),
 	}
 	e.requests.New = func() any { return newRequest() }
+	e.batches.New = func() any { return &batch{pool: &e.buffers} }
 	need := max(1, dev.BlockSizes.Minimum)
 	if e.blockSize == 0 {
 		e.blockSize = need

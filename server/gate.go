@@ -20,15 +20,30 @@ func newGate(maxRequests int, maxBytes int64) *gate {
 	return g
 }
 
-// enter waits for room. A request larger than the bound goes in alone.
+// tryEnter goes in if there is room. A request larger than the bound goes in alone.
+func (g *gate) tryEnter(bytes int64) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.admit(bytes)
+}
+
+// enter waits for room.
 func (g *gate) enter(bytes int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for g.requests > 0 && (g.requests >= g.maxRequests || g.bytes+bytes > g.maxBytes) {
+	for !g.admit(bytes) {
 		g.changed.Wait()
+	}
+}
+
+// admit goes in if there is room. The caller holds the lock.
+func (g *gate) admit(bytes int64) bool {
+	if g.requests > 0 && (g.requests >= g.maxRequests || g.bytes+bytes > g.maxBytes) {
+		return false
 	}
 	g.requests++
 	g.bytes += bytes
+	return true
 }
 
 // leave gives back what enter took.

@@ -3,69 +3,130 @@ package server
 import (
 	"io"
 	"slices"
+
+	"github.com/nbdctl/nbdctl/server/internal/rawio"
 )
 
-// inboxSize is how much an inbox receives at once: it takes a burst of pipelined headers and small writes in one system call.
-// Large payloads do not pass through it.
-const inboxSize = 64 << 10
+const (
+	// largeWrite is the length in bytes from which on the payload of a WRITE does not have to pass through the inbox.
+	largeWrite = 64 << 10
+	// smallWindow is how much to receive at once between large writes: hardly more than the next header, so that the payload
+	// behind it arrives where it is to stay instead of being copied there.
+	smallWindow = rawio.MinLend
+	// maxStub is how many bytes of an incomplete request an idle connection keeps without a buffer for them.
+	maxStub = 64
+)
 
 // An inbox is the receiving side of a connection. It never loses a byte: what was received and not consumed can be taken out
-// again, so that another process can go on where this one stopped. Used by one goroutine.
+// again, so that another process can go on where this one stopped. It has a buffer only while there is something to do, and takes
+// a burst of pipelined requests into it with one system call. Used by one goroutine.
 type inbox struct {
-	src   io.Reader
-	ahead []byte // received by an earlier owner of the connection; comes before what src has
-	buf   []byte
+	io     rawio.Conn
+	pool   *buffers
+	ahead  []byte // received by an earlier owner of the connection; comes before what io has
+	window int    // how much to receive at once, in bytes
 
-	start, end int // buf[start:end] was received and is not consumed
+	buf        *buffer
+	start, end int // buf.bytes[start:end] was received and is not consumed
+
+	stub    [maxStub]byte // stands in for buf while that is nil
+	stubLen int
 }
 
-// peek returns the next n bytes, at most inboxSize, without consuming them. The error is io.EOF if src ended right here, and
-// io.ErrUnexpectedEOF if it ended within the n bytes.
-func (in *inbox) peek(n int) ([]byte, error) {
-	for in.end-in.start < n {
-		if in.start > 0 {
-			in.end = copy(in.buf, in.buf[in.start:in.end])
-			in.start = 0
-		}
-		m, err := in.receive(in.buf[in.end:])
-		in.end += m
-		if err != nil && in.end < n {
-			if err == io.EOF && in.end > 0 {
-				err = io.ErrUnexpectedEOF
-			}
-			return nil, err
-		}
+// received returns the bytes that are there to be consumed. They are valid until the next call of a method but take.
+func (in *inbox) received() []byte {
+	if in.buf == nil {
+		return in.stub[:in.stubLen]
 	}
-	return in.buf[in.start : in.start+n], nil
+	return in.buf.bytes[in.start:in.end]
 }
 
-// skip consumes n bytes that peek has shown.
-func (in *inbox) skip(n int) { in.start += n }
-
-// readFull fills p and says how much of it was filled. An error leaves the inbox empty.
-func (in *inbox) readFull(p []byte) (int, error) {
-	n := copy(p, in.buf[in.start:in.end])
-	in.start += n
-	for n < len(p) {
-		m, err := in.receive(p[n:])
-		n += m
-		if err != nil && n < len(p) {
-			if err == io.EOF {
-				err = io.ErrUnexpectedEOF
-			}
-			return n, err
-		}
+// expect adapts to the request that comes next.
+func (in *inbox) expect(h header) {
+	if h.length < largeWrite {
+		in.window = in.io.Window()
+	} else if h.op == OpWrite {
+		in.window = smallWindow
 	}
-	return n, nil
 }
 
-func (in *inbox) receive(p []byte) (int, error) {
+// receive waits for more bytes. The error is io.EOF if the stream ended between two requests, and io.ErrUnexpectedEOF if it
+// ended within one.
+func (in *inbox) receive() error {
+	var n int
+	var err error
 	if len(in.ahead) > 0 {
-		n := copy(p, in.ahead)
+		n = copy(in.Lend(), in.ahead)
 		in.ahead = in.ahead[n:]
+	} else {
+		n, err = in.io.Recv(in)
+	}
+	in.end += n
+	if n > 0 {
+		return nil // An error beside bytes comes again.
+	}
+	if err == io.EOF && len(in.received()) > 0 {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// Lend implements rawio.Lender. What is left of earlier bytes is shorter than a header and a write that is not large, so there
+// is always room behind it.
+func (in *inbox) Lend() []byte {
+	if in.buf == nil {
+		in.buf = in.pool.get(in.io.Window())
+		in.start, in.end = 0, copy(in.buf.bytes, in.stub[:in.stubLen])
+		in.stubLen = 0
+	}
+	if in.start > 0 {
+		in.end = copy(in.buf.bytes, in.buf.bytes[in.start:in.end])
+		in.start = 0
+	}
+	room := in.buf.bytes[in.end:]
+	return room[:min(len(room), in.window)]
+}
+
+// Park implements rawio.Lender: it gives the buffer back, unless most of a request lies in it.
+func (in *inbox) Park() {
+	if in.buf != nil && in.end-in.start <= maxStub {
+		in.release()
+	}
+}
+
+// release gives the buffer back. What is left in it must fit the stub, or be worth nothing any more.
+func (in *inbox) release() {
+	if in.buf == nil {
+		return
+	}
+	in.stubLen = copy(in.stub[:], in.buf.bytes[in.start:in.end])
+	in.pool.put(in.buf)
+	in.buf = nil
+}
+
+// take consumes n bytes, which are there, and returns them. They are valid until the next receive.
+func (in *inbox) take(n int) []byte {
+	p := in.received()[:n:n]
+	in.start += n
+	return p
+}
+
+// readFull fills p and says how much of it was filled. An error leaves the inbox empty. It is io.ErrUnexpectedEOF where the
+// stream ends.
+func (in *inbox) readFull(p []byte) (int, error) {
+	n := copy(p, in.received())
+	in.start += n
+	m := copy(p[n:], in.ahead)
+	in.ahead = in.ahead[m:]
+	n += m
+	if n == len(p) {
 		return n, nil
 	}
-	return in.src.Read(p)
+	m, err := in.io.ReadFull(p[n:])
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return n + m, err
 }
 
 // putBack makes b the first bytes again. Only for an empty inbox.
@@ -73,5 +134,5 @@ func (in *inbox) putBack(b []byte) { in.ahead = b }
 
 // unread returns a copy of all that was received and not consumed.
 func (in *inbox) unread() []byte {
-	return slices.Concat(in.buf[in.start:in.end], in.ahead)
+	return slices.Concat(in.received(), in.ahead)
 }

@@ -5,14 +5,47 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"os"
 	"testing"
 	"testing/iotest"
+
+	"github.com/nbdctl/nbdctl/server/internal/rawio"
 )
+
+// source is a connection to receive from. Like a real one it may find nothing to receive yet, and lets the buffer go then.
+type source struct {
+	io.Reader
+	parks int
+}
+
+func (s *source) Recv(l rawio.Lender) (int, error) {
+	l.Lend()
+	if s.parks++; s.parks%3 == 0 {
+		l.Park()
+	}
+	return s.Read(l.Lend())
+}
+
+func (s *source) ReadFull(p []byte) (int, error) {
+	n, err := io.ReadFull(s.Reader, p)
+	if err == io.ErrUnexpectedEOF {
+		err = io.EOF
+	}
+	return n, err
+}
+
+func (s *source) Window() int                         { return 128 << 10 }
+func (s *source) Send(*rawio.Vec, bool) error         { return errors.ErrUnsupported }
+func (s *source) SendFile(*os.File, int64, int) error { return errors.ErrUnsupported }
+func (s *source) SendsFiles() bool                    { return false }
+func newInbox(src *source, pool *buffers, ahead []byte) *inbox {
+	return &inbox{io: src, pool: pool, ahead: ahead, window: src.Window()}
+}
 
 // TestInbox reads a stream through an inbox in random portions, from sources that give it in all sorts of pieces, and
 // moves on to another inbox now and then.
 func TestInbox(t *testing.T) {
-	stream := make([]byte, 3*inboxSize)
+	stream := make([]byte, 200<<10)
 	for i := range stream {
 		stream[i] = byte(i * 7 >> 3)
 	}
@@ -26,34 +59,40 @@ func TestInbox(t *testing.T) {
 	for name, wrap := range sources {
 		t.Run(name, func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(3, 4))
-			src := wrap(bytes.NewReader(stream))
-			in := &inbox{src: src, buf: make([]byte, inboxSize)}
+			src := &source{Reader: wrap(bytes.NewReader(stream))}
+			var pool buffers
+			in := newInbox(src, &pool, nil)
 			var got []byte
 			for len(got) < len(stream) {
+				in.expect(header{op: OpWrite, length: uint32(rng.IntN(2 * largeWrite))})
 				left := len(stream) - len(got)
-				switch n := min(left, 1+rng.IntN(3000)); rng.IntN(3) {
-				case 0:
-					b, err := in.peek(min(n, headerSize))
-					if err != nil {
-						t.Fatalf("peek at %d: %v", len(got), err)
+				switch n := min(left, 1+rng.IntN(3000)); rng.IntN(4) {
+				case 0, 1:
+					n = min(n, headerSize)
+					for len(in.received()) < n {
+						if err := in.receive(); err != nil {
+							t.Fatalf("receive at %d: %v", len(got), err)
+						}
 					}
-					got = append(got, b...)
-					in.skip(len(b))
-				case 1:
+					got = append(got, in.take(n)...)
+				case 2:
 					p := make([]byte, n)
 					if m, err := in.readFull(p); m != n || err != nil {
 						t.Fatalf("readFull at %d: %d of %d, %v", len(got), m, n, err)
 					}
 					got = append(got, p...)
-				case 2:
-					in = &inbox{src: src, ahead: in.unread(), buf: make([]byte, inboxSize)}
+				case 3:
+					in = newInbox(src, &pool, in.unread())
 				}
 			}
 			if !bytes.Equal(got, stream) {
 				t.Fatal("the stream came out changed")
 			}
-			if _, err := in.peek(1); err != io.EOF {
+			if err := in.receive(); err != io.EOF {
 				t.Errorf("at the end: %v, want EOF", err)
+			}
+			if in.release(); in.buf != nil {
+				t.Error("an empty inbox keeps its buffer")
 			}
 		})
 	}
@@ -69,13 +108,37 @@ func (c *chopper) Read(p []byte) (int, error) {
 	return c.r.Read(p[:1+c.rng.IntN(len(p))])
 }
 
+// TestInboxParks holds which remains of a request cost a waiting connection a buffer, and that none is lost either way.
+func TestInboxParks(t *testing.T) {
+	for _, n := range []int{0, 1, headerSize - 1, maxStub, maxStub + 1, largeWrite} {
+		stream := bytes.Repeat([]byte{'x'}, n)
+		var pool buffers
+		in := newInbox(&source{}, &pool, stream)
+		for len(in.ahead) > 0 {
+			if err := in.receive(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		in.Park()
+		if kept := in.buf != nil; kept != (n > maxStub) {
+			t.Errorf("%d bytes left over: buffer kept is %v", n, kept)
+		}
+		if got := in.unread(); !bytes.Equal(got, stream) {
+			t.Errorf("%d bytes left over became %d", n, len(got))
+		}
+		if room := in.Lend(); len(room) < rawio.MinLend || !bytes.Equal(in.received(), stream) {
+			t.Errorf("%d bytes left over: room for %d more, %d kept", n, len(room), len(in.received()))
+		}
+	}
+}
+
 func TestInboxEnds(t *testing.T) {
 	errBoom := errors.New("boom")
 	tests := []struct {
 		name     string
 		has      int
 		then     error
-		peek     error
+		receive  error
 		readFull error
 	}{
 		{"nothing", 0, io.EOF, io.EOF, io.ErrUnexpectedEOF},
@@ -84,15 +147,20 @@ func TestInboxEnds(t *testing.T) {
 	}
 	for _, tt := range tests {
 		all := bytes.Repeat([]byte{'x'}, tt.has)
+		var pool buffers
 		open := func() *inbox {
-			return &inbox{src: io.MultiReader(bytes.NewReader(all), iotest.ErrReader(tt.then)), buf: make([]byte, inboxSize)}
+			return newInbox(&source{Reader: io.MultiReader(bytes.NewReader(all), iotest.ErrReader(tt.then))}, &pool, nil)
 		}
 		in := open()
-		if _, err := in.peek(headerSize); err != tt.peek {
-			t.Errorf("%s: peek: %v, want %v", tt.name, err, tt.peek)
+		var err error
+		for err == nil {
+			err = in.receive()
+		}
+		if err != tt.receive {
+			t.Errorf("%s: receive: %v, want %v", tt.name, err, tt.receive)
 		}
 		if got := in.unread(); !bytes.Equal(got, all) {
-			t.Errorf("%s: after a failed peek %d bytes are left, want %d", tt.name, len(got), len(all))
+			t.Errorf("%s: after an error %d bytes are left, want %d", tt.name, len(got), len(all))
 		}
 		if n, err := open().readFull(make([]byte, headerSize)); n != tt.has || err != tt.readFull {
 			t.Errorf("%s: readFull: %d, %v, want %d, %v", tt.name, n, err, tt.has, tt.readFull)

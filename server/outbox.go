@@ -2,47 +2,120 @@ package server
 
 import (
 	"fmt"
-	"net"
 	"sync"
+
+	"github.com/nbdctl/nbdctl/server/internal/rawio"
 )
 
 // An outbox is the sending side of a connection. Replies go out in the order in which requests finish, each header and its data
 // in one piece. After an error nothing more is sent: the stream may have ended in the middle of a reply.
+//
+// Whoever sends also sends what others have finished meanwhile, so that a worker never waits for another one's system call, and
+// replies coalesce as the load grows.
 type outbox struct {
-	nc     net.Conn
+	io     rawio.Conn
 	broken func() // called once, at the first error
 
-	mu     sync.Mutex // held for a whole reply; guards all below
-	err    error
-	header [replySize]byte
-	parts  [2][]byte   // what vec points to, so that a reply allocates nothing
-	vec    net.Buffers // becomes one writev
+	sending sync.Mutex // held while something is sent; guards the two below
+	err     error
+	vec     rawio.Vec // of sendFinished
+
+	mu          sync.Mutex // guards the two below
+	first, last *request   // the queue of finished requests
 }
 
-// send sends a simple reply, with data if code is 0 and the request was a READ. It blocks while the client takes no data.
-func (o *outbox) send(code errno, cookie uint64, data []byte) {
+// flush sends a batch. It blocks while the client takes no data.
+func (o *outbox) flush(b *batch) error {
+	o.sending.Lock()
+	o.send(&b.vec, b.file != nil)
+	if b.file != nil && o.err == nil {
+		o.check(o.io.SendFile(b.file, b.fileOff, b.fileLen))
+	}
+	err := o.err
+	o.sending.Unlock()
+	o.sendFinished()
+	return err
+}
+
+// reply sends the reply to a finished request, which it lets go of, or leaves that to who is sending now.
+func (o *outbox) reply(r *request) {
 	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.err != nil {
-		return
+	if o.last == nil {
+		o.first = r
+	} else {
+		o.last.next = r
 	}
-	putReply(&o.header, code, cookie)
-	o.parts = [2][]byte{o.header[:], data}
-	o.vec = o.parts[:]
-	if len(data) == 0 {
-		o.vec = o.parts[:1]
+	o.last = r
+	o.mu.Unlock()
+	o.sendFinished()
+}
+
+// sendFinished sends what is in the queue, unless somebody else is sending: who is comes here afterwards. Nothing is left
+// behind, because the queue is looked at once more when the lock is free.
+func (o *outbox) sendFinished() {
+	for !o.empty() && o.sending.TryLock() {
+		for r := o.dequeue(); r != nil; r = o.dequeue() {
+			o.sendQueue(r)
+		}
+		o.sending.Unlock()
 	}
-	_, err := o.vec.WriteTo(o.nc)
-	o.parts = [2][]byte{}
+}
+
+// sendQueue sends the replies to r and those behind it, in messages of about batchBytes. The caller holds sending.
+func (o *outbox) sendQueue(r *request) {
+	for r != nil {
+		first, bytes := r, 0
+		for ; r != nil && bytes < batchBytes && len(o.vec.Bufs) < 2*maxCombined; r = r.next {
+			o.vec.Add(r.reply[:])
+			o.vec.Add(r.data)
+			bytes += replySize + len(r.data)
+		}
+		o.send(&o.vec, false)
+		o.vec.Truncate(0)
+		for first != r {
+			next := first.next
+			first.release()
+			first = next
+		}
+	}
+}
+
+// maxCombined is how many replies of workers are sent at once. It bounds what the outbox of an idle connection occupies.
+const maxCombined = 64
+
+// send sends v, unless sending has failed before. The caller holds sending.
+func (o *outbox) send(v *rawio.Vec, more bool) {
+	if o.err == nil {
+		o.check(o.io.Send(v, more))
+	}
+}
+
+// check remembers an error of sending. The caller holds sending.
+func (o *outbox) check(err error) {
 	if err != nil {
 		o.err = fmt.Errorf("send reply: %w", err)
 		o.broken()
 	}
 }
 
-// failure returns the error that broke the sending side, if any.
-func (o *outbox) failure() error {
+func (o *outbox) empty() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	return o.first == nil
+}
+
+// dequeue takes the whole queue.
+func (o *outbox) dequeue() *request {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	r := o.first
+	o.first, o.last = nil, nil
+	return r
+}
+
+// failure returns the error that broke the sending side, if any.
+func (o *outbox) failure() error {
+	o.sending.Lock()
+	defer o.sending.Unlock()
 	return o.err
 }

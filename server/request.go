@@ -1,14 +1,24 @@
 package server
 
-import "runtime/debug"
+import (
+	"runtime/debug"
+	"time"
+)
 
-// A request is one NBD request between its arrival and its reply. Requests are pooled by the export.
+// A request is one NBD request that does not belong to a batch, between its arrival and its reply: a worker executes it, or the
+// connection's goroutine does on its own. Requests are pooled by the export.
 type request struct {
 	header
 	conn    *Conn
-	refused *refusal // nil: to be executed
-	payload *buffer  // data of a WRITE, room for those of a READ; nil where there are none
-	cost    int64    // what the gate counts it for, in bytes
+	err     error   // the outcome, if there is nothing left to be executed: refused, or failed in a batch
+	payload *buffer // data of a WRITE, room for those of a READ; nil where there are none
+	cost    int64   // what the gate counts it for, in bytes
+	alone   bool    // executed by the connection's goroutine
+
+	// The reply, for the outbox.
+	reply [replySize]byte
+	data  []byte
+	next  *request
 
 	// run is r.serve, made once: a method value made at each go statement would be an allocation.
 	run func()
@@ -47,39 +57,53 @@ func (r *request) serve() {
 }
 
 func (r *request) perform() error {
-	if r.refused != nil {
-		return r.refused
+	if r.err != nil {
+		return r.err
 	}
+	e := r.conn.export
 	var p []byte
 	if r.op == OpRead && r.length > 0 {
-		r.payload = r.conn.export.buffers.get(int(r.length))
+		r.payload = e.buffers.get(int(r.length))
 	}
 	if r.payload != nil {
 		p = r.payload.bytes
 	}
-	return r.conn.export.execute(r.header, p)
+	pace := e.pace(r.header)
+	if pace == nil {
+		return e.execute(r.header, p)
+	}
+	start := time.Now()
+	err := e.execute(r.header, p)
+	if took := time.Since(start); r.alone {
+		r.conn.meter.add(pace, took, paceBytes(r.header))
+	} else {
+		pace.worked(took, paceBytes(r.header))
+	}
+	return err
 }
 
-// finish counts the request, answers it, and gives everything back. r must not be used afterwards.
+// finish counts the request and hands its reply to the outbox. r must not be used afterwards.
 func (r *request) finish(err error) {
-	c, e := r.conn, r.conn.export
+	c := r.conn
 	code := errnoNone
 	if err != nil {
-		code = e.fail(r.header, err)
+		code = c.export.fail(r.header, err)
 	}
 	c.counters.count(r.header, err != nil)
-
-	var data []byte
+	putReply(&r.reply, code, r.cookie)
 	if err == nil && r.op == OpRead && r.payload != nil {
-		data = r.payload.bytes
+		r.data = r.payload.bytes
 	}
-	c.outbox.send(code, r.cookie, data)
+	c.outbox.reply(r)
+}
 
+// release gives everything back once the reply was sent.
+func (r *request) release() {
+	c, cost := r.conn, r.cost
 	if r.payload != nil {
-		e.buffers.put(r.payload)
+		c.export.buffers.put(r.payload)
 	}
-	cost := r.cost
 	*r = request{run: r.run}
-	e.requests.Put(r)
+	c.export.requests.Put(r)
 	c.gate.leave(cost)
 }

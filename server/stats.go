@@ -16,7 +16,8 @@ type Stats struct {
 
 	// Unknown counts requests of a type that the server does not know; each was answered with an error.
 	Unknown OpStats
-	// InFlight is the number of requests that were read and are not answered yet.
+	// InFlight is the number of requests that workers have read and not answered yet. A request that is executed without a worker
+	// is not among them, for its answer is but an instant away.
 	InFlight int
 }
 
@@ -29,6 +30,24 @@ func (s *Stats) add(t Stats) {
 	s.WriteZeroes.add(t.WriteZeroes)
 	s.Unknown.add(t.Unknown)
 	s.InFlight += t.InFlight
+}
+
+// of returns the counts of one operation.
+func (s *Stats) of(op Op) *OpStats {
+	switch op {
+	case OpRead:
+		return &s.Read
+	case OpWrite:
+		return &s.Write
+	case OpFlush:
+		return &s.Flush
+	case OpTrim:
+		return &s.Trim
+	case OpWriteZeroes:
+		return &s.WriteZeroes
+	default:
+		return &s.Unknown
+	}
 }
 
 func (s *OpStats) add(t OpStats) {
@@ -48,13 +67,21 @@ type opCounters struct {
 
 // count counts an answered request.
 func (c *counters) count(h header, failed bool) {
-	op := c.of(h.op)
-	op.requests.Add(1)
 	if failed {
-		op.errors.Add(1)
-		return
+		c.of(h.op).add(OpStats{Requests: 1, Errors: 1})
+	} else {
+		c.of(h.op).add(OpStats{Requests: 1, Bytes: uint64(h.length)})
 	}
-	op.bytes.Add(uint64(h.length))
+}
+
+// publish adds what was counted without locking: an atomic operation for every request would wait each time for the copy of its
+// data to leave the processor.
+func (c *counters) publish(s *Stats) {
+	for _, op := range [...]Op{OpRead, OpWrite, OpFlush, OpTrim, OpWriteZeroes} {
+		if t := s.of(op); t.Requests > 0 {
+			c.of(op).add(*t)
+		}
+	}
 }
 
 func (c *counters) of(op Op) *opCounters {
@@ -71,6 +98,14 @@ func (c *counters) of(op Op) *opCounters {
 		return &c.zero
 	default:
 		return &c.unknown
+	}
+}
+
+func (c *opCounters) add(t OpStats) {
+	c.requests.Add(t.Requests)
+	c.bytes.Add(t.Bytes)
+	if t.Errors > 0 {
+		c.errors.Add(t.Errors)
 	}
 }
 

@@ -1,0 +1,156 @@
+package server
+
+import (
+	"os"
+
+	"github.com/nbdctl/nbdctl/server/internal/rawio"
+)
+
+const (
+	// batchReplies and batchBytes bound what is gathered before it is sent: more would leave the client idle meanwhile, and
+	// fall out of the processor's cache.
+	batchReplies = 500
+	batchBytes   = 256 << 10
+	// slabSize is the length in bytes of the memory for replies that have to be copied.
+	slabSize = 256 << 10
+	// maxPooledVec is how many pieces a batch keeps room for. Only a reply in very many pieces takes more.
+	maxPooledVec = 4 * batchReplies
+)
+
+// zeros is what all holes are sent from. Nothing ever writes to it.
+var zeros [64 << 10]byte
+
+// A batch gathers the replies to a burst of requests, to be sent at once. To the backend it is the backends.Reply of the read
+// that is being executed. Used by one goroutine.
+type batch struct {
+	vec     rawio.Vec
+	headers [batchReplies][replySize]byte
+	replies int   // headers in use
+	bytes   int   // of all replies
+	counts  Stats // of the replies
+
+	pool *buffers
+	slab *buffer // nil until something has to be copied
+	used int     // bytes of it
+
+	// file is the data of the last reply, if they are to be sent from a file.
+	file    *os.File
+	fileOff int64
+	fileLen int
+
+	canFile bool
+	open    opening // the reply that is being collected
+}
+
+// An opening is a reply that is not finished: what to go back to, and how much data it has got.
+type opening struct {
+	pieces, bytes, used int // the batch without it
+	want, got           int // data, in bytes
+	wrong               bool
+}
+
+// begin opens a successful reply with n bytes of data.
+func (b *batch) begin(cookie uint64, n int) {
+	b.open = opening{pieces: len(b.vec.Bufs), bytes: b.bytes, used: b.used, want: n}
+	h := &b.headers[b.replies]
+	b.replies++
+	putReply(h, errnoNone, cookie)
+	b.vec.Add(h[:])
+	b.bytes += replySize
+}
+
+// complete reports whether the reply has got exactly the data it needs.
+func (b *batch) complete() bool { return !b.open.wrong && b.open.got == b.open.want }
+
+// commit closes the reply to the request h.
+func (b *batch) commit(h header) {
+	b.bytes += b.open.got
+	b.counts.of(h.op).add(OpStats{Requests: 1, Bytes: uint64(h.length)})
+}
+
+// rewind forgets the reply.
+func (b *batch) rewind() {
+	b.vec.Truncate(b.open.pieces)
+	b.replies--
+	b.bytes, b.used = b.open.bytes, b.open.used
+	b.file = nil
+}
+
+// full reports whether the batch should be sent before anything is added.
+func (b *batch) full() bool {
+	return b.replies == batchReplies || b.bytes >= batchBytes || b.file != nil
+}
+
+// fits reports whether a reply with n bytes of copied data does. It is true of an empty batch.
+func (b *batch) fits(n int) bool { return b.slab == nil || b.used == 0 || b.used+n <= slabSize }
+
+// grow makes n bytes part of the reply, unless it would be too long with them.
+func (b *batch) grow(n int) bool {
+	if n < 0 || n > b.open.want-b.open.got || b.file != nil {
+		b.open.wrong = true
+		return false
+	}
+	b.open.got += n
+	return true
+}
+
+// Bytes implements backends.Reply.
+func (b *batch) Bytes(p []byte) {
+	if b.grow(len(p)) {
+		b.vec.Add(p)
+	}
+}
+
+// Zeros implements backends.Reply.
+func (b *batch) Zeros(n int) {
+	if !b.grow(n) {
+		return
+	}
+	for n > 0 {
+		p := zeros[:min(n, len(zeros))]
+		b.vec.Add(p)
+		n -= len(p)
+	}
+}
+
+// Buffer implements backends.Reply.
+func (b *batch) Buffer(n int) []byte {
+	if n > slabSize-b.used || !b.grow(n) {
+		return nil
+	}
+	if b.slab == nil {
+		b.slab = b.pool.get(slabSize)
+	}
+	p := b.slab.bytes[b.used : b.used+n : b.used+n]
+	b.used += n
+	b.vec.Add(p)
+	return p
+}
+
+// File implements backends.Reply.
+func (b *batch) File(f *os.File, off int64, n int) bool {
+	if !b.canFile || b.open.got != 0 || n != b.open.want || n == 0 || !b.grow(n) {
+		return false
+	}
+	b.file, b.fileOff, b.fileLen = f, off, n
+	return true
+}
+
+// reset empties the batch once it was sent.
+func (b *batch) reset() {
+	b.vec.Truncate(0)
+	b.replies, b.bytes, b.used = 0, 0, 0
+	b.file = nil
+	b.counts = Stats{}
+}
+
+// release gives back what the empty batch has borrowed, before it goes back itself.
+func (b *batch) release() {
+	if b.slab != nil {
+		b.pool.put(b.slab)
+		b.slab = nil
+	}
+	if cap(b.vec.Bufs) > maxPooledVec {
+		b.vec = rawio.Vec{}
+	}
+}

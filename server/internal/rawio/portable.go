@@ -1,0 +1,46 @@
+package rawio
+
+import (
+	"errors"
+	"net"
+	"os"
+)
+
+// portableWindow holds what Recv takes at a time, behind the longest incomplete message that a receiver may have lying in front.
+const portableWindow = 128 << 10
+
+// portable is a Conn on nothing but the methods of net.Conn.
+type portable struct {
+	nc  net.Conn
+	vec net.Buffers // of the Send that is running: WriteTo wants it to be addressable
+
+	// first is what Recv waits with, for Read has to have memory in hand. It is passed on before Recv returns.
+	first [MinLend]byte
+}
+
+func newPortable(nc net.Conn) Conn { return &portable{nc: nc} }
+
+func (c *portable) Recv(l Lender) (int, error) {
+	l.Park()
+	n, err := c.nc.Read(c.first[:])
+	if n == 0 {
+		return 0, err
+	}
+	// An error beside the bytes comes again with the next call.
+	return copy(l.Lend(), c.first[:n]), nil
+}
+
+func (c *portable) ReadFull(p []byte) (int, error) { return fillFrom(c.nc, p) }
+
+func (c *portable) Send(v *Vec, more bool) error {
+	c.vec = v.Bufs
+	_, err := c.vec.WriteTo(c.nc)
+	c.vec = nil
+	return err
+}
+
+func (c *portable) SendFile(*os.File, int64, int) error { return errors.ErrUnsupported }
+
+func (c *portable) SendsFiles() bool { return false }
+
+func (c *portable) Window() int { return portableWindow }

@@ -1,0 +1,88 @@
+// Package rawio moves bytes through a stream socket with as little as possible around the system calls. It is the only place of
+// the serving side that uses package unsafe or raw system calls.
+//
+// There are two implementations of [Conn]. One makes non-blocking system calls of its own on the descriptor of a TCP or Unix
+// socket and parks in the runtime's poller (socket_linux.go). The other is for everything else that is a net.Conn (portable.go):
+// a pipe, a TLS connection, other systems, a build with the race detector, which does not see raw system calls, and a build with
+// the tag nbd_portable. They behave alike, so whoever uses them is written once.
+package rawio
+
+import (
+	"io"
+	"net"
+	"os"
+)
+
+// MinLend is the least that a Lender must have room for, in bytes.
+const MinLend = 4 << 10
+
+// A Lender has the memory that Recv receives into.
+type Lender interface {
+	// Lend returns room for at least MinLend bytes.
+	Lend() []byte
+	// Park tells that what Lend returned is not needed now: Recv is going to wait. Before anything is received it calls Lend
+	// again. So an idle connection need not hold on to a large buffer.
+	Park()
+}
+
+// A Conn is a connected stream socket. One goroutine may receive while another one sends. An error of a method does not lose bytes
+// that were received. Deadlines and Close of the net.Conn work as for its own methods, and their errors are the same.
+type Conn interface {
+	// Recv waits until there is something to receive, and receives once. The error is io.EOF at the end of the stream.
+	Recv(l Lender) (int, error)
+	// ReadFull receives until p is full. With an error it says how much of p was filled; io.EOF is one at any place.
+	ReadFull(p []byte) (int, error)
+	// Send sends all of v. more says that the rest of the message follows at once.
+	Send(v *Vec, more bool) error
+	// SendFile sends n bytes of f from off on, without reading them into this process. It fails with io.ErrUnexpectedEOF if
+	// f ends before that, and with errors.ErrUnsupported if SendsFiles is false.
+	SendFile(f *os.File, off int64, n int) error
+	// SendsFiles reports whether SendFile works.
+	SendsFiles() bool
+	// Window is how many bytes it is worth to receive at once.
+	Window() int
+}
+
+// New returns the best Conn for nc.
+func New(nc net.Conn) Conn {
+	// By type and not by what it implements: a type that embeds a socket may well have a Read that does more.
+	switch nc := nc.(type) {
+	case *net.UnixConn:
+		if raw, err := nc.SyscallConn(); err == nil {
+			return newSocket(nc, raw)
+		}
+	case *net.TCPConn:
+		if raw, err := nc.SyscallConn(); err == nil {
+			return newSocket(nc, raw)
+		}
+	}
+	return newPortable(nc)
+}
+
+// A Vec is a message in pieces, which are sent from where they are. The zero value is empty.
+type Vec struct {
+	Bufs    [][]byte
+	scratch scratch // of the implementation
+}
+
+// Add appends p, by reference.
+func (v *Vec) Add(p []byte) { v.Bufs = append(v.Bufs, p) }
+
+// Truncate drops all pieces but the first n.
+func (v *Vec) Truncate(n int) {
+	clear(v.Bufs[n:]) // Whoever owns the memory may want to be rid of it.
+	v.Bufs = v.Bufs[:n]
+}
+
+// fillFrom is io.ReadFull, except that the end of the stream is io.EOF at any place.
+func fillFrom(r io.Reader, p []byte) (n int, err error) {
+	for n < len(p) && err == nil {
+		var m int
+		m, err = r.Read(p[n:])
+		n += m
+	}
+	if n == len(p) {
+		err = nil
+	}
+	return n, err
+}

@@ -1,0 +1,227 @@
+//go:build (amd64 || arm64) && !race && !nbd_portable
+
+package rawio
+
+import (
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"syscall"
+	"unsafe"
+)
+
+const (
+	// socketWindow is about what fits a processor's second-level cache together with what is done with it.
+	socketWindow = 512 << 10
+	// maxVec is IOV_MAX of <linux/uio.h>: sendmsg takes no more pieces at once.
+	maxVec = 1024
+	// maxFilePiece bounds one sendfile, in bytes.
+	maxFilePiece = 256 << 10
+)
+
+// A socket makes its system calls with RawSyscall, of which the scheduler learns nothing. That is right for calls that cannot
+// sleep, and these cannot: the descriptor is non-blocking, net has made it so and never lends it in another way, and each call
+// says MSG_DONTWAIT besides. They take as long as copying takes, bounded by the socket's buffers. In exchange the scheduler does
+// not take the processor away in the middle of a copy. They run inside a syscall.RawConn's Read or Write, which keeps
+// the descriptor from being closed, and parks in the poller when the call would have waited.
+//
+// The functions passed to Read and Write are made once: a method value at each call would be an allocation.
+type socket struct {
+	raw syscall.RawConn
+
+	in struct { // of Recv
+		lender Lender
+		n      int
+		err    error
+		try    func(fd uintptr) bool
+	}
+	full struct { // of ReadFull
+		p   []byte
+		n   int
+		err error
+		try func(fd uintptr) bool
+	}
+	out struct { // of Send
+		rest  []syscall.Iovec
+		flags uintptr
+		err   error
+		try   func(fd uintptr) bool
+	}
+	file struct { // of SendFile
+		from int
+		off  int64
+		left int
+		err  error
+		try  func(fd uintptr) bool
+	}
+}
+
+// scratch is a Vec in the form that the kernel wants.
+type scratch struct {
+	iovecs []syscall.Iovec
+}
+
+func newSocket(_ net.Conn, raw syscall.RawConn) Conn {
+	c := &socket{raw: raw}
+	c.in.try, c.full.try, c.out.try, c.file.try = c.tryRecv, c.tryFull, c.trySend, c.trySendFile
+	return c
+}
+
+func (c *socket) Window() int      { return socketWindow }
+func (c *socket) SendsFiles() bool { return true }
+
+// recv is recv(2). The error is syscall.EAGAIN when there is nothing to receive.
+func recv(fd uintptr, p []byte) (int, error) {
+	for {
+		n, _, e := syscall.RawSyscall6(syscall.SYS_RECVFROM, fd,
+			uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), syscall.MSG_DONTWAIT, 0, 0)
+		switch {
+		case e == syscall.EINTR:
+		case e == syscall.EAGAIN:
+			return 0, syscall.EAGAIN
+		case e != 0:
+			return 0, os.NewSyscallError("recv", e)
+		case n == 0:
+			return 0, io.EOF
+		default:
+			return int(n), nil
+		}
+	}
+}
+
+func (c *socket) Recv(l Lender) (int, error) {
+	c.in.lender, c.in.n, c.in.err = l, 0, nil
+	err := c.raw.Read(c.in.try)
+	c.in.lender = nil
+	if err != nil {
+		return 0, err
+	}
+	return c.in.n, c.in.err
+}
+
+func (c *socket) tryRecv(fd uintptr) bool {
+	c.in.n, c.in.err = recv(fd, c.in.lender.Lend())
+	if c.in.err == syscall.EAGAIN {
+		c.in.lender.Park()
+		return false
+	}
+	return true
+}
+
+func (c *socket) ReadFull(p []byte) (int, error) {
+	c.full.p, c.full.n, c.full.err = p, 0, nil
+	err := c.raw.Read(c.full.try)
+	c.full.p = nil
+	if err == nil {
+		err = c.full.err
+	}
+	return c.full.n, err
+}
+
+func (c *socket) tryFull(fd uintptr) bool {
+	for c.full.n < len(c.full.p) {
+		rest := c.full.p[c.full.n:]
+		n, err := recv(fd, rest[:min(len(rest), socketWindow)])
+		if err == syscall.EAGAIN {
+			return false
+		}
+		if err != nil {
+			c.full.err = err
+			return true
+		}
+		c.full.n += n
+	}
+	return true
+}
+
+func (c *socket) Send(v *Vec, more bool) error {
+	iovecs := v.scratch.iovecs[:0]
+	for _, p := range v.Bufs {
+		if len(p) > 0 {
+			iovecs = append(iovecs, syscall.Iovec{Base: unsafe.SliceData(p), Len: uint64(len(p))})
+		}
+	}
+	v.scratch.iovecs = iovecs
+	c.out.rest, c.out.err = iovecs, nil
+	c.out.flags = syscall.MSG_DONTWAIT | syscall.MSG_NOSIGNAL
+	if more {
+		c.out.flags |= msgMore
+	}
+	err := c.raw.Write(c.out.try)
+	if err == nil {
+		err = c.out.err
+	}
+	c.out.rest = nil
+	clear(iovecs) // They hold on to memory that may be the backend's.
+	return err
+}
+
+// msgMore is MSG_MORE of <linux/socket.h>, which package syscall does not know.
+const msgMore = 0x8000
+
+func (c *socket) trySend(fd uintptr) bool {
+	for len(c.out.rest) > 0 {
+		msg := syscall.Msghdr{Iov: &c.out.rest[0], Iovlen: uint64(min(len(c.out.rest), maxVec))}
+		n, _, e := syscall.RawSyscall(syscall.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&msg)), c.out.flags)
+		switch e {
+		case 0:
+			c.sent(uint64(n))
+		case syscall.EINTR:
+		case syscall.EAGAIN:
+			return false
+		default:
+			c.out.err = os.NewSyscallError("sendmsg", e)
+			return true
+		}
+	}
+	return true
+}
+
+// sent takes n bytes off the rest.
+func (c *socket) sent(n uint64) {
+	for i := range c.out.rest {
+		v := &c.out.rest[i]
+		if n < v.Len {
+			v.Base = (*byte)(unsafe.Add(unsafe.Pointer(v.Base), n))
+			v.Len -= n
+			c.out.rest = c.out.rest[i:]
+			return
+		}
+		n -= v.Len
+	}
+	c.out.rest = nil
+}
+
+func (c *socket) SendFile(f *os.File, off int64, n int) error {
+	// Fd does not switch a regular file or block device to blocking mode, because these never were in another.
+	c.file.from, c.file.off, c.file.left, c.file.err = int(f.Fd()), off, n, nil
+	err := c.raw.Write(c.file.try)
+	runtime.KeepAlive(f)
+	if err == nil {
+		err = c.file.err
+	}
+	return err
+}
+
+// trySendFile is the exception: the page cache may have lost what was there a moment ago, and then sendfile reads the disk. So it
+// is a call that the scheduler knows of.
+func (c *socket) trySendFile(fd uintptr) bool {
+	for c.file.left > 0 {
+		n, e := syscall.Sendfile(int(fd), c.file.from, &c.file.off, min(c.file.left, maxFilePiece))
+		switch {
+		case e == syscall.EINTR:
+		case e == syscall.EAGAIN:
+			return false
+		case e != nil:
+			c.file.err = os.NewSyscallError("sendfile", e)
+			return true
+		case n == 0:
+			c.file.err = io.ErrUnexpectedEOF
+			return true
+		default:
+			c.file.left -= n
+		}
+	}
+	return true
+}

@@ -1,0 +1,209 @@
+package server
+
+import (
+	"fmt"
+)
+
+// run is the goroutine of the loop. It goes on in another one if the backend ends this one (runtime.Goexit).
+func (c *Conn) run() {
+	finished := false
+	defer func() {
+		if !finished {
+			go c.run()
+		}
+	}()
+	err := c.recall()
+	if err == nil {
+		err = c.serve()
+	}
+	if flush := c.flush(); err == nil {
+		err = flush
+	}
+	finished = true
+	c.result <- err
+}
+
+// recall settles the request in which the backend has ended the goroutine of the loop.
+func (c *Conn) recall() error {
+	if !c.inside {
+		return nil
+	}
+	c.inside = false
+	return c.settle(c.current, errNoReturn)
+}
+
+// serve is the loop. Each round takes one request from what was received. It returns the reason to stop: nil for NBD_CMD_DISC.
+func (c *Conn) serve() error {
+	for !c.stopping.Load() {
+		h, err := c.next()
+		if err != nil {
+			return err
+		}
+		if h.op == OpDisconnect {
+			c.disconnected.Store(true)
+			return nil
+		}
+		if err := c.dispatch(h); err != nil {
+			return err
+		}
+		if c.batch != nil && c.batch.full() {
+			if err := c.flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return ErrShutdown
+}
+
+// next takes the header of the next request, once its payload is there too if it has a small one. When nothing whole is left, the
+// replies so far are sent and more is received, which is where an idle connection waits. So a burst of requests is received by one
+// system call and answered by another, and nobody ever waits for more requests to come.
+func (c *Conn) next() (header, error) {
+	for {
+		b := c.inbox.received()
+		if len(b) >= headerSize {
+			h, err := decodeHeader((*[headerSize]byte)(b))
+			if err != nil {
+				return header{}, err
+			}
+			c.inbox.expect(h)
+			if h.op != OpWrite || h.length >= largeWrite || len(b)-headerSize >= int(h.length) {
+				c.inbox.take(headerSize)
+				return h, nil
+			}
+		}
+		if err := c.wait(); err != nil {
+			return header{}, err
+		}
+	}
+}
+
+// wait sends the replies so far and receives more. While it waits, the connection holds no large buffer.
+func (c *Conn) wait() error {
+	if err := c.flush(); err != nil {
+		return err
+	}
+	return c.inbox.receive()
+}
+
+// flush sends the batch, if there is one.
+func (c *Conn) flush() error {
+	c.meter.settle()
+	b := c.batch
+	if b == nil {
+		return nil
+	}
+	c.counters.publish(&b.counts)
+	err := c.outbox.flush(b)
+	c.batch = nil
+	b.reset()
+	b.release()
+	c.export.batches.Put(b)
+	return err
+}
+
+// open opens a reply in the batch, with n bytes of data. copied says that they will be in the batch's own memory.
+func (c *Conn) open(h header, n int, copied bool) error {
+	if c.batch != nil && copied && !c.batch.fits(n) {
+		if err := c.flush(); err != nil {
+			return err
+		}
+	}
+	if c.batch == nil {
+		c.batch = c.export.batches.Get().(*batch)
+		c.batch.canFile = c.inbox.io.SendsFiles()
+	}
+	c.batch.begin(h.cookie, n)
+	return nil
+}
+
+// dispatch executes a request whose header was taken, or lets a worker do so. Its error is that of the connection.
+func (c *Conn) dispatch(h header) error {
+	e := c.export
+	refused := e.check(h)
+	switch {
+	case h.op == OpWrite:
+		return c.write(h, refused)
+	case refused != nil:
+		c.handOver(h, refused)
+		return nil
+	case h.op == OpRead:
+		return c.read(h)
+	case h.op == OpFlush && e.dev.Syncer == nil, h.op != OpFlush && h.length == 0:
+		return c.succeed(h)
+	default:
+		c.execute(h)
+		return nil
+	}
+}
+
+// succeed answers a request that asked for nothing.
+func (c *Conn) succeed(h header) error {
+	if err := c.open(h, 0, false); err != nil {
+		return err
+	}
+	c.batch.commit(h)
+	return nil
+}
+
+// read answers a READ in the batch, if that does not make the loop wait.
+func (c *Conn) read(h header) error {
+	n := int(h.length)
+	switch pace := c.export.pace(h); {
+	case n == 0:
+		return c.succeed(h)
+	case pace == nil:
+		// A backend that uses Buffer now and then will do so again: then there must be room before the reply is begun.
+		if err := c.open(h, n, n <= slabSize); err != nil {
+			return err
+		}
+		return c.settle(h, c.readTo(h))
+	case n <= slabSize && pace.alone.Load():
+		if err := c.open(h, n, true); err != nil {
+			return err
+		}
+		p := c.batch.Buffer(n)
+		c.meter.begin()
+		err := c.readAt(p, h)
+		c.meter.end(pace, n)
+		return c.settle(h, err)
+	default:
+		c.execute(h)
+		return nil
+	}
+}
+
+// write executes a WRITE. If its payload has not arrived yet, it is a large one, which is received into the place where it is to
+// stay or into memory of its own.
+func (c *Conn) write(h header, refused *refusal) error {
+	if h.length > maxPayload {
+		// No memory for it, and skipping up to 4 GiB is no way to treat a peer that breaks the protocol.
+		return fmt.Errorf("a write of %d bytes: more than %d", h.length, maxPayload)
+	}
+	n := int(h.length)
+	arrived := len(c.inbox.received()) >= n
+	if !arrived {
+		// While the rest is on its way the client may wait for what it has asked before.
+		if err := c.flush(); err != nil {
+			return err
+		}
+	}
+	e := c.export
+	pace := e.pace(h)
+	switch {
+	case refused == nil && n == 0:
+		return c.succeed(h)
+	case refused == nil && e.dev.WriteFrom != nil && !e.durably(h):
+		c.payload = payload{inbox: &c.inbox, total: n, left: n, arrived: arrived}
+		return c.settle(h, c.writeFrom(h))
+	case refused == nil && pace != nil && arrived && n <= maxAlone && pace.alone.Load():
+		p := c.inbox.take(n)
+		c.payload = payload{total: n}
+		c.meter.begin()
+		err := c.writeAt(p, h)
+		c.meter.end(pace, n)
+		return c.settle(h, err)
+	default:
+		return c.receiveWrite(h, refused)
+	}
+}

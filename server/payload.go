@@ -1,0 +1,49 @@
+package server
+
+import (
+	"fmt"
+)
+
+// A payload is the data of one WRITE on their way to a backend that takes them from where they are: the inbox, the socket, or
+// first one and then the other. It is the connection's, and implements backends.Payload.
+type payload struct {
+	inbox *inbox
+	total int // in bytes
+	left  int // not taken yet
+	err   error
+
+	// The request can be handed over as unread until all of it has arrived. What was taken is kept for that, but not the last
+	// piece, unless it breaks off, so that nothing is copied for a backend that takes all at once.
+	arrived bool
+	kept    []byte
+}
+
+// Into implements backends.Payload.
+func (p *payload) Into(b []byte) error {
+	if p.err != nil {
+		return p.err
+	}
+	if len(b) > p.left {
+		return fmt.Errorf("the backend asks for %d bytes of a write that has %d left", len(b), p.left)
+	}
+	n, err := p.inbox.readFull(b)
+	p.left -= n
+	if err != nil || !p.arrived && p.left > 0 {
+		p.kept = append(p.kept, b[:n]...)
+	}
+	p.err = err
+	return err
+}
+
+// drain takes what is left, to no purpose but to have it out of the stream.
+func (p *payload) drain(pool *buffers) error {
+	if p.left == 0 || p.err != nil {
+		return p.err
+	}
+	b := pool.get(min(p.left, largeWrite))
+	defer pool.put(b)
+	for p.left > 0 && p.err == nil {
+		p.Into(b.bytes[:min(p.left, len(b.bytes))])
+	}
+	return p.err
+}
