@@ -1,0 +1,223 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+)
+
+const (
+	defaultHandshakeTimeout = 10 * time.Second
+	defaultMaxConnections   = 1024
+)
+
+// ErrServerClosed is what Serve returns after Shutdown and Close.
+var ErrServerClosed = errors.New("server: closed")
+
+// A Server offers exports by name to clients that connect to it and negotiate ("fixed newstyle" of the NBD protocol document).
+// Its fields are not to be changed while it serves. Its methods are safe for concurrent use.
+type Server struct {
+	// Exports, by name in UTF-8, at most 4096 bytes. A client that names none gets the one named "".
+	Exports map[string]*Export
+	// HandshakeTimeout is how long a client may take to choose. 0: 10 seconds.
+	HandshakeTimeout time.Duration
+	// MaxConnections bounds the clients that are served at once; more of them wait to be accepted. 0: 1024.
+	MaxConnections int
+	// Logger takes a record when a connection fails. nil: none.
+	Logger *slog.Logger
+
+	mu        sync.Mutex // guards all below
+	closed    bool
+	listeners map[net.Listener]struct{}
+	talks     map[net.Conn]struct{} // in the handshake
+	conns     map[*Conn]struct{}
+	running   sync.WaitGroup // of serve; grows only while closed is false
+}
+
+func (s *Server) handshakeTimeout() time.Duration {
+	if s.HandshakeTimeout > 0 {
+		return s.HandshakeTimeout
+	}
+	return defaultHandshakeTimeout
+}
+
+func (s *Server) logger() *slog.Logger {
+	if s.Logger != nil {
+		return s.Logger
+	}
+	return slog.New(slog.DiscardHandler)
+}
+
+// Serve accepts connections from l and serves each of them until its client goes. It blocks until l fails or the server is shut
+// down, closes l in any case, and does not wait for the connections: Shutdown does. Its error is never nil, and is
+// ErrServerClosed after Shutdown and Close. It may be called for several listeners.
+func (s *Server) Serve(l net.Listener) error {
+	defer l.Close()
+	if !s.listen(l) {
+		return ErrServerClosed
+	}
+	defer s.forget(l)
+
+	limit := s.MaxConnections
+	if limit <= 0 {
+		limit = defaultMaxConnections
+	}
+	slots := make(chan struct{}, limit)
+	for {
+		slots <- struct{}{}
+		nc, err := l.Accept()
+		if err != nil {
+			return s.acceptError(err)
+		}
+		if !s.meet(nc) {
+			nc.Close()
+			return ErrServerClosed
+		}
+		go func() {
+			s.serve(nc)
+			<-slots
+		}()
+	}
+}
+
+func (s *Server) acceptError(err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return ErrServerClosed
+	}
+	return fmt.Errorf("server: accept: %w", err)
+}
+
+// serve serves one client from its first byte to its last.
+func (s *Server) serve(nc net.Conn) {
+	defer s.running.Done()
+	defer nc.Close()
+	log := s.logger().With(slog.String("client", nc.RemoteAddr().String()))
+	e, err := s.Handshake(nc)
+	if err != nil {
+		s.part(nc)
+		if err != ErrAborted {
+			log.Warn("handshake failed", slog.Any("err", err))
+		}
+		return
+	}
+	c := e.NewConn(nc, nil)
+	if !s.promote(nc, c) {
+		return
+	}
+	defer s.end(c)
+	if err := c.Transmit(); err != nil && err != ErrShutdown && !errors.Is(err, net.ErrClosed) {
+		log.Warn("connection failed", slog.Any("err", err))
+	}
+}
+
+// Shutdown stops accepting, cuts who has not chosen an export yet, lets every request that was read be answered, and then closes
+// the connections. If ctx ends first, its error is returned and the rest goes on by itself; Close ends it.
+func (s *Server) Shutdown(ctx context.Context) error {
+	for c := range s.stop() {
+		if err := c.interrupt(); err != nil {
+			c.Close() // Its socket fails: there is nobody to be answered.
+		}
+	}
+	done := make(chan struct{})
+	go func() {
+		s.running.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("server: shut down: %w", ctx.Err())
+	}
+}
+
+// Close stops accepting and cuts all connections. It does not wait for the backend calls in flight.
+func (s *Server) Close() error {
+	for c := range s.stop() {
+		c.Close()
+	}
+	return nil
+}
+
+// stop closes everything but the connections, of which it returns a copy.
+func (s *Server) stop() map[*Conn]struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for l := range s.listeners {
+		l.Close()
+	}
+	for nc := range s.talks {
+		nc.Close()
+	}
+	conns := make(map[*Conn]struct{}, len(s.conns))
+	for c := range s.conns {
+		conns[c] = struct{}{}
+	}
+	return conns
+}
+
+func (s *Server) listen(l net.Listener) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	if s.listeners == nil {
+		s.listeners = make(map[net.Listener]struct{})
+	}
+	s.listeners[l] = struct{}{}
+	return true
+}
+
+func (s *Server) forget(l net.Listener) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.listeners, l)
+}
+
+// meet notes a client that has connected.
+func (s *Server) meet(nc net.Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	if s.talks == nil {
+		s.talks = make(map[net.Conn]struct{})
+		s.conns = make(map[*Conn]struct{})
+	}
+	s.talks[nc] = struct{}{}
+	s.running.Add(1)
+	return true
+}
+
+// promote notes that a client has chosen.
+func (s *Server) promote(nc net.Conn, c *Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.talks, nc)
+	if s.closed {
+		return false
+	}
+	s.conns[c] = struct{}{}
+	return true
+}
+
+func (s *Server) part(nc net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.talks, nc)
+}
+
+func (s *Server) end(c *Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, c)
+}
