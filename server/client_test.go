@@ -182,6 +182,13 @@ func connect(t testing.TB, e *server.Export) *session {
 	return s.run(t)
 }
 
+// connectSockets is connect over a pair of sockets.
+func connectSockets(t testing.TB, e *server.Export) *session {
+	ours, theirs := socketpair(t)
+	s := &session{client: newClient(t, ours), conn: e.NewConn(theirs, nil)}
+	return s.run(t)
+}
+
 func (s *session) run(t testing.TB) *session {
 	s.err = make(chan error, 1)
 	go func() { s.err <- s.conn.Transmit() }()
