@@ -159,6 +159,10 @@ func TestBursts(t *testing.T) {
 		area        = 4 << 20
 		size        = connections * area
 	)
+	rounds := 15
+	if raceEnabled {
+		rounds = 4
+	}
 	tests := map[string]struct {
 		b     backends.Backend
 		fails bool // some requests do, and what they have left is anybody's guess
@@ -190,7 +194,7 @@ func TestBursts(t *testing.T) {
 						known: bytes.Repeat([]byte{1}, area),
 						fails: tt.fails,
 					}
-					for range 15 {
+					for range rounds {
 						if err := o.burst(ours); err != nil {
 							t.Errorf("connection %d: %v", i, err)
 							return

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"sync"
 	"syscall"
 
 	"github.com/nbdctl/nbdctl/backends"
@@ -21,6 +22,7 @@ var _ interface {
 	backends.Extenter
 	backends.BlockSizer
 	backends.Capper
+	backends.ReaderAtTo
 } = (*File)(nil)
 
 // Options of Open and New. The zero value attaches an existing file for writing.
@@ -57,6 +59,8 @@ type File struct {
 	punch     ability
 	zeroRange ability
 	discard   ability
+
+	queries sync.Pool // of *query
 }
 
 // New makes a device of an open file, which is to be a regular file or a block
@@ -124,6 +128,10 @@ func (f *File) setUp(opts Options) error {
 		return err
 	}
 	f.caps = backends.CapExtents
+	f.queries.New = f.newQuery
+	if f.canReadCached() {
+		f.caps |= backends.CapReadTo
+	}
 	if !opts.ReadOnly {
 		f.caps |= backends.CapWrite | backends.CapSync | backends.CapFUA | backends.CapZero
 		if f.canTrim() {

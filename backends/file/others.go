@@ -28,6 +28,13 @@ func (f *File) sectorSizes() (backends.BlockSizes, error) { return backends.Bloc
 
 func accessMode(f *os.File) (readOnly bool, err error) { return false, nil }
 
+// errNotCached says that a read would have to wait for the disk.
+var errNotCached = errors.New("not in memory")
+
+func readCached(fd int, p []byte, off int64) error { return errors.ErrUnsupported }
+
+func cached(fd int, off int64, n int) bool { return false }
+
 func openers(st os.FileInfo) []Holder { return nil }
 
 // Extents implements backends.Extenter: all is content, as far as is known.
