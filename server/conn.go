@@ -36,10 +36,10 @@ type Conn struct {
 
 	// Of the goroutine that runs the loop.
 	inbox   inbox
-	batch   *batch // nil while there is nothing in it
-	payload payload
+	batch   *batch  // nil while there is nothing in it
+	payload payload // of the write that is being executed
 	meter   meter
-	current header // being executed, if executing
+	current header // of the request that is being executed, if inside
 	inside  bool   // a call of the backend
 	result  chan error
 

@@ -3,18 +3,32 @@
 // An [Export] offers a backend; a [Conn] serves it to one client over a connected stream socket, of which an export may have
 // many. The request loop is the same for the Linux kernel (package blockdev joins the two) and for a client across a network.
 //
+// # How requests are executed
+//
+// Each connection has a goroutine that receives a burst of requests with one system call, executes what does not make it wait, and
+// sends the replies with another one: between two goroutines a request would cost several times as much. What may wait goes to
+// workers, a goroutine for each request, whose replies go out as they come. Which is which shows in what the backend does:
+//
+//   - [backends.ReaderAtTo] and [backends.WriterAtFrom] say for each request whether they would block. Data go from the backend's
+//     memory or file to the socket, and from the socket to the backend's memory, without a copy in between.
+//   - Plain calls are timed. They begin on workers and leave them when they have proved quick; a few slow ones, or a single one that
+//     stalls, bring them back. No flag says so.
+//   - What makes data durable always goes to a worker.
+//
 // # What a client can rely on
 //
 // Every request that was read is answered, on the connection it came from; answers come in the order in which requests finish.
 // The bounds of a request are checked before the backend sees it and before memory is taken for it. A request that fails is
 // answered with an error, and the connection goes on; the data of a READ are there before its reply begins, so a failing backend
-// never leaves half a reply. FLUSH covers every write that was answered before, on any connection. FUA is kept also where the
+// never leaves half a reply; but those that are sent from a file ([backends.Reply]) are read as they go, and an error then ends the
+// connection. FLUSH covers every write that was answered before, on any connection. FUA is kept also where the
 // backend has nothing of the kind.
 //
 // # Memory
 //
-// A connection has at most Options.MaxInFlight requests and 64 MiB of payload in flight, plus 64 KiB to receive into. When either
-// is reached the server stops reading until a reply has gone out. Memory is taken by the lengths that passed the checks, and
+// A connection has at most Options.MaxInFlight requests and 64 MiB of payload with workers. When either is reached the server stops
+// reading until a reply has gone out. While it is busy it also borrows 512 KiB to receive into, and 256 KiB for replies that have
+// to be copied; while it waits for its client it holds about 10 KiB. Memory is taken by the lengths that passed the checks, and
 // returned to pools.
 //
 // # Errors on the wire

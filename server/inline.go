@@ -8,7 +8,8 @@ import (
 	"github.com/nbdctl/nbdctl/backends"
 )
 
-// The calls below are those of the backend on the goroutine of the loop. c.inside is left set by a call that ends the goroutine.
+// The calls of the backend on the goroutine of the loop. A panic is the failure of one request. c.inside is left set by a call that
+// ends the goroutine, and by no other.
 
 func (c *Conn) readTo(h header) (err error) {
 	defer c.recovered(&err)
@@ -96,72 +97,4 @@ func (c *Conn) breakOff(h header) error {
 	c.inbox.putBack(append(h.appendTo(nil), c.payload.kept...))
 	c.payload.kept = nil
 	return c.payload.err
-}
-
-// receiveWrite receives the payload of a WRITE into memory of its own and has the request executed. A write that is refused is
-// received like any other: its bytes must leave the stream, and until they all have, the request can still be handed over as
-// unread.
-func (c *Conn) receiveWrite(h header, refused *refusal) error {
-	if h.length == 0 {
-		c.handOver(h, refused)
-		return nil
-	}
-	c.enter(cost(h))
-	b := c.export.buffers.get(int(h.length))
-	if n, err := c.inbox.readFull(b.bytes); err != nil {
-		c.inbox.putBack(append(h.appendTo(nil), b.bytes[:n]...))
-		c.export.buffers.put(b)
-		c.gate.leave(cost(h))
-		return err
-	}
-	if refused != nil {
-		r := c.request(h)
-		r.payload, r.err = b, refused
-		go r.run()
-		return nil
-	}
-	c.start(h, b)
-	return nil
-}
-
-// execute has a request without payload executed.
-func (c *Conn) execute(h header) {
-	c.enter(cost(h))
-	c.start(h, nil)
-}
-
-// start has a request executed that is inside the gate: by a worker, or by the loop where that pays.
-func (c *Conn) start(h header, payload *buffer) {
-	r := c.request(h)
-	r.payload = payload
-	if pace := c.export.pace(h); pace != nil && h.length <= maxAlone && pace.alone.Load() {
-		c.meter.settle()
-		r.alone = true
-		r.run()
-		return
-	}
-	go r.run()
-}
-
-// handOver has a request answered that failed or was refused. A worker does it, since logs may be slow.
-func (c *Conn) handOver(h header, err error) {
-	c.enter(cost(h))
-	r := c.request(h)
-	r.err = err
-	go r.run()
-}
-
-// request makes a request that is inside the gate.
-func (c *Conn) request(h header) *request {
-	r := c.export.requests.Get().(*request)
-	r.conn, r.header, r.cost = c, h, cost(h)
-	return r
-}
-
-// enter passes the gate. Before it waits there, the replies so far are sent; if that fails, the outbox knows.
-func (c *Conn) enter(cost int64) {
-	if !c.gate.tryEnter(cost) {
-		_ = c.flush()
-		c.gate.enter(cost)
-	}
 }

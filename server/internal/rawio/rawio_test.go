@@ -1,0 +1,235 @@
+package rawio
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// each runs a test with every implementation over sockets. Where there is but one, New gives it.
+func each(t *testing.T, f func(t *testing.T, c Conn, nc, peer *net.UnixConn)) {
+	for name, make := range map[string]func(net.Conn) Conn{"best": New, "portable": newPortable} {
+		t.Run(name, func(t *testing.T) {
+			nc, peer := socketpair(t)
+			f(t, make(nc), nc, peer)
+		})
+	}
+}
+
+func socketpair(t *testing.T) (a, b *net.UnixConn) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "nbd") // t.TempDir can be longer than a socket's path may be.
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: dir + "/s", Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if a, err = net.DialUnix("unix", nil, l.Addr().(*net.UnixAddr)); err != nil {
+		t.Fatal(err)
+	}
+	if b, err = l.AcceptUnix(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.Close(); b.Close() })
+	return a, b
+}
+
+// pattern is n bytes that show when they are out of place.
+func pattern(n int) []byte {
+	p := make([]byte, n)
+	for i := range p {
+		p[i] = byte(i * 131 >> 7)
+	}
+	return p
+}
+
+// A lender tells when it was asked for memory and when it got it back.
+type lender struct {
+	room   []byte
+	lent   bool
+	parked chan struct{} // a token for each Park
+}
+
+func newLender() *lender {
+	return &lender{room: make([]byte, 2*MinLend), parked: make(chan struct{}, 100)}
+}
+
+func (l *lender) Lend() []byte {
+	l.lent = true
+	return l.room
+}
+
+func (l *lender) Park() {
+	l.lent = false
+	l.parked <- struct{}{}
+}
+
+func TestRecv(t *testing.T) {
+	each(t, func(t *testing.T, c Conn, nc, peer *net.UnixConn) {
+		want := pattern(100 << 10)
+		l := newLender()
+		go func() {
+			<-l.parked // It waits, and holds nothing meanwhile.
+			peer.Write(want)
+			peer.CloseWrite()
+		}()
+		var got []byte
+		for {
+			n, err := c.Recv(l)
+			if err == io.EOF && n == 0 {
+				break
+			}
+			if err != nil || n == 0 || !l.lent {
+				t.Fatalf("after %d bytes: %d more, %v, memory lent: %v", len(got), n, err, l.lent)
+			}
+			got = append(got, l.room[:n]...)
+			for len(l.parked) > 1 {
+				<-l.parked
+			}
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("%d bytes came out of %d, or others", len(got), len(want))
+		}
+	})
+}
+
+// TestDeadline interrupts receiving, at first with nothing there and then in the middle: no byte is lost.
+func TestDeadline(t *testing.T) {
+	each(t, func(t *testing.T, c Conn, nc, peer *net.UnixConn) {
+		past := time.Unix(1, 0)
+		l := newLender()
+		nc.SetReadDeadline(time.Now().Add(time.Millisecond))
+		if n, err := c.Recv(l); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("Recv: %d, %v", n, err)
+		}
+		want := pattern(1000)
+		peer.Write(want)
+		nc.SetReadDeadline(past)
+		if n, err := c.Recv(l); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("Recv of what is there: %d, %v", n, err)
+		}
+		nc.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+		got := make([]byte, 3000)
+		n, err := c.ReadFull(got)
+		if n != len(want) || !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("ReadFull: %d, %v", n, err)
+		}
+		nc.SetReadDeadline(time.Time{})
+		peer.Write(pattern(3000)[1000:])
+		if m, err := c.ReadFull(got[n:]); err != nil || !bytes.Equal(got, pattern(3000)) {
+			t.Errorf("the rest: %d, %v", m, err)
+		}
+		peer.Write(want)
+		peer.CloseWrite()
+		if n, err := c.ReadFull(got); n != len(want) || err != io.EOF {
+			t.Errorf("at the end: %d, %v", n, err)
+		}
+		if n, err := c.ReadFull(got); n != 0 || err != io.EOF {
+			t.Errorf("behind the end: %d, %v", n, err)
+		}
+	})
+}
+
+// TestSend sends more pieces than one system call takes, and more bytes than the socket does.
+func TestSend(t *testing.T) {
+	each(t, func(t *testing.T, c Conn, nc, peer *net.UnixConn) {
+		want := pattern(1 << 20)
+		for _, piece := range []int{300, 64 << 10, 1 << 20} {
+			var v Vec
+			for at := 0; at < len(want); at += piece {
+				v.Add(want[at:min(len(want), at+piece)])
+				v.Add(nil)
+			}
+			pieces := len(v.Bufs)
+			done := make(chan error, 1)
+			go func() {
+				err := c.Send(&v, false)
+				v.Truncate(0)
+				done <- err
+			}()
+			got := make([]byte, len(want))
+			if _, err := io.ReadFull(peer, got); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-done; err != nil || !bytes.Equal(got, want) {
+				t.Errorf("in %d pieces: %v", pieces, err)
+			}
+		}
+		peer.Close()
+		var v Vec
+		v.Add(want)
+		if err := c.Send(&v, false); err == nil {
+			t.Error("no error when the peer has gone")
+		}
+		nc.Close()
+		if err := c.Send(&v, false); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("closed: %v", err)
+		}
+		if _, err := c.Recv(newLender()); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("closed: %v", err)
+		}
+	})
+}
+
+func TestSendFile(t *testing.T) {
+	each(t, func(t *testing.T, c Conn, nc, peer *net.UnixConn) {
+		want := pattern(1 << 20)
+		path := filepath.Join(t.TempDir(), "f")
+		if err := os.WriteFile(path, want, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if !c.SendsFiles() {
+			if err := c.SendFile(f, 0, 1); !errors.Is(err, errors.ErrUnsupported) {
+				t.Errorf("error %v", err)
+			}
+			return
+		}
+		done := make(chan error, 1)
+		go func() { done <- c.SendFile(f, 1000, len(want)-1000) }()
+		got := make([]byte, len(want)-1000)
+		if _, err := io.ReadFull(peer, got); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil || !bytes.Equal(got, want[1000:]) {
+			t.Errorf("error %v, or wrong bytes", err)
+		}
+		if err := c.SendFile(f, int64(len(want))-10, 11); err != io.ErrUnexpectedEOF {
+			t.Errorf("past the end: %v", err)
+		}
+	})
+}
+
+// counting is a connection that does more than the socket it embeds.
+type counting struct {
+	*net.UnixConn
+	reads int
+}
+
+func (c *counting) Read(p []byte) (int, error) {
+	c.reads++
+	return c.UnixConn.Read(p)
+}
+
+// TestWrappedSocket holds that the methods of a type that embeds a socket are not passed by.
+func TestWrappedSocket(t *testing.T) {
+	nc, peer := socketpair(t)
+	peer.Write([]byte("x"))
+	c := &counting{UnixConn: nc}
+	if n, err := New(c).Recv(newLender()); n != 1 || err != nil || c.reads != 1 {
+		t.Errorf("%d bytes, %v, %d reads", n, err, c.reads)
+	}
+}
