@@ -8,6 +8,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/server"
 )
 
@@ -82,6 +83,45 @@ func TestKilledClient(t *testing.T) {
 			next.expect(0, call{op: cmdWrite, data: []byte("next")})
 			next.disconnect()
 		})
+	}
+}
+
+// TestKilledClientSocket does it on a socket, whose client may have gone before the server looks.
+func TestKilledClientSocket(t *testing.T) {
+	calls := script()
+	stream, starts := encodeScript(calls)
+	step := 1
+	if raceEnabled {
+		step = 5
+	}
+	for cut := 0; cut <= len(stream); cut += step {
+		for _, direct := range []bool{false, true} {
+			d := newDisk(8192)
+			var b backends.Backend = d
+			if direct {
+				b = directDisk{d}
+			}
+			e := export(t, b, server.Options{})
+			ours, theirs := socketpair(t)
+			conn := e.NewConn(theirs, nil)
+			result := make(chan error, 1)
+			go func() { result <- conn.Transmit() }()
+			ours.Write(stream[:cut])
+			ours.CloseWrite()
+			done, boundary := complete(starts, cut)
+			err := <-result
+			if want := map[bool]error{true: nil, false: io.ErrUnexpectedEOF}[boundary]; !errors.Is(err, want) {
+				t.Errorf("cut at %d: %v, want %v", cut, err, want)
+			}
+			if st := e.Stats(); total(st) != done || st.InFlight != 0 {
+				t.Errorf("cut at %d: %d requests answered, %d in flight, want %d, 0", cut, total(st), st.InFlight, done)
+			}
+			if got := bytes.Count(d.data, []byte("a")); got != 0 && done == 0 {
+				t.Errorf("cut at %d: %d bytes of a write that never arrived were stored", cut, got)
+			}
+			conn.Close()
+			ours.Close()
+		}
 	}
 }
 

@@ -1,11 +1,13 @@
 package server_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -27,7 +29,8 @@ func TestHandOver(t *testing.T) {
 	for cut := range len(stream) + 1 {
 		synctest.Test(t, func(t *testing.T) {
 			d := newDisk(8192)
-			unread := handOver(t, d, stream, cut, calls, server.Options{})
+			ours, theirs := net.Pipe()
+			unread := handOver(t, d, ours, theirs, synctest.Wait, stream, cut, calls, server.Options{})
 			done, _ := complete(starts, cut)
 			if len(unread) != cut-starts[done] {
 				t.Errorf("cut at %d: %d bytes unread, want %d", cut, len(unread), cut-starts[done])
@@ -48,7 +51,8 @@ func TestHandOverBacklog(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			d := newDisk(8192)
 			d.before = func(op string, off, n int64) error { time.Sleep(time.Second); return nil }
-			unread := handOver(t, d, stream, cut, calls, server.Options{MaxInFlight: 1})
+			ours, theirs := net.Pipe()
+			unread := handOver(t, d, ours, theirs, synctest.Wait, stream, cut, calls, server.Options{MaxInFlight: 1})
 			// One request is executed, one has left the buffer and waits for its turn.
 			if want := cut - starts[2]; len(unread) != want {
 				t.Errorf("cut at %d: %d bytes unread, want %d", cut, len(unread), want)
@@ -57,12 +61,36 @@ func TestHandOverBacklog(t *testing.T) {
 	}
 }
 
-// handOver sends stream[:cut] to one Conn and the rest to another, which gets what the first left unread, too. It checks that
-// each call is answered exactly once, and returns what was unread. To be called in a synctest bubble.
-func handOver(t *testing.T, d *disk, stream []byte, cut int, calls []call, o server.Options) []byte {
+// TestHandOverSocket does it on a socket, where the server may have received any part of what was sent when it is shut down.
+func TestHandOverSocket(t *testing.T) {
+	calls := script()
+	stream, _ := encodeScript(calls)
+	want := sorted([]string{
+		"write 512+512", "read 1024+512", "sync 0+0", "write-fua 2048+512", "trim 4096+512", "read 5120+512",
+	})
+	for cut := 0; cut <= len(stream); cut += 3 {
+		for _, settle := range []func(){func() {}, runtime.Gosched, func() { <-time.After(time.Millisecond) }} {
+			d := newDisk(8192)
+			ours, theirs := socketpair(t)
+			unread := handOver(t, d, ours, theirs, settle, stream, cut, calls, server.Options{})
+			if !bytes.Contains(stream[:cut], unread) {
+				t.Errorf("cut at %d: %d bytes unread are not those that were sent", cut, len(unread))
+			}
+			if diff := cmp.Diff(want, sorted(d.history())); diff != "" {
+				t.Errorf("cut at %d: calls of the backend (-want +got):\n%s", cut, diff)
+			}
+			ours.Close()
+			theirs.Close()
+		}
+	}
+}
+
+// handOver sends stream[:cut] to one Conn and, when things have settled, the rest to another, which gets what the first left
+// unread, too. It checks that each call is answered exactly once, and returns what was unread.
+func handOver(t *testing.T, d *disk, ours, theirs net.Conn, settle func(), stream []byte, cut int, calls []call,
+	o server.Options) []byte {
 	t.Helper()
 	e := export(t, d, o)
-	ours, theirs := net.Pipe()
 	defer ours.Close()
 	replies := make(chan reply, 2*len(calls))
 	go func() {
@@ -85,7 +113,7 @@ func handOver(t *testing.T, d *disk, stream []byte, cut int, calls []call, o ser
 	result := make(chan error, 1)
 	go func() { result <- first.Transmit() }()
 	ours.Write(stream[:cut])
-	synctest.Wait()
+	settle()
 	if err := first.Shutdown(t.Context()); err != nil {
 		t.Errorf("cut at %d: %v", cut, err)
 	}
