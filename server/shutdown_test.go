@@ -163,6 +163,7 @@ func TestShutdownWaits(t *testing.T) {
 			t.Error("Unread gives something while requests are in flight")
 		}
 		checkError(t, s.conn.Shutdown(t.Context()), nil)
+		synctest.Wait() // The client has the reply, and may not have looked at it yet.
 		select {
 		case p := <-got:
 			if p.errno != 0 {
