@@ -10,7 +10,7 @@ LAB ?= uml
 # The kernel tests: of which name, and in which packages (all that have some).
 RUN ?= ^TestKernel
 PKG ?=
-# Those that make test repeats with several processors and -race, where a machine takes many times longer.
+# Those that make test repeats with several processors and -race, in a machine that takes several times longer.
 QEMU_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$)
 FUZZTIME ?= 10s
 
@@ -50,9 +50,10 @@ test-kernel: needs
 test-qemu: needs
 	@$(stage) 'kernel tests under QEMU' $(lab)/tests qemu '$(QEMU_RUN)' $(PKG)
 
-## make lab          a shell in a kernel with nbd: LAB=qemu; CMD='nbdctl list' runs that and returns its exit code
+## make lab          a shell in a kernel with nbd: LAB=qemu; CMD='nbdctl list' runs that instead, and fails if it does
+##                   (with make's own exit code, 2; testdata/lab/uml -- CMD returns the one of CMD)
 lab: needs build
-	@PATH="$(CURDIR)/.bin:$$PATH"; export CMD; \
+	@PATH="$(CURDIR)/.bin:$$PATH"; \
 	if [[ -v CMD ]]; then exec $(lab)/$(LAB) --timeout 0 -- bash -c "$$CMD"; else exec $(lab)/$(LAB) --shell; fi
 
 ## make demo         the devices of nbdctl at work, on this machine's own kernel if it can and in the lab if not
