@@ -56,6 +56,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			listCommand(),
 			statusCommand(),
 			disconnectCommand(),
+			serveCommand(),
 			{
 				Name:   host.Command,
 				Hidden: true,

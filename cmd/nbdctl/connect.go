@@ -21,33 +21,33 @@ import (
 const connectTimeout = 2 * time.Minute
 
 func connectCommand() *cli.Command {
-	var about strings.Builder
-	about.WriteString("Prints the path of the device once it is usable. A process in the background serves it.\n\nBackends:\n")
-	for _, k := range kind.All {
-		fmt.Fprintf(&about, "   %-10s %s\n", k.Synopsis, k.Summary)
-	}
 	return &cli.Command{
 		Name:        "connect",
 		Usage:       "make a backend a block device",
 		ArgsUsage:   "KIND [ARG]",
-		Description: strings.TrimSpace(about.String()),
-		Flags: []cli.Flag{
+		Description: "Prints the path of the device once it is usable. A process in the background serves it.\n\n" + backends(),
+		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "device", Usage: "connect `NBDN` (nbd5, /dev/nbd5 or 5) instead of any free one"},
-			&cli.StringFlag{Name: "size", Usage: "`SIZE` of the device: 512M, 10GiB, 4k, 1048576; default: that of the backing object"},
-			&cli.StringFlag{Name: "block-size", Usage: "logical block `SIZE`: a power of two, 512 to 65536 (default: 512, or what the backing device has)"},
 			&cli.StringFlag{Name: "connections", Value: "1", Usage: "connections to the kernel, `N` from 1 to 64; more than processors are of no use"},
 			&cli.StringFlag{Name: "timeout", Value: "30s", Usage: "fail a request that takes longer, 1s to 24h, whole seconds"},
 			&cli.StringFlag{Name: "dead-timeout", Value: "0s", Usage: "hold requests for so long after all connections died, 0s to 24h"},
-			&cli.BoolFlag{Name: "read-only", Usage: "refuse writes"},
-			&cli.BoolFlag{Name: "create", Usage: "make the backing object, of --size, if it does not exist"},
 			&cli.StringFlag{Name: "name", Usage: "a `NAME` of your own for the device, to find it again"},
-			&cli.StringSliceFlag{Name: "option", Aliases: []string{"o"}, Usage: "an option of the backend, `KEY=VALUE`; may be repeated"},
 			&cli.BoolFlag{Name: "foreground", Usage: "serve in the foreground until disconnected or interrupted"},
 			&cli.BoolFlag{Name: "json", Usage: "print the device as JSON, as status --json does"},
-		},
+		}, backendFlags...),
 		OnUsageError: onUsageError,
 		Action:       connect,
 	}
+}
+
+// backends is the part of a help text that lists them.
+func backends() string {
+	var b strings.Builder
+	b.WriteString("Backends:")
+	for _, k := range kind.All {
+		fmt.Fprintf(&b, "\n   %-10s %s", k.Synopsis, k.Summary)
+	}
+	return b.String()
 }
 
 func connect(c *cli.Context) error {

@@ -29,8 +29,37 @@ const (
 // specOf reads the flags of connect. Whatever it refuses is valid on no
 // machine, and nothing has been touched.
 func specOf(c *cli.Context) (host.Spec, error) {
+	s, err := backendOf(c)
+	if err != nil {
+		return s, err
+	}
+	s.Label = c.String("name")
+	for _, read := range []func() error{
+		func() error { return readDevice(c, &s) },
+		func() error { return readConnections(c, &s) },
+		func() (err error) { s.Timeout, err = readSeconds(c, "timeout", time.Second); return },
+		func() (err error) { s.DeadTimeout, err = readSeconds(c, "dead-timeout", 0); return },
+		func() error { return checkLabel(c, s.Label) },
+	} {
+		if err := read(); err != nil {
+			return s, err
+		}
+	}
+	return s, nil
+}
+
+// backendFlags are those of every command that serves a backend.
+var backendFlags = []cli.Flag{
+	&cli.StringFlag{Name: "size", Usage: "`SIZE` of the device: 512M, 10GiB, 4k, 1048576; default: that of the backing object"},
+	&cli.StringFlag{Name: "block-size", Usage: "logical block `SIZE`: a power of two, 512 to 65536 (default: 512, or what the backing device has)"},
+	&cli.BoolFlag{Name: "read-only", Usage: "refuse writes"},
+	&cli.BoolFlag{Name: "create", Usage: "make the backing object, of --size, if it does not exist"},
+	&cli.StringSliceFlag{Name: "option", Aliases: []string{"o"}, Usage: "an option of the backend, `KEY=VALUE`; may be repeated"},
+}
+
+// backendOf reads them, and the arguments: the backend and what it takes.
+func backendOf(c *cli.Context) (host.Spec, error) {
 	s := host.Spec{
-		Label:    c.String("name"),
 		Kind:     c.Args().Get(0),
 		Arg:      c.Args().Get(1),
 		Options:  c.StringSlice("option"),
@@ -38,16 +67,11 @@ func specOf(c *cli.Context) (host.Spec, error) {
 		ReadOnly: c.Bool("read-only"),
 	}
 	if c.NArg() > 2 {
-		return s, exit.Usagef("connect takes a backend and one argument; %q is too much", c.Args().Get(2))
+		return s, exit.Usagef("%s takes a backend and one argument; %q is too much", c.Command.Name, c.Args().Get(2))
 	}
 	for _, read := range []func() error{
-		func() error { return readDevice(c, &s) },
 		func() error { return readSize(c, &s) },
 		func() error { return readBlockSize(c, &s) },
-		func() error { return readConnections(c, &s) },
-		func() (err error) { s.Timeout, err = readSeconds(c, "timeout", time.Second); return },
-		func() (err error) { s.DeadTimeout, err = readSeconds(c, "dead-timeout", 0); return },
-		func() error { return checkLabel(c, s.Label) },
 		func() error { return kind.Check(s) },
 	} {
 		if err := read(); err != nil {
