@@ -202,8 +202,8 @@ func TestKernelDisconnectDuringConnect(t *testing.T) {
 	}
 }
 
-// TestKernelInterruptedConnect interrupts connect at many moments: there is
-// either a device, whose path was printed, or nothing.
+// TestKernelInterruptedConnect interrupts connect at many moments before it
+// is done: there is either a device, whose path was printed, or nothing.
 func TestKernelInterruptedConnect(t *testing.T) {
 	requireKernel(t, `I/O error`) // of a partition scan that the end cuts short
 	image := filepath.Join(imageDir(t), "new.img")
@@ -215,7 +215,7 @@ func TestKernelInterruptedConnect(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		timer := time.AfterFunc(time.Duration(i)*30*time.Millisecond, func() { _ = cmd.Process.Signal(os.Interrupt) })
+		timer := time.AfterFunc(time.Duration(i)*8*time.Millisecond, func() { _ = cmd.Process.Signal(os.Interrupt) })
 		err := cmd.Wait()
 		timer.Stop()
 		_, missing := os.Stat(image)
@@ -226,9 +226,9 @@ func TestKernelInterruptedConnect(t *testing.T) {
 		case dev != "":
 			t.Errorf("printed %q and failed: %v, %s", dev, err, stderr.String())
 		case len(listJSON(t)) != 0:
-			t.Errorf("interrupted after %d ms, left %v", 30*i, listJSON(t))
+			t.Errorf("interrupted after %d ms, left %v: %v, %s", 8*i, listJSON(t), err, stderr.String())
 		case missing == nil:
-			t.Errorf("interrupted after %d ms, left the image that it created", 30*i)
+			t.Errorf("interrupted after %d ms, left the image that it created: %v, %s", 8*i, err, stderr.String())
 			sh(t, "rm "+image)
 		default:
 			undone++

@@ -102,7 +102,9 @@ func TestHomeLife(t *testing.T) {
 func TestWaitForEnd(t *testing.T) {
 	for _, killed := range []bool{false, true} {
 		s := newStore(t)
-		h, err := s.newHome(t.Context(), newRecord(uuidA, ""))
+		r := newRecord(uuidA, "")
+		r.PID = 0 // not this one, whose end would be waited for too
+		h, err := s.newHome(t.Context(), r)
 		if err != nil {
 			t.Fatal(err)
 		}
