@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"slices"
@@ -202,37 +204,116 @@ func TestKernelDisconnectDuringConnect(t *testing.T) {
 	}
 }
 
-// TestKernelInterruptedConnect interrupts connect at many moments before it
-// is done: there is either a device, whose path was printed, or nothing.
+// TestKernelInterruptedConnect interrupts connect at many moments, until well
+// after it is done: there is either a device, whose path was printed and which
+// succeeded, or nothing.
 func TestKernelInterruptedConnect(t *testing.T) {
 	requireKernel(t, `I/O error`) // of a partition scan that the end cuts short
+	const rounds, step = 24, 25 * time.Millisecond
 	image := filepath.Join(imageDir(t), "new.img")
 	undone := 0
-	for i := range 20 {
+	for i := range rounds {
 		cmd := nbdctlCommand(t, "connect", "file", image, "--create", "--size", "1M")
 		var stdout, stderr lockedBuffer
 		cmd.Stdout, cmd.Stderr = &stdout, &stderr
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		timer := time.AfterFunc(time.Duration(i)*8*time.Millisecond, func() { _ = cmd.Process.Signal(os.Interrupt) })
+		timer := time.AfterFunc(time.Duration(i)*step, func() { _ = cmd.Process.Signal(os.Interrupt) })
 		err := cmd.Wait()
 		timer.Stop()
-		_, missing := os.Stat(image)
-		switch dev := strings.TrimSpace(stdout.String()); {
-		case err == nil && dev != "":
+		if dev := strings.TrimSpace(stdout.String()); err == nil && dev != "" {
 			must(t, "disconnect", dev)
 			sh(t, "rm "+image)
-		case dev != "":
-			t.Errorf("printed %q and failed: %v, %s", dev, err, stderr.String())
-		case len(listJSON(t)) != 0:
-			t.Errorf("interrupted after %d ms, left %v: %v, %s", 8*i, listJSON(t), err, stderr.String())
-		case missing == nil:
-			t.Errorf("interrupted after %d ms, left the image that it created: %v, %s", 8*i, err, stderr.String())
+			continue
+		} else if dev != "" {
+			t.Errorf("after %s: printed %q and failed: %v, %s", time.Duration(i)*step, dev, err, stderr.String())
+		}
+		undone++
+		if left := listJSON(t); len(left) != 0 {
+			t.Fatalf("after %s: left %v: %v, %s", time.Duration(i)*step, left, err, stderr.String())
+		}
+		if _, err := os.Stat(image); err == nil {
+			t.Errorf("after %s: left the image that it created: %s", time.Duration(i)*step, stderr.String())
 			sh(t, "rm "+image)
-		default:
-			undone++
 		}
 	}
-	t.Logf("%d of 20 were interrupted before they were done", undone)
+	t.Logf("%d of %d were interrupted before they were done", undone, rounds)
+	if undone == 0 || undone == rounds {
+		t.Error("the interrupts all came too early, or all too late")
+	}
+}
+
+// TestKernelConnectUnread stops connect where its device is ready but its user
+// does not know yet, because nobody reads what it prints. If connect then
+// dies, or cannot print, nothing is left; a mere Ctrl-C comes too late.
+func TestKernelConnectUnread(t *testing.T) {
+	requireKernel(t, `I/O error`)
+	image := filepath.Join(imageDir(t), "new.img")
+	for _, tt := range []struct {
+		name string
+		do   func(cmd *exec.Cmd, reader *os.File)
+		code int
+		left bool
+	}{
+		{"killed", func(cmd *exec.Cmd, _ *os.File) { cmd.Process.Kill() }, -1, false},
+		{"reader gone", func(_ *exec.Cmd, reader *os.File) { reader.Close() }, int(exit.Failure), false},
+		{"interrupted", func(cmd *exec.Cmd, reader *os.File) {
+			cmd.Process.Signal(os.Interrupt)
+			io.Copy(io.Discard, io.LimitReader(reader, 1<<16))
+		}, int(exit.OK), true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r, w, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			// Not one byte more goes into the pipe.
+			if err := w.SetWriteDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.Write(make([]byte, 1<<20)); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatal(err)
+			}
+			cmd := nbdctlCommand(t, "connect", "file", image, "--create", "--size", "1M")
+			cmd.Stdout = w
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			w.Close()
+			eventually(t, func() bool { return waitsIn(t, cmd.Process.Pid, "pipe_write") }, "the print to hang")
+			if d := listJSON(t); len(d) != 1 {
+				t.Fatalf("connected: %v", d)
+			}
+			tt.do(cmd, r)
+			if cmd.Wait(); cmd.ProcessState.ExitCode() != tt.code {
+				t.Errorf("ended with %s, want code %d", cmd.ProcessState, tt.code)
+			}
+			if tt.left {
+				must(t, "disconnect", "nbd0")
+				sh(t, "rm "+image)
+				return
+			}
+			dir := os.Getenv("NBDCTL_STATE_DIR")
+			eventually(t, func() bool { return len(listJSON(t))+len(serving(t, dir)) == 0 }, "the end of device and process")
+			if _, err := os.Stat(image); err == nil {
+				t.Error("the image that it created is still there")
+			}
+		})
+	}
+}
+
+// waitsIn reports whether a thread of the process waits in a function of the
+// kernel.
+func waitsIn(t testing.TB, pid int, function string) bool {
+	t.Helper()
+	stacks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stack", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.ContainsFunc(stacks, func(path string) bool {
+		stack, _ := os.ReadFile(path) // the thread may have ended
+		return strings.Contains(string(stack), function)
+	})
 }

@@ -83,15 +83,17 @@ func connect(c *cli.Context) error {
 	defer signal.Reset(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	record, warnings, err := host.Spawn(ctx, spec)
+	spawned, warnings, err := host.Spawn(ctx, spec)
 	warn(c, warnings)
 	if err != nil {
 		return err
 	}
-	if err := printConnected(ctx, c, record); err != nil {
-		return errors.Join(err, host.Undo(record))
+	if err := printConnected(ctx, c, spawned.Record); err != nil {
+		return errors.Join(err, spawned.Reject())
 	}
-	return nil
+	// It has succeeded: not even a late Ctrl-C may say otherwise.
+	signal.Ignore(syscall.SIGINT, syscall.SIGTERM)
+	return spawned.Accept()
 }
 
 // vacant refuses a device that is connected already, naming who has it. The
@@ -122,7 +124,7 @@ func connectForeground(c *cli.Context, store *host.Store, spec host.Spec) error 
 		Signals: signals,
 		Insist:  true,
 		Tee:     c.App.ErrWriter,
-		Ready: func(r host.Record, warnings []string) error {
+		Ready: func(_ context.Context, r host.Record, warnings []string) error {
 			warn(c, warnings)
 			return printConnected(c.Context, c, &r)
 		},

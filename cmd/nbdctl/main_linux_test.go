@@ -179,8 +179,12 @@ func requireKernel(t testing.TB, allowed ...string) {
 	t.Setenv("NBDCTL_STATE_DIR", dir)
 	log := openKernelLog(t)
 	t.Cleanup(func() {
-		if devices := listJSON(t); len(devices) != 0 {
-			t.Errorf("still connected: %v", devices)
+		for _, d := range listJSON(t) {
+			name := d["name"].(string)
+			path, _ := statusOf(t, name)["log"].(string)
+			log, _ := os.ReadFile(path)
+			t.Errorf("still connected: %v\n%s", d, log)
+			nbdctl(t, "disconnect", "--force", name) // one leak should fail one test
 		}
 		if left := serving(t, dir); len(left) != 0 {
 			t.Errorf("still running: %v", left)

@@ -43,9 +43,10 @@ type Host struct {
 	Spec  Spec
 	// Open opens the backend of a spec.
 	Open func(Spec) (*Backing, error)
-	// Ready is called once, when the device is usable. If it fails the device
-	// is disconnected: nobody would know of it.
-	Ready func(Record, []string) error
+	// Ready is called once, when the device is usable, with warnings for the
+	// user; its context ends with a signal. If it fails everything is undone:
+	// nobody would know of the device.
+	Ready func(context.Context, Record, []string) error
 	// Signals ask the process to end.
 	Signals <-chan os.Signal
 	// Insist lets a second Ctrl-C soon after a first end the process although
@@ -178,7 +179,7 @@ func (h *Host) publish(ctx context.Context, device *blockdev.Device, warnings []
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if err := h.Ready(h.record, warnings); err != nil {
+	if err := h.Ready(ctx, h.record, warnings); err != nil {
 		return fmt.Errorf("nobody waits for the device any more: %w", err)
 	}
 	return nil

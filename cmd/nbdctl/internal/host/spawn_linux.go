@@ -24,96 +24,132 @@ import (
 const (
 	fileSpec   = "spec"   // the Spec, as JSON
 	fileReport = "report" // where its one report goes
+	fileAccept = "accept" // one byte here lets it keep the device, the end of the file does not
 )
 
-// undoTimeout bounds the wait for a process that was asked to undo its start.
-const undoTimeout = 30 * time.Second
+// undoTimeout bounds the wait for a process that was asked to undo its start,
+// which itself gives up after half a minute.
+const undoTimeout = 45 * time.Second
 
 // filesVariable lists the names of the inherited files, from descriptor 3 on.
 const filesVariable = "NBDCTL_FILES"
 
+// Spawned is a device that a process in the background serves, on condition:
+// the process undoes all it did unless Accept is called, even if the caller is
+// killed.
+type Spawned struct {
+	Record *Record
+	cmd    *exec.Cmd
+	accept *os.File
+}
+
+// Accept lets the process keep its device, for now the user knows of it.
+func (s *Spawned) Accept() error {
+	_, err := s.accept.Write([]byte{1})
+	err = errors.Join(err, s.accept.Close(), s.cmd.Process.Release())
+	if err != nil {
+		return fmt.Errorf("%s: the serving process has ended: %w", s.Record.Device(), err)
+	}
+	return nil
+}
+
+// Reject has the process undo what it did, and waits for that.
+func (s *Spawned) Reject() error {
+	err := s.accept.Close()
+	if !ended(s.cmd) {
+		err = errors.Join(err, fmt.Errorf("pid %d is still undoing what it did: see nbdctl list", s.cmd.Process.Pid))
+	}
+	return err
+}
+
 // Spawn starts a process that serves spec in the background and waits until
-// the device is ready. When ctx ends first the process is asked to undo what
-// it did, and waited for.
-func Spawn(ctx context.Context, spec Spec) (*Record, []string, error) {
-	specR, specW, err := os.Pipe()
+// the device is ready; the strings are warnings for the user. When ctx ends
+// first the process is asked to undo what it did, and waited for.
+func Spawn(ctx context.Context, spec Spec) (*Spawned, []string, error) {
+	cmd, pipes, err := start()
 	if err != nil {
 		return nil, nil, err
 	}
-	reportR, reportW, err := os.Pipe()
-	if err != nil {
-		return nil, nil, errors.Join(err, specR.Close(), specW.Close())
-	}
-	defer reportR.Close()
+	defer pipes.report.Close()
+	s := &Spawned{cmd: cmd, accept: pipes.accept}
 
+	// The pipe holds a spec many times over: this does not wait for the reader.
+	err = errors.Join(json.NewEncoder(pipes.spec).Encode(spec), pipes.spec.Close())
+	stop := context.AfterFunc(ctx, func() {
+		// It undoes what it did and reports that; gone already is fine too.
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = pipes.report.SetReadDeadline(time.Now().Add(undoTimeout))
+	})
+	record, warnings, rerr := receive(pipes.report)
+	if !stop() && rerr == nil {
+		// It was ready just before the signal reached it.
+		rerr = context.Cause(ctx)
+	}
+	if errors.Is(rerr, os.ErrDeadlineExceeded) {
+		err = fmt.Errorf("%w; pid %d is still undoing what it did: see nbdctl list", context.Cause(ctx), cmd.Process.Pid)
+		return nil, warnings, errors.Join(err, s.accept.Close())
+	}
+	if err = errors.Join(err, rerr); err != nil {
+		return nil, warnings, errors.Join(err, s.Reject())
+	}
+	s.Record = record
+	return s, warnings, nil
+}
+
+// pipes are the starter's ends of what the serving process inherits.
+type pipes struct{ spec, report, accept *os.File }
+
+// start starts the serving process.
+func start() (_ *exec.Cmd, _ *pipes, err error) {
+	var opened []*os.File
+	defer func() {
+		if err != nil {
+			for _, f := range opened {
+				f.Close()
+			}
+		}
+	}()
+	pipe := func() (r, w *os.File) {
+		if err == nil {
+			if r, w, err = os.Pipe(); err == nil {
+				opened = append(opened, r, w)
+			}
+		}
+		return r, w
+	}
+	specR, specW := pipe()
+	reportR, reportW := pipe()
+	acceptR, acceptW := pipe()
+	if err != nil {
+		return nil, nil, err
+	}
 	// By this link it is the very program that runs now, even if another has
 	// been installed at its path meanwhile.
 	cmd := exec.Command("/proc/self/exe", Command)
 	cmd.Args[0] = "nbdctl"
 	cmd.Dir = "/" // not to keep the user's directory from being unmounted
-	cmd.Env = append(os.Environ(), filesVariable+"="+fileSpec+":"+fileReport)
-	cmd.ExtraFiles = []*os.File{specR, reportW}
+	cmd.Env = append(os.Environ(), filesVariable+"="+strings.Join([]string{fileSpec, fileReport, fileAccept}, ":"))
+	cmd.ExtraFiles = []*os.File{specR, reportW, acceptR}
 	// Until it has its log, it complains where we do.
 	cmd.Stderr = os.Stderr
 	// A session of its own: the terminal's Ctrl-C and hang-up are not for it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	// What the caller has open, a lock or the pipe of a test runner, must not
 	// stay open for the life of the device.
-	err = closeOnExec()
-	if err == nil {
-		err = cmd.Start()
+	if err = closeOnExec(); err != nil {
+		return nil, nil, err
 	}
-	err = errors.Join(err, specR.Close(), reportW.Close())
-	if err != nil {
-		return nil, nil, errors.Join(err, specW.Close())
+	if err = cmd.Start(); err != nil {
+		return nil, nil, err
 	}
-
-	// The pipe holds a spec many times over: this does not wait for the reader.
-	err = errors.Join(json.NewEncoder(specW).Encode(spec), specW.Close())
-	stop := context.AfterFunc(ctx, func() {
-		// It undoes what it did and reports that; gone already is fine too.
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = reportR.SetReadDeadline(time.Now().Add(undoTimeout))
-	})
-	record, warnings, rerr := receive(reportR)
-	interrupted := !stop()
-	switch {
-	case errors.Is(rerr, os.ErrDeadlineExceeded):
-		return nil, warnings, fmt.Errorf("%w; pid %d is still undoing what it did: see nbdctl list", context.Cause(ctx), cmd.Process.Pid)
-	case err != nil || rerr != nil:
-		// An unsuccessful exit status says nothing that the report did not.
-		ended(cmd)
-		return nil, warnings, errors.Join(err, rerr)
-	case !interrupted:
-		return record, warnings, cmd.Process.Release()
-	case !ended(cmd):
-		return nil, warnings, fmt.Errorf("%w, too late: %s is connected; nbdctl disconnect %[2]s ends it", context.Cause(ctx), record.Device())
+	for _, theirs := range cmd.ExtraFiles {
+		theirs.Close() // They have copies.
 	}
-	// It was ready just before the signal reached it, and disconnected in order.
-	return nil, warnings, context.Cause(ctx)
-}
-
-// Undo ends the device of a record that Spawn returned, because its user could
-// not be told of it.
-func Undo(r *Record) error {
-	p, err := watchProcess(r.PID)
-	if err != nil {
-		return err
-	}
-	defer p.close()
-	if err := syscall.Kill(r.PID, syscall.SIGTERM); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
-	defer cancel()
-	if err := p.wait(ctx); err != nil {
-		return fmt.Errorf("%s stays connected: %w; nbdctl disconnect %[1]s ends it", r.Device(), err)
-	}
-	return nil
+	return cmd, &pipes{specW, reportR, acceptW}, nil
 }
 
 // ended waits for the process to end, but not for ever: it may be stuck in
-// the kernel, or rightly go on because somebody holds its device.
+// the kernel.
 func ended(cmd *exec.Cmd) bool {
 	done := make(chan struct{})
 	go func() {
@@ -174,20 +210,52 @@ func RunSpawned(ctx context.Context, store *Store, open func(Spec) (*Backing, er
 
 	reported := false
 	h := &Host{Store: store, Spec: spec, Open: open, Signals: signals}
-	h.Ready = func(r Record, warnings []string) error {
+	h.Ready = func(ctx context.Context, r Record, warnings []string) error {
 		reported = true
 		// What the runtime says when it crashes is to be found in the log;
 		// nothing else holds the starter's terminal or pipes.
 		if err := h.logFile.captureStderr(); err != nil {
 			return err
 		}
-		return report{Ready: &r, Warnings: warnings}.send(files[fileReport])
+		if err := (report{Ready: &r, Warnings: warnings}).send(files[fileReport]); err != nil {
+			return err
+		}
+		return accepted(ctx, files[fileAccept])
 	}
 	err = h.Serve(ctx)
 	if reported || err == nil {
 		return err
 	}
 	return report{Error: err.Error(), Code: exit.Of(err)}.send(files[fileReport])
+}
+
+// accepted waits until the starter accepts the device. The error says that it
+// did not, because it has given up or died, or that ctx ended first.
+func accepted(ctx context.Context, pipe *os.File) error {
+	defer pipe.Close()
+	raw, err := pipe.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var n int
+	read := func(fd uintptr) bool {
+		var b [1]byte
+		n, err = unix.Read(int(fd), b[:])
+		return err != unix.EAGAIN
+	}
+	stop := context.AfterFunc(ctx, func() { _ = pipe.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if werr := raw.Read(read); werr != nil {
+		// Ended at the moment of acceptance is accepted: the starter may have
+		// succeeded by now, and its user may have written to the device.
+		if cerr := raw.Control(func(fd uintptr) { read(fd) }); cerr != nil || err == unix.EAGAIN {
+			return errors.Join(context.Cause(ctx), cerr)
+		}
+	}
+	if err == nil && n == 0 {
+		return errors.New("the starter has given up")
+	}
+	return err
 }
 
 // Signals returns the signals that ask a serving process to end, and prepares
@@ -208,9 +276,13 @@ func inherited() (map[string]*os.File, error) {
 	for i, name := range strings.Split(os.Getenv(filesVariable), ":") {
 		// What we execute has no business with them.
 		syscall.CloseOnExec(first + i)
+		// For reads that can be interrupted. The other ends do not share this.
+		if err := syscall.SetNonblock(first+i, true); err != nil {
+			continue // not one of ours
+		}
 		files[name] = os.NewFile(uintptr(first+i), name)
 	}
-	if files[fileSpec] == nil || files[fileReport] == nil {
+	if files[fileSpec] == nil || files[fileReport] == nil || files[fileAccept] == nil {
 		return nil, errors.New(Command + " is how nbdctl starts itself, not for use by hand")
 	}
 	return files, os.Unsetenv(filesVariable)

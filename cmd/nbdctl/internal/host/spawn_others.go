@@ -8,8 +8,17 @@ import (
 	"os"
 )
 
-// Spawn is for Linux: elsewhere there is no NBD driver to serve.
-func Spawn(context.Context, Spec) (*Record, []string, error) {
+// Spawned is for Linux: elsewhere there is no NBD driver to serve.
+type Spawned struct{ Record *Record }
+
+// Accept is for Linux.
+func (*Spawned) Accept() error { return errors.ErrUnsupported }
+
+// Reject is for Linux.
+func (*Spawned) Reject() error { return errors.ErrUnsupported }
+
+// Spawn is for Linux.
+func Spawn(context.Context, Spec) (*Spawned, []string, error) {
 	return nil, nil, errors.ErrUnsupported
 }
 
@@ -19,9 +28,6 @@ func RunSpawned(context.Context, *Store, func(Spec) (*Backing, error)) error {
 }
 
 func redirectStderr(*os.File) error { return errors.ErrUnsupported }
-
-// Undo is for Linux.
-func Undo(*Record) error { return errors.ErrUnsupported }
 
 // Signals is for Linux.
 func Signals() (<-chan os.Signal, func()) { return nil, func() {} }
