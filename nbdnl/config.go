@@ -24,7 +24,9 @@ type Config struct {
 	// 65536, of which many kernels take no more than the page size. 0 is 1024.
 	BlockSize int
 
-	// Flags are what the server can do. FlagHasFlags is added.
+	// Flags are what the server can do. FlagHasFlags is added. A device on which FlagReadOnly,
+	// FlagSendFlush, FlagSendFUA (beside FlagSendFlush) or FlagSendTrim is not in force is not
+	// connected. The others are offers, of which Status.Flags shows what the kernel has made.
 	Flags Flags
 
 	// ClientFlags are sent only when not zero.
@@ -68,10 +70,7 @@ func (c *Config) validate() error {
 	if len(c.Sockets) > 1 && c.Flags&FlagCanMultiConn == 0 {
 		return fmt.Errorf("%d sockets need FlagCanMultiConn, the promise that a flush on one covers the writes on all", len(c.Sockets))
 	}
-	block := c.BlockSize
-	if block == 0 {
-		block = defaultBlockSize
-	}
+	block := c.blockSize()
 	return errors.Join(
 		checkSockets(c.Sockets),
 		checkBlockSize(block),
@@ -80,6 +79,14 @@ func (c *Config) validate() error {
 		checkTimeout("dead connection timeout", c.DeadConnTimeout),
 		checkIdentifier(c.Identifier),
 	)
+}
+
+// blockSize returns the block size in bytes that the kernel is asked for.
+func (c *Config) blockSize() int {
+	if c.BlockSize == 0 {
+		return defaultBlockSize
+	}
+	return c.BlockSize
 }
 
 func (u *Update) validate() error {

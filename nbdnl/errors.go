@@ -75,6 +75,24 @@ func newError(op string, index int, err error) error {
 	return &Error{Op: op, Index: index, Err: err}
 }
 
+// An UnsupportedError is a setting that this kernel accepts, but does not put in force. It matches
+// errors.ErrUnsupported.
+type UnsupportedError struct {
+	Index int
+	// Setting is its name: "size", "block size", "read-only", "flush", "fua" or "trim".
+	Setting string
+	// Want is what was asked for, Got what sysfs shows: bytes for the sizes, "true" or "false".
+	Want, Got string
+}
+
+// Error names the device, the setting and its values.
+func (e *UnsupportedError) Error() string {
+	return fmt.Sprintf("this kernel gives %s %s %s instead of %s", name(e.Index), e.Setting, e.Got, e.Want)
+}
+
+// Is reports whether target is errors.ErrUnsupported.
+func (e *UnsupportedError) Is(target error) bool { return target == errors.ErrUnsupported }
+
 // A BusyError says who keeps a device from being detached. It matches ErrBusy.
 type BusyError struct {
 	Index int

@@ -20,12 +20,8 @@ func encodeConnect(index int, cfg *Config, fds []int) ([]byte, error) {
 	if index != anyIndex {
 		ae.Uint32(attrIndex, uint32(index))
 	}
-	block := cfg.BlockSize
-	if block == 0 {
-		block = defaultBlockSize
-	}
 	ae.Uint64(attrSizeBytes, uint64(cfg.Size))
-	ae.Uint64(attrBlockSizeBytes, uint64(block))
+	ae.Uint64(attrBlockSizeBytes, uint64(cfg.blockSize()))
 	// Both are sent even when 0: nbd_genl_connect leaves the block layer's timer of the index's former
 	// user in force when the timeout is absent.
 	ae.Uint64(attrTimeout, seconds(cfg.Timeout))

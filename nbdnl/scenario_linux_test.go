@@ -148,9 +148,10 @@ var scenarios = []struct {
 		index := w.connect(cfg)
 		want := nbdnl.Status{
 			Index: index, State: nbdnl.StateLive, Size: mebi, BlockSize: 512, Mode: nbdnl.ModeNetlink,
-			Identifier: cfg.Identifier, HasIdentifier: true, OwnerPID: os.Getpid(),
+			Flags: nbdnl.FlagSendFlush, Identifier: cfg.Identifier, HasIdentifier: true, OwnerPID: os.Getpid(),
 		}
 		got := w.status(index)
+		got.Flags &^= nbdnl.FlagRotational | nbdnl.FlagSendWriteZeroes // may be left from another test
 		if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(nbdnl.Status{}, "OwnerTID")); diff != "" {
 			w.Errorf("status of a connected device (-want +got):\n%s", diff)
 		}
@@ -163,6 +164,28 @@ var scenarios = []struct {
 		want = nbdnl.Status{Index: index, State: nbdnl.StateIdle, BlockSize: 512}
 		if diff := cmp.Diff(want, w.status(index)); diff != "" {
 			w.Errorf("status of a disconnected device (-want +got):\n%s", diff)
+		}
+	}},
+	{"status shows the flags that are in force", func(w world) {
+		const required = nbdnl.FlagSendFlush | nbdnl.FlagSendFUA | nbdnl.FlagSendTrim
+		const offered = nbdnl.FlagSendWriteZeroes | nbdnl.FlagRotational
+		for _, flags := range []nbdnl.Flags{
+			0, nbdnl.FlagSendFlush, nbdnl.FlagSendTrim, required, required | offered, required | nbdnl.FlagReadOnly, nbdnl.FlagReadOnly, 0,
+		} {
+			cfg := config(serve(w))
+			cfg.Flags = flags
+			index := w.connect(cfg)
+			if got := w.status(index).Flags; got&^offered != flags&^offered {
+				w.Errorf("flags in force are %#x, want %#x", got, flags)
+			}
+			w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+			w.wantState(index, nbdnl.StateIdle)
+		}
+		// FUA alone means nothing, and so is no reason to refuse.
+		cfg := config(serve(w))
+		cfg.Flags = nbdnl.FlagSendFUA
+		if got := w.status(w.connect(cfg)).Flags &^ offered; got != 0 {
+			w.Errorf("flags in force are %#x for FUA alone", got)
 		}
 	}},
 	{"devices are listed by index", func(w world) {

@@ -1,8 +1,8 @@
 package nbdnltest
 
 import (
+	"fmt"
 	"os"
-	"strings"
 	"syscall"
 
 	"github.com/mdlayher/netlink"
@@ -167,6 +167,7 @@ func (k *Kernel) start(d *device, r *request) syscall.Errno {
 	}
 	k.tree.write(itoa(os.Getpid())+"\n", attribute(d.index, "pid"))
 	k.tree.write(bit(c.setting.ServerFlags&nbdFlagReadOnly != 0), attribute(d.index, "ro"))
+	k.tree.queue(d.index, k.acted(c.setting.ServerFlags))
 	k.tree.write(itoa(int(c.setting.BlockSize))+"\n", attribute(d.index, "queue/logical_block_size"))
 	k.tree.size(d.index, c.setting.Size)
 	c.shown = true
@@ -307,4 +308,25 @@ func replace[T any](v, p *T) {
 }
 
 // identifiers reports whether this release keeps and shows identifiers.
-func (k *Kernel) identifiers() bool { return !strings.HasPrefix(k.options.Release, "5.10") }
+func (k *Kernel) identifiers() bool { return k.atLeast(5, 14) }
+
+// acted returns those of the server's flags that this release acts upon (nbd_parse_flags and
+// __nbd_set_size).
+func (k *Kernel) acted(flags uint64) uint64 {
+	if !k.atLeast(6, 12) {
+		flags &^= nbdFlagRotational | nbdFlagSendWriteZeroes
+	}
+	if flags&nbdFlagSendFlush == 0 {
+		flags &^= nbdFlagSendFUA
+	}
+	return flags &^ k.ignored
+}
+
+// atLeast reports whether this release is that one or a later one.
+func (k *Kernel) atLeast(major, minor int) bool {
+	var m, n int
+	if _, err := fmt.Sscanf(k.options.Release, "%d.%d", &m, &n); err != nil {
+		k.t.Errorf("fake kernel: release %q: %v", k.options.Release, err)
+	}
+	return m > major || m == major && n >= minor
+}

@@ -40,6 +40,7 @@ type Kernel struct {
 	mute    map[Command]bool
 	counts  map[Command]int
 	readers map[*ueventReader]bool
+	ignored uint64 // server flags
 	nextPID int
 }
 
@@ -181,6 +182,13 @@ func (k *Kernel) ConnectIoctl(index int, size uint64) {
 	k.tree.write(itoa(os.Getpid())+"\n", attribute(index, "pid"))
 	k.tree.size(index, size)
 	k.announce("change", index)
+}
+
+// Ignore makes the kernel ignore these flags of the servers that are connected from now on.
+func (k *Kernel) Ignore(flags nbdnl.Flags) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.ignored = uint64(flags)
 }
 
 // Partition makes a partition of the device appear, as the scan within an open does.

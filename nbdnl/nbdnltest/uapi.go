@@ -34,8 +34,13 @@ const (
 	nbdDeviceIndex     = 1
 	nbdDeviceConnected = 2
 
-	nbdFlagReadOnly     = 1 << 1
-	nbdFlagCanMultiConn = 1 << 8
+	nbdFlagReadOnly        = 1 << 1
+	nbdFlagSendFlush       = 1 << 2
+	nbdFlagSendFUA         = 1 << 3
+	nbdFlagRotational      = 1 << 4
+	nbdFlagSendTrim        = 1 << 5
+	nbdFlagSendWriteZeroes = 1 << 6
+	nbdFlagCanMultiConn    = 1 << 8
 
 	nbdDefaultBlockSize = 1024
 	maxIndex            = 1<<20>>5 - 1 // MINORMASK >> part_shift, for max_part=16

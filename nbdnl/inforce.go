@@ -1,0 +1,79 @@
+package nbdnl
+
+import (
+	"errors"
+	"fmt"
+)
+
+// cacheWriteBack is what queue/write_cache shows of a device to which the kernel sends flushes.
+const cacheWriteBack = "write back"
+
+// flags returns what the kernel acts upon of a connected device's flags, as far as sysfs shows it.
+func (s sysfs) flags(index int) (Flags, error) {
+	var flags Flags
+	cache, _, err := s.attribute(index, "queue/write_cache")
+	if err != nil {
+		return 0, err
+	}
+	if cache == cacheWriteBack {
+		flags |= FlagSendFlush
+	}
+	for _, shown := range []struct {
+		file string
+		flag Flags
+	}{
+		{"ro", FlagReadOnly},
+		{"queue/fua", FlagSendFUA},
+		{"queue/rotational", FlagRotational},
+		{"queue/discard_max_bytes", FlagSendTrim},
+		{"queue/write_zeroes_max_bytes", FlagSendWriteZeroes},
+	} {
+		n, err := s.number(index, shown.file)
+		if err != nil {
+			return 0, err
+		}
+		if n != 0 {
+			flags |= shown.flag
+		}
+	}
+	return flags, nil
+}
+
+// requiredFlags are those on which correctness or the caller's promises depend; the kernel may do
+// without the others.
+var requiredFlags = []struct {
+	flag    Flags
+	setting string
+}{
+	{FlagSendFlush, "flush"},
+	{FlagSendFUA, "fua"},
+	{FlagSendTrim, "trim"},
+}
+
+// missing returns what a new device lacks of its configuration: nil, or one or more *UnsupportedError.
+func (cfg *Config) missing(s Status) error {
+	var errs []error
+	lacks := func(setting string, want, got any) {
+		errs = append(errs, &UnsupportedError{Index: s.Index, Setting: setting, Want: fmt.Sprint(want), Got: fmt.Sprint(got)})
+	}
+	if s.Size != cfg.Size {
+		lacks("size", cfg.Size, s.Size)
+	}
+	if block := cfg.blockSize(); s.BlockSize != block {
+		lacks("block size", block, s.BlockSize)
+	}
+	if readOnly := cfg.Flags&FlagReadOnly != 0; s.ReadOnly != readOnly {
+		lacks("read-only", readOnly, s.ReadOnly)
+	}
+	wanted := cfg.Flags
+	if wanted&FlagSendFlush == 0 {
+		// nbd_parse_flags: without a cache to write through there is no FUA, nor need for it.
+		wanted &^= FlagSendFUA
+	}
+	for _, r := range requiredFlags {
+		if wanted&r.flag != 0 && s.Flags&r.flag == 0 {
+			lacks(r.setting, true, false)
+		}
+	}
+	return errors.Join(errs...)
+}
