@@ -124,9 +124,9 @@ func (c *Client) ConnectIndex(ctx context.Context, index int, cfg Config) error 
 	}
 }
 
-// undoGrace is how long a connect whose context has ended waits for the kernel's answer, in order to
-// have undone the connect when it returns.
-const undoGrace = 2 * time.Second
+// answerGrace is how long a command whose context has ended waits for the kernel's answer: a connect in
+// order to have undone it when it returns, a reconfigure to know what became of the sockets.
+const answerGrace = 2 * time.Second
 
 func (c *Client) connect(ctx context.Context, index int, cfg Config) (int, error) {
 	if err := cfg.validate(); err != nil {
@@ -135,7 +135,7 @@ func (c *Client) connect(ctx context.Context, index int, cfg Config) (int, error
 	if ctx.Err() != nil {
 		return 0, context.Cause(ctx)
 	}
-	later, cancel := delayed(ctx, undoGrace)
+	later, cancel := delayed(ctx, answerGrace)
 	defer cancel()
 	connected, err := do(later, c.slots, func() (int, error) {
 		fds, err := dupSockets(cfg.Sockets)
@@ -258,36 +258,6 @@ func (c *Client) DisconnectAny(ctx context.Context, index int) error {
 		err = c.disconnect(ctx, index, l)
 	}
 	return newError("disconnect", index, err)
-}
-
-// Reconfigure changes a device that carries the identifier. It reports what the kernel says, which is
-// success also for a socket that it dropped because no connection was dead.
-//
-// The error matches what that of Disconnect does. A device that was connected by ioctls can't be changed.
-func (c *Client) Reconfigure(ctx context.Context, index int, identifier string, u Update) error {
-	return newError("reconfigure", index, c.reconfigure(ctx, index, identifier, u))
-}
-
-func (c *Client) reconfigure(ctx context.Context, index int, identifier string, u Update) error {
-	if err := u.validate(); err != nil {
-		return err
-	}
-	l, err := c.owned(index, identifier)
-	if err != nil {
-		return err
-	}
-	if c.hasDisconnected(index, l) {
-		return fmt.Errorf("%w, only held", ErrNotConnected)
-	}
-	_, err = do(ctx, c.slots, func() (struct{}, error) {
-		fds, err := dupSockets(u.Sockets)
-		if err != nil {
-			return struct{}{}, err
-		}
-		defer closeAll(fds)
-		return struct{}{}, c.driver.reconfigure(index, identifier, &u, fds)
-	}, nil)
-	return err
 }
 
 // connected returns the device's life, or why it has none.

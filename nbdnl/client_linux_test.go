@@ -30,14 +30,21 @@ func fakeWorld(t *testing.T, o nbdnltest.Options) (world, *nbdnltest.Kernel) {
 // unserved returns a configuration with a socket that nobody serves.
 func unserved(t *testing.T) nbdnl.Config {
 	t.Helper()
+	cfg, _ := ending(t)
+	return cfg
+}
+
+// ending is unserved together with what ends the connection.
+func ending(t *testing.T) (cfg nbdnl.Config, end func()) {
+	t.Helper()
 	kernel, ours := socketpair(t)
 	t.Cleanup(func() {
 		kernel.Close()
 		ours.Close()
 	})
-	cfg := config()
+	cfg = config()
 	cfg.Sockets = []syscall.Conn{kernel}
-	return cfg
+	return cfg, func() { ours.Close() }
 }
 
 func TestNewWithoutDriver(t *testing.T) {
@@ -572,32 +579,6 @@ func TestWaitFreeWithoutUevents(t *testing.T) {
 	w.wantDone("disconnect", w.DisconnectAny(t.Context(), index))
 	time.AfterFunc(20*time.Millisecond, release)
 	w.wantDone("wait", w.WaitFree(t.Context(), index))
-}
-
-func TestReconfigureSockets(t *testing.T) {
-	w, k := fakeWorld(t, nbdnltest.Options{})
-	r := serve(t)
-	cfg := config(r)
-	index := w.connect(cfg)
-	replace := func(r *responder) {
-		t.Helper()
-		w.wantDone("reconfigure", w.Reconfigure(t.Context(), index, cfg.Identifier, nbdnl.Update{Sockets: []syscall.Conn{r.kernel}}))
-	}
-	// No connection is dead: the kernel drops the socket and says nothing.
-	dropped := newResponder(t).start(t)
-	replace(dropped)
-	dropped.kernel.(io.Closer).Close()
-	<-dropped.done
-	// After the old connection's end the new one takes its place.
-	r.ours.Close()
-	taken := newResponder(t).start(t)
-	replace(taken)
-	taken.kernel.(io.Closer).Close()
-	w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
-	<-taken.done
-	if n := k.Commands(nbdnltest.Reconfigure); n != 2 {
-		t.Errorf("%d commands, want 2", n)
-	}
 }
 
 func TestHolders(t *testing.T) {

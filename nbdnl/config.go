@@ -46,21 +46,6 @@ type Config struct {
 	Identifier string
 }
 
-// An Update says what Reconfigure changes: a nil field, or an empty list of sockets, leaves that
-// setting alone. Units and ranges are those of Config.
-type Update struct {
-	// Sockets replace connections that are dead, in order. The kernel drops a socket for which there
-	// is no dead one, silently.
-	Sockets []syscall.Conn
-	Size    *int64
-	// BlockSize without Size keeps the size in bytes.
-	BlockSize       *int
-	Timeout         *time.Duration
-	DeadConnTimeout *time.Duration
-	// ClientFlags replace both flags.
-	ClientFlags *ClientFlags
-}
-
 // validate returns what is wrong with the configuration on any machine; what only this kernel lacks,
 // it is asked for.
 func (c *Config) validate() error {
@@ -87,30 +72,6 @@ func (c *Config) blockSize() int {
 		return defaultBlockSize
 	}
 	return c.BlockSize
-}
-
-func (u *Update) validate() error {
-	errs := []error{checkSockets(u.Sockets)}
-	block := 1
-	if u.BlockSize != nil {
-		block = *u.BlockSize
-		errs = append(errs, checkBlockSize(block))
-	}
-	if u.Size != nil {
-		errs = append(errs, checkSize(*u.Size, block))
-	}
-	if u.Timeout != nil {
-		errs = append(errs, checkTimeout("timeout", *u.Timeout))
-	}
-	if u.DeadConnTimeout != nil {
-		errs = append(errs, checkTimeout("dead connection timeout", *u.DeadConnTimeout))
-	}
-	if u.Size != nil && len(u.Sockets) > 0 {
-		// nbd_genl_reconfigure sets the size first, which waits for requests that hang on the very
-		// connections the sockets are to replace.
-		errs = append(errs, errors.New("size and sockets in one update can deadlock the kernel: send the sockets first"))
-	}
-	return errors.Join(errs...)
 }
 
 func checkSockets(socks []syscall.Conn) error {

@@ -22,6 +22,12 @@ var (
 	// ErrBusy means that the device is in use, or merely open.
 	ErrBusy = errors.New("device is busy")
 
+	// ErrNoDeadConnection means that a connection was to be replaced, and none was dead.
+	ErrNoDeadConnection = errors.New("no connection is dead")
+
+	// ErrNotVerified means that the kernel has obeyed a command in a way that can't be found out.
+	ErrNotVerified = errors.New("whether the kernel has taken the sockets can't be told")
+
 	// errAnswerLost means that the kernel executed a command, but its reply did not arrive.
 	errAnswerLost = errors.New("the kernel's answer got lost")
 )
@@ -92,6 +98,23 @@ func (e *UnsupportedError) Error() string {
 
 // Is reports whether target is errors.ErrUnsupported.
 func (e *UnsupportedError) Is(target error) bool { return target == errors.ErrUnsupported }
+
+// A DroppedError says which sockets a device did not take in the place of dead connections, because
+// there were not as many. It matches ErrNoDeadConnection.
+type DroppedError struct {
+	Index int
+	// Sockets are positions in the list that was given, ascending.
+	Sockets []int
+}
+
+// Error names the device and the sockets.
+func (e *DroppedError) Error() string {
+	return fmt.Sprintf("%s has not taken sockets %v: %v (shut down the old one first, and wait for its end)",
+		name(e.Index), e.Sockets, ErrNoDeadConnection)
+}
+
+// Is reports whether target is ErrNoDeadConnection.
+func (e *DroppedError) Is(target error) bool { return target == ErrNoDeadConnection }
 
 // A BusyError says who keeps a device from being detached. It matches ErrBusy.
 type BusyError struct {

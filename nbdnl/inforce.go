@@ -52,28 +52,43 @@ var requiredFlags = []struct {
 
 // missing returns what a new device lacks of its configuration: nil, or one or more *UnsupportedError.
 func (cfg *Config) missing(s Status) error {
-	var errs []error
-	lacks := func(setting string, want, got any) {
-		errs = append(errs, &UnsupportedError{Index: s.Index, Setting: setting, Want: fmt.Sprint(want), Got: fmt.Sprint(got)})
-	}
-	if s.Size != cfg.Size {
-		lacks("size", cfg.Size, s.Size)
-	}
-	if block := cfg.blockSize(); s.BlockSize != block {
-		lacks("block size", block, s.BlockSize)
-	}
-	if readOnly := cfg.Flags&FlagReadOnly != 0; s.ReadOnly != readOnly {
-		lacks("read-only", readOnly, s.ReadOnly)
-	}
+	lack := shortfall{index: s.Index}
+	lack.check("size", cfg.Size, s.Size)
+	lack.check("block size", cfg.blockSize(), s.BlockSize)
+	lack.check("read-only", cfg.Flags&FlagReadOnly != 0, s.ReadOnly)
 	wanted := cfg.Flags
 	if wanted&FlagSendFlush == 0 {
 		// nbd_parse_flags: without a cache to write through there is no FUA, nor need for it.
 		wanted &^= FlagSendFUA
 	}
 	for _, r := range requiredFlags {
-		if wanted&r.flag != 0 && s.Flags&r.flag == 0 {
-			lacks(r.setting, true, false)
+		if wanted&r.flag != 0 {
+			lack.check(r.setting, true, s.Flags&r.flag != 0)
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(lack.errs...)
+}
+
+// missing returns what a device lacks of the update: nil, or one or more *UnsupportedError.
+func (u *Update) missing(s Status) error {
+	lack := shortfall{index: s.Index}
+	if u.Size != nil {
+		lack.check("size", *u.Size, s.Size)
+	}
+	if u.BlockSize != nil {
+		lack.check("block size", *u.BlockSize, s.BlockSize)
+	}
+	return errors.Join(lack.errs...)
+}
+
+// A shortfall collects what is not in force on a device.
+type shortfall struct {
+	index int
+	errs  []error
+}
+
+func (l *shortfall) check(setting string, want, got any) {
+	if want != got {
+		l.errs = append(l.errs, &UnsupportedError{Index: l.index, Setting: setting, Want: fmt.Sprint(want), Got: fmt.Sprint(got)})
+	}
 }

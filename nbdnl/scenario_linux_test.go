@@ -14,14 +14,17 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
+	"golang.org/x/sys/unix"
 )
 
 // A world is a kernel to act on, the fake one or a real one: both must answer each scenario alike.
 type world struct {
 	*testing.T
 	*nbdnl.Client
-	// open opens a device like any other program.
+	// hold opens a device like any other program.
 	hold func(index int) (release func())
+	// another returns another program's client.
+	another func() *nbdnl.Client
 }
 
 func TestScenarios(t *testing.T) {
@@ -29,7 +32,7 @@ func TestScenarios(t *testing.T) {
 		t.Run(s.name, func(t *testing.T) {
 			t.Setenv("NBDCTL_STATE_DIR", "") // the fake's is below its own root
 			k := nbdnltest.New(t, nbdnltest.Options{})
-			s.run(world{T: t, Client: k.Client(), hold: func(index int) func() {
+			s.run(world{T: t, Client: k.Client(), another: k.Client, hold: func(index int) func() {
 				_, release := k.Hold(index)
 				t.Cleanup(release)
 				return release
@@ -42,7 +45,7 @@ func TestKernelScenarios(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	for _, s := range scenarios {
 		t.Run(s.name, func(t *testing.T) {
-			s.run(world{T: t, Client: newClient(t), hold: func(index int) func() {
+			s.run(world{T: t, Client: newClient(t), another: func() *nbdnl.Client { return newClient(t) }, hold: func(index int) func() {
 				f, err := os.Open(nbdnl.Path(index))
 				if err != nil {
 					t.Fatal(err)
@@ -350,6 +353,98 @@ var scenarios = []struct {
 		w.wantState(index, nbdnl.StateIdle)
 		w.wantError(w.Reconfigure(w.Context(), index, cfg.Identifier, nbdnl.Update{Size: &size}), nbdnl.ErrNotConnected)
 	}},
+	{"reconfigure sets the block size of a size that it fits", func(w world) {
+		cfg := config(serve(w))
+		cfg.Size = 2048 + 512
+		index := w.connect(cfg)
+		block := 2048
+		if err := w.Reconfigure(w.Context(), index, cfg.Identifier, nbdnl.Update{BlockSize: &block}); err == nil {
+			w.Error("the device has got a tail that can't be read")
+		}
+		block = 1024
+		size := int64(4 * block)
+		w.wantDone("size and block size", w.Reconfigure(w.Context(), index, cfg.Identifier, nbdnl.Update{Size: &size, BlockSize: &block}))
+		block = 4096
+		w.wantDone("block size", w.Reconfigure(w.Context(), index, cfg.Identifier, nbdnl.Update{BlockSize: &block}))
+		if got := w.status(index); got.Size != size || got.BlockSize != block {
+			w.Errorf("size is %d with blocks of %d", got.Size, got.BlockSize)
+		}
+	}},
+	{"a socket takes the place of a dead connection", func(w world) {
+		old, r := serve(w), serve(w)
+		cfg := config(old)
+		cfg.DeadConnTimeout = 30 * time.Second
+		index := w.connect(cfg)
+		old.ours.Close()
+		w.wantDone("reconfigure", w.Reconfigure(w.Context(), index, cfg.Identifier, sockets(r)))
+		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+		<-r.done
+	}},
+	{"a socket is dropped when no connection is dead, and is as good as new", func(w world) {
+		old, r := serve(w), serve(w)
+		cfg := config(old)
+		index := w.connect(cfg)
+		ctx, cancel := context.WithTimeout(w.Context(), 100*time.Millisecond)
+		defer cancel()
+		err := w.Reconfigure(ctx, index, cfg.Identifier, sockets(r))
+		w.wantError(err, context.DeadlineExceeded)
+		w.wantDropped(err, 0)
+		time.AfterFunc(50*time.Millisecond, func() { old.ours.Close() })
+		w.wantDone("reconfigure", w.Reconfigure(w.Context(), index, cfg.Identifier, sockets(r)))
+		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+		<-r.done
+	}},
+	{"of several sockets those that find no dead connection are named", func(w world) {
+		first, second := serve(w), serve(w)
+		a, b, c := serve(w), serve(w), serve(w)
+		cfg := config(first, second)
+		cfg.Flags |= nbdnl.FlagCanMultiConn
+		index := w.connect(cfg)
+		first.ours.Close()
+		second.ours.Close()
+		w.wantDropped(w.Reconfigure(w.Context(), index, cfg.Identifier, sockets(a, b, c)), 2)
+		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+		<-a.done
+		<-b.done
+		select {
+		case <-c.done:
+			w.Error("the kernel has shut down a socket that it has not taken")
+		default:
+		}
+	}},
+	{"a device without a timeout takes sockets as well", func(w world) {
+		old, r := serve(w), serve(w)
+		cfg := config(old)
+		cfg.Timeout = 0
+		index := w.connect(cfg)
+		ctx, cancel := context.WithTimeout(w.Context(), 50*time.Millisecond)
+		defer cancel()
+		w.wantDropped(w.Reconfigure(ctx, index, cfg.Identifier, sockets(r)), 0)
+		old.ours.Close()
+		w.wantDone("reconfigure", w.Reconfigure(w.Context(), index, cfg.Identifier, sockets(r)))
+		w.wantNoSendLimit(r)
+		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+		<-r.done
+	}},
+	{"another program can replace a connection if it knows the timeout", func(w world) {
+		old, r := serve(w), serve(w)
+		cfg := config(old)
+		cfg.Timeout = 0
+		index := w.connect(cfg)
+		other := w.another()
+		w.wantError(other.Reconfigure(w.Context(), index, cfg.Identifier, sockets(r)), nbdnl.ErrNotVerified)
+		old.ours.Close()
+		update := sockets(r)
+		timeout := 5 * time.Second
+		update.Timeout = &timeout
+		w.wantDone("reconfigure", other.Reconfigure(w.Context(), index, cfg.Identifier, update))
+		next := serve(w)
+		r.ours.Close()
+		// That the device has a timeout, a third one does not know, but sees.
+		w.wantDone("reconfigure again", w.untilVerified(w.another(), index, cfg.Identifier, sockets(next)))
+		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+		<-next.done
+	}},
 	{"read-only and several sockets", func(w world) {
 		cfg := config(serve(w), serve(w))
 		w.wantRefusal(cfg, "FlagCanMultiConn")
@@ -391,6 +486,48 @@ var scenarios = []struct {
 		w.wantError(w.Detach(ctx, index, nbdnl.DetachOptions{Identifier: cfg.Identifier, Force: true}), cause)
 		w.wantState(index, nbdnl.StateLive)
 	}},
+}
+
+// sockets is an update with the sockets of responders.
+func sockets(responders ...*responder) nbdnl.Update {
+	return nbdnl.Update{Sockets: config(responders...).Sockets}
+}
+
+// wantDropped checks that the sockets in these positions were dropped, and no others.
+func (w world) wantDropped(err error, want ...int) {
+	w.Helper()
+	var dropped *nbdnl.DroppedError
+	if !errors.As(err, &dropped) || !errors.Is(err, nbdnl.ErrNoDeadConnection) {
+		w.Fatalf("error is %v, want one of dropped sockets", err)
+	}
+	if diff := cmp.Diff(want, dropped.Sockets); diff != "" {
+		w.Errorf("dropped sockets (-want +got):\n%s", diff)
+	}
+}
+
+// wantNoSendLimit checks that the kernel may send for as long as it takes.
+func (w world) wantNoSendLimit(r *responder) {
+	w.Helper()
+	raw, err := r.kernel.SyscallConn()
+	if err != nil {
+		w.Fatal(err)
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if tv, err := unix.GetsockoptTimeval(int(fd), unix.SOL_SOCKET, unix.SO_SNDTIMEO); err != nil || *tv != (unix.Timeval{}) {
+			w.Errorf("limit of sends is %v, %v", tv, err)
+		}
+	})
+}
+
+// untilVerified repeats a reconfigure that comes before the kernel has noticed the death of the connection.
+func (w world) untilVerified(c *nbdnl.Client, index int, identifier string, u nbdnl.Update) error {
+	for patience := time.Now().Add(3 * time.Second); ; {
+		err := c.Reconfigure(w.Context(), index, identifier, u)
+		if !errors.Is(err, nbdnl.ErrNotVerified) || time.Now().After(patience) {
+			return err
+		}
+		<-time.After(10 * time.Millisecond)
+	}
 }
 
 func (w world) wantRefusal(cfg nbdnl.Config, mention string) {

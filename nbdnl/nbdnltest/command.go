@@ -140,6 +140,11 @@ func (k *Kernel) connect(r *request) ([]byte, syscall.Errno) {
 		d.put() // shuts down the sockets that it has got that far
 		return nil, errno
 	}
+	if t := c.setting.Timeout; t != 0 {
+		for _, fd := range c.sockets {
+			limitSends(fd, t)
+		}
+	}
 	c.ref = true
 	ae := netlink.NewAttributeEncoder()
 	ae.Uint32(nbdAttrIndex, uint32(d.index))
@@ -229,6 +234,9 @@ func (k *Kernel) reconfigure(r *request) syscall.Errno {
 		return syscall.EINVAL
 	}
 	before := c.setting
+	if k.rigid {
+		r.size, r.blockSize = nil, nil
+	}
 	if errno := c.setSize(r); errno != 0 {
 		return errno
 	}
@@ -245,23 +253,29 @@ func (k *Kernel) reconfigure(r *request) syscall.Errno {
 		if errno != 0 {
 			return errno
 		}
-		c.reconnect(fd)
+		if !c.reconnect(fd) {
+			break // nbd_reconnect_socket says ENOSPC, and nobody is told
+		}
 	}
 	return 0
 }
 
-// reconnect puts a socket in the place of the first dead one. Where none is dead the socket is dropped,
-// and nobody told (nbd_reconnect_socket says ENOSPC, its caller makes 0 of it).
-func (c *config) reconnect(fd int) {
+// reconnect is nbd_reconnect_socket: it puts a socket in the place of the first dead one. Where none is
+// dead the socket is dropped.
+func (c *config) reconnect(fd int) bool {
 	for i, old := range c.sockets {
 		if isDead(old) {
 			shutdown(old)
 			closeFD(old)
 			c.sockets[i] = fd
-			return
+			if t := c.setting.Timeout; t != 0 {
+				limitSends(fd, t)
+			}
+			return true
 		}
 	}
 	closeFD(fd)
+	return false
 }
 
 // status is nbd_genl_status.

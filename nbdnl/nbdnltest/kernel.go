@@ -41,6 +41,7 @@ type Kernel struct {
 	counts  map[Command]int
 	readers map[*ueventReader]bool
 	ignored uint64 // server flags
+	rigid   bool   // sizes can't be changed
 	nextPID int
 }
 
@@ -109,7 +110,7 @@ func (k *Kernel) Fail(c Command, errno syscall.Errno) {
 	k.errnos[c] = errno
 }
 
-// Mute makes the next command of that kind lose its reply, as for want of memory.
+// Mute makes the next command of that kind lose its answer, as for want of memory.
 func (k *Kernel) Mute(c Command) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -189,6 +190,22 @@ func (k *Kernel) Ignore(flags nbdnl.Flags) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.ignored = uint64(flags)
+}
+
+// IgnoreSize makes the kernel obey reconfigures without regard to the sizes in them.
+func (k *Kernel) IgnoreSize() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.rigid = true
+}
+
+// Replace makes the device appear as if it had been disconnected, and connected by another with the same
+// identifier.
+func (k *Kernel) Replace(index int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.tree.bury(attribute(index, "pid"))
+	k.tree.write(itoa(os.Getpid())+"\n", attribute(index, "pid"))
 }
 
 // Partition makes a partition of the device appear, as the scan within an open does.

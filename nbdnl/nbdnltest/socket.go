@@ -151,8 +151,11 @@ func (k *Kernel) handle(m netlink.Message) []netlink.Message {
 	if errno != 0 {
 		return []netlink.Message{answer(m, errno)}
 	}
+	if m.Header.Type == familyID && k.muted(Command(command)) {
+		return nil
+	}
 	var replies []netlink.Message
-	if reply != nil && !k.muted(Command(command)) {
+	if reply != nil {
 		g := genetlink.Message{Header: genetlink.Header{Command: command, Version: genlVersion}, Data: reply}
 		data, err := g.MarshalBinary()
 		if err != nil {
