@@ -18,6 +18,8 @@ type driver interface {
 	connect(index int, cfg *Config, fds []int) (int, error)
 	disconnect(index int) error
 	reconfigure(index int, identifier string, u *Update, fds []int) error
+	// deaths opens what the kernel says of connections that died.
+	deaths() (deathSource, error)
 	// configured reports whether the device has a configuration, which each opener makes too.
 	configured(index int) (bool, error)
 	close() error

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/mdlayher/genetlink"
 	"github.com/mdlayher/netlink"
 )
 
@@ -106,6 +107,15 @@ func decodeIndex(b []byte) (int, error) {
 		return 0, err
 	}
 	return checkIndex(index)
+}
+
+// decodeLinkDead returns the index in NBD_CMD_LINK_DEAD; ok is false for any other message.
+func decodeLinkDead(m genetlink.Message) (index int, ok bool) {
+	if m.Header.Command != cmdLinkDead {
+		return 0, false
+	}
+	index, err := decodeIndex(m.Data)
+	return index, err == nil
 }
 
 // A deviceStatus is one device in the reply to NBD_CMD_STATUS.

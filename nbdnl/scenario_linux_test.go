@@ -23,6 +23,8 @@ type world struct {
 	*nbdnl.Client
 	// hold opens a device like any other program.
 	hold func(index int) (release func())
+	// cut ends a connection of the device at the server's end.
+	cut func(index int, r *responder)
 	// another returns another program's client.
 	another func() *nbdnl.Client
 }
@@ -36,6 +38,9 @@ func TestScenarios(t *testing.T) {
 				_, release := k.Hold(index)
 				t.Cleanup(release)
 				return release
+			}, cut: func(index int, r *responder) {
+				r.ours.Close()
+				k.LinkDead(index)
 			}})
 		})
 	}
@@ -52,7 +57,7 @@ func TestKernelScenarios(t *testing.T) {
 				}
 				t.Cleanup(func() { f.Close() })
 				return func() { f.Close() }
-			}})
+			}, cut: func(_ int, r *responder) { r.ours.Close() }})
 		})
 	}
 }
@@ -444,6 +449,82 @@ var scenarios = []struct {
 		w.wantDone("reconfigure again", w.untilVerified(w.another(), index, cfg.Identifier, sockets(next)))
 		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
 		<-next.done
+	}},
+	{"a watch sees what happens, whoever does it", func(w world) {
+		other := w.another()
+		before := config(serve(w))
+		old := w.connect(before)
+		watch := w.watch()
+		if d := watch.Devices(); len(d) != 1 || d[0].Index != old || d[0].Identifier != before.Identifier {
+			w.Errorf("devices at the start: %+v", d)
+		}
+
+		r := serve(w)
+		cfg := config(r)
+		cfg.DeadConnTimeout = time.Minute
+		index, err := other.Connect(w.Context(), cfg)
+		w.wantDone("connect", err)
+		live := watch.want(index, nbdnl.EventConnect)
+		if s := live.Status; s.State != nbdnl.StateLive || s.Size != mebi || s.Identifier != cfg.Identifier || live.Previous.State != nbdnl.StateIdle {
+			w.Errorf("connect is %+v", live)
+		}
+		size := int64(2 * mebi)
+		w.wantDone("resize", other.Reconfigure(w.Context(), index, cfg.Identifier, nbdnl.Update{Size: &size}))
+		if e := watch.want(index, nbdnl.EventResize); e.Status.Size != size || e.Previous.Size != mebi {
+			w.Errorf("resize is %+v", e)
+		}
+		w.cut(index, r)
+		if e := watch.want(index, nbdnl.EventLinkDead); e.Status.Identifier != cfg.Identifier {
+			w.Errorf("link-dead is %+v", e)
+		}
+		w.wantDone("reconfigure", other.Reconfigure(w.Context(), index, cfg.Identifier, sockets(serve(w))))
+		w.wantDone("disconnect", other.Disconnect(w.Context(), index, cfg.Identifier))
+		if e := watch.want(index, nbdnl.EventDisconnect); e.Status.State != nbdnl.StateIdle || e.Previous.Identifier != cfg.Identifier {
+			w.Errorf("disconnect is %+v", e)
+		}
+		w.wantDone("disconnect", w.Disconnect(w.Context(), old, before.Identifier))
+		watch.want(old, nbdnl.EventDisconnect)
+	}},
+	{"a watch does not miss a use of an index between two looks", func(w world) {
+		watch := w.watch()
+		cfg := config(serve(w))
+		index := w.connect(cfg)
+		watch.want(index, nbdnl.EventConnect)
+		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+		w.wantState(index, nbdnl.StateIdle)
+		next := config(serve(w))
+		w.wantDone("connect", w.ConnectIndex(w.Context(), index, next))
+		if e := watch.want(index, nbdnl.EventDisconnect); e.Previous.Identifier != cfg.Identifier || e.Status.Connected() {
+			w.Errorf("disconnect is %+v", e)
+		}
+		if e := watch.want(index, nbdnl.EventConnect); e.Status.Identifier != next.Identifier || e.Previous.Connected() {
+			w.Errorf("connect is %+v", e)
+		}
+		w.wantDone("disconnect", w.Disconnect(w.Context(), index, next.Identifier))
+	}},
+	{"a watch ends with its context", func(w world) {
+		ctx, cancel := context.WithCancelCause(w.Context())
+		watch, err := w.Watch(ctx)
+		if err != nil {
+			w.Fatal(err)
+		}
+		defer watch.Close()
+		cause := errors.New("enough")
+		time.AfterFunc(20*time.Millisecond, func() { cancel(cause) })
+		for err == nil {
+			_, err = watch.Next()
+		}
+		w.wantError(err, cause)
+
+		watch, err = w.Watch(w.Context())
+		if err != nil {
+			w.Fatal(err)
+		}
+		time.AfterFunc(20*time.Millisecond, watch.Close)
+		for err == nil {
+			_, err = watch.Next()
+		}
+		w.wantError(err, os.ErrClosed)
 	}},
 	{"read-only and several sockets", func(w world) {
 		cfg := config(serve(w), serve(w))

@@ -61,10 +61,7 @@ func (s sysfs) indexes() ([]int, error) {
 	}
 	var indexes []int
 	for _, n := range names {
-		if !strings.HasPrefix(n, "nbd") {
-			continue
-		}
-		if i, err := ParseIndex(n); err == nil {
+		if i, ok := deviceIndex(n); ok {
 			indexes = append(indexes, i)
 		}
 	}

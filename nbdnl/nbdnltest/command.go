@@ -242,7 +242,7 @@ func (k *Kernel) reconfigure(r *request) syscall.Errno {
 	}
 	if c.setting.Size != before.Size {
 		k.tree.size(d.index, c.setting.Size)
-		k.announce("change", d.index)
+		k.announce("change", d.index, "RESIZE=1")
 	}
 	k.tree.write(itoa(int(c.setting.BlockSize))+"\n", attribute(d.index, "queue/logical_block_size"))
 	replace(&c.setting.Timeout, r.timeout)

@@ -40,8 +40,9 @@ type Kernel struct {
 	mute    map[Command]bool
 	counts  map[Command]int
 	readers map[*ueventReader]bool
-	ignored uint64 // server flags
-	rigid   bool   // sizes can't be changed
+	group   map[*socket]bool // those who have joined the multicast group
+	ignored uint64           // server flags
+	rigid   bool             // sizes can't be changed
 	nextPID int
 }
 
@@ -65,6 +66,7 @@ func New(t testing.TB, o Options) *Kernel {
 		mute:    make(map[Command]bool),
 		counts:  make(map[Command]int),
 		readers: make(map[*ueventReader]bool),
+		group:   make(map[*socket]bool),
 		nextPID: 4000,
 	}
 	k.tree.init(o.Release)
@@ -190,6 +192,33 @@ func (k *Kernel) Ignore(flags nbdnl.Flags) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.ignored = uint64(flags)
+}
+
+// LinkDead tells, as the kernel does when it notices, that connections of the device have died. What
+// they are is seen from the sockets themselves, which the caller ends.
+func (k *Kernel) LinkDead(index int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	ae := netlink.NewAttributeEncoder()
+	ae.Uint32(nbdAttrIndex, uint32(index))
+	k.multicast(nbdCmdLinkDead, k.encode(ae))
+}
+
+// Remove removes an idle device, as DESTROY_ON_DISCONNECT or the end of the module does.
+func (k *Kernel) Remove(index int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.devices, index)
+	k.tree.remove("sys/block", name(index))
+	k.tree.remove("dev", name(index))
+	k.announce("remove", index)
+}
+
+// Announce sends a uevent of the device with that action, such as "change".
+func (k *Kernel) Announce(action string, index int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.announce(action, index)
 }
 
 // IgnoreSize makes the kernel obey reconfigures without regard to the sizes in them.

@@ -17,6 +17,8 @@ const (
 const (
 	genlVersion = 1
 
+	nbdCmdLinkDead = 4
+
 	nbdAttrIndex             = 1
 	nbdAttrSizeBytes         = 2
 	nbdAttrBlockSizeBytes    = 3
@@ -49,10 +51,13 @@ const (
 	nbdRequestMagic = 0x25609513
 	nbdCmdDisc      = 2
 
-	genlIDCtrl         = 0x10 // GENL_ID_CTRL, linux/genetlink.h
-	ctrlCmdNewFamily   = 1
-	ctrlCmdGetFamily   = 3
-	ctrlAttrFamilyID   = 1
-	ctrlAttrFamilyName = 2
-	ctrlAttrVersion    = 3
+	genlIDCtrl           = 0x10 // GENL_ID_CTRL, linux/genetlink.h
+	ctrlCmdNewFamily     = 1
+	ctrlCmdGetFamily     = 3
+	ctrlAttrFamilyID     = 1
+	ctrlAttrFamilyName   = 2
+	ctrlAttrVersion      = 3
+	ctrlAttrMcastGroups  = 7
+	ctrlAttrMcastGrpName = 1
+	ctrlAttrMcastGrpID   = 2
 )
