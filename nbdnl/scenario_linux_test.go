@@ -407,7 +407,9 @@ var scenarios = []struct {
 		index := w.connect(cfg)
 		first.ours.Close()
 		second.ours.Close()
-		w.wantDropped(w.Reconfigure(w.Context(), index, cfg.Identifier, sockets(a, b, c)), 2)
+		ctx, cancel := context.WithTimeout(w.Context(), time.Second)
+		defer cancel()
+		w.wantDropped(w.Reconfigure(ctx, index, cfg.Identifier, sockets(a, b, c)), 2)
 		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
 		<-a.done
 		<-b.done

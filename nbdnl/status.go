@@ -113,6 +113,9 @@ func (c *Client) look(index int) (Status, life, error) {
 		if err != nil {
 			return Status{}, life{}, err
 		}
+		if !before.connected {
+			return s, before, nil // what little there is, is of no particular use
+		}
 		// The files are read one after the other, and must all be of one use of the index.
 		after, err := c.sysfs.life(index)
 		if err != nil {
@@ -125,10 +128,6 @@ func (c *Client) look(index int) (Status, life, error) {
 }
 
 func (c *Client) statusIn(index int, l life) (Status, error) {
-	size, err := c.sysfs.size(index)
-	if err != nil {
-		return Status{}, err
-	}
 	block, err := c.sysfs.number(index, "queue/logical_block_size")
 	if err != nil {
 		return Status{}, err
@@ -137,9 +136,12 @@ func (c *Client) statusIn(index int, l life) (Status, error) {
 	if err != nil {
 		return Status{}, err
 	}
-	s := Status{Index: index, Size: size, BlockSize: int(block), ReadOnly: ro != 0}
+	s := Status{Index: index, BlockSize: int(block), ReadOnly: ro != 0}
 	if !l.connected {
 		return s, nil
+	}
+	if s.Size, err = c.sysfs.size(index); err != nil {
+		return Status{}, err
 	}
 	if s.Flags, err = c.sysfs.flags(index); err != nil {
 		return Status{}, err
@@ -151,7 +153,7 @@ func (c *Client) statusIn(index int, l life) (Status, error) {
 	switch {
 	case c.hasDisconnected(index, l):
 		s.State = StateDisconnecting
-	case size == 0:
+	case s.Size == 0:
 		// `pid` comes before the size at connect, and goes after it at the end.
 		s.State = StateConnecting
 	default:

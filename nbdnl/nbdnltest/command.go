@@ -284,10 +284,7 @@ func (k *Kernel) status(r *request) []byte {
 	// Encoded by hand rather than with Nested, which sets a bit that the kernel does not.
 	ae.Do(nbdAttrDeviceList, func() ([]byte, error) {
 		list := netlink.NewAttributeEncoder()
-		for index, d := range k.devices {
-			if r.index != nil && int(*r.index) != index {
-				continue
-			}
+		for index, d := range k.asked(r) {
 			list.Do(nbdDeviceItem, func() ([]byte, error) {
 				item := netlink.NewAttributeEncoder()
 				item.Uint32(nbdDeviceIndex, uint32(index))
@@ -298,6 +295,18 @@ func (k *Kernel) status(r *request) []byte {
 		return list.Encode()
 	})
 	return k.encode(ae)
+}
+
+// asked returns the devices that a status is asked for: one, or none, or all.
+func (k *Kernel) asked(r *request) map[int]*device {
+	if r.index == nil {
+		return k.devices
+	}
+	index := int(*r.index)
+	if d := k.devices[index]; d != nil {
+		return map[int]*device{index: d}
+	}
+	return nil
 }
 
 func (k *Kernel) encode(ae *netlink.AttributeEncoder) []byte {

@@ -33,7 +33,6 @@ func (t *tree) add(index int) {
 	t.write(number(index, 0)+"\n", attribute(index, "dev"))
 	t.write("0\n", attribute(index, "ro"))
 	t.write("512\n", attribute(index, "queue/logical_block_size"))
-	t.queue(index, 0)
 	t.mkdir(attribute(index, "holders"))
 	t.write("", "dev", name(index))
 	t.size(index, 0)
