@@ -37,23 +37,30 @@ func TestDevicesByTheThousand(t *testing.T) {
 			t.Errorf("device %d is nbd%d, %v, want %v", i, d.Index, d.State, want)
 		}
 	}
-	wantQuick(t, count, took)
+	t.Logf("%d devices took %v", count, took)
+	if took > 2*time.Second && !raceDetector {
+		t.Errorf("%d devices took %v", count, took)
+	}
 }
 
-// With nbds_max=4096 this asks for many.
-func TestKernelDevicesAreQuick(t *testing.T) {
+// A device costs no more than a few files in sysfs, however many there are: with nbds_max=4096 this asks
+// for many. Machines differ too much in what that is to name a time.
+func TestKernelDevicesAreCheap(t *testing.T) {
 	w := kernelWorld(t)
 	begin := time.Now()
 	devices, err := w.Devices(t.Context())
+	took := time.Since(begin)
 	w.wantDone("devices", err)
-	wantQuick(t, len(devices), time.Since(begin))
-}
-
-// wantQuick checks that a list of 4096 devices takes less than two seconds.
-func wantQuick(t *testing.T, count int, took time.Duration) {
-	t.Helper()
-	t.Logf("%d devices took %v", count, took)
-	if limit := max(time.Duration(count)*2*time.Second/4096, 100*time.Millisecond); took > limit && !raceDetector {
-		t.Errorf("%d devices took %v, more than %v", count, took, limit)
+	const reads = 200
+	begin = time.Now()
+	for range reads {
+		if _, err := os.ReadFile("/sys/block/nbd0/size"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := time.Since(begin) / reads
+	t.Logf("%d devices took %v, a read takes %v", len(devices), took, read)
+	if limit := 30*read*time.Duration(len(devices)) + 50*time.Millisecond; took > limit {
+		t.Errorf("%d devices took %v, more than %v", len(devices), took, limit)
 	}
 }
