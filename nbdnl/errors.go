@@ -83,6 +83,10 @@ func newError(op string, index int, err error) error {
 
 // An UnsupportedError is a setting that this kernel accepts, but does not put in force. It matches
 // errors.ErrUnsupported.
+//
+// The reason may also be a setting of the index that outlives its users: from Linux 6.10 on, a cache that
+// somebody has switched off in queue/write_cache takes flush and FUA from all who come, until it is
+// switched on again.
 type UnsupportedError struct {
 	Index int
 	// Setting is its name: "size", "block size", "read-only", "flush", "fua" or "trim".

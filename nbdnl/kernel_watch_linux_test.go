@@ -2,6 +2,7 @@ package nbdnl_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -160,4 +161,49 @@ func startUdev(t *testing.T) {
 			t.Error(fmt.Errorf("udev: %w: %s", err, out))
 		}
 	})
+}
+
+// A cache that the administrator has switched off stays off for the next user of the index from Linux 6.10
+// on, and then the kernel would not send a flush. Earlier drivers switch it on again.
+func TestKernelConnectWithoutFlush(t *testing.T) {
+	w := kernelWorld(t)
+	const index = 9
+	cache := "/sys/block/nbd9/queue/write_cache"
+	cfg := config(serve(t))
+	w.wantDone("connect", w.ConnectIndex(t.Context(), index, cfg))
+	if err := os.WriteFile(cache, []byte("write through"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if w.status(index).Flags&nbdnl.FlagSendFlush != 0 {
+		t.Error("flush is in force without a cache")
+	}
+	w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
+	w.wantState(index, nbdnl.StateIdle)
+
+	cfg = config(serve(t))
+	err := w.ConnectIndex(t.Context(), index, cfg)
+	t.Logf("connect: %v", err)
+	var unsupported *nbdnl.UnsupportedError
+	if err == nil {
+		if w.status(index).Flags&nbdnl.FlagSendFlush == 0 {
+			t.Error("connected without flush")
+		}
+		w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
+		return
+	}
+	if !errors.As(err, &unsupported) || unsupported.Setting != "flush" || unsupported.Index != index {
+		t.Errorf("error is %v", err)
+	}
+	w.wantState(index, nbdnl.StateIdle)
+
+	// One that does not need the flush gets the index, and can switch the cache on for those that come.
+	cfg = config(serve(t))
+	cfg.Flags = 0
+	w.wantDone("connect", w.ConnectIndex(t.Context(), index, cfg))
+	w.wantDone("cache", os.WriteFile(cache, []byte("write back"), 0))
+	w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
+	w.wantState(index, nbdnl.StateIdle)
+	cfg = config(serve(t))
+	w.wantDone("connect", w.ConnectIndex(t.Context(), index, cfg))
+	w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
 }
