@@ -18,25 +18,33 @@ func (s sysfs) flags(index int) (Flags, error) {
 	if cache == cacheWriteBack {
 		flags |= FlagSendFlush
 	}
-	for _, shown := range []struct {
-		file string
-		flag Flags
-	}{
-		{"ro", FlagReadOnly},
-		{"queue/fua", FlagSendFUA},
-		{"queue/rotational", FlagRotational},
-		{"queue/discard_max_bytes", FlagSendTrim},
-		{"queue/write_zeroes_max_bytes", FlagSendWriteZeroes},
-	} {
-		n, err := s.number(index, shown.file)
-		if err != nil {
-			return 0, err
+	for _, shown := range shownFlags {
+		inForce := true
+		for _, file := range shown.files {
+			n, err := s.number(index, file)
+			if err != nil {
+				return 0, err
+			}
+			inForce = inForce && n != 0
 		}
-		if n != 0 {
+		if inForce {
 			flags |= shown.flag
 		}
 	}
 	return flags, nil
+}
+
+// shownFlags are the flags that are in force when the numbers in some files are not zero.
+var shownFlags = []struct {
+	flag  Flags
+	files []string
+}{
+	{FlagReadOnly, []string{"ro"}},
+	{FlagSendFUA, []string{"queue/fua"}},
+	{FlagRotational, []string{"queue/rotational"}},
+	// Of the two, Linux 5.10 leaves the first as it is when a device ends (nbd_config_put).
+	{FlagSendTrim, []string{"queue/discard_max_bytes", "queue/discard_granularity"}},
+	{FlagSendWriteZeroes, []string{"queue/write_zeroes_max_bytes"}},
 }
 
 // requiredFlags are those on which correctness or the caller's promises depend; the kernel may do

@@ -70,6 +70,7 @@ func New(t testing.TB, o Options) *Kernel {
 		nextPID: 4000,
 	}
 	k.tree.init(o.Release)
+	k.tree.discards = !k.atLeast(5, 14)
 	if !o.NoModule {
 		for index := range o.Devices {
 			k.add(index)

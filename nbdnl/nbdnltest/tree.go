@@ -15,6 +15,9 @@ type tree struct {
 	root string
 
 	graves int // number of files that were buried
+	// discards is whether discard_max_bytes is shown of all devices, as Linux 5.10 does of those that
+	// were used before.
+	discards bool
 }
 
 func (t *tree) init(release string) {
@@ -45,12 +48,15 @@ func (t *tree) size(index int, size uint64) {
 
 // queue shows the server's flags that the kernel acts upon as limits of the device's queue.
 func (t *tree) queue(index int, flags uint64) {
-	cache, discard, zeroes := "write through", "0", "0"
+	cache, granularity, discard, zeroes := "write through", "0", "0", "0"
+	if t.discards {
+		discard = "2199023255040"
+	}
 	if flags&nbdFlagSendFlush != 0 {
 		cache = "write back"
 	}
 	if flags&nbdFlagSendTrim != 0 {
-		discard = "2199023255040"
+		granularity, discard = "512", "2199023255040"
 	}
 	if flags&nbdFlagSendWriteZeroes != 0 {
 		zeroes = "4294966784"
@@ -59,6 +65,7 @@ func (t *tree) queue(index int, flags uint64) {
 	t.write(bit(flags&nbdFlagSendFUA != 0), attribute(index, "queue/fua"))
 	t.write(bit(flags&nbdFlagRotational != 0), attribute(index, "queue/rotational"))
 	t.write(discard+"\n", attribute(index, "queue/discard_max_bytes"))
+	t.write(granularity+"\n", attribute(index, "queue/discard_granularity"))
 	t.write(zeroes+"\n", attribute(index, "queue/write_zeroes_max_bytes"))
 }
 
