@@ -408,6 +408,19 @@ func TestDetachIndexUsedAnew(t *testing.T) {
 	}
 }
 
+// Lives without an identifier are told apart, too.
+func TestDetachIoctlIndexUsedAnew(t *testing.T) {
+	_, k := fakeWorld(t, nbdnltest.Options{})
+	k.ConnectIoctl(0, mebi)
+	c := meddle(t, k, func() error { k.Replace(0); return nil })
+	w := world{T: t, Client: c}
+	w.wantError(c.Detach(t.Context(), 0, nbdnl.DetachOptions{Any: true}), nbdnl.ErrNotOwner)
+	w.wantState(0, nbdnl.StateLive)
+	if n := k.Commands(nbdnltest.Disconnect); n != 0 {
+		t.Errorf("%d disconnects", n)
+	}
+}
+
 // Somebody may open the device while its data is being written.
 func TestDetachOpenedMeanwhile(t *testing.T) {
 	w, k := fakeWorld(t, nbdnltest.Options{})

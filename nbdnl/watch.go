@@ -41,6 +41,7 @@ type Watch struct {
 }
 
 // Watch begins to follow the devices, those of other programs too, until ctx ends. It needs no privilege.
+// Of dead connections it hears for as long as the driver's module stays loaded.
 //
 // The kernel tells of a change without saying which, and Watch looks. What is undone before it looks, or
 // before Next is called, may not show. Connections that die are told of in the initial network namespace
