@@ -18,6 +18,8 @@ type driver interface {
 	connect(index int, cfg *Config, fds []int) (int, error)
 	disconnect(index int) error
 	reconfigure(index int, identifier string, u *Update, fds []int) error
+	// deaths opens what the kernel says of connections that died.
+	deaths() (deathSource, error)
 	// configured reports whether the device has a configuration, which each opener makes too.
 	configured(index int) (bool, error)
 	close() error
@@ -33,10 +35,8 @@ type Client struct {
 	driver driver
 	slots  chan struct{} // holds one element for each command in the kernel
 
-	mu sync.Mutex // guards disconnected
-	// disconnected holds, by index, the last device that this Client has disconnected: the kernel goes
-	// on to show it as connected for as long as somebody keeps it open.
-	disconnected map[int]life
+	mu       sync.Mutex     // guards memories
+	memories map[int]memory // by index
 }
 
 // dialTimeout bounds the search for the driver, which waits behind a command that is stuck in the
@@ -55,7 +55,7 @@ func (s System) NewClient() (*Client, error) {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), dialTimeout,
 		errors.New("generic netlink does not answer, a command of some program may be stuck in the kernel"))
 	defer cancel()
-	c := &Client{sys: s, slots: make(chan struct{}, maxCommands), disconnected: make(map[int]life)}
+	c := &Client{sys: s, slots: make(chan struct{}, maxCommands), memories: make(map[int]memory)}
 	c.sysfs = newSysfs(&c.sys)
 	d, err := do(ctx, nil,
 		func() (*netlinkDriver, error) { return dialNetlink(c.sys.dial) },
@@ -87,7 +87,8 @@ func (c *Client) explainNoDriver(err error) error {
 func (c *Client) Close() error { return newError("close", anyIndex, c.driver.close()) }
 
 // Connect makes the kernel choose a free device, or create one, and connects it. When it returns
-// without an error the device is usable.
+// without an error the device is usable and is what cfg requires. A device that this kernel makes
+// otherwise is disconnected again, and the error is an *UnsupportedError, or several that are joined.
 //
 // When ctx ends first, a device that has come into being all the same is disconnected again: before
 // Connect returns if the kernel answers within two seconds, later if not.
@@ -125,9 +126,9 @@ func (c *Client) ConnectIndex(ctx context.Context, index int, cfg Config) error 
 	}
 }
 
-// undoGrace is how long a connect whose context has ended waits for the kernel's answer, in order to
-// have undone the connect when it returns.
-const undoGrace = 2 * time.Second
+// answerGrace is how long a command whose context has ended waits for the kernel's answer: a connect in
+// order to have undone it when it returns, a reconfigure to know what became of the sockets.
+const answerGrace = 2 * time.Second
 
 func (c *Client) connect(ctx context.Context, index int, cfg Config) (int, error) {
 	if err := cfg.validate(); err != nil {
@@ -136,7 +137,7 @@ func (c *Client) connect(ctx context.Context, index int, cfg Config) (int, error
 	if ctx.Err() != nil {
 		return 0, context.Cause(ctx)
 	}
-	later, cancel := delayed(ctx, undoGrace)
+	later, cancel := delayed(ctx, answerGrace)
 	defer cancel()
 	connected, err := do(later, c.slots, func() (int, error) {
 		fds, err := dupSockets(cfg.Sockets)
@@ -155,10 +156,36 @@ func (c *Client) connect(ctx context.Context, index int, cfg Config) (int, error
 			_ = c.undoConnect(context.WithoutCancel(ctx), index, cfg.Identifier)
 		}
 	})
-	if err != nil || ctx.Err() == nil {
-		return connected, err
+	if err != nil {
+		return 0, err
 	}
-	return 0, errors.Join(context.Cause(ctx), c.undoConnect(later, connected, cfg.Identifier))
+	err = context.Cause(ctx)
+	if err == nil {
+		err = c.examine(connected, &cfg)
+	}
+	if err != nil {
+		return 0, errors.Join(err, c.undoConnect(later, connected, cfg.Identifier))
+	}
+	return connected, nil
+}
+
+// examine looks whether a new device is what it was to be, and remembers what does not show.
+func (c *Client) examine(index int, cfg *Config) error {
+	s, l, err := c.look(index)
+	if err == nil && !l.connected {
+		err = ErrNotConnected
+	}
+	if err != nil {
+		return fmt.Errorf("it came and went: %w", err)
+	}
+	if l.identified && l.identifier != cfg.Identifier {
+		return fmt.Errorf("it came and went: %w: its identifier is %q", ErrNotOwner, l.identifier)
+	}
+	c.remember(index, l, func(m *memory) {
+		m.connected, m.identifier = true, cfg.Identifier
+		m.timed, m.timeout = true, cfg.Timeout
+	})
+	return cfg.missing(s)
 }
 
 // findIdentifier returns the index of the device that carries the identifier: it is connected, only
@@ -183,7 +210,7 @@ func (c *Client) findIdentifier(identifier string, cause error) (int, error) {
 // moment to let go of it.
 func (c *Client) undoConnect(ctx context.Context, index int, identifier string) error {
 	l, err := c.sysfs.life(index)
-	if err != nil || l.identified && l.identifier != identifier {
+	if err != nil || !l.connected || l.identified && l.identifier != identifier {
 		return err // gone already, and perhaps another's by now
 	}
 	if err := c.disconnect(ctx, index, l); err != nil {
@@ -212,8 +239,9 @@ func explainConnect(err error, cfg *Config) error {
 // dropped, and I/O in flight fails. It does not wait until the index is free (see WaitFree). Most
 // programs want Detach.
 //
-// The error matches os.ErrNotExist, ErrNotConnected or ErrNotOwner, and errors.ErrUnsupported when this
-// kernel keeps no identifiers (before Linux 5.14), where the caller must know by itself.
+// The error matches os.ErrNotExist, ErrNotConnected or ErrNotOwner. Linux before 5.14 keeps no
+// identifiers: there a Client knows those that it has connected itself, and of the others the error
+// matches errors.ErrUnsupported.
 //
 // The command can take for ever, when Timeout is 0 and the server has stopped reading; then only ctx
 // ends the wait, and every other control command of the machine waits as well.
@@ -234,36 +262,6 @@ func (c *Client) DisconnectAny(ctx context.Context, index int) error {
 	return newError("disconnect", index, err)
 }
 
-// Reconfigure changes a device that carries the identifier. It reports what the kernel says, which is
-// success also for a socket that it dropped because no connection was dead.
-//
-// The error matches what that of Disconnect does. A device that was connected by ioctls can't be changed.
-func (c *Client) Reconfigure(ctx context.Context, index int, identifier string, u Update) error {
-	return newError("reconfigure", index, c.reconfigure(ctx, index, identifier, u))
-}
-
-func (c *Client) reconfigure(ctx context.Context, index int, identifier string, u Update) error {
-	if err := u.validate(); err != nil {
-		return err
-	}
-	l, err := c.owned(index, identifier)
-	if err != nil {
-		return err
-	}
-	if c.hasDisconnected(index, l) {
-		return fmt.Errorf("%w, only held", ErrNotConnected)
-	}
-	_, err = do(ctx, c.slots, func() (struct{}, error) {
-		fds, err := dupSockets(u.Sockets)
-		if err != nil {
-			return struct{}{}, err
-		}
-		defer closeAll(fds)
-		return struct{}{}, c.driver.reconfigure(index, identifier, &u, fds)
-	}, nil)
-	return err
-}
-
 // connected returns the device's life, or why it has none.
 func (c *Client) connected(index int) (life, error) {
 	l, err := c.sysfs.life(index)
@@ -276,35 +274,41 @@ func (c *Client) connected(index int) (life, error) {
 // owned returns the device's life if it carries the identifier.
 func (c *Client) owned(index int, identifier string) (life, error) {
 	l, err := c.connected(index)
-	switch {
-	case err != nil:
+	if err != nil {
 		return l, err
-	case !l.identified && !c.sysfs.identifiers:
-		return l, fmt.Errorf("this kernel keeps no identifiers: %w", errors.ErrUnsupported)
-	case !l.identified:
-		return l, fmt.Errorf("%w: it was connected by ioctls", ErrNotOwner)
-	case l.identifier != identifier:
-		return l, fmt.Errorf("%w: its identifier is %q", ErrNotOwner, l.identifier)
 	}
-	return l, nil
+	switch m := c.recall(index, l); {
+	case l.identified && l.identifier != identifier:
+		return l, fmt.Errorf("%w: its identifier is %q", ErrNotOwner, l.identifier)
+	case l.identified || m.connected && m.identifier == identifier:
+		return l, nil
+	case c.sysfs.identifiers:
+		return l, fmt.Errorf("%w: it was connected by ioctls", ErrNotOwner)
+	}
+	return l, fmt.Errorf("this kernel keeps no identifiers, and this client has not connected it with that one: %w", errors.ErrUnsupported)
 }
 
-// disconnect gives the command and notes that the device is on its way out.
-func (c *Client) disconnect(ctx context.Context, index int, l life) error {
-	_, err := do(ctx, c.slots, func() (struct{}, error) {
-		return struct{}{}, c.driver.disconnect(index)
-	}, nil)
-	if err == nil && l.identifier != "" { // a life without identifier can't be told from the next one
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.disconnected[index] = l
+// still returns why the index is no longer in the same use. The kernel has no command on a condition,
+// but for the identifier of a reconfigure, so that this look comes right before the command.
+func (c *Client) still(index int, l life) error {
+	now, err := c.connected(index)
+	if err == nil && now != l {
+		err = fmt.Errorf("%w: it was connected anew meanwhile", ErrNotOwner)
 	}
 	return err
 }
 
-// hasDisconnected reports whether this Client has disconnected this very use of the index.
-func (c *Client) hasDisconnected(index int, l life) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return l.connected && c.disconnected[index] == l
+// disconnect gives the command, if the index is still in that use, and notes that the device is on its
+// way out.
+func (c *Client) disconnect(ctx context.Context, index int, l life) error {
+	_, err := do(ctx, c.slots, func() (struct{}, error) {
+		if err := c.still(index, l); err != nil {
+			return struct{}{}, err
+		}
+		return struct{}{}, c.driver.disconnect(index)
+	}, nil)
+	if err == nil {
+		c.remember(index, l, func(m *memory) { m.disconnected = true })
+	}
+	return err
 }

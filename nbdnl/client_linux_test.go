@@ -30,14 +30,21 @@ func fakeWorld(t *testing.T, o nbdnltest.Options) (world, *nbdnltest.Kernel) {
 // unserved returns a configuration with a socket that nobody serves.
 func unserved(t *testing.T) nbdnl.Config {
 	t.Helper()
+	cfg, _ := ending(t)
+	return cfg
+}
+
+// ending is unserved together with what ends the connection.
+func ending(t *testing.T) (cfg nbdnl.Config, end func()) {
+	t.Helper()
 	kernel, ours := socketpair(t)
 	t.Cleanup(func() {
 		kernel.Close()
 		ours.Close()
 	})
-	cfg := config()
+	cfg = config()
 	cfg.Sockets = []syscall.Conn{kernel}
-	return cfg
+	return cfg, func() { ours.Close() }
 }
 
 func TestNewWithoutDriver(t *testing.T) {
@@ -401,6 +408,19 @@ func TestDetachIndexUsedAnew(t *testing.T) {
 	}
 }
 
+// Lives without an identifier are told apart, too.
+func TestDetachIoctlIndexUsedAnew(t *testing.T) {
+	_, k := fakeWorld(t, nbdnltest.Options{})
+	k.ConnectIoctl(0, mebi)
+	c := meddle(t, k, func() error { k.Replace(0); return nil })
+	w := world{T: t, Client: c}
+	w.wantError(c.Detach(t.Context(), 0, nbdnl.DetachOptions{Any: true}), nbdnl.ErrNotOwner)
+	w.wantState(0, nbdnl.StateLive)
+	if n := k.Commands(nbdnltest.Disconnect); n != 0 {
+		t.Errorf("%d disconnects", n)
+	}
+}
+
 // Somebody may open the device while its data is being written.
 func TestDetachOpenedMeanwhile(t *testing.T) {
 	w, k := fakeWorld(t, nbdnltest.Options{})
@@ -431,14 +451,70 @@ func TestOldKernel(t *testing.T) {
 	if err := os.WriteFile(k.Path("sys/block/nbd0/pid"), []byte("was read"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	want := nbdnl.Status{Index: index, State: nbdnl.StateLive, Size: mebi, BlockSize: 512, Mode: nbdnl.ModeUnknown}
+	want := nbdnl.Status{
+		Index: index, State: nbdnl.StateLive, Size: mebi, BlockSize: 512, Mode: nbdnl.ModeUnknown, Flags: nbdnl.FlagSendFlush,
+	}
 	if diff := cmp.Diff(want, w.status(index)); diff != "" {
 		t.Errorf("status (-want +got):\n%s", diff)
 	}
-	w.wantError(w.Disconnect(t.Context(), index, cfg.Identifier), errors.ErrUnsupported)
+	other := k.Client()
+	w.wantError(other.Disconnect(t.Context(), index, cfg.Identifier), errors.ErrUnsupported)
 	w.wantState(index, nbdnl.StateLive)
-	w.wantDone("detach any", w.Detach(t.Context(), index, nbdnl.DetachOptions{Any: true}))
+	w.wantDone("detach any", other.Detach(t.Context(), index, nbdnl.DetachOptions{Any: true}))
 	w.wantState(index, nbdnl.StateIdle)
+}
+
+// Without identifiers a client still knows the devices that it has connected, each until its end.
+func TestOldKernelKnowsItsOwn(t *testing.T) {
+	w, k := fakeWorld(t, nbdnltest.Options{Release: "5.10.0-30-amd64"})
+	cfg := unserved(t)
+	index := w.connect(cfg)
+	timeout := 7 * time.Second
+	w.wantError(w.Disconnect(t.Context(), index, "test:other"), errors.ErrUnsupported)
+	w.wantDone("reconfigure", w.Reconfigure(t.Context(), index, cfg.Identifier, nbdnl.Update{Timeout: &timeout}))
+	w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
+	theirs := unserved(t)
+	w.wantDone("connect by another", k.Client().ConnectIndex(t.Context(), index, theirs))
+	w.wantError(w.Disconnect(t.Context(), index, cfg.Identifier), errors.ErrUnsupported)
+	w.wantError(w.Reconfigure(t.Context(), index, cfg.Identifier, nbdnl.Update{Timeout: &timeout}), errors.ErrUnsupported)
+	w.wantError(w.Detach(t.Context(), index, nbdnl.DetachOptions{Identifier: cfg.Identifier}), errors.ErrUnsupported)
+	w.wantState(index, nbdnl.StateLive)
+}
+
+// What is required of a device must be in force, or there is none.
+func TestConnectRequires(t *testing.T) {
+	for _, tt := range []struct {
+		ignored nbdnl.Flags
+		setting string
+	}{{nbdnl.FlagSendFlush | nbdnl.FlagSendFUA, "flush"}, {nbdnl.FlagSendFUA, "fua"}, {nbdnl.FlagSendTrim, "trim"}} {
+		t.Run(tt.setting, func(t *testing.T) {
+			w, k := fakeWorld(t, nbdnltest.Options{})
+			k.Ignore(tt.ignored)
+			cfg := unserved(t)
+			cfg.Flags = nbdnl.FlagSendFlush | nbdnl.FlagSendFUA | nbdnl.FlagSendTrim
+			_, err := w.Connect(t.Context(), cfg)
+			w.wantError(err, errors.ErrUnsupported)
+			var unsupported *nbdnl.UnsupportedError
+			if !errors.As(err, &unsupported) {
+				t.Fatalf("error is %v", err)
+			}
+			want := nbdnl.UnsupportedError{Setting: tt.setting, Want: "true", Got: "false"}
+			if diff := cmp.Diff(want, *unsupported); diff != "" {
+				t.Errorf("error (-want +got):\n%s", diff)
+			}
+			w.wantState(0, nbdnl.StateIdle)
+		})
+	}
+}
+
+// An offer that the kernel does not make use of is none the worse.
+func TestConnectOffers(t *testing.T) {
+	w, _ := fakeWorld(t, nbdnltest.Options{Release: "6.1.0"})
+	cfg := unserved(t)
+	cfg.Flags |= nbdnl.FlagSendWriteZeroes | nbdnl.FlagRotational
+	if got := w.status(w.connect(cfg)).Flags; got != nbdnl.FlagSendFlush {
+		t.Errorf("flags in force are %#x", got)
+	}
 }
 
 func TestIoctlDevice(t *testing.T) {
@@ -516,32 +592,6 @@ func TestWaitFreeWithoutUevents(t *testing.T) {
 	w.wantDone("disconnect", w.DisconnectAny(t.Context(), index))
 	time.AfterFunc(20*time.Millisecond, release)
 	w.wantDone("wait", w.WaitFree(t.Context(), index))
-}
-
-func TestReconfigureSockets(t *testing.T) {
-	w, k := fakeWorld(t, nbdnltest.Options{})
-	r := serve(t)
-	cfg := config(r)
-	index := w.connect(cfg)
-	replace := func(r *responder) {
-		t.Helper()
-		w.wantDone("reconfigure", w.Reconfigure(t.Context(), index, cfg.Identifier, nbdnl.Update{Sockets: []syscall.Conn{r.kernel}}))
-	}
-	// No connection is dead: the kernel drops the socket and says nothing.
-	dropped := newResponder(t).start(t)
-	replace(dropped)
-	dropped.kernel.(io.Closer).Close()
-	<-dropped.done
-	// After the old connection's end the new one takes its place.
-	r.ours.Close()
-	taken := newResponder(t).start(t)
-	replace(taken)
-	taken.kernel.(io.Closer).Close()
-	w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
-	<-taken.done
-	if n := k.Commands(nbdnltest.Reconfigure); n != 2 {
-		t.Errorf("%d commands, want 2", n)
-	}
 }
 
 func TestHolders(t *testing.T) {

@@ -24,7 +24,9 @@ type Config struct {
 	// 65536, of which many kernels take no more than the page size. 0 is 1024.
 	BlockSize int
 
-	// Flags are what the server can do. FlagHasFlags is added.
+	// Flags are what the server can do. FlagHasFlags is added. A device on which FlagReadOnly,
+	// FlagSendFlush, FlagSendFUA (beside FlagSendFlush) or FlagSendTrim is not in force is not
+	// connected. The others are offers, of which Status.Flags shows what the kernel has made.
 	Flags Flags
 
 	// ClientFlags are sent only when not zero.
@@ -44,21 +46,6 @@ type Config struct {
 	Identifier string
 }
 
-// An Update says what Reconfigure changes: a nil field, or an empty list of sockets, leaves that
-// setting alone. Units and ranges are those of Config.
-type Update struct {
-	// Sockets replace connections that are dead, in order. The kernel drops a socket for which there
-	// is no dead one, silently.
-	Sockets []syscall.Conn
-	Size    *int64
-	// BlockSize without Size keeps the size in bytes.
-	BlockSize       *int
-	Timeout         *time.Duration
-	DeadConnTimeout *time.Duration
-	// ClientFlags replace both flags.
-	ClientFlags *ClientFlags
-}
-
 // validate returns what is wrong with the configuration on any machine; what only this kernel lacks,
 // it is asked for.
 func (c *Config) validate() error {
@@ -68,10 +55,7 @@ func (c *Config) validate() error {
 	if len(c.Sockets) > 1 && c.Flags&FlagCanMultiConn == 0 {
 		return fmt.Errorf("%d sockets need FlagCanMultiConn, the promise that a flush on one covers the writes on all", len(c.Sockets))
 	}
-	block := c.BlockSize
-	if block == 0 {
-		block = defaultBlockSize
-	}
+	block := c.blockSize()
 	return errors.Join(
 		checkSockets(c.Sockets),
 		checkBlockSize(block),
@@ -82,28 +66,12 @@ func (c *Config) validate() error {
 	)
 }
 
-func (u *Update) validate() error {
-	errs := []error{checkSockets(u.Sockets)}
-	block := 1
-	if u.BlockSize != nil {
-		block = *u.BlockSize
-		errs = append(errs, checkBlockSize(block))
+// blockSize returns the block size in bytes that the kernel is asked for.
+func (c *Config) blockSize() int {
+	if c.BlockSize == 0 {
+		return defaultBlockSize
 	}
-	if u.Size != nil {
-		errs = append(errs, checkSize(*u.Size, block))
-	}
-	if u.Timeout != nil {
-		errs = append(errs, checkTimeout("timeout", *u.Timeout))
-	}
-	if u.DeadConnTimeout != nil {
-		errs = append(errs, checkTimeout("dead connection timeout", *u.DeadConnTimeout))
-	}
-	if u.Size != nil && len(u.Sockets) > 0 {
-		// nbd_genl_reconfigure sets the size first, which waits for requests that hang on the very
-		// connections the sockets are to replace.
-		errs = append(errs, errors.New("size and sockets in one update can deadlock the kernel: send the sockets first"))
-	}
-	return errors.Join(errs...)
+	return c.BlockSize
 }
 
 func checkSockets(socks []syscall.Conn) error {

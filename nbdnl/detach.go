@@ -59,14 +59,6 @@ func (c *Client) detach(ctx context.Context, index int, o DetachOptions) (err er
 	if flushErr != nil && (!o.Force || ctx.Err() != nil) {
 		return fmt.Errorf("%w; it was not disconnected", flushErr)
 	}
-	// The kernel has no disconnect on a condition, so this look is as late as can be.
-	now, err := c.lifeFor(index, o)
-	if err != nil {
-		return err
-	}
-	if now != l {
-		return fmt.Errorf("%w: it was connected anew meanwhile", ErrNotOwner)
-	}
 	bounded, cancel := context.WithTimeout(ctx, commandPatience)
 	defer cancel()
 	if err := c.disconnect(bounded, index, l); err != nil {

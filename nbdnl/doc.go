@@ -13,6 +13,19 @@
 // identifier is the only way to know a device again: indexes are used anew, and the owner in sysfs is
 // the number of a thread.
 //
+// The kernel takes what it does not know, or can't do, without a word. So a connect looks at what has
+// become of it: a device that lacks what correctness depends on, such as flushes, is disconnected again,
+// and the error is an [UnsupportedError]. What is merely offered shows in [Status].Flags if it is in force.
+//
+// # Replacing connections
+//
+// With a DeadConnTimeout, a device outlives its connections: [Client.Reconfigure] puts a new socket in the
+// place of a dead one, and requests go on. The kernel drops a socket that it has no use for, silently;
+// Reconfigure finds out, tries again while the kernel may not have noticed the death yet, and then says
+// which were dropped, in a [DroppedError]. Requests that were sent on the old connection are sent again
+// when their timeout ends, so no late answer to them may change anything by then: cut the old server off
+// before the new socket is passed.
+//
 // # Disconnecting
 //
 // The kernel's own command, [Client.Disconnect], drops what is cached, succeeds for a mounted device,
@@ -23,7 +36,8 @@
 // Programs that use this package keep out of each other's way with claims on indexes ([Claim]), which
 // Detach takes by itself. The kernel knows nothing of claims, and has no disconnect on a condition:
 // between the last look at the identifier and the command, a few microseconds, a program that does not
-// claim could put another device in the place of this one.
+// claim could put another device in the place of this one. A reconfigure the kernel itself refuses if
+// the identifier is another.
 //
 // # State
 //
@@ -31,6 +45,9 @@
 // is disconnected. [Client.Status] and [Client.Devices] put it together with sysfs and need no
 // privilege. They can't see which connections of a device are dead, or that another process has
 // disconnected a device that is still held.
+//
+// A [Watch] tells of each connect, disconnect, resize and dead connection on the machine, whoever causes
+// it. It needs no privilege either, and does nothing while nothing happens.
 //
 // # Blocking
 //
@@ -43,7 +60,8 @@
 //
 // # Kernels
 //
-// Seen to work with Linux 6.1 and 6.12. Before 5.14 there are no identifiers, and a device's mode is unknown.
+// Seen to work with Linux 6.1 and 6.12. Before 5.14 there are no identifiers, so that a Client knows its own
+// devices only, and a device's mode is unknown.
 // Up to 6.1 only processes in the initial network namespace find the driver. FlagSendWriteZeroes and
 // FlagRotational are ignored before 6.12. Block sizes beyond the page size need 7.2 with transparent
 // huge pages. Changing devices takes CAP_SYS_ADMIN in the initial user namespace, always.

@@ -22,6 +22,12 @@ var (
 	// ErrBusy means that the device is in use, or merely open.
 	ErrBusy = errors.New("device is busy")
 
+	// ErrNoDeadConnection means that a connection was to be replaced, and none was dead.
+	ErrNoDeadConnection = errors.New("no connection is dead")
+
+	// ErrNotVerified means that the kernel has obeyed a command in a way that can't be found out.
+	ErrNotVerified = errors.New("whether the kernel has taken the sockets can't be told")
+
 	// errAnswerLost means that the kernel executed a command, but its reply did not arrive.
 	errAnswerLost = errors.New("the kernel's answer got lost")
 )
@@ -74,6 +80,45 @@ func newError(op string, index int, err error) error {
 	}
 	return &Error{Op: op, Index: index, Err: err}
 }
+
+// An UnsupportedError is a setting that this kernel accepts, but does not put in force. It matches
+// errors.ErrUnsupported.
+//
+// The reason may also be a setting of the index that outlives its users: from Linux 6.10 on, a cache that
+// somebody has switched off in queue/write_cache takes flush and FUA from all who come, until it is
+// switched on again.
+type UnsupportedError struct {
+	Index int
+	// Setting is its name: "size", "block size", "read-only", "flush", "fua" or "trim".
+	Setting string
+	// Want is what was asked for, Got what sysfs shows: bytes for the sizes, "true" or "false".
+	Want, Got string
+}
+
+// Error names the device, the setting and its values.
+func (e *UnsupportedError) Error() string {
+	return fmt.Sprintf("this kernel gives %s %s %s instead of %s", name(e.Index), e.Setting, e.Got, e.Want)
+}
+
+// Is reports whether target is errors.ErrUnsupported.
+func (e *UnsupportedError) Is(target error) bool { return target == errors.ErrUnsupported }
+
+// A DroppedError says which sockets a device did not take in the place of dead connections, because
+// there were not as many. It matches ErrNoDeadConnection.
+type DroppedError struct {
+	Index int
+	// Sockets are positions in the list that was given, ascending.
+	Sockets []int
+}
+
+// Error names the device and the sockets.
+func (e *DroppedError) Error() string {
+	return fmt.Sprintf("%s has not taken sockets %v: %v (shut down the old one first, and wait for its end)",
+		name(e.Index), e.Sockets, ErrNoDeadConnection)
+}
+
+// Is reports whether target is ErrNoDeadConnection.
+func (e *DroppedError) Is(target error) bool { return target == ErrNoDeadConnection }
 
 // A BusyError says who keeps a device from being detached. It matches ErrBusy.
 type BusyError struct {

@@ -46,3 +46,29 @@ func attach(ctx context.Context, conn *net.UnixConn) error {
 
 // dialExport stands for whatever makes the connection and negotiates.
 func dialExport() *net.UnixConn { return new(net.UnixConn) }
+
+// A program that shows what happens to the devices of the machine.
+func ExampleClient_Watch() {
+	client, err := nbdnl.New()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+	defer cancel()
+	watch, err := client.Watch(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer watch.Close()
+	for _, d := range watch.Devices() {
+		fmt.Println(nbdnl.Path(d.Index), "is", d.State)
+	}
+	for {
+		e, err := watch.Next()
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(e.Time.Format(time.TimeOnly), nbdnl.Path(e.Index), e.Kind)
+	}
+}

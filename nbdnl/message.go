@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/mdlayher/genetlink"
 	"github.com/mdlayher/netlink"
 )
 
@@ -20,12 +21,8 @@ func encodeConnect(index int, cfg *Config, fds []int) ([]byte, error) {
 	if index != anyIndex {
 		ae.Uint32(attrIndex, uint32(index))
 	}
-	block := cfg.BlockSize
-	if block == 0 {
-		block = defaultBlockSize
-	}
 	ae.Uint64(attrSizeBytes, uint64(cfg.Size))
-	ae.Uint64(attrBlockSizeBytes, uint64(block))
+	ae.Uint64(attrBlockSizeBytes, uint64(cfg.blockSize()))
 	// Both are sent even when 0: nbd_genl_connect leaves the block layer's timer of the index's former
 	// user in force when the timeout is absent.
 	ae.Uint64(attrTimeout, seconds(cfg.Timeout))
@@ -110,6 +107,15 @@ func decodeIndex(b []byte) (int, error) {
 		return 0, err
 	}
 	return checkIndex(index)
+}
+
+// decodeLinkDead returns the index in NBD_CMD_LINK_DEAD; ok is false for any other message.
+func decodeLinkDead(m genetlink.Message) (index int, ok bool) {
+	if m.Header.Command != cmdLinkDead {
+		return 0, false
+	}
+	index, err := decodeIndex(m.Data)
+	return index, err == nil
 }
 
 // A deviceStatus is one device in the reply to NBD_CMD_STATUS.

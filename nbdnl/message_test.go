@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/mdlayher/genetlink"
 )
 
 // attr builds an attribute as linux/netlink.h lays it out: length and type of 16 bits each in host byte
@@ -154,6 +155,28 @@ func TestDecodeIndex(t *testing.T) {
 	}
 }
 
+func TestDecodeLinkDead(t *testing.T) {
+	tests := []struct {
+		name string
+		in   genetlink.Message
+		want int
+		ok   bool
+	}{
+		{"the kernel's message", genetlink.Message{Header: genetlink.Header{Command: 4, Version: 1}, Data: attr(1, u32(3))}, 3, true},
+		{"another command", genetlink.Message{Header: genetlink.Header{Command: 5, Version: 1}, Data: attr(1, u32(3))}, 0, false},
+		{"no index", genetlink.Message{Header: genetlink.Header{Command: 4, Version: 1}}, 0, false},
+		{"beyond any device", genetlink.Message{Header: genetlink.Header{Command: 4}, Data: attr(1, u32(0xffffffff))}, 0, false},
+		{"cut off", genetlink.Message{Header: genetlink.Header{Command: 4}, Data: attr(1, u32(3))[:6]}, 0, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if got, ok := decodeLinkDead(tt.in); got != tt.want || ok != tt.ok {
+				t.Errorf("got %d, %t, want %d, %t", got, ok, tt.want, tt.ok)
+			}
+		})
+	}
+}
+
 func TestDecodeStatus(t *testing.T) {
 	item := func(index uint32, connected byte) []byte {
 		return attr(1, attr(1, u32(index)), attr(2, []byte{connected}))
@@ -218,6 +241,34 @@ func FuzzDecodeStatus(f *testing.F) {
 			if d.index < 0 || d.index > maxIndex {
 				t.Errorf("index %d", d.index)
 			}
+		}
+	})
+}
+
+func FuzzDecodeLinkDead(f *testing.F) {
+	f.Add(join([]byte{4, 1, 0, 0}, attr(1, u32(3))))
+	f.Add(join([]byte{5, 1, 0, 0}, attr(1, u32(3))))
+	f.Add(join([]byte{4, 1, 0, 0}, attr(1, u32(0xffffffff))))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var m genetlink.Message
+		if m.UnmarshalBinary(b) != nil {
+			return
+		}
+		index, ok := decodeLinkDead(m)
+		if index < 0 || index > maxIndex || !ok && index != 0 {
+			t.Errorf("index %d, %t", index, ok)
+		}
+	})
+}
+
+func FuzzDeviceIndex(f *testing.F) {
+	for _, s := range []string{"nbd3", "nbd3p1", "sda", "nbd", "nbd007", "nbd99999999999", "3", "/dev/nbd3"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		index, ok := deviceIndex(s)
+		if ok != (index >= 0 && index <= maxIndex && name(index) == s) {
+			t.Errorf("%q is %d, %t", s, index, ok)
 		}
 	})
 }

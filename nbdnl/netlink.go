@@ -22,7 +22,7 @@ type netlinkDriver struct {
 	dial func() (*genetlink.Conn, error)
 
 	mu     sync.Mutex // guards what follows
-	family uint16
+	family genetlink.Family
 	// idle are the sockets that no command uses. They stay open until close: a kernel to come may
 	// disconnect devices when the socket that connected them closes.
 	idle   []*genetlink.Conn
@@ -54,7 +54,7 @@ func (d *netlinkDriver) lookup(conn *genetlink.Conn) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.family = family.ID
+	d.family = family
 	return nil
 }
 
@@ -155,7 +155,7 @@ func (d *netlinkDriver) execute(command uint8, flags netlink.HeaderFlags, attrs 
 // transact sends a request and returns the reply to it.
 func (d *netlinkDriver) transact(conn *genetlink.Conn, m genetlink.Message, flags netlink.HeaderFlags) ([]genetlink.Message, error) {
 	d.mu.Lock()
-	family := d.family
+	family := d.family.ID
 	d.mu.Unlock()
 	// The kernel executes the command inside this call.
 	req, err := conn.Send(m, family, flags)

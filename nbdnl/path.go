@@ -12,6 +12,16 @@ func Path(index int) string { return "/dev/" + name(index) }
 // name returns the device's name in sysfs and in messages.
 func name(index int) string { return "nbd" + strconv.Itoa(index) }
 
+// deviceIndex returns the index of the device with that name in sysfs; ok is false for partitions and for
+// other drivers' devices.
+func deviceIndex(device string) (index int, ok bool) {
+	if !strings.HasPrefix(device, "nbd") {
+		return 0, false
+	}
+	index, err := ParseIndex(device)
+	return index, err == nil
+}
+
 // ParseIndex returns the index that s means: "nbd5", "/dev/nbd5" or "5". It does not look whether there
 // is such a device.
 func ParseIndex(s string) (int, error) {

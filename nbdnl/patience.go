@@ -20,6 +20,8 @@ const (
 	// proberPatience takes the place of these where only probers are left, who will let go however slow
 	// the machine is.
 	proberPatience = 15 * time.Second
+	// reconnectPatience is for the kernel to notice that a connection is dead which is to be replaced.
+	reconnectPatience = 3 * time.Second
 	// forcePatience bounds each step before a forced disconnect that needs the device's server.
 	forcePatience = 5 * time.Second
 )

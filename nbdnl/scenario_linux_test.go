@@ -14,14 +14,19 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
+	"golang.org/x/sys/unix"
 )
 
 // A world is a kernel to act on, the fake one or a real one: both must answer each scenario alike.
 type world struct {
 	*testing.T
 	*nbdnl.Client
-	// open opens a device like any other program.
+	// hold opens a device like any other program.
 	hold func(index int) (release func())
+	// cut ends a connection of the device at the server's end.
+	cut func(index int, r *responder)
+	// another returns another program's client.
+	another func() *nbdnl.Client
 }
 
 func TestScenarios(t *testing.T) {
@@ -29,10 +34,13 @@ func TestScenarios(t *testing.T) {
 		t.Run(s.name, func(t *testing.T) {
 			t.Setenv("NBDCTL_STATE_DIR", "") // the fake's is below its own root
 			k := nbdnltest.New(t, nbdnltest.Options{})
-			s.run(world{T: t, Client: k.Client(), hold: func(index int) func() {
+			s.run(world{T: t, Client: k.Client(), another: k.Client, hold: func(index int) func() {
 				_, release := k.Hold(index)
 				t.Cleanup(release)
 				return release
+			}, cut: func(index int, r *responder) {
+				r.ours.Close()
+				k.LinkDead(index)
 			}})
 		})
 	}
@@ -42,14 +50,14 @@ func TestKernelScenarios(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	for _, s := range scenarios {
 		t.Run(s.name, func(t *testing.T) {
-			s.run(world{T: t, Client: newClient(t), hold: func(index int) func() {
+			s.run(world{T: t, Client: newClient(t), another: func() *nbdnl.Client { return newClient(t) }, hold: func(index int) func() {
 				f, err := os.Open(nbdnl.Path(index))
 				if err != nil {
 					t.Fatal(err)
 				}
 				t.Cleanup(func() { f.Close() })
 				return func() { f.Close() }
-			}})
+			}, cut: func(_ int, r *responder) { r.ours.Close() }})
 		})
 	}
 }
@@ -148,9 +156,10 @@ var scenarios = []struct {
 		index := w.connect(cfg)
 		want := nbdnl.Status{
 			Index: index, State: nbdnl.StateLive, Size: mebi, BlockSize: 512, Mode: nbdnl.ModeNetlink,
-			Identifier: cfg.Identifier, HasIdentifier: true, OwnerPID: os.Getpid(),
+			Flags: nbdnl.FlagSendFlush, Identifier: cfg.Identifier, HasIdentifier: true, OwnerPID: os.Getpid(),
 		}
 		got := w.status(index)
+		got.Flags &^= nbdnl.FlagRotational | nbdnl.FlagSendWriteZeroes // may be left from another test
 		if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(nbdnl.Status{}, "OwnerTID")); diff != "" {
 			w.Errorf("status of a connected device (-want +got):\n%s", diff)
 		}
@@ -163,6 +172,28 @@ var scenarios = []struct {
 		want = nbdnl.Status{Index: index, State: nbdnl.StateIdle, BlockSize: 512}
 		if diff := cmp.Diff(want, w.status(index)); diff != "" {
 			w.Errorf("status of a disconnected device (-want +got):\n%s", diff)
+		}
+	}},
+	{"status shows the flags that are in force", func(w world) {
+		const required = nbdnl.FlagSendFlush | nbdnl.FlagSendFUA | nbdnl.FlagSendTrim
+		const offered = nbdnl.FlagSendWriteZeroes | nbdnl.FlagRotational
+		for _, flags := range []nbdnl.Flags{
+			0, nbdnl.FlagSendFlush, nbdnl.FlagSendTrim, required, required | offered, required | nbdnl.FlagReadOnly, nbdnl.FlagReadOnly, 0,
+		} {
+			cfg := config(serve(w))
+			cfg.Flags = flags
+			index := w.connect(cfg)
+			if got := w.status(index).Flags; got&^offered != flags&^offered {
+				w.Errorf("flags in force are %#x, want %#x", got, flags)
+			}
+			w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+			w.wantState(index, nbdnl.StateIdle)
+		}
+		// FUA alone means nothing, and so is no reason to refuse.
+		cfg := config(serve(w))
+		cfg.Flags = nbdnl.FlagSendFUA
+		if got := w.status(w.connect(cfg)).Flags &^ offered; got != 0 {
+			w.Errorf("flags in force are %#x for FUA alone", got)
 		}
 	}},
 	{"devices are listed by index", func(w world) {
@@ -327,6 +358,176 @@ var scenarios = []struct {
 		w.wantState(index, nbdnl.StateIdle)
 		w.wantError(w.Reconfigure(w.Context(), index, cfg.Identifier, nbdnl.Update{Size: &size}), nbdnl.ErrNotConnected)
 	}},
+	{"reconfigure sets the block size of a size that it fits", func(w world) {
+		cfg := config(serve(w))
+		cfg.Size = 2048 + 512
+		index := w.connect(cfg)
+		block := 2048
+		if err := w.Reconfigure(w.Context(), index, cfg.Identifier, nbdnl.Update{BlockSize: &block}); err == nil {
+			w.Error("the device has got a tail that can't be read")
+		}
+		block = 1024
+		size := int64(4 * block)
+		w.wantDone("size and block size", w.Reconfigure(w.Context(), index, cfg.Identifier, nbdnl.Update{Size: &size, BlockSize: &block}))
+		block = 4096
+		w.wantDone("block size", w.Reconfigure(w.Context(), index, cfg.Identifier, nbdnl.Update{BlockSize: &block}))
+		if got := w.status(index); got.Size != size || got.BlockSize != block {
+			w.Errorf("size is %d with blocks of %d", got.Size, got.BlockSize)
+		}
+	}},
+	{"a socket takes the place of a dead connection", func(w world) {
+		old, r := serve(w), serve(w)
+		cfg := config(old)
+		cfg.DeadConnTimeout = 30 * time.Second
+		index := w.connect(cfg)
+		old.ours.Close()
+		w.wantDone("reconfigure", w.Reconfigure(w.Context(), index, cfg.Identifier, sockets(r)))
+		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+		<-r.done
+	}},
+	{"a socket is dropped when no connection is dead, and is as good as new", func(w world) {
+		old, r := serve(w), serve(w)
+		cfg := config(old)
+		index := w.connect(cfg)
+		ctx, cancel := context.WithTimeout(w.Context(), 100*time.Millisecond)
+		defer cancel()
+		err := w.Reconfigure(ctx, index, cfg.Identifier, sockets(r))
+		w.wantError(err, context.DeadlineExceeded)
+		w.wantDropped(err, 0)
+		time.AfterFunc(50*time.Millisecond, func() { old.ours.Close() })
+		w.wantDone("reconfigure", w.Reconfigure(w.Context(), index, cfg.Identifier, sockets(r)))
+		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+		<-r.done
+	}},
+	{"of several sockets those that find no dead connection are named", func(w world) {
+		first, second := serve(w), serve(w)
+		a, b, c := serve(w), serve(w), serve(w)
+		cfg := config(first, second)
+		cfg.Flags |= nbdnl.FlagCanMultiConn
+		index := w.connect(cfg)
+		first.ours.Close()
+		second.ours.Close()
+		ctx, cancel := context.WithTimeout(w.Context(), time.Second)
+		defer cancel()
+		w.wantDropped(w.Reconfigure(ctx, index, cfg.Identifier, sockets(a, b, c)), 2)
+		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+		<-a.done
+		<-b.done
+		select {
+		case <-c.done:
+			w.Error("the kernel has shut down a socket that it has not taken")
+		default:
+		}
+	}},
+	{"a device without a timeout takes sockets as well", func(w world) {
+		old, r := serve(w), serve(w)
+		cfg := config(old)
+		cfg.Timeout = 0
+		index := w.connect(cfg)
+		ctx, cancel := context.WithTimeout(w.Context(), 50*time.Millisecond)
+		defer cancel()
+		w.wantDropped(w.Reconfigure(ctx, index, cfg.Identifier, sockets(r)), 0)
+		old.ours.Close()
+		w.wantDone("reconfigure", w.Reconfigure(w.Context(), index, cfg.Identifier, sockets(r)))
+		w.wantNoSendLimit(r)
+		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+		<-r.done
+	}},
+	{"another program can replace a connection if it knows the timeout", func(w world) {
+		old, r := serve(w), serve(w)
+		cfg := config(old)
+		cfg.Timeout = 0
+		index := w.connect(cfg)
+		other := w.another()
+		w.wantError(other.Reconfigure(w.Context(), index, cfg.Identifier, sockets(r)), nbdnl.ErrNotVerified)
+		old.ours.Close()
+		update := sockets(r)
+		timeout := 5 * time.Second
+		update.Timeout = &timeout
+		w.wantDone("reconfigure", other.Reconfigure(w.Context(), index, cfg.Identifier, update))
+		next := serve(w)
+		r.ours.Close()
+		// That the device has a timeout, a third one does not know, but sees.
+		w.wantDone("reconfigure again", w.untilVerified(w.another(), index, cfg.Identifier, sockets(next)))
+		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+		<-next.done
+	}},
+	{"a watch sees what happens, whoever does it", func(w world) {
+		other := w.another()
+		before := config(serve(w))
+		old := w.connect(before)
+		watch := w.watch()
+		if d := watch.Devices(); len(d) != 1 || d[0].Index != old || !carries(d[0], before) {
+			w.Errorf("devices at the start: %+v", d)
+		}
+
+		r := serve(w)
+		cfg := config(r)
+		cfg.DeadConnTimeout = time.Minute
+		index, err := other.Connect(w.Context(), cfg)
+		w.wantDone("connect", err)
+		live := watch.want(index, nbdnl.EventConnect)
+		if s := live.Status; s.State != nbdnl.StateLive || s.Size != mebi || !carries(s, cfg) || live.Previous.State != nbdnl.StateIdle {
+			w.Errorf("connect is %+v", live)
+		}
+		size := int64(2 * mebi)
+		w.wantDone("resize", other.Reconfigure(w.Context(), index, cfg.Identifier, nbdnl.Update{Size: &size}))
+		if e := watch.want(index, nbdnl.EventResize); e.Status.Size != size || e.Previous.Size != mebi {
+			w.Errorf("resize is %+v", e)
+		}
+		w.cut(index, r)
+		if e := watch.want(index, nbdnl.EventLinkDead); !carries(e.Status, cfg) {
+			w.Errorf("link-dead is %+v", e)
+		}
+		w.wantDone("reconfigure", other.Reconfigure(w.Context(), index, cfg.Identifier, sockets(serve(w))))
+		w.wantDone("disconnect", other.Disconnect(w.Context(), index, cfg.Identifier))
+		if e := watch.want(index, nbdnl.EventDisconnect); e.Status.State != nbdnl.StateIdle || !carries(e.Previous, cfg) {
+			w.Errorf("disconnect is %+v", e)
+		}
+		w.wantDone("disconnect", w.Disconnect(w.Context(), old, before.Identifier))
+		watch.want(old, nbdnl.EventDisconnect)
+	}},
+	{"a watch does not miss a use of an index between two looks", func(w world) {
+		watch := w.watch()
+		cfg := config(serve(w))
+		index := w.connect(cfg)
+		watch.want(index, nbdnl.EventConnect)
+		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+		w.wantState(index, nbdnl.StateIdle)
+		next := config(serve(w))
+		w.wantDone("connect", w.ConnectIndex(w.Context(), index, next))
+		if e := watch.want(index, nbdnl.EventDisconnect); !carries(e.Previous, cfg) || e.Status.Connected() {
+			w.Errorf("disconnect is %+v", e)
+		}
+		if e := watch.want(index, nbdnl.EventConnect); !carries(e.Status, next) || e.Previous.Connected() {
+			w.Errorf("connect is %+v", e)
+		}
+		w.wantDone("disconnect", w.Disconnect(w.Context(), index, next.Identifier))
+	}},
+	{"a watch ends with its context", func(w world) {
+		ctx, cancel := context.WithCancelCause(w.Context())
+		watch, err := w.Watch(ctx)
+		if err != nil {
+			w.Fatal(err)
+		}
+		defer watch.Close()
+		cause := errors.New("enough")
+		time.AfterFunc(20*time.Millisecond, func() { cancel(cause) })
+		for err == nil {
+			_, err = watch.Next()
+		}
+		w.wantError(err, cause)
+
+		watch, err = w.Watch(w.Context())
+		if err != nil {
+			w.Fatal(err)
+		}
+		time.AfterFunc(20*time.Millisecond, watch.Close)
+		for err == nil {
+			_, err = watch.Next()
+		}
+		w.wantError(err, os.ErrClosed)
+	}},
 	{"read-only and several sockets", func(w world) {
 		cfg := config(serve(w), serve(w))
 		w.wantRefusal(cfg, "FlagCanMultiConn")
@@ -368,6 +569,54 @@ var scenarios = []struct {
 		w.wantError(w.Detach(ctx, index, nbdnl.DetachOptions{Identifier: cfg.Identifier, Force: true}), cause)
 		w.wantState(index, nbdnl.StateLive)
 	}},
+}
+
+// carries reports whether the status is that of a device with the configuration's identifier, which not
+// all kernels keep.
+func carries(s nbdnl.Status, cfg nbdnl.Config) bool {
+	return s.Mode == nbdnl.ModeUnknown || s.Identifier == cfg.Identifier
+}
+
+// sockets is an update with the sockets of responders.
+func sockets(responders ...*responder) nbdnl.Update {
+	return nbdnl.Update{Sockets: config(responders...).Sockets}
+}
+
+// wantDropped checks that the sockets in these positions were dropped, and no others.
+func (w world) wantDropped(err error, want ...int) {
+	w.Helper()
+	var dropped *nbdnl.DroppedError
+	if !errors.As(err, &dropped) || !errors.Is(err, nbdnl.ErrNoDeadConnection) {
+		w.Fatalf("error is %v, want one of dropped sockets", err)
+	}
+	if diff := cmp.Diff(want, dropped.Sockets); diff != "" {
+		w.Errorf("dropped sockets (-want +got):\n%s", diff)
+	}
+}
+
+// wantNoSendLimit checks that the kernel may send for as long as it takes.
+func (w world) wantNoSendLimit(r *responder) {
+	w.Helper()
+	raw, err := r.kernel.SyscallConn()
+	if err != nil {
+		w.Fatal(err)
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if tv, err := unix.GetsockoptTimeval(int(fd), unix.SOL_SOCKET, unix.SO_SNDTIMEO); err != nil || *tv != (unix.Timeval{}) {
+			w.Errorf("limit of sends is %v, %v", tv, err)
+		}
+	})
+}
+
+// untilVerified repeats a reconfigure that comes before the kernel has noticed the death of the connection.
+func (w world) untilVerified(c *nbdnl.Client, index int, identifier string, u nbdnl.Update) error {
+	for patience := time.Now().Add(3 * time.Second); ; {
+		err := c.Reconfigure(w.Context(), index, identifier, u)
+		if !errors.Is(err, nbdnl.ErrNotVerified) || time.Now().After(patience) {
+			return err
+		}
+		<-time.After(10 * time.Millisecond)
+	}
 }
 
 func (w world) wantRefusal(cfg nbdnl.Config, mention string) {

@@ -34,6 +34,46 @@ func dupSockets(conns []syscall.Conn) (fds []int, err error) {
 	return fds, nil
 }
 
+// clearSendLimits removes the time limit of each socket's sends, and returns what they were.
+func clearSendLimits(fds []int) ([]unix.Timeval, error) {
+	limits := make([]unix.Timeval, len(fds))
+	for i, fd := range fds {
+		tv, err := unix.GetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO)
+		if err == nil {
+			err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{})
+		}
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("socket %d: %w", i, err), restoreSendLimits(fds[:i], limits, nil))
+		}
+		limits[i] = *tv
+	}
+	return limits, nil
+}
+
+// sendLimited returns which of the sockets have a time limit on sends.
+func sendLimited(fds []int) ([]bool, error) {
+	limited := make([]bool, len(fds))
+	for i, fd := range fds {
+		tv, err := unix.GetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO)
+		if err != nil {
+			return nil, fmt.Errorf("socket %d: %w", i, err)
+		}
+		limited[i] = *tv != unix.Timeval{}
+	}
+	return limited, nil
+}
+
+// restoreSendLimits undoes clearSendLimits, but for the sockets that are to be left alone.
+func restoreSendLimits(fds []int, limits []unix.Timeval, except []bool) error {
+	var errs []error
+	for i, fd := range fds {
+		if i >= len(except) || !except[i] {
+			errs = append(errs, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limits[i]))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // closeAll closes descriptors that dupSockets made. The sockets themselves live on in the kernel.
 func closeAll(fds []int) {
 	for _, fd := range fds {

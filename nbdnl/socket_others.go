@@ -9,4 +9,10 @@ import (
 
 func dupSockets([]syscall.Conn) ([]int, error) { return nil, errors.ErrUnsupported }
 
+func clearSendLimits([]int) ([]struct{}, error) { return nil, errors.ErrUnsupported }
+
+func sendLimited([]int) ([]bool, error) { return nil, errors.ErrUnsupported }
+
+func restoreSendLimits([]int, []struct{}, []bool) error { return errors.ErrUnsupported }
+
 func closeAll([]int) {}

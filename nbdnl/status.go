@@ -17,6 +17,10 @@ type Status struct {
 	Size int64
 	// BlockSize is the logical block size in bytes. An idle device shows that of its last user.
 	BlockSize int
+	// Flags are those that the kernel acts upon, as sysfs shows them; 0 unless connected. FlagHasFlags
+	// and FlagCanMultiConn don't show. A device may show more than it was connected with: the limits for
+	// zeroing and the rotational flag stay from the index's former user up to Linux 7.2.
+	Flags Flags
 	// ReadOnly stays as it was after a disconnect, until the next connect.
 	ReadOnly bool
 	// Identifier is the mark that the device was connected with; it may be empty.
@@ -94,31 +98,36 @@ func (c *Client) idleOrHeld(ctx context.Context, index int) (State, error) {
 
 // statusOf reads the status from sysfs, where idle and held devices look the same.
 func (c *Client) statusOf(index int) (Status, error) {
+	s, _, err := c.look(index)
+	return s, err
+}
+
+// look is statusOf together with the use of the index that the status is of.
+func (c *Client) look(index int) (Status, life, error) {
 	for {
 		before, err := c.sysfs.life(index)
 		if err != nil {
-			return Status{}, err
+			return Status{}, life{}, err
 		}
 		s, err := c.statusIn(index, before)
 		if err != nil {
-			return Status{}, err
+			return Status{}, life{}, err
+		}
+		if !before.connected {
+			return s, before, nil // what little there is, is of no particular use
 		}
 		// The files are read one after the other, and must all be of one use of the index.
 		after, err := c.sysfs.life(index)
 		if err != nil {
-			return Status{}, err
+			return Status{}, life{}, err
 		}
 		if before == after {
-			return s, nil
+			return s, after, nil
 		}
 	}
 }
 
 func (c *Client) statusIn(index int, l life) (Status, error) {
-	size, err := c.sysfs.size(index)
-	if err != nil {
-		return Status{}, err
-	}
 	block, err := c.sysfs.number(index, "queue/logical_block_size")
 	if err != nil {
 		return Status{}, err
@@ -127,9 +136,15 @@ func (c *Client) statusIn(index int, l life) (Status, error) {
 	if err != nil {
 		return Status{}, err
 	}
-	s := Status{Index: index, Size: size, BlockSize: int(block), ReadOnly: ro != 0}
+	s := Status{Index: index, BlockSize: int(block), ReadOnly: ro != 0}
 	if !l.connected {
 		return s, nil
+	}
+	if s.Size, err = c.sysfs.size(index); err != nil {
+		return Status{}, err
+	}
+	if s.Flags, err = c.sysfs.flags(index); err != nil {
+		return Status{}, err
 	}
 	s.Identifier, s.HasIdentifier = l.identifier, l.identified
 	s.OwnerTID = l.tid
@@ -138,7 +153,7 @@ func (c *Client) statusIn(index int, l life) (Status, error) {
 	switch {
 	case c.hasDisconnected(index, l):
 		s.State = StateDisconnecting
-	case size == 0:
+	case s.Size == 0:
 		// `pid` comes before the size at connect, and goes after it at the end.
 		s.State = StateConnecting
 	default:

@@ -3,6 +3,7 @@ package nbdnl
 import (
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -18,6 +19,9 @@ type life struct {
 	// connected is whether there is a `pid` file, which nbd_start_device makes and nbd_config_put
 	// removes.
 	connected bool
+	// birth is the inode of the `pid` file. kernfs numbers its files in turn, so that a file which was
+	// made anew has another one.
+	birth uint64
 	// tid is the thread that connected the device; 0 when it can't be read.
 	tid int
 	// identified is whether the kernel shows an identifier, empty or not: a netlink device from
@@ -57,10 +61,7 @@ func (s sysfs) indexes() ([]int, error) {
 	}
 	var indexes []int
 	for _, n := range names {
-		if !strings.HasPrefix(n, "nbd") {
-			continue
-		}
-		if i, err := ParseIndex(n); err == nil {
+		if i, ok := deviceIndex(n); ok {
 			indexes = append(indexes, i)
 		}
 	}
@@ -106,29 +107,42 @@ func (s sysfs) life(index int) (life, error) {
 
 // owner reads the `pid` file alone.
 func (s sysfs) owner(index int) (life, error) {
-	if !s.readTID {
-		_, err := os.Stat(filepath.Join(s.sys.block(index), "pid"))
-		if errors.Is(err, os.ErrNotExist) {
-			return life{}, nil
-		}
-		return life{connected: err == nil}, err
+	f, err := os.Open(filepath.Join(s.sys.block(index), "pid"))
+	if gone(err) {
+		return life{}, nil
 	}
-	pid, ok, err := s.attribute(index, "pid")
-	if err != nil || !ok {
+	if err != nil {
 		return life{}, err
 	}
-	tid, err := strconv.Atoi(pid)
+	defer f.Close()
+	info, err := f.Stat()
 	if err != nil {
-		return life{}, fmt.Errorf("%s: pid %q is not a number", name(index), pid)
+		return life{}, err
 	}
-	return life{connected: true, tid: tid}, nil
+	l := life{connected: true, birth: inode(info)}
+	if !s.readTID {
+		return l, nil
+	}
+	pid, err := io.ReadAll(f)
+	if gone(err) {
+		return life{}, nil
+	}
+	if err == nil {
+		l.tid, err = strconv.Atoi(strings.TrimSpace(string(pid)))
+	}
+	if err != nil {
+		return life{}, fmt.Errorf("%s: pid: %w", name(index), err)
+	}
+	return l, nil
 }
+
+// gone reports whether err says that the attribute does not exist, or was removed while it was open.
+func gone(err error) bool { return errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENODEV) }
 
 // attribute reads a file of the device's directory; ok is false when there is none, or no device.
 func (s sysfs) attribute(index int, file string) (value string, ok bool, err error) {
 	b, err := os.ReadFile(filepath.Join(s.sys.block(index), file))
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENODEV) {
-		// ENODEV: it was removed between open and read.
+	if gone(err) {
 		return "", false, nil
 	}
 	if err != nil {

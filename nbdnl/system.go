@@ -94,6 +94,17 @@ func (s *System) uevents() (io.ReadCloser, error) {
 	return openUevents()
 }
 
+// initialUserNamespace is the initial user namespace's inode number: PROC_USER_INIT_INO in
+// linux/proc_ns.h.
+const initialUserNamespace = "user:[4026531837]"
+
+// userNamespaced reports whether this process is known to be in another user namespace. The kernel sends
+// uevents to those network namespaces only that belong to the initial one (uevent_net_init).
+func (s *System) userNamespaced() bool {
+	ns, err := os.Readlink(s.path("proc/self/ns/user"))
+	return err == nil && ns != initialUserNamespace
+}
+
 // release returns the kernel's version as in 6.1, or zeroes when it can't be read.
 func (s *System) release() (major, minor int) {
 	b, err := os.ReadFile(s.path("proc/sys/kernel/osrelease"))

@@ -3,12 +3,15 @@ package nbdnl
 import "time"
 
 // Numbers of the kernel's NBD control interface. They are part of its stable ABI; the header that
-// declares each is named beside it.
+// declares each is named beside it, and the kernel that brought it where that is not Linux 4.12, as the
+// family itself.
 
 const (
 	familyName = "nbd" // NBD_GENL_FAMILY_NAME, linux/nbd-netlink.h
 	// familyVersion is NBD_GENL_VERSION. The kernel does not look at it.
 	familyVersion = 1
+	// groupName is NBD_GENL_MCAST_GROUP_NAME, the group to which the kernel sends cmdLinkDead.
+	groupName = "nbd_mc_group"
 )
 
 // Commands of the family: enum in linux/nbd-netlink.h.
@@ -16,6 +19,7 @@ const (
 	cmdConnect     = 1 // NBD_CMD_CONNECT
 	cmdDisconnect  = 2 // NBD_CMD_DISCONNECT
 	cmdReconfigure = 3 // NBD_CMD_RECONFIGURE
+	cmdLinkDead    = 4 // NBD_CMD_LINK_DEAD, which only the kernel sends, with an index alone
 	cmdStatus      = 5 // NBD_CMD_STATUS
 )
 
@@ -52,7 +56,7 @@ const (
 	FlagHasFlags        Flags = 1 << 0 // NBD_FLAG_HAS_FLAGS; always sent
 	FlagReadOnly        Flags = 1 << 1 // NBD_FLAG_READ_ONLY
 	FlagSendFlush       Flags = 1 << 2 // NBD_FLAG_SEND_FLUSH; without it fsync never reaches the server
-	FlagSendFUA         Flags = 1 << 3 // NBD_FLAG_SEND_FUA; honoured together with FlagSendFlush only
+	FlagSendFUA         Flags = 1 << 3 // NBD_FLAG_SEND_FUA; means nothing without FlagSendFlush
 	FlagRotational      Flags = 1 << 4 // NBD_FLAG_ROTATIONAL, Linux 6.12
 	FlagSendTrim        Flags = 1 << 5 // NBD_FLAG_SEND_TRIM
 	FlagSendWriteZeroes Flags = 1 << 6 // NBD_FLAG_SEND_WRITE_ZEROES, Linux 6.12
@@ -69,7 +73,7 @@ const (
 	DestroyOnDisconnect ClientFlags = 1 << 0
 	// DisconnectOnClose (NBD_CFLAG_DISCONNECT_ON_CLOSE) disconnects when the last opener closes,
 	// whoever that is: given at connect, udev's first probe ends the device. Connect without it, open
-	// the device, then set it with Reconfigure.
+	// the device, then set it with Reconfigure. Linux 4.18.
 	DisconnectOnClose ClientFlags = 1 << 1
 )
 

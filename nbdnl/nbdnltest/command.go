@@ -1,8 +1,8 @@
 package nbdnltest
 
 import (
+	"fmt"
 	"os"
-	"strings"
 	"syscall"
 
 	"github.com/mdlayher/netlink"
@@ -140,6 +140,11 @@ func (k *Kernel) connect(r *request) ([]byte, syscall.Errno) {
 		d.put() // shuts down the sockets that it has got that far
 		return nil, errno
 	}
+	if t := c.setting.Timeout; t != 0 {
+		for _, fd := range c.sockets {
+			limitSends(fd, t)
+		}
+	}
 	c.ref = true
 	ae := netlink.NewAttributeEncoder()
 	ae.Uint32(nbdAttrIndex, uint32(d.index))
@@ -167,6 +172,7 @@ func (k *Kernel) start(d *device, r *request) syscall.Errno {
 	}
 	k.tree.write(itoa(os.Getpid())+"\n", attribute(d.index, "pid"))
 	k.tree.write(bit(c.setting.ServerFlags&nbdFlagReadOnly != 0), attribute(d.index, "ro"))
+	k.tree.queue(d.index, k.acted(c.setting.ServerFlags))
 	k.tree.write(itoa(int(c.setting.BlockSize))+"\n", attribute(d.index, "queue/logical_block_size"))
 	k.tree.size(d.index, c.setting.Size)
 	c.shown = true
@@ -228,12 +234,15 @@ func (k *Kernel) reconfigure(r *request) syscall.Errno {
 		return syscall.EINVAL
 	}
 	before := c.setting
+	if k.rigid {
+		r.size, r.blockSize = nil, nil
+	}
 	if errno := c.setSize(r); errno != 0 {
 		return errno
 	}
 	if c.setting.Size != before.Size {
 		k.tree.size(d.index, c.setting.Size)
-		k.announce("change", d.index)
+		k.announce("change", d.index, "RESIZE=1")
 	}
 	k.tree.write(itoa(int(c.setting.BlockSize))+"\n", attribute(d.index, "queue/logical_block_size"))
 	replace(&c.setting.Timeout, r.timeout)
@@ -244,23 +253,29 @@ func (k *Kernel) reconfigure(r *request) syscall.Errno {
 		if errno != 0 {
 			return errno
 		}
-		c.reconnect(fd)
+		if !c.reconnect(fd) {
+			break // nbd_reconnect_socket says ENOSPC, and nobody is told
+		}
 	}
 	return 0
 }
 
-// reconnect puts a socket in the place of the first dead one. Where none is dead the socket is dropped,
-// and nobody told (nbd_reconnect_socket says ENOSPC, its caller makes 0 of it).
-func (c *config) reconnect(fd int) {
+// reconnect is nbd_reconnect_socket: it puts a socket in the place of the first dead one. Where none is
+// dead the socket is dropped.
+func (c *config) reconnect(fd int) bool {
 	for i, old := range c.sockets {
 		if isDead(old) {
 			shutdown(old)
 			closeFD(old)
 			c.sockets[i] = fd
-			return
+			if t := c.setting.Timeout; t != 0 {
+				limitSends(fd, t)
+			}
+			return true
 		}
 	}
 	closeFD(fd)
+	return false
 }
 
 // status is nbd_genl_status.
@@ -269,10 +284,7 @@ func (k *Kernel) status(r *request) []byte {
 	// Encoded by hand rather than with Nested, which sets a bit that the kernel does not.
 	ae.Do(nbdAttrDeviceList, func() ([]byte, error) {
 		list := netlink.NewAttributeEncoder()
-		for index, d := range k.devices {
-			if r.index != nil && int(*r.index) != index {
-				continue
-			}
+		for index, d := range k.asked(r) {
 			list.Do(nbdDeviceItem, func() ([]byte, error) {
 				item := netlink.NewAttributeEncoder()
 				item.Uint32(nbdDeviceIndex, uint32(index))
@@ -283,6 +295,18 @@ func (k *Kernel) status(r *request) []byte {
 		return list.Encode()
 	})
 	return k.encode(ae)
+}
+
+// asked returns the devices that a status is asked for: one, or none, or all.
+func (k *Kernel) asked(r *request) map[int]*device {
+	if r.index == nil {
+		return k.devices
+	}
+	index := int(*r.index)
+	if d := k.devices[index]; d != nil {
+		return map[int]*device{index: d}
+	}
+	return nil
 }
 
 func (k *Kernel) encode(ae *netlink.AttributeEncoder) []byte {
@@ -307,4 +331,25 @@ func replace[T any](v, p *T) {
 }
 
 // identifiers reports whether this release keeps and shows identifiers.
-func (k *Kernel) identifiers() bool { return !strings.HasPrefix(k.options.Release, "5.10") }
+func (k *Kernel) identifiers() bool { return k.atLeast(5, 14) }
+
+// acted returns those of the server's flags that this release acts upon (nbd_parse_flags and
+// __nbd_set_size).
+func (k *Kernel) acted(flags uint64) uint64 {
+	if !k.atLeast(6, 12) {
+		flags &^= nbdFlagRotational | nbdFlagSendWriteZeroes
+	}
+	if flags&nbdFlagSendFlush == 0 {
+		flags &^= nbdFlagSendFUA
+	}
+	return flags &^ k.ignored
+}
+
+// atLeast reports whether this release is that one or a later one.
+func (k *Kernel) atLeast(major, minor int) bool {
+	var m, n int
+	if _, err := fmt.Sscanf(k.options.Release, "%d.%d", &m, &n); err != nil {
+		k.t.Errorf("fake kernel: release %q: %v", k.options.Release, err)
+	}
+	return m > major || m == major && n >= minor
+}

@@ -54,7 +54,7 @@ func (d *device) put() {
 	if c.shown {
 		k.tree.size(d.index, 0)
 		k.announce("change", d.index)
-		k.tree.remove(attribute(d.index, "pid"))
+		k.tree.bury(attribute(d.index, "pid"))
 		k.tree.remove(attribute(d.index, "backend"))
 	}
 }

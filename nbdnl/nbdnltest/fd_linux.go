@@ -40,6 +40,12 @@ func isDead(fd int) bool {
 	return err == nil && n > 0 && p[0].Revents&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR) != 0
 }
 
+// limitSends sets sk_sndtimeo, in seconds.
+func limitSends(fd int, seconds uint64) {
+	tv := unix.NsecToTimeval(int64(seconds) * 1e9)
+	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv) // fails for no socket
+}
+
 func shutdown(fd int) { _ = unix.Shutdown(fd, unix.SHUT_RDWR) } // it may be so already
 
 func closeFD(fd int) { _ = unix.Close(fd) } // fails for no descriptor that is open

@@ -9,5 +9,6 @@ import "syscall"
 func lookupSocket(uint32) (int, syscall.Errno) { return 0, syscall.EINVAL }
 func sendDisc(int)                             {}
 func isDead(int) bool                          { return false }
+func limitSends(int, uint64)                   {}
 func shutdown(int)                             {}
 func closeFD(int)                              {}

@@ -40,6 +40,9 @@ type Kernel struct {
 	mute    map[Command]bool
 	counts  map[Command]int
 	readers map[*ueventReader]bool
+	group   map[*socket]bool // those who have joined the multicast group
+	ignored uint64           // server flags
+	rigid   bool             // sizes can't be changed
 	nextPID int
 }
 
@@ -63,9 +66,11 @@ func New(t testing.TB, o Options) *Kernel {
 		mute:    make(map[Command]bool),
 		counts:  make(map[Command]int),
 		readers: make(map[*ueventReader]bool),
+		group:   make(map[*socket]bool),
 		nextPID: 4000,
 	}
 	k.tree.init(o.Release)
+	k.tree.discards = !k.atLeast(5, 14)
 	if !o.NoModule {
 		for index := range o.Devices {
 			k.add(index)
@@ -108,7 +113,7 @@ func (k *Kernel) Fail(c Command, errno syscall.Errno) {
 	k.errnos[c] = errno
 }
 
-// Mute makes the next command of that kind lose its reply, as for want of memory.
+// Mute makes the next command of that kind lose its answer, as for want of memory.
 func (k *Kernel) Mute(c Command) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -181,6 +186,56 @@ func (k *Kernel) ConnectIoctl(index int, size uint64) {
 	k.tree.write(itoa(os.Getpid())+"\n", attribute(index, "pid"))
 	k.tree.size(index, size)
 	k.announce("change", index)
+}
+
+// Ignore makes the kernel ignore these flags of the servers that are connected from now on.
+func (k *Kernel) Ignore(flags nbdnl.Flags) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.ignored = uint64(flags)
+}
+
+// LinkDead tells, as the kernel does when it notices, that connections of the device have died. What
+// they are is seen from the sockets themselves, which the caller ends.
+func (k *Kernel) LinkDead(index int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	ae := netlink.NewAttributeEncoder()
+	ae.Uint32(nbdAttrIndex, uint32(index))
+	k.multicast(nbdCmdLinkDead, k.encode(ae))
+}
+
+// Remove removes an idle device, as DESTROY_ON_DISCONNECT or the end of the module does.
+func (k *Kernel) Remove(index int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.devices, index)
+	k.tree.remove("sys/block", name(index))
+	k.tree.remove("dev", name(index))
+	k.announce("remove", index)
+}
+
+// Announce sends a uevent of the device with that action, such as "change".
+func (k *Kernel) Announce(action string, index int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.announce(action, index)
+}
+
+// IgnoreSize makes the kernel obey reconfigures without regard to the sizes in them.
+func (k *Kernel) IgnoreSize() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.rigid = true
+}
+
+// Replace makes the device appear as if it had been disconnected, and connected by another with the same
+// identifier.
+func (k *Kernel) Replace(index int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.tree.bury(attribute(index, "pid"))
+	k.tree.write(itoa(os.Getpid())+"\n", attribute(index, "pid"))
 }
 
 // Partition makes a partition of the device appear, as the scan within an open does.

@@ -15,6 +15,9 @@ import (
 // familyID is the number that this kernel has given to the nbd family.
 const familyID = 0x1f
 
+// groupID is the number of the family's multicast group.
+const groupID = 0x0b
+
 // A socket is a generic netlink socket, as the package netlink wants one. The kernel executes a command
 // within Send, and leaves its reply for the next Receive.
 type socket struct {
@@ -25,13 +28,63 @@ type socket struct {
 
 	mu        sync.Mutex        // guards what follows
 	datagrams []netlink.Message // one message each
+	overrun   bool              // some were dropped
 	deadline  time.Time
 }
 
 // Close wakes a receiver.
 func (s *socket) Close() error {
-	s.once.Do(func() { close(s.closed) })
+	s.once.Do(func() {
+		close(s.closed)
+		_ = s.LeaveGroup(groupID) // which it may not have joined
+	})
 	return nil
+}
+
+// JoinGroup makes the socket receive what the kernel sends to the group.
+func (s *socket) JoinGroup(group uint32) error {
+	if group != groupID {
+		return syscall.EINVAL
+	}
+	s.kernel.mu.Lock()
+	defer s.kernel.mu.Unlock()
+	s.kernel.group[s] = true
+	return nil
+}
+
+// LeaveGroup undoes JoinGroup.
+func (s *socket) LeaveGroup(uint32) error {
+	s.kernel.mu.Lock()
+	defer s.kernel.mu.Unlock()
+	delete(s.kernel.group, s)
+	return nil
+}
+
+// multicast sends a message of the family to those who have joined its group; the kernel's mu is held.
+func (k *Kernel) multicast(command uint8, attrs []byte) {
+	g := genetlink.Message{Header: genetlink.Header{Command: command, Version: genlVersion}, Data: attrs}
+	data, err := g.MarshalBinary()
+	if err != nil {
+		k.t.Errorf("fake kernel: message can't be encoded: %v", err)
+	}
+	for s := range k.group {
+		s.deliver(netlink.Message{Header: netlink.Header{Type: familyID}, Data: data})
+	}
+}
+
+// deliver queues a datagram of the kernel's own accord, or drops it where there is no room.
+func (s *socket) deliver(m netlink.Message) {
+	s.mu.Lock()
+	if len(s.datagrams) < maxQueued {
+		s.datagrams = append(s.datagrams, m)
+	} else {
+		s.overrun = true
+	}
+	s.mu.Unlock()
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
 }
 
 // Send executes a command.
@@ -88,6 +141,11 @@ func (s *socket) ReceiveIter() iter.Seq2[netlink.Message, error] {
 func (s *socket) receive() (netlink.Message, error) {
 	for {
 		s.mu.Lock()
+		if s.overrun {
+			s.overrun = false
+			s.mu.Unlock()
+			return netlink.Message{}, syscall.ENOBUFS
+		}
 		if len(s.datagrams) > 0 {
 			m := s.datagrams[0]
 			s.datagrams = s.datagrams[1:]
@@ -151,8 +209,11 @@ func (k *Kernel) handle(m netlink.Message) []netlink.Message {
 	if errno != 0 {
 		return []netlink.Message{answer(m, errno)}
 	}
+	if m.Header.Type == familyID && k.muted(Command(command)) {
+		return nil
+	}
 	var replies []netlink.Message
-	if reply != nil && !k.muted(Command(command)) {
+	if reply != nil {
 		g := genetlink.Message{Header: genetlink.Header{Command: command, Version: genlVersion}, Data: reply}
 		data, err := g.MarshalBinary()
 		if err != nil {
@@ -183,6 +244,14 @@ func (k *Kernel) family(g genetlink.Message) ([]byte, syscall.Errno) {
 			ae.Uint16(ctrlAttrFamilyID, familyID)
 			ae.String(ctrlAttrFamilyName, "nbd")
 			ae.Uint32(ctrlAttrVersion, genlVersion)
+			ae.Nested(ctrlAttrMcastGroups, func(list *netlink.AttributeEncoder) error {
+				list.Nested(1, func(g *netlink.AttributeEncoder) error {
+					g.String(ctrlAttrMcastGrpName, "nbd_mc_group")
+					g.Uint32(ctrlAttrMcastGrpID, groupID)
+					return nil
+				})
+				return nil
+			})
 			return k.encode(ae), 0
 		}
 	}

@@ -13,6 +13,11 @@ import (
 type tree struct {
 	t    testing.TB
 	root string
+
+	graves int // number of files that were buried
+	// discards is whether discard_max_bytes is shown of all devices, as Linux 5.10 does of those that
+	// were used before.
+	discards bool
 }
 
 func (t *tree) init(release string) {
@@ -39,6 +44,29 @@ func (t *tree) add(index int) {
 // size shows a device's size, which is given in bytes.
 func (t *tree) size(index int, size uint64) {
 	t.write(strconv.FormatUint(size>>9, 10)+"\n", attribute(index, "size"))
+}
+
+// queue shows the server's flags that the kernel acts upon as limits of the device's queue.
+func (t *tree) queue(index int, flags uint64) {
+	cache, granularity, discard, zeroes := "write through", "0", "0", "0"
+	if t.discards {
+		discard = "2199023255040"
+	}
+	if flags&nbdFlagSendFlush != 0 {
+		cache = "write back"
+	}
+	if flags&nbdFlagSendTrim != 0 {
+		granularity, discard = "512", "2199023255040"
+	}
+	if flags&nbdFlagSendWriteZeroes != 0 {
+		zeroes = "4294966784"
+	}
+	t.write(cache+"\n", attribute(index, "queue/write_cache"))
+	t.write(bit(flags&nbdFlagSendFUA != 0), attribute(index, "queue/fua"))
+	t.write(bit(flags&nbdFlagRotational != 0), attribute(index, "queue/rotational"))
+	t.write(discard+"\n", attribute(index, "queue/discard_max_bytes"))
+	t.write(granularity+"\n", attribute(index, "queue/discard_granularity"))
+	t.write(zeroes+"\n", attribute(index, "queue/write_zeroes_max_bytes"))
 }
 
 // partition shows a partition.
@@ -125,6 +153,13 @@ func (t *tree) mkdir(path string) { t.check(os.MkdirAll(filepath.Join(t.root, pa
 
 func (t *tree) remove(elem ...string) {
 	t.check(os.RemoveAll(filepath.Join(append([]string{t.root}, elem...)...)))
+}
+
+// bury hides a file and keeps its inode from being used again, as kernfs does.
+func (t *tree) bury(path string) {
+	t.graves++
+	t.mkdir("graves")
+	t.check(os.Rename(filepath.Join(t.root, path), filepath.Join(t.root, "graves", itoa(t.graves))))
 }
 
 func (t *tree) check(err error) {

@@ -17,6 +17,8 @@ const (
 const (
 	genlVersion = 1
 
+	nbdCmdLinkDead = 4
+
 	nbdAttrIndex             = 1
 	nbdAttrSizeBytes         = 2
 	nbdAttrBlockSizeBytes    = 3
@@ -34,8 +36,13 @@ const (
 	nbdDeviceIndex     = 1
 	nbdDeviceConnected = 2
 
-	nbdFlagReadOnly     = 1 << 1
-	nbdFlagCanMultiConn = 1 << 8
+	nbdFlagReadOnly        = 1 << 1
+	nbdFlagSendFlush       = 1 << 2
+	nbdFlagSendFUA         = 1 << 3
+	nbdFlagRotational      = 1 << 4
+	nbdFlagSendTrim        = 1 << 5
+	nbdFlagSendWriteZeroes = 1 << 6
+	nbdFlagCanMultiConn    = 1 << 8
 
 	nbdDefaultBlockSize = 1024
 	maxIndex            = 1<<20>>5 - 1 // MINORMASK >> part_shift, for max_part=16
@@ -44,10 +51,13 @@ const (
 	nbdRequestMagic = 0x25609513
 	nbdCmdDisc      = 2
 
-	genlIDCtrl         = 0x10 // GENL_ID_CTRL, linux/genetlink.h
-	ctrlCmdNewFamily   = 1
-	ctrlCmdGetFamily   = 3
-	ctrlAttrFamilyID   = 1
-	ctrlAttrFamilyName = 2
-	ctrlAttrVersion    = 3
+	genlIDCtrl           = 0x10 // GENL_ID_CTRL, linux/genetlink.h
+	ctrlCmdNewFamily     = 1
+	ctrlCmdGetFamily     = 3
+	ctrlAttrFamilyID     = 1
+	ctrlAttrFamilyName   = 2
+	ctrlAttrVersion      = 3
+	ctrlAttrMcastGroups  = 7
+	ctrlAttrMcastGrpName = 1
+	ctrlAttrMcastGrpID   = 2
 )

@@ -1,0 +1,46 @@
+package nbdnl
+
+import "time"
+
+// A memory is what a Client knows of one use of an index beyond what the kernel shows.
+type memory struct {
+	life life
+	// identifier is the one that this Client connected the device with, which Linux before 5.14 does
+	// not keep.
+	identifier string
+	connected  bool // by this Client
+	// timeout is the device's request timeout, if timed: told by this Client.
+	timeout time.Duration
+	timed   bool
+	// disconnected is whether this Client has disconnected the device, which goes on to look connected
+	// for as long as somebody keeps it open.
+	disconnected bool
+}
+
+// recall returns what is known of that very use of the index.
+func (c *Client) recall(index int, l life) memory {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if m := c.memories[index]; m.life == l {
+		return m
+	}
+	return memory{life: l}
+}
+
+// remember changes what is known of that use of the index, which takes the place of an earlier one. So
+// there is at most one memory for each index.
+func (c *Client) remember(index int, l life, change func(*memory)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	m := c.memories[index]
+	if m.life != l {
+		m = memory{life: l}
+	}
+	change(&m)
+	c.memories[index] = m
+}
+
+// hasDisconnected reports whether this Client has disconnected this very use of the index.
+func (c *Client) hasDisconnected(index int, l life) bool {
+	return l.connected && c.recall(index, l).disconnected
+}

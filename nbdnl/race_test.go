@@ -1,0 +1,6 @@
+//go:build race
+
+package nbdnl_test
+
+// raceDetector is whether the race detector slows the tests down.
+const raceDetector = true

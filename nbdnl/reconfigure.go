@@ -1,0 +1,160 @@
+package nbdnl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Reconfigure changes a device that carries the identifier, and makes sure that the kernel has done what
+// shows: the size, the block size, and that it took each of the sockets.
+//
+// The kernel drops a socket, and says nothing, when no connection is dead at that moment; and it takes a
+// moment to notice the death of one. So a socket that was dropped is sent again for up to three seconds,
+// or until ctx ends. The error for those that were never taken is a *DroppedError, they are as good as
+// new, and all else in u was done. To tell, Reconfigure needs the device's timeout: from u, or because
+// this Client has set it before. If the timeout is unknown, and may be 0, the error can match
+// ErrNotVerified: the sockets are in use, or they are not. So it does when the kernel has not answered two
+// seconds after the end of ctx.
+//
+// A size or block size that is not in force matches errors.ErrUnsupported (see UnsupportedError), and
+// the device stays changed. Otherwise the error matches what that of Disconnect does. A device that was
+// connected by ioctls can't be changed.
+func (c *Client) Reconfigure(ctx context.Context, index int, identifier string, u Update) error {
+	return newError("reconfigure", index, c.reconfigure(ctx, index, identifier, u))
+}
+
+func (c *Client) reconfigure(ctx context.Context, index int, identifier string, u Update) error {
+	if err := u.validate(); err != nil {
+		return err
+	}
+	l, err := c.owned(index, identifier)
+	if err != nil {
+		return err
+	}
+	m := c.recall(index, l)
+	if m.disconnected {
+		return fmt.Errorf("%w, only held", ErrNotConnected)
+	}
+	if u.BlockSize != nil && u.Size == nil {
+		size, err := c.sysfs.size(index)
+		if err := errors.Join(err, checkSize(size, *u.BlockSize)); err != nil {
+			return err
+		}
+	}
+	if len(u.Sockets) > 0 && u.Timeout == nil && m.timed {
+		u.Timeout = &m.timeout
+	}
+	if err := c.persist(ctx, index, l, identifier, u); err != nil {
+		return err
+	}
+	s, now, err := c.look(index)
+	if err == nil && now != l {
+		err = c.still(index, l)
+	}
+	if err != nil {
+		return err
+	}
+	return u.missing(s)
+}
+
+// persist gives the command until it is answered and each socket is taken, within reason.
+func (c *Client) persist(ctx context.Context, index int, l life, identifier string, u Update) error {
+	sockets, pending := u.Sockets, make([]int, len(u.Sockets))
+	for i := range pending {
+		pending[i] = i
+	}
+	// Only a device with a timeout marks the sockets that it takes. So has one, for sure, the device
+	// that has marked one.
+	telling := u.Timeout != nil
+	pause := newBackoff()
+	defer pause.stop()
+	for begin, lost := time.Now(), false; ; {
+		u.Sockets = nil
+		for _, i := range pending {
+			u.Sockets = append(u.Sockets, sockets[i])
+		}
+		taken, err := c.update(ctx, index, l, identifier, u)
+		before := len(pending)
+		pending = untaken(pending, taken)
+		telling = telling || len(pending) < before
+		answerLost := errors.Is(err, errAnswerLost)
+		switch {
+		case errors.Is(err, errNoAnswer) && len(pending) > 0:
+			return fmt.Errorf("%w: %w", ErrNotVerified, err)
+		case err != nil && !answerLost:
+			return err
+		case len(pending) > 0 && !telling:
+			return errors.Join(fmt.Errorf("%w: the timeout of the device is not known here and may be 0, give it in the update",
+				ErrNotVerified), err)
+		case answerLost && !lost:
+			lost = true // what is left in u can be done twice
+			continue
+		case len(pending) == 0:
+			return err
+		case answerLost || time.Since(begin) >= reconnectPatience:
+			return errors.Join(&DroppedError{Index: index, Sockets: pending}, err)
+		}
+		if err := pause.wait(ctx, nil); err != nil {
+			return errors.Join(&DroppedError{Index: index, Sockets: pending}, err)
+		}
+	}
+}
+
+// untaken returns those of the positions whose socket was not taken.
+func untaken(pending []int, taken []bool) []int {
+	var rest []int
+	for i, position := range pending {
+		if i >= len(taken) || !taken[i] {
+			rest = append(rest, position)
+		}
+	}
+	return rest
+}
+
+// update gives the command once, and returns which of the sockets the kernel has taken.
+//
+// nbd_reconnect_socket gives a socket that it takes the device's timeout, if there is one, as the limit
+// of each send. A limit that the kernel has set shows that the socket was taken, and one that it has not
+// set, that it was not, provided that there is a timeout. Where there is none, one is lent to the device
+// for the time of the command: TIMEOUT is obeyed before SOCKETS, and requests that begin in between have
+// it too, of weeks.
+func (c *Client) update(ctx context.Context, index int, l life, identifier string, u Update) ([]bool, error) {
+	if len(u.Sockets) > 0 {
+		// The answer says where the sockets are.
+		var cancel context.CancelFunc
+		ctx, cancel = delayed(ctx, answerGrace)
+		defer cancel()
+	}
+	taken, err := do(ctx, c.slots, func() (taken []bool, err error) {
+		fds, err := dupSockets(u.Sockets)
+		if err != nil {
+			return nil, err
+		}
+		defer closeAll(fds)
+		limits, err := clearSendLimits(fds)
+		if err != nil {
+			return nil, err
+		}
+		if err := c.still(index, l); err != nil {
+			return nil, errors.Join(err, restoreSendLimits(fds, limits, nil))
+		}
+		sent, lend := u, len(fds) > 0 && u.Timeout != nil && *u.Timeout == 0
+		if lend {
+			lent := maxTimeout
+			sent.Timeout = &lent
+		}
+		err = c.driver.reconfigure(index, identifier, &sent, fds)
+		taken, limitErr := sendLimited(fds)
+		if lend {
+			err = errors.Join(err, c.driver.reconfigure(index, identifier, &Update{Timeout: u.Timeout}, nil))
+			limitErr = errors.Join(limitErr, restoreSendLimits(fds, limits, nil))
+		}
+		return taken, errors.Join(err, limitErr, restoreSendLimits(fds, limits, taken))
+	}, nil)
+	if err == nil && u.Timeout != nil {
+		c.remember(index, l, func(m *memory) { m.timed, m.timeout = true, *u.Timeout })
+	}
+	return taken, err
+}
