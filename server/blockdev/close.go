@@ -37,6 +37,7 @@ func (d *Device) Disconnect(ctx context.Context) error {
 			return err
 		}
 	}
+	d.giveUp(errEnded)
 	if err := d.await(ctx); err != nil {
 		return err
 	}
@@ -67,6 +68,7 @@ func (d *Device) end(ctx context.Context) error {
 	if !d.disconnected() {
 		err = d.detach(ctx, true)
 	}
+	d.giveUp(errEnded)
 	if err != nil && !d.gone(ctx) {
 		d.cut() // It is no device any more, even if the kernel keeps it.
 	}
@@ -84,8 +86,7 @@ func (d *Device) detach(ctx context.Context, force bool) error {
 		// This kernel keeps no identifiers, but this is the device that was made for us.
 		err = d.client.Detach(ctx, d.index, nbdnl.DetachOptions{Any: true, Force: force})
 	}
-	missing := errors.Is(err, nbdnl.ErrNotConnected) || errors.Is(err, nbdnl.ErrNotOwner) || errors.Is(err, os.ErrNotExist)
-	if missing && d.gone(ctx) {
+	if missing(err) && d.gone(ctx) {
 		return nil
 	}
 	return err

@@ -71,17 +71,23 @@ func (m machine) newDevice(b backends.Backend, o Options) (*Device, error) {
 			"connections", o.Connections, "processors", n)
 	}
 	d := &Device{
-		machine:    m,
-		client:     o.Client,
-		export:     e,
-		options:    o,
-		flags:      kernelFlags(e, dev),
-		maxRequest: dev.BlockSizes.Maximum,
-		log:        o.Logger,
-		index:      anyIndex,
-		done:       make(chan struct{}),
-		ending:     make(chan struct{}, 1),
+		machine:  m,
+		client:   o.Client,
+		backend:  dev,
+		export:   e,
+		options:  o,
+		flags:    kernelFlags(e, dev),
+		log:      o.Logger,
+		index:    anyIndex,
+		done:     make(chan struct{}),
+		ending:   make(chan struct{}, 1),
+		changing: make(chan struct{}, 1),
+		changes:  make(chan struct{}, 1),
+		timeout:  o.Timeout,
+		deadTime: o.DeadTimeout,
 	}
+	d.size.Store(e.Size())
+	d.mending, d.giveUp = context.WithCancelCause(context.Background())
 	if d.client == nil {
 		if d.client, err = nbdnl.New(); err != nil {
 			return nil, err
@@ -117,8 +123,8 @@ func (d *Device) command(ctx context.Context, index int, sockets []syscall.Conn)
 		Size:            d.export.Size(),
 		BlockSize:       d.export.BlockSize(),
 		Flags:           d.flags,
-		Timeout:         d.options.Timeout,
-		DeadConnTimeout: d.options.DeadTimeout,
+		Timeout:         d.Timeout(),
+		DeadConnTimeout: d.DeadTimeout(),
 		Identifier:      d.options.Identifier,
 	}
 	if index == anyIndex {

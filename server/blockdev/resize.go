@@ -1,0 +1,224 @@
+package blockdev
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl"
+)
+
+// undoTime bounds what undoes a resize that failed half-way, and what looks at how far it came.
+const undoTime = 5 * time.Second
+
+// Resize gives the device another size in bytes, a positive multiple of the block size, while it is in use.
+//
+// The backend must be a backends.Resizer, or have that size already: a disk that has grown by itself is only shown to the kernel.
+// Else, and where the kernel keeps no identifiers (before Linux 5.14), the error matches errors.ErrUnsupported. File systems and
+// partitions on the device stay as they are: grow them after it, and shrink them before.
+//
+// Shrinking loses what lies behind the new end, so it is refused with a *nbdnl.BusyError while somebody uses the device;
+// ForceResize does it all the same. Whoever comes to open it exclusively meanwhile, as a mount does, is kept out.
+//
+// The order is such that the kernel never sees a byte that nobody has:
+//
+//   - growing: first the backend, then the server, then the kernel. What fails is undone, unless the kernel has not answered:
+//     it may still come to it, so the backend keeps its new size then.
+//   - shrinking: first the kernel, then the server, then the backend, which is called when the last request that was let in
+//     before is answered. If the server can't finish those, the kernel gets its size back. If the backend fails, the device has the
+//     new size and the backend the old one; calling again tries that again.
+//
+// The error says which. From Linux 6.12 on the kernel waits for all requests in flight before it takes another size, and executes no
+// other command for any nbd device until then: not while connections are being replaced, so the device must be live. Resize returns
+// when ctx ends, wherever it is; Size tells what the kernel has.
+func (d *Device) Resize(ctx context.Context, size int64) error { return d.resize(ctx, size, false) }
+
+// ForceResize is Resize, and shrinks the device even if somebody uses it. What they have cached behind the new end is lost.
+func (d *Device) ForceResize(ctx context.Context, size int64) error { return d.resize(ctx, size, true) }
+
+func (d *Device) resize(ctx context.Context, size int64, force bool) error {
+	if err := d.change(ctx); err != nil {
+		return err
+	}
+	defer d.unchange()
+	if err := d.resizable(size); err != nil {
+		return err
+	}
+	if size >= d.Size() {
+		return d.grow(ctx, size)
+	}
+	if !force {
+		dev, err := d.seize(ctx)
+		if err != nil {
+			return err
+		}
+		defer dev.Close() // It was only looked at.
+	}
+	return d.shrink(ctx, size)
+}
+
+// resizable says what can be said without touching anything.
+func (d *Device) resizable(size int64) error {
+	switch have := d.backend.Size(); {
+	case size <= 0 || size%int64(d.BlockSize()) != 0:
+		return fmt.Errorf("blockdev: size %d is not a positive multiple of the block size, %d bytes", size, d.BlockSize())
+	case have != size && (d.backend.Resizer == nil || d.ReadOnly()):
+		return fmt.Errorf("blockdev: %s: the backend has %d bytes and can't be resized to %d: %w",
+			d.Path(), have, size, errors.ErrUnsupported)
+	}
+	if s := d.State(); s != nbdnl.StateLive {
+		return fmt.Errorf("blockdev: %s is %s: it can be resized when all its connections serve", d.Path(), s)
+	}
+	return nil
+}
+
+func (d *Device) grow(ctx context.Context, size int64) error {
+	old, had := d.Size(), d.backend.Size()
+	if err := d.resizeBackend(size); err != nil {
+		return err
+	}
+	err := d.export.Resize(ctx, size)
+	if err == nil {
+		err = d.tell(ctx, size)
+	}
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("blockdev: %s: the kernel has not answered; the backend has %d bytes: %w", d.Path(), size, err)
+	}
+	if d.Size() == size {
+		return err // The kernel has it, and says something else is wrong.
+	}
+	ctx, cancel := context.WithTimeout(ctx, undoTime)
+	defer cancel()
+	undo := d.export.Resize(ctx, old)
+	if undo == nil {
+		undo = d.resizeBackend(had)
+	}
+	return errors.Join(err, undo)
+}
+
+func (d *Device) shrink(ctx context.Context, size int64) error {
+	old := d.Size()
+	if err := d.tell(ctx, size); err != nil {
+		return err
+	}
+	if err := d.export.Resize(ctx, size); err != nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+		defer cancel()
+		return errors.Join(err, d.tell(ctx, old))
+	}
+	if err := d.resizeBackend(size); err != nil {
+		return fmt.Errorf("blockdev: %s has %d bytes now, but its backend still has %d: %w", d.Path(), size, d.backend.Size(), err)
+	}
+	return nil
+}
+
+func (d *Device) resizeBackend(size int64) error {
+	if d.backend.Size() == size {
+		return nil
+	}
+	return d.backend.Resizer.Resize(size)
+}
+
+// tell gives the kernel another size, and makes sure that it has it.
+func (d *Device) tell(ctx context.Context, size int64) error {
+	if d.Size() == size {
+		return nil
+	}
+	// Nothing but the size: the kernel sets it first, and waits for requests that other changes may be there to help.
+	err := d.client.Reconfigure(ctx, d.index, d.Identifier(), nbdnl.Update{Size: &size})
+	look, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
+	st, lookErr := d.client.Status(look, d.index)
+	if lookErr != nil {
+		return errors.Join(err, lookErr)
+	}
+	if st.Connected() && st.Size > 0 {
+		d.size.Store(st.Size)
+		d.changed()
+	}
+	if err == nil && st.Size != size {
+		return fmt.Errorf("blockdev: %s: the kernel shows a size of %d bytes instead of %d", d.Path(), st.Size, size)
+	}
+	return err
+}
+
+// seize opens the device exclusively, unless somebody uses it.
+func (d *Device) seize(ctx context.Context) (nbdnl.Device, error) {
+	holders, err := d.vacant(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if len(holders) > 0 {
+		return nil, &nbdnl.BusyError{Index: d.index, Holders: holders}
+	}
+	dev, err := d.openExclusive(ctx)
+	if errors.Is(err, syscall.EBUSY) { // by somebody who can't be seen, as from another namespace
+		holders = []nbdnl.Holder{{Kind: nbdnl.HolderExclusive, Device: filepath.Base(d.Path())}}
+		return nil, &nbdnl.BusyError{Index: d.index, Holders: holders}
+	}
+	return dev, err
+}
+
+// vacant waits a little for those who have the device open for a moment, as udev does, and returns who still has it then.
+func (d *Device) vacant(ctx context.Context) ([]nbdnl.Holder, error) {
+	ctx, cancel := context.WithTimeout(ctx, vacantPatience)
+	defer cancel()
+	tick := time.NewTicker(vacantPatience / 20)
+	defer tick.Stop()
+	for {
+		holders, err := d.machine.system.Holders(d.index)
+		if err != nil || len(holders) == 0 || stay(holders) {
+			return holders, err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return holders, nil
+		}
+	}
+}
+
+// vacantPatience is how long processes are waited for that have the device open.
+const vacantPatience = time.Second
+
+// stay reports whether there are holders that do not go by themselves.
+func stay(holders []nbdnl.Holder) bool {
+	for _, h := range holders {
+		if h.Kind != nbdnl.HolderProcess || h.PID == os.Getpid() {
+			return true
+		}
+	}
+	return false
+}
+
+// openExclusive opens the device. That can hang for as long as the backend does, so if ctx ends first the device is closed when it
+// is open.
+func (d *Device) openExclusive(ctx context.Context) (nbdnl.Device, error) {
+	type outcome struct {
+		dev nbdnl.Device
+		err error
+	}
+	opened := make(chan outcome, 1)
+	go func() {
+		dev, err := d.machine.open(d.Path(), os.O_RDONLY|syscall.O_EXCL)
+		opened <- outcome{dev, err}
+	}()
+	select {
+	case o := <-opened:
+		return o.dev, o.err
+	case <-ctx.Done():
+		go func() {
+			if o := <-opened; o.err == nil {
+				_ = o.dev.Close() // Nothing was written.
+			}
+		}()
+		return nil, fmt.Errorf("blockdev: %s does not open: %w", d.Path(), context.Cause(ctx))
+	}
+}
