@@ -47,7 +47,8 @@ func (d *Device) Disconnect(ctx context.Context) error {
 
 // Close ends the device even if somebody uses it, who gets I/O errors from then on. What is cached is written first, if the backend
 // takes it within a few seconds. Close returns when the index is free and no request is served any more, after 30 seconds at the
-// latest; the error says what was lost or is left. A device that has gone already is no error. Further calls do nothing.
+// latest, even if the backend never does; the error says what was lost or is left. A device that has gone already is no error. Further
+// calls do nothing.
 func (d *Device) Close() error {
 	d.ending <- struct{}{}
 	defer func() { <-d.ending }()

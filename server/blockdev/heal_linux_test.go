@@ -2,8 +2,10 @@ package blockdev_test
 
 import (
 	"bytes"
+	"fmt"
 	"os"
-	"runtime"
+	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -43,6 +45,26 @@ func stallOnce(b *recorder, off int64) (arrived <-chan struct{}, release func())
 	return here, sync.OnceFunc(func() { close(gate) })
 }
 
+// processors returns, for each connection that is used at all, a processor that submits over it.
+func processors(t *testing.T, d *blockdev.Device) []int {
+	t.Helper()
+	lists, err := filepath.Glob(filepath.Join("/sys/block", filepath.Base(d.Path()), "mq/*/cpu_list"))
+	if err != nil || len(lists) == 0 {
+		t.Fatalf("no hardware queues: %v", err)
+	}
+	cpus := make([]int, len(lists))
+	for i, list := range lists { // There are fewer than ten, so they are in order.
+		b, err := os.ReadFile(list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fmt.Sscan(strings.Split(string(b), ",")[0], &cpus[i]); err != nil {
+			t.Fatalf("%s: %q: %v", list, b, err)
+		}
+	}
+	return cpus
+}
+
 // TestKernelHeal has one request take longer than the device's timeout: its connection dies, the request is repeated on another,
 // and a new connection takes the place of the dead one, once the backend has let go of that.
 func TestKernelHeal(t *testing.T) {
@@ -51,14 +73,14 @@ func TestKernelHeal(t *testing.T) {
 	b := newRecorder(1 << 20)
 	d := connect(t, b, blockdev.Options{Connections: connections, Timeout: time.Second})
 	f := open(t, d, os.O_RDWR|syscall.O_DIRECT)
-	used := min(connections, runtime.NumCPU())
+	cpus := processors(t, d)
 	for round := range 3 {
 		_, release := stallOnce(b, off)
 		defer release()
 		p := aligned(t, 4096)
 		copy(p, bytes.Repeat([]byte{byte('a' + round)}, 4096))
 		start := time.Now()
-		onCPU(t, round%used, func() {
+		onCPU(t, cpus[round%len(cpus)], func() {
 			if _, err := f.WriteAt(p, off); err != nil {
 				t.Errorf("round %d: %v", round, err)
 			}
@@ -73,7 +95,7 @@ func TestKernelHeal(t *testing.T) {
 		before := d.Stats()
 		release()
 		awaitState(t, d, nbdnl.StateLive)
-		for cpu := range used {
+		for _, cpu := range cpus {
 			q := aligned(t, 4096)
 			onCPU(t, cpu, func() {
 				for range 20 {
@@ -85,7 +107,7 @@ func TestKernelHeal(t *testing.T) {
 			})
 		}
 		for i, s := range d.Stats() {
-			if i < used && s.Read.Requests < before[i].Read.Requests+10 {
+			if i < len(cpus) && s.Read.Requests < before[i].Read.Requests+10 {
 				t.Errorf("round %d: connection %d has served %d reads, after %d", round, i, s.Read.Requests, before[i].Read.Requests)
 			}
 		}

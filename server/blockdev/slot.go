@@ -153,7 +153,8 @@ func (d *Device) cut() {
 	d.changed()
 }
 
-// Alive returns how many of the device's connections are served.
+// Alive returns how many of the device's connections are served. One whose loop is in a call of the backend counts until that
+// returns, for nobody looks at what has become of it.
 func (d *Device) Alive() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
