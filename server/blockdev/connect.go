@@ -71,20 +71,21 @@ func (m machine) newDevice(b backends.Backend, o Options) (*Device, error) {
 			"connections", o.Connections, "processors", n)
 	}
 	d := &Device{
-		machine:  m,
-		client:   o.Client,
-		backend:  dev,
-		export:   e,
-		options:  o,
-		flags:    kernelFlags(e, dev),
-		log:      o.Logger,
-		index:    anyIndex,
-		done:     make(chan struct{}),
-		ending:   make(chan struct{}, 1),
-		changing: make(chan struct{}, 1),
-		changes:  make(chan struct{}, 1),
-		timeout:  o.Timeout,
-		deadTime: o.DeadTimeout,
+		machine:    m,
+		client:     o.Client,
+		backend:    dev,
+		export:     e,
+		options:    o,
+		flags:      kernelFlags(e, dev),
+		log:        o.Logger,
+		index:      anyIndex,
+		done:       make(chan struct{}),
+		ending:     make(chan struct{}, 1),
+		changing:   make(chan struct{}, 1),
+		commanding: make(chan struct{}, 1),
+		changes:    make(chan struct{}, 1),
+		timeout:    o.Timeout,
+		deadTime:   o.DeadTimeout,
 	}
 	d.size.Store(e.Size())
 	d.mending, d.giveUp = context.WithCancelCause(context.Background())

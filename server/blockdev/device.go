@@ -29,9 +29,10 @@ type Device struct {
 	birth os.FileInfo  // of the kernel's device, to know it by where there are no identifiers; set by ready
 	size  atomic.Int64 // that the kernel has, in bytes
 
-	// changing holds a value while Resize or Reconfigure is at work.
-	changing chan struct{}
-	changes  chan struct{} // holds a value when something has changed that nobody was told of
+	// changing holds a value while Resize or Reconfigure is at work, commanding while the kernel makes a change, which healing asks
+	// for too.
+	changing, commanding chan struct{}
+	changes              chan struct{} // holds a value when something has changed that nobody was told of
 
 	done chan struct{} // closed when every Transmit has returned
 	err  error         // why they did; set before done is closed

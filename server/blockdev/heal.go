@@ -74,7 +74,7 @@ func (d *Device) replace(ctx context.Context, s *slot) error {
 	if err != nil {
 		return err
 	}
-	err = d.client.Reconfigure(ctx, d.index, d.Identifier(), nbdnl.Update{Sockets: l.kernel})
+	err = d.reconfigure(ctx, nbdnl.Update{Sockets: l.kernel})
 	l.closeKernelEnds()
 	// What the kernel drops it drops silently. Then there is no copy left, and the connection ends.
 	if err == nil && hungUp(l.server[0]) {

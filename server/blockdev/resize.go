@@ -132,7 +132,7 @@ func (d *Device) tell(ctx context.Context, size int64) error {
 		return nil
 	}
 	// Nothing but the size: the kernel sets it first, and waits for requests that other changes may be there to help.
-	err := d.client.Reconfigure(ctx, d.index, d.Identifier(), nbdnl.Update{Size: &size})
+	err := d.reconfigure(ctx, nbdnl.Update{Size: &size})
 	look, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 	defer cancel()
 	st, lookErr := d.client.Status(look, d.index)

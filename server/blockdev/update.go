@@ -27,8 +27,18 @@ func (d *Device) Reconfigure(ctx context.Context, u Update) error {
 		return err
 	}
 	defer d.unchange()
-	err := d.client.Reconfigure(ctx, d.index, d.Identifier(), nbdnl.Update{Timeout: u.Timeout, DeadConnTimeout: u.DeadTimeout})
-	if err != nil {
+	return d.reconfigure(ctx, nbdnl.Update{Timeout: u.Timeout, DeadConnTimeout: u.DeadTimeout})
+}
+
+// reconfigure gives the kernel one command at a time, so that of two timeouts the later one stays.
+func (d *Device) reconfigure(ctx context.Context, u nbdnl.Update) error {
+	select {
+	case d.commanding <- struct{}{}:
+		defer func() { <-d.commanding }()
+	case <-ctx.Done():
+		return fmt.Errorf("blockdev: %s: the kernel has not finished another change: %w", d.Path(), context.Cause(ctx))
+	}
+	if err := d.client.Reconfigure(ctx, d.index, d.Identifier(), u); err != nil {
 		return err
 	}
 	d.mu.Lock()
@@ -36,8 +46,8 @@ func (d *Device) Reconfigure(ctx context.Context, u Update) error {
 	if u.Timeout != nil {
 		d.timeout = *u.Timeout
 	}
-	if u.DeadTimeout != nil {
-		d.deadTime = *u.DeadTimeout
+	if u.DeadConnTimeout != nil {
+		d.deadTime = *u.DeadConnTimeout
 	}
 	d.changed()
 	return nil
