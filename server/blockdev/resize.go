@@ -18,8 +18,8 @@ const undoTime = 5 * time.Second
 // Resize gives the device another size in bytes, a positive multiple of the block size, while it is in use.
 //
 // The backend must be a backends.Resizer, or have that size already: a disk that has grown by itself is only shown to the kernel.
-// Else, and where the kernel keeps no identifiers (before Linux 5.14), the error matches errors.ErrUnsupported. File systems and
-// partitions on the device stay as they are: grow them after it, and shrink them before.
+// Else the error matches errors.ErrUnsupported. File systems and partitions on the device stay as they are: grow them after it, and
+// shrink them before.
 //
 // Shrinking loses what lies behind the new end, so it is refused with a *nbdnl.BusyError while somebody uses the device;
 // ForceResize does it all the same. Whoever comes to open it exclusively meanwhile, as a mount does, is kept out.

@@ -16,9 +16,8 @@ type Update struct {
 	DeadTimeout *time.Duration
 }
 
-// Reconfigure changes timeouts of the device while it is in use. The error matches errors.ErrUnsupported where the kernel keeps no
-// identifiers (before Linux 5.14), and nbdnl.ErrNotConnected if the device has ended. If ctx ends first, whether the kernel has made
-// the change is not known; calling again settles that.
+// Reconfigure changes timeouts of the device while it is in use. The error matches nbdnl.ErrNotConnected if the device has ended. If
+// ctx ends first, whether the kernel has made the change is not known; calling again settles that.
 func (d *Device) Reconfigure(ctx context.Context, u Update) error {
 	if u.Timeout != nil && *u.Timeout <= 0 {
 		return fmt.Errorf("blockdev: timeout %v: without a positive one a stuck request would never end", *u.Timeout)
