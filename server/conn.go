@@ -200,7 +200,7 @@ func (c *Conn) Close() error {
 // Disconnected reports whether the client has ended the connection in order, by NBD_CMD_DISC.
 func (c *Conn) Disconnected() bool { return c.disconnected.Load() }
 
-// Stopped returns a channel that is closed when nothing more is read, because the connection has ended in whatever way. Transmit
+// Stopped returns a channel that is closed when Transmit reads nothing more, because the connection has ended in whatever way. It
 // returns after that, when the backend has let go of the last request.
 func (c *Conn) Stopped() <-chan struct{} { return c.stopped }
 

@@ -79,6 +79,7 @@ func (m machine) newDevice(b backends.Backend, o Options) (*Device, error) {
 		flags:      kernelFlags(e, dev),
 		log:        o.Logger,
 		index:      anyIndex,
+		attached:   make(chan struct{}),
 		done:       make(chan struct{}),
 		ending:     make(chan struct{}, 1),
 		changing:   make(chan struct{}, 1),
@@ -114,6 +115,7 @@ func (d *Device) attach(ctx context.Context, index int) error {
 		d.cut()
 		return errors.Join(err, d.await(context.WithoutCancel(ctx)))
 	}
+	close(d.attached)
 	return nil
 }
 

@@ -29,13 +29,15 @@ type Device struct {
 	birth os.FileInfo  // of the kernel's device, to know it by where there are no identifiers; set by ready
 	size  atomic.Int64 // that the kernel has, in bytes
 
+	unsure bool // the kernel has not answered to a new size; guarded by changing
 	// changing holds a value while Resize or Reconfigure is at work, commanding while the kernel makes a change, which healing asks
 	// for too.
 	changing, commanding chan struct{}
 	changes              chan struct{} // holds a value when something has changed that nobody was told of
 
-	done chan struct{} // closed when every Transmit has returned
-	err  error         // why they did; set before done is closed
+	attached chan struct{} // closed when the kernel has the device, and index is set
+	done     chan struct{} // closed when every Transmit has returned
+	err      error         // why they did; set before done is closed
 
 	mu       sync.Mutex  // guards all below but ending and ended
 	slots    []*slot     // does not change after attach

@@ -34,7 +34,12 @@ func (d *Device) heal(s *slot) bool {
 	ctx, cancel := context.WithTimeout(d.mending, d.patience())
 	d.mu.Unlock()
 	defer cancel()
-	log := d.log.With("device", d.Path(), "identifier", d.Identifier(), "connection", s.number)
+	select {
+	case <-d.attached:
+	case <-ctx.Done(): // A connect that has failed.
+		return false
+	}
+	log := d.log.With("device", d.Identifier(), "connection", s.number)
 	for pause := firstPause; ; pause = min(2*pause, longestPause) {
 		err := d.replace(ctx, s)
 		if err == nil {

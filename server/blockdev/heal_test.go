@@ -111,6 +111,7 @@ func manual(t *testing.T, b *elastic, o Options) (*nbdnltest.Kernel, *Device, *n
 	if err := d.command(t.Context(), anyIndex, l.kernel); err != nil {
 		t.Fatal(err)
 	}
+	close(d.attached)
 	t.Cleanup(func() { d.Close() })
 	return k, d, l.kernelEnds[0]
 }

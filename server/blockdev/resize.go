@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/nbdctl/nbdctl/nbdnl"
@@ -46,6 +43,9 @@ func (d *Device) resize(ctx context.Context, size int64, force bool) error {
 	}
 	defer d.unchange()
 	if err := d.resizable(size); err != nil {
+		return err
+	}
+	if err := d.settle(ctx); err != nil {
 		return err
 	}
 	if size >= d.Size() {
@@ -108,7 +108,7 @@ func (d *Device) shrink(ctx context.Context, size int64) error {
 	if err := d.tell(ctx, size); err != nil {
 		return err
 	}
-	if err := d.export.Resize(ctx, size); err != nil {
+	if err := d.drain(ctx, size); err != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 		defer cancel()
 		return errors.Join(err, d.tell(ctx, old))
@@ -117,6 +117,13 @@ func (d *Device) shrink(ctx context.Context, size int64) error {
 		return fmt.Errorf("blockdev: %s has %d bytes now, but its backend still has %d: %w", d.Path(), size, d.backend.Size(), err)
 	}
 	return nil
+}
+
+// drain shrinks the server's size. Requests wait meanwhile, and must not for so long that the kernel gives them up.
+func (d *Device) drain(ctx context.Context, size int64) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, d.Timeout()/2, errors.New("the backend takes too long"))
+	defer cancel()
+	return d.export.Resize(ctx, size)
 }
 
 func (d *Device) resizeBackend(size int64) error {
@@ -133,92 +140,36 @@ func (d *Device) tell(ctx context.Context, size int64) error {
 	}
 	// Nothing but the size: the kernel sets it first, and waits for requests that other changes may be there to help.
 	err := d.reconfigure(ctx, nbdnl.Update{Size: &size})
-	look, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
-	defer cancel()
-	st, lookErr := d.client.Status(look, d.index)
-	if lookErr != nil {
-		return errors.Join(err, lookErr)
+	d.unsure = err != nil && ctx.Err() != nil
+	if err := errors.Join(err, d.look(ctx)); err != nil {
+		return err
 	}
-	if st.Connected() && st.Size > 0 {
+	if now := d.Size(); now != size {
+		return fmt.Errorf("blockdev: %s: the kernel shows a size of %d bytes instead of %d", d.Path(), now, size)
+	}
+	return nil
+}
+
+// look takes note of the size that the kernel shows.
+func (d *Device) look(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
+	st, err := d.client.Status(ctx, d.index)
+	if err == nil && st.Connected() && st.Size > 0 {
 		d.size.Store(st.Size)
 		d.changed()
-	}
-	if err == nil && st.Size != size {
-		return fmt.Errorf("blockdev: %s: the kernel shows a size of %d bytes instead of %d", d.Path(), st.Size, size)
 	}
 	return err
 }
 
-// seize opens the device exclusively, unless somebody uses it.
-func (d *Device) seize(ctx context.Context) (nbdnl.Device, error) {
-	holders, err := d.vacant(ctx)
-	if err != nil {
-		return nil, err
+// settle waits for an earlier change of size that the kernel has not answered to: another command is executed when that is done.
+func (d *Device) settle(ctx context.Context) error {
+	if !d.unsure {
+		return nil
 	}
-	if len(holders) > 0 {
-		return nil, &nbdnl.BusyError{Index: d.index, Holders: holders}
+	if err := d.reconfigure(ctx, nbdnl.Update{}); err != nil {
+		return fmt.Errorf("blockdev: %s: an earlier change of size has not come to an end: %w", d.Path(), err)
 	}
-	dev, err := d.openExclusive(ctx)
-	if errors.Is(err, syscall.EBUSY) { // by somebody who can't be seen, as from another namespace
-		holders = []nbdnl.Holder{{Kind: nbdnl.HolderExclusive, Device: filepath.Base(d.Path())}}
-		return nil, &nbdnl.BusyError{Index: d.index, Holders: holders}
-	}
-	return dev, err
-}
-
-// vacant waits a little for those who have the device open for a moment, as udev does, and returns who still has it then.
-func (d *Device) vacant(ctx context.Context) ([]nbdnl.Holder, error) {
-	ctx, cancel := context.WithTimeout(ctx, vacantPatience)
-	defer cancel()
-	tick := time.NewTicker(vacantPatience / 20)
-	defer tick.Stop()
-	for {
-		holders, err := d.machine.system.Holders(d.index)
-		if err != nil || len(holders) == 0 || stay(holders) {
-			return holders, err
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return holders, nil
-		}
-	}
-}
-
-// vacantPatience is how long processes are waited for that have the device open.
-const vacantPatience = time.Second
-
-// stay reports whether there are holders that do not go by themselves.
-func stay(holders []nbdnl.Holder) bool {
-	for _, h := range holders {
-		if h.Kind != nbdnl.HolderProcess || h.PID == os.Getpid() {
-			return true
-		}
-	}
-	return false
-}
-
-// openExclusive opens the device. That can hang for as long as the backend does, so if ctx ends first the device is closed when it
-// is open.
-func (d *Device) openExclusive(ctx context.Context) (nbdnl.Device, error) {
-	type outcome struct {
-		dev nbdnl.Device
-		err error
-	}
-	opened := make(chan outcome, 1)
-	go func() {
-		dev, err := d.machine.open(d.Path(), os.O_RDONLY|syscall.O_EXCL)
-		opened <- outcome{dev, err}
-	}()
-	select {
-	case o := <-opened:
-		return o.dev, o.err
-	case <-ctx.Done():
-		go func() {
-			if o := <-opened; o.err == nil {
-				_ = o.dev.Close() // Nothing was written.
-			}
-		}()
-		return nil, fmt.Errorf("blockdev: %s does not open: %w", d.Path(), context.Cause(ctx))
-	}
+	d.unsure = false
+	return d.look(ctx)
 }

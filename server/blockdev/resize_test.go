@@ -116,7 +116,7 @@ func TestResizeFails(t *testing.T) {
 		checkSizes(t, k, d, size, size, size, size)
 	})
 	t.Run("growing, no answer", func(t *testing.T) {
-		k, d, _ := stretch(t)
+		k, d, e := stretch(t)
 		unblock := k.Block(nbdnltest.Reconfigure)
 		ctx, cancel := context.WithTimeoutCause(t.Context(), 50*time.Millisecond, cause)
 		defer cancel()
@@ -125,10 +125,17 @@ func TestResizeFails(t *testing.T) {
 		}
 		checkSizes(t, k, d, size, size, 2*size, 2*size) // for the kernel may come to it
 		unblock()
-		if err := d.Resize(t.Context(), 2*size); err != nil {
-			t.Errorf("once more: %v", err)
+		if err := d.Resize(t.Context(), size); err != nil {
+			t.Errorf("back: %v", err)
 		}
-		checkSizes(t, k, d, 2*size, 2*size, 2*size, 2*size)
+		checkSizes(t, k, d, size, size, size, size)
+		want := []string{
+			"backend to 2097152 while the kernel has 1048576",
+			"backend to 1048576 while the kernel has 1048576",
+		}
+		if diff := cmp.Diff(want, e.events); diff != "" {
+			t.Errorf("calls (-want +got):\n%s", diff)
+		}
 	})
 	t.Run("shrinking, kernel", func(t *testing.T) {
 		k, d, _ := stretch(t)

@@ -89,7 +89,7 @@ func (d *Device) transmit(s *slot) bool {
 		d.lost = err
 	}
 	if !d.leaving {
-		d.log.Warn("connection lost", "device", d.Path(), "identifier", d.Identifier(), "alive", d.alive, "err", err)
+		d.log.Warn("connection lost", "device", d.Identifier(), "alive", d.alive, "err", err)
 	}
 	return true
 }
