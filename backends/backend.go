@@ -5,7 +5,9 @@ import "io"
 // A Backend is a fixed range of bytes. It alone is a read-only device; the
 // other interfaces of this package add to it.
 //
-// Size is the length in bytes, at least 0. It changes only in Resize.
+// Size is the length in bytes, at least 0. It changes in Resize; it may also grow
+// by itself where what is behind the backend does, and a server goes on with the
+// size it knows until it is told.
 type Backend interface {
 	io.ReaderAt
 	Size() int64
@@ -81,9 +83,14 @@ type Extent struct {
 
 // A Resizer can change its size.
 type Resizer interface {
-	// Resize sets the size in bytes. What is added reads as zeros; what is cut
-	// off is lost. The caller keeps requests beyond the smaller of the two sizes
-	// away while it runs.
+	// Resize sets the size in bytes, which Size tells from then on. What is added
+	// reads as zeros; what is cut off is lost. After an error the size is as it
+	// was, but what was to be cut off may be lost all the same.
+	//
+	// The caller keeps requests beyond the smaller of the two sizes away while it
+	// runs, also those that were let in before: none of them is under way, and
+	// nothing that ReadAtTo has handed out from there is still to be sent. Requests
+	// below it go on meanwhile.
 	Resize(size int64) error
 }
 

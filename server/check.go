@@ -42,7 +42,7 @@ func (e *Export) check(h header) *refusal {
 		return errUnaligned
 	}
 	// Both sides of the second comparison are at most the size: no sum that could wrap around.
-	if size := uint64(e.size); h.offset > size || uint64(h.length) > size-h.offset {
+	if size := uint64(e.size.Load()); h.offset > size || uint64(h.length) > size-h.offset {
 		if h.op == OpWrite || h.op == OpWriteZeroes {
 			return errNoRoom
 		}

@@ -47,9 +47,12 @@ type Conn struct {
 	stopping     atomic.Bool // the reader is to stop; set under mu
 	closed       atomic.Bool
 
-	mu     sync.Mutex // guards the two below
+	mu     sync.Mutex // guards the three below
 	phase  phase
 	unread []byte
+	fence  *fence // that the loop has to pass, or nil
+
+	stopped chan struct{} // closed when the loop has ended
 
 	ended chan struct{} // closed with phaseEnded
 }
@@ -59,15 +62,16 @@ type Conn struct {
 func (e *Export) NewConn(nc net.Conn, unread []byte) *Conn {
 	raw := rawio.New(nc)
 	c := &Conn{
-		export: e,
-		nc:     nc,
-		inbox:  inbox{io: raw, pool: &e.buffers, ahead: unread, window: raw.Window()},
-		outbox: outbox{io: raw},
-		gate:   newGate(e.maxInFlight, maxInFlightBytes),
-		meter:  meter{paces: &e.paces},
-		result: make(chan error, 1),
-		unread: unread,
-		ended:  make(chan struct{}),
+		export:  e,
+		nc:      nc,
+		inbox:   inbox{io: raw, pool: &e.buffers, ahead: unread, window: raw.Window()},
+		outbox:  outbox{io: raw},
+		gate:    newGate(e.maxInFlight, maxInFlightBytes),
+		meter:   meter{paces: &e.paces},
+		result:  make(chan error, 1),
+		unread:  unread,
+		stopped: make(chan struct{}),
+		ended:   make(chan struct{}),
 	}
 	c.outbox.broken = func() { c.interrupt() }
 	return c
@@ -90,7 +94,8 @@ func (c *Conn) Transmit() error {
 	// The loop has a goroutine of its own because a backend may end the one that it is called on.
 	go c.run()
 	err := <-c.result
-	c.gate.drained()
+	close(c.stopped)
+	c.gate.drained(nil)
 	err = c.verdict(err)
 	c.end()
 	return err
@@ -136,7 +141,7 @@ func (c *Conn) end() {
 	c.phase = phaseEnded
 	c.unread = c.inbox.unread()
 	c.inbox.release()
-	if c.stopping.Load() {
+	if c.stopping.Load() || c.fence != nil {
 		_ = c.nc.SetReadDeadline(time.Time{}) // The next owner shall not inherit the one of interrupt.
 	}
 	close(c.ended)
@@ -194,6 +199,10 @@ func (c *Conn) Close() error {
 
 // Disconnected reports whether the client has ended the connection in order, by NBD_CMD_DISC.
 func (c *Conn) Disconnected() bool { return c.disconnected.Load() }
+
+// Stopped returns a channel that is closed when Transmit reads nothing more, because the connection has ended in whatever way. It
+// returns after that, when the backend has let go of the last request.
+func (c *Conn) Stopped() <-chan struct{} { return c.stopped }
 
 // Stats returns what the connection has served so far.
 func (c *Conn) Stats() Stats {

@@ -24,6 +24,9 @@
 // connection. FLUSH covers every write that was answered before, on any connection. FUA is kept also where the
 // backend has nothing of the kind.
 //
+// An export may change its size while it is served ([Export.Resize]); requests are checked against the size of the moment in which
+// their turn comes.
+//
 // # Memory
 //
 // A connection has at most Options.MaxInFlight requests and 64 MiB of payload with workers. When either is reached the server stops

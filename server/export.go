@@ -37,7 +37,7 @@ type Options struct {
 // every Transmit has returned. Safe for concurrent use.
 type Export struct {
 	dev         backends.Device
-	size        int64
+	size        atomic.Int64 // requests are checked against it
 	blockSize   int
 	maxLength   uint32 // of a READ or WRITE, in bytes
 	flags       Flags
@@ -52,9 +52,12 @@ type Export struct {
 	mu       sync.Mutex         // guards the two below
 	live     map[*Conn]struct{} // in Transmit
 	finished Stats              // of those that were
+
+	resizing sync.Mutex // held in Resize
 }
 
-// NewExport offers b. The size of b is taken now; its methods are called concurrently, and never with a range outside that size.
+// NewExport offers b. The size of b is taken now, and stays until Resize; the methods of b are called concurrently, and never with
+// a range outside that size.
 func NewExport(b backends.Backend, o Options) (*Export, error) {
 	if b == nil {
 		return nil, errors.New("server: no backend")
@@ -62,13 +65,14 @@ func NewExport(b backends.Backend, o Options) (*Export, error) {
 	dev := backends.Probe(b)
 	e := &Export{
 		dev:         dev,
-		size:        dev.Size(),
 		blockSize:   o.BlockSize,
 		maxLength:   maxPayload,
 		maxInFlight: o.MaxInFlight,
 		log:         o.Logger,
 		live:        make(map[*Conn]struct{}),
 	}
+	size := dev.Size()
+	e.size.Store(size)
 	e.requests.New = func() any { return newRequest() }
 	e.batches.New = func() any { return &batch{pool: &e.buffers} }
 	need := max(1, dev.BlockSizes.Minimum)
@@ -85,14 +89,14 @@ func NewExport(b backends.Backend, o Options) (*Export, error) {
 		e.log = slog.New(slog.DiscardHandler)
 	}
 	switch {
-	case e.size < 0:
-		return nil, fmt.Errorf("server: the backend has a negative size, %d bytes", e.size)
+	case size < 0:
+		return nil, fmt.Errorf("server: the backend has a negative size, %d bytes", size)
 	case e.blockSize < 1 || e.blockSize > maxBlockSize || e.blockSize&(e.blockSize-1) != 0:
 		return nil, fmt.Errorf("server: block size %d is not a power of two from 1 to %d", e.blockSize, maxBlockSize)
 	case e.blockSize < need:
 		return nil, fmt.Errorf("server: block size %d is below the %d bytes that the backend needs", e.blockSize, need)
-	case e.size%int64(e.blockSize) != 0:
-		return nil, fmt.Errorf("server: size %d is not a multiple of the block size, %d bytes", e.size, e.blockSize)
+	case size%int64(e.blockSize) != 0:
+		return nil, fmt.Errorf("server: size %d is not a multiple of the block size, %d bytes", size, e.blockSize)
 	case e.maxInFlight < 1:
 		return nil, fmt.Errorf("server: %d requests in flight are too few to serve any", e.maxInFlight)
 	}
@@ -118,7 +122,7 @@ func promise(dev backends.Device, readOnly bool) Flags {
 }
 
 // Size returns the size in bytes.
-func (e *Export) Size() int64 { return e.size }
+func (e *Export) Size() int64 { return e.size.Load() }
 
 // BlockSize returns the number of bytes that divides offset and length of every request.
 func (e *Export) BlockSize() int { return e.blockSize }
@@ -132,7 +136,7 @@ func (e *Export) Stats() Stats {
 	defer e.mu.Unlock()
 	s := e.finished
 	for c := range e.live {
-		s.add(c.Stats())
+		s.Add(c.Stats())
 	}
 	return s
 }
@@ -151,6 +155,6 @@ func (e *Export) enlist(c *Conn) {
 func (e *Export) retire(c *Conn) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.finished.add(c.Stats())
+	e.finished.Add(c.Stats())
 	delete(e.live, c)
 }

@@ -1,6 +1,9 @@
 package server
 
-import "sync"
+import (
+	"sync"
+	"sync/atomic"
+)
 
 // A gate bounds what a connection has in flight, by number of requests and by bytes of payload memory. The reader passes it
 // before it takes memory for a request, so a client that sends more than the bounds simply finds its socket full.
@@ -55,13 +58,21 @@ func (g *gate) leave(bytes int64) {
 	g.changed.Broadcast()
 }
 
-// drained waits until nothing is in flight.
-func (g *gate) drained() {
+// drained waits until nothing is in flight, or until giveUp is set and wake called, and reports whether nothing is.
+func (g *gate) drained(giveUp *atomic.Bool) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for g.requests > 0 {
+	for g.requests > 0 && (giveUp == nil || !giveUp.Load()) {
 		g.changed.Wait()
 	}
+	return g.requests == 0
+}
+
+// wake has those who wait look again.
+func (g *gate) wake() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.changed.Broadcast()
 }
 
 // inFlight returns the number of requests inside.

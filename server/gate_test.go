@@ -36,7 +36,7 @@ func TestGate(t *testing.T) {
 					g.leave(c)
 					synctest.Wait()
 				}
-				g.drained()
+				g.drained(nil)
 				if entered != len(tt.costs) || g.inFlight() != 0 || g.bytes != 0 {
 					t.Errorf("in the end %d entered, %d requests and %d bytes are inside", entered, g.inFlight(), g.bytes)
 				}

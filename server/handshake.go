@@ -155,7 +155,7 @@ func (h *handshake) exportName(name string) (*Export, error) {
 	if e == nil {
 		return nil, fmt.Errorf("no export %q", name)
 	}
-	h.out = binary.BigEndian.AppendUint64(h.out, uint64(e.size))
+	h.out = binary.BigEndian.AppendUint64(h.out, uint64(e.size.Load()))
 	h.out = binary.BigEndian.AppendUint16(h.out, uint16(e.flags))
 	if !h.noZeroes {
 		h.out = append(h.out, make([]byte, exportNamePadding)...)
@@ -194,7 +194,7 @@ func (h *handshake) info(data []byte) *Export {
 		return nil
 	}
 	b := binary.BigEndian.AppendUint16(nil, infoExport)
-	b = binary.BigEndian.AppendUint64(b, uint64(e.size))
+	b = binary.BigEndian.AppendUint64(b, uint64(e.size.Load()))
 	h.reply(repInfo, binary.BigEndian.AppendUint16(b, uint16(e.flags)))
 	if asked || e.blockSize > 1 {
 		b = binary.BigEndian.AppendUint16(b[:0], infoBlockSize)

@@ -16,6 +16,9 @@ func (c *Conn) run() {
 	if err == nil {
 		err = c.serve()
 	}
+	for c.pass(err) {
+		err = c.serve()
+	}
 	if flush := c.flush(); err == nil {
 		err = flush
 	}

@@ -21,8 +21,8 @@ type Stats struct {
 	InFlight int
 }
 
-// add adds t to s.
-func (s *Stats) add(t Stats) {
+// Add adds t to s.
+func (s *Stats) Add(t Stats) {
 	s.Read.add(t.Read)
 	s.Write.add(t.Write)
 	s.Flush.add(t.Flush)

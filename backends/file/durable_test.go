@@ -80,7 +80,9 @@ func device(t *testing.T, path string) *File {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &File{f: f, raw: raw, path: path, size: 1 << 20}
+	file := &File{f: f, raw: raw, path: path, unit: 1}
+	file.size.Store(1 << 20)
+	return file
 }
 
 // A character device takes writes and cannot sync.

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/nbdctl/nbdctl/backends"
@@ -22,6 +23,7 @@ var _ interface {
 	backends.Extenter
 	backends.BlockSizer
 	backends.Capper
+	backends.Resizer
 	backends.ReaderAtTo
 } = (*File)(nil)
 
@@ -49,9 +51,10 @@ type File struct {
 	raw     syscall.RawConn // of f
 	path    string          // as it was given, for people
 	created string          // absolute path, if Open made the file
-	size    int64
-	tail    int64
-	block   bool // f is a block device
+	block   bool            // f is a block device
+	unit    int64           // bytes, of which the size is a multiple
+	size    atomic.Int64
+	tail    atomic.Int64
 	caps    backends.Caps
 	sizes   backends.BlockSizes
 
@@ -61,6 +64,8 @@ type File struct {
 	discard   ability
 
 	queries sync.Pool // of *query
+
+	measuring sync.Mutex // held while size and tail change
 }
 
 // New makes a device of an open file, which is to be a regular file or a block
@@ -137,30 +142,12 @@ func (f *File) setUp(opts Options) error {
 		if f.canTrim() {
 			f.caps |= backends.CapTrim
 		}
+		if !f.block {
+			f.caps |= backends.CapResize
+		}
 	}
 	return nil
 }
-
-// measure sets the size, and refuses a wrong one.
-func (f *File) measure(opts Options) error {
-	size, err := f.f.Seek(0, io.SeekEnd) // which holds for block devices too
-	if err != nil {
-		return fmt.Errorf("file: %w", err)
-	}
-	f.tail = size % int64(max(opts.BlockSize, 1))
-	f.size = size - f.tail
-	if f.size == 0 || opts.Size > 0 && opts.Size != size {
-		return &SizeError{Path: f.path, Have: size, Want: opts.Size, BlockSize: opts.BlockSize}
-	}
-	return nil
-}
-
-// Size returns the size in bytes, without the tail.
-func (f *File) Size() int64 { return f.size }
-
-// Tail returns how many bytes at the end of the file are left out, because they
-// make no whole block.
-func (f *File) Tail() int64 { return f.tail }
 
 // BlockSizes returns the sector sizes of a block device. A regular file has no
 // opinion.
@@ -175,8 +162,8 @@ func (f *File) Close() error { return f.f.Close() }
 // check refuses ranges outside of the device: past the end, a write would make
 // the file grow.
 func (f *File) check(off, n int64) error {
-	if off < 0 || n < 0 || off > f.size-n {
-		return fmt.Errorf("file: %s: %d bytes at %d are not inside the %d bytes of the device: %w", f.path, n, off, f.size, syscall.ENOSPC)
+	if off < 0 || n < 0 || off > f.size.Load()-n {
+		return fmt.Errorf("file: %s: %d bytes at %d are not inside the %d bytes of the device: %w", f.path, n, off, f.size.Load(), syscall.ENOSPC)
 	}
 	return nil
 }
@@ -185,9 +172,9 @@ func (f *File) check(off, n int64) error {
 // gives io.ErrUnexpectedEOF.
 func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	var end error
-	if off >= 0 && int64(len(p)) > f.size-off {
-		p, end = p[:max(f.size-off, 0)], io.EOF
-		off = min(off, f.size)
+	if size := f.size.Load(); off >= 0 && int64(len(p)) > size-off {
+		p, end = p[:max(size-off, 0)], io.EOF
+		off = min(off, size)
 	}
 	if err := f.check(off, int64(len(p))); err != nil {
 		return 0, err

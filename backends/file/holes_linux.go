@@ -58,7 +58,7 @@ func (f *File) canTrim() bool {
 		return errors.Is(f.discardRange(1, 1), unix.EINVAL)
 	}
 	// There is nothing behind the end of the file.
-	return !errors.Is(f.punchHole((f.size+f.tail)|(1<<20-1)+1, 4096), errors.ErrUnsupported)
+	return !errors.Is(f.punchHole((f.size.Load()+f.tail.Load())|(1<<20-1)+1, 4096), errors.ErrUnsupported)
 }
 
 // Extents implements backends.Extenter. Space that is allocated and was never

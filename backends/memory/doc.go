@@ -7,6 +7,9 @@
 // to fresh places with ENOSPC, instead of calling the out-of-memory killer; see
 // Options.Limit. Writes to places in use go on, and so do reads.
 //
+// Resize makes a device longer, which costs next to nothing, or shorter, which
+// gives the memory of what is cut off back.
+//
 // Content does not outlive the process, so there is nothing to sync: a write is
 // as durable as it will ever be when it returns.
 package memory

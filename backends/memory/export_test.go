@@ -6,5 +6,5 @@ func NewOnHeap(size int64, opts Options) (*Memory, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Memory{size: size, store: s}, nil
+	return newMemory(size, s), nil
 }

@@ -1,6 +1,7 @@
 package memory
 
 import (
+	"sync"
 	"sync/atomic"
 	"syscall"
 
@@ -11,12 +12,14 @@ import (
 // few addresses to map one. A chunk that is not there is a hole; Trim drops
 // chunks, and the garbage collector keeps those that a reply still refers to.
 type heapStore struct {
-	size    int64
-	budget  *budget
-	regions []atomic.Pointer[region]
+	budget *budget
+	table  atomic.Pointer[table]
+
+	mu sync.Mutex // held while a table or a region comes into being
 }
 
 type (
+	table  []atomic.Pointer[region]
 	chunk  [chunkSize]byte
 	region [regionChunks]atomic.Pointer[chunk] // so that the table is sparse too
 )
@@ -27,20 +30,56 @@ const (
 )
 
 func newHeapStore(size int64, b *budget) (store, error) {
-	regions := (size-1)/(chunkSize*regionChunks) + 1
-	if regions > maxRegions {
-		return nil, syscall.EFBIG
-	}
-	if err := b.take(regions * 8); err != nil {
+	s := &heapStore{budget: b}
+	s.table.Store(new(table))
+	if err := s.grow(size); err != nil {
 		return nil, err
 	}
-	return &heapStore{size: size, budget: b, regions: make([]atomic.Pointer[region], regions)}, nil
+	return s, nil
+}
+
+// grow makes a longer table. Requests that still have the shorter one are inside
+// of it, and find the same regions there.
+func (s *heapStore) grow(size int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := *s.table.Load()
+	regions := (size-1)/(chunkSize*regionChunks) + 1
+	if regions <= int64(len(old)) {
+		return nil
+	}
+	if regions > maxRegions {
+		return syscall.EFBIG
+	}
+	if err := s.budget.take((regions - int64(len(old))) * 8); err != nil {
+		return err
+	}
+	long := make(table, regions)
+	for i := range old {
+		long[i].Store(old[i].Load())
+	}
+	s.table.Store(&long)
+	return nil
+}
+
+// region returns the region with that number, which it makes if there is none.
+func (s *heapStore) region(i int64) *region {
+	if r := (*s.table.Load())[i].Load(); r != nil {
+		return r
+	}
+	s.mu.Lock() // Into the table that grow has copied from, it would be lost.
+	defer s.mu.Unlock()
+	p := &(*s.table.Load())[i]
+	if p.Load() == nil {
+		p.Store(new(region))
+	}
+	return p.Load()
 }
 
 // piece returns the first part of [off, off+n), in one chunk; nil if that is a
 // hole, which may be longer than a chunk.
 func (s *heapStore) piece(off, n int64) (p []byte, length int64) {
-	r := s.regions[off/chunkSize/regionChunks].Load()
+	r := (*s.table.Load())[off/chunkSize/regionChunks].Load()
 	if r == nil {
 		const size = regionChunks * chunkSize
 		return nil, min(n, size-off%size)
@@ -63,11 +102,8 @@ func (s *heapStore) provide(off, n int64) (p []byte, length int64, err error) {
 		if err := s.budget.take(chunkSize); err != nil {
 			return nil, 0, err
 		}
-		r := &s.regions[off/chunkSize/regionChunks]
-		if r.Load() == nil {
-			r.CompareAndSwap(nil, new(region))
-		}
-		if !r.Load()[off/chunkSize%regionChunks].CompareAndSwap(nil, new(chunk)) {
+		r := s.region(off / chunkSize / regionChunks)
+		if !r[off/chunkSize%regionChunks].CompareAndSwap(nil, new(chunk)) {
 			s.budget.give(chunkSize) // another write to the chunk was first
 		}
 	}
@@ -147,11 +183,11 @@ func (s *heapStore) writeFrom(r backends.Payload, off, n int64) error {
 	return nil
 }
 
-func (s *heapStore) trim(off, n int64) error {
+func (s *heapStore) trim(off, n int64, last bool) error {
 	for n > 0 {
 		b, length := s.piece(off, n)
-		if b != nil && (len(b) == chunkSize || off%chunkSize == 0 && off+length == s.size) {
-			if s.regions[off/chunkSize/regionChunks].Load()[off/chunkSize%regionChunks].Swap(nil) != nil {
+		if b != nil && (len(b) == chunkSize || last && off%chunkSize == 0 && length == n) {
+			if s.region(off / chunkSize / regionChunks)[off/chunkSize%regionChunks].Swap(nil) != nil {
 				s.budget.give(chunkSize)
 			}
 		} else {
@@ -191,9 +227,9 @@ func (s *heapStore) run(off, n int64) (length int64, used bool) {
 }
 
 func (s *heapStore) used() int64 {
-	return s.budget.inUse() - int64(len(s.regions))*8
+	return s.budget.inUse() - int64(len(*s.table.Load()))*8
 }
 
 func (s *heapStore) close() error {
-	return s.trim(0, s.size)
+	return s.trim(0, int64(len(*s.table.Load()))*regionChunks*chunkSize, true)
 }

@@ -5,11 +5,8 @@ package memory
 import (
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"runtime"
 	"sync/atomic"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -22,9 +19,9 @@ const allocateSize = 1 << 20
 
 const punchHole = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
 
-// A memfdStore keeps the device in an unnamed file in memory, followed by one bit
-// for every chunk, "holds content". Being a file, it can be passed to another
-// process.
+// A memfdStore keeps the device in an unnamed file in memory, and in another one
+// a bit for every chunk, "holds content". Being files, they can be passed to
+// another process, and grow.
 //
 // The order of things keeps this true: where the bit is clear, and no write is in
 // flight, the chunk is zeros and occupies no memory.
@@ -46,104 +43,109 @@ const punchHole = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
 // Nothing is ever unmapped or moved while the store can be reached, so what a
 // reply refers to is always readable, and always the same place of the device.
 type memfdStore struct {
-	size   int64
-	chunks int64
 	budget *budget
-	file   *os.File
-	raw    syscall.RawConn // of file
-	bits   bitmap          // in maps.bits
+	data   *memfd
+	bits   *memfd
+	extent atomic.Pointer[extent]
 
 	// maps is a separate object for the cleanup's sake, which must not hold on
 	// to the store.
 	maps *mappings
 }
 
+// An extent is how far the store reaches. It is replaced when the device grows.
+// Who has an older one is at requests inside of that, and sees the same content
+// and the same bits: only the table of windows and the mapping of the bits are
+// others.
+type extent struct {
+	chunks  int64
+	bits    bitmap
+	windows []atomic.Pointer[window]
+}
+
 func newStore(size int64, b *budget) (store, error) { return newMemfdStore(size, b) }
 
-func newMemfdStore(size int64, b *budget) (*memfdStore, error) {
-	s := &memfdStore{size: size, chunks: (size-1)/chunkSize + 1, budget: b}
-	if err := b.take(s.overhead()); err != nil {
+func newMemfdStore(size int64, b *budget) (_ *memfdStore, err error) {
+	s := &memfdStore{budget: b, maps: new(mappings)}
+	s.extent.Store(new(extent))
+	runtime.AddCleanup(s, (*mappings).unmap, s.maps)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.data.close(), s.bits.close())
+		}
+	}()
+	if s.data, err = createMemfd(); err != nil {
 		return nil, err
 	}
-	fd, err := createMemfd()
-	if err != nil {
-		return nil, fmt.Errorf("memfd_create: %w", err)
+	if s.bits, err = createMemfd(); err != nil {
+		return nil, err
 	}
-	s.file = os.NewFile(uintptr(fd), "memfd:nbdctl")
-	if err := s.setUp(fd); err != nil {
-		return nil, errors.Join(err, s.file.Close())
+	if err := s.grow(size); err != nil {
+		return nil, err
 	}
-	runtime.AddCleanup(s, (*mappings).unmap, s.maps)
 	return s, nil
 }
 
 // overhead is the length in bytes of the bitmap, in whole chunks so that it can
 // be mapped whatever the page size.
-func (s *memfdStore) overhead() int64 {
-	return (s.chunks/8/chunkSize + 1) * chunkSize
+func (e *extent) overhead() int64 {
+	if e.chunks == 0 {
+		return 0
+	}
+	return (e.chunks/8/chunkSize + 1) * chunkSize
 }
 
-// createMemfd makes a memfd that can be sealed. Kernels from 6.3 on want to hear
-// that it is not for execution, and may insist; older ones do not know the flag.
-func createMemfd() (int, error) {
-	fd, err := unix.MemfdCreate("nbdctl", unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL)
-	if errors.Is(err, unix.EINVAL) {
-		fd, err = unix.MemfdCreate("nbdctl", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+func (s *memfdStore) grow(size int64) error {
+	s.maps.mu.Lock()
+	defer s.maps.mu.Unlock()
+	old := s.extent.Load()
+	e := &extent{chunks: (size-1)/chunkSize + 1, bits: old.bits}
+	if e.chunks <= old.chunks {
+		return nil // It was as long as that before.
 	}
-	return fd, err
-}
-
-func (s *memfdStore) setUp(fd int) (err error) {
-	if s.raw, err = s.file.SyscallConn(); err != nil {
-		return err
-	}
-	at := s.chunks * chunkSize
-	if err := unix.Ftruncate(fd, at+s.overhead()); err != nil {
-		return fmt.Errorf("ftruncate: %w", err)
-	}
-	// A file that another holder of it made shorter would kill who touches the
-	// lost part of a mapping.
-	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW); err != nil {
-		return fmt.Errorf("seal: %w", err)
-	}
-	for end := at + s.overhead(); at < end; at += allocateSize {
-		if err := s.fallocate(0, at, min(allocateSize, end-at)); err != nil {
+	if more := e.overhead() - old.overhead(); more > 0 {
+		if err := s.budget.take(more); err != nil {
+			return err
+		}
+		if err := s.mapBits(e, old.overhead()); err != nil {
+			s.budget.give(more)
 			return err
 		}
 	}
-	bits, err := unix.Mmap(fd, s.chunks*chunkSize, int(s.overhead()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	if err != nil {
-		return fmt.Errorf("mmap: %w", err)
+	if err := s.data.truncate(e.chunks * chunkSize); err != nil {
+		return err
 	}
-	s.bits = unsafe.Slice((*atomic.Uint64)(unsafe.Pointer(&bits[0])), len(bits)/8)
-	s.maps = &mappings{windows: make([]atomic.Pointer[window], (s.size-1)/windowSize+1), bits: bits}
+	e.windows = make([]atomic.Pointer[window], (e.chunks-1)/windowChunks+1)
+	for i := range old.windows {
+		e.windows[i].Store(old.windows[i].Load())
+	}
+	s.extent.Store(e)
 	return nil
 }
 
-// fallocate is fallocate(2), with every lack of memory as ENOSPC.
-func (s *memfdStore) fallocate(mode uint32, off, n int64) error {
-	var err error
-	closed := s.raw.Control(func(fd uintptr) {
-		for err = unix.EINTR; err == unix.EINTR; {
-			err = unix.Fallocate(int(fd), mode, off, n)
+// mapBits makes the bits of e, of which the first have bytes are there.
+func (s *memfdStore) mapBits(e *extent, have int64) error {
+	end := e.overhead()
+	if err := s.bits.truncate(end); err != nil {
+		return err
+	}
+	for at := have; at < end; at += allocateSize {
+		if err := s.bits.fallocate(0, at, min(allocateSize, end-at)); err != nil {
+			return errors.Join(err, s.bits.fallocate(punchHole, have, end-have))
 		}
-	})
-	switch {
-	case closed != nil:
-		return fs.ErrClosed
-	case err == unix.ENOMEM:
-		err = unix.ENOSPC
 	}
+	p, err := s.maps.add(s.bits, 0, end)
 	if err != nil {
-		return fmt.Errorf("fallocate: %w", err)
+		return errors.Join(fmt.Errorf("mmap: %w", err), s.bits.fallocate(punchHole, have, end-have))
 	}
+	e.bits = unsafe.Slice((*atomic.Uint64)(unsafe.Pointer(&p[0])), len(p)/8)
 	return nil
 }
 
 // run returns how many bytes from off on, at most n, are all content or all hole.
 func (s *memfdStore) run(off, n int64) (length int64, used bool) {
 	lo, hi := span(off, n)
-	c, used := s.bits.run(lo, hi)
+	c, used := s.extent.Load().bits.run(lo, hi)
 	return min((lo+c)*chunkSize-off, n), used
 }
 
@@ -161,7 +163,7 @@ func (s *memfdStore) readAt(p []byte, off int64) error {
 			var b []byte
 			if b, n = s.at(off, n); b != nil {
 				copy(p, b)
-			} else if _, err := s.file.ReadAt(p[:n], off); err != nil {
+			} else if _, err := s.data.ReadAt(p[:n], off); err != nil {
 				return err
 			}
 		}
@@ -203,14 +205,14 @@ func (s *memfdStore) writeAt(p []byte, off int64) error {
 // spares a page fault for every page.
 func (s *memfdStore) copyIn(p []byte, off int64, fresh bool) error {
 	if fresh {
-		_, err := s.file.WriteAt(p, off)
+		_, err := s.data.WriteAt(p, off)
 		return err
 	}
 	for len(p) > 0 {
 		b, n := s.at(off, int64(len(p)))
 		if b != nil {
 			copy(b, p)
-		} else if _, err := s.file.WriteAt(p[:n], off); err != nil {
+		} else if _, err := s.data.WriteAt(p[:n], off); err != nil {
 			return err
 		}
 		p, off = p[n:], off+n
@@ -221,7 +223,7 @@ func (s *memfdStore) copyIn(p []byte, off int64, fresh bool) error {
 
 func (s *memfdStore) writeFrom(r backends.Payload, off, n int64) error {
 	lo, hi := span(off, n)
-	if c, used := s.bits.run(lo, hi); !used || c < hi-lo {
+	if c, used := s.extent.Load().bits.run(lo, hi); !used || c < hi-lo {
 		return backends.ErrWouldBlock
 	}
 	// Windows may be without addresses, which has to come out before the first
@@ -248,11 +250,11 @@ func (s *memfdStore) writeFrom(r backends.Payload, off, n int64) error {
 // returns how many bytes it took for them.
 func (s *memfdStore) allocate(lo, hi int64) (taken int64, err error) {
 	for c := lo; c < hi; {
-		n, used := s.bits.run(c, min(hi, c+allocateSize/chunkSize))
+		n, used := s.extent.Load().bits.run(c, min(hi, c+allocateSize/chunkSize))
 		if !used {
 			if err = s.budget.take(n * chunkSize); err == nil {
 				taken += n * chunkSize
-				err = s.fallocate(0, c*chunkSize, n*chunkSize)
+				err = s.data.fallocate(0, c*chunkSize, n*chunkSize)
 			}
 		}
 		if err != nil {
@@ -269,17 +271,17 @@ func (s *memfdStore) allocate(lo, hi int64) (taken int64, err error) {
 // mark sets the bits of chunks for which taken bytes were allocated, and settles
 // the difference: another write may have been first, or a trim have cleared more.
 func (s *memfdStore) mark(lo, hi, taken int64) {
-	if d := taken - s.bits.set(lo, hi)*chunkSize; d != 0 {
+	if d := taken - s.extent.Load().bits.set(lo, hi)*chunkSize; d != 0 {
 		s.budget.give(d)
 	}
 }
 
-func (s *memfdStore) trim(off, n int64) error {
+func (s *memfdStore) trim(off, n int64, last bool) error {
 	end := off + n
 	// The chunks wholly inside; the device's last one may be short.
 	lo, hi := (off+chunkSize-1)/chunkSize, end/chunkSize
-	if end == s.size {
-		hi = s.chunks
+	if last {
+		hi = (end-1)/chunkSize + 1
 	}
 	if lo >= hi {
 		return s.wipe(off, n)
@@ -295,11 +297,11 @@ func (s *memfdStore) trim(off, n int64) error {
 
 // drop gives back the memory of the chunks from lo to hi.
 func (s *memfdStore) drop(lo, hi int64) error {
-	cleared := s.bits.clear(lo, hi) * chunkSize
+	cleared := s.extent.Load().bits.clear(lo, hi) * chunkSize
 	if cleared == 0 {
 		return nil
 	}
-	err := s.fallocate(punchHole, lo*chunkSize, (hi-lo)*chunkSize)
+	err := s.data.fallocate(punchHole, lo*chunkSize, (hi-lo)*chunkSize)
 	if err != nil {
 		s.mark(lo, hi, cleared) // which is always safe: content, or zeros
 		return err
@@ -315,7 +317,7 @@ func (s *memfdStore) wipe(off, n int64) error {
 		if used {
 			b, l := s.at(off, min(length, allocateSize))
 			if b == nil {
-				if _, err := s.file.WriteAt(make([]byte, l), off); err != nil {
+				if _, err := s.data.WriteAt(make([]byte, l), off); err != nil {
 					return err
 				}
 			}
@@ -340,13 +342,17 @@ func (s *memfdStore) fill(off, n int64) error {
 }
 
 func (s *memfdStore) used() int64 {
-	return s.budget.inUse() - s.overhead()
+	return s.budget.inUse() - s.extent.Load().overhead()
 }
 
-// close drops the memory and closes the file. The mappings go with the store.
+// close drops the memory and closes the files. The mappings go with the store.
 func (s *memfdStore) close() error {
-	cleared := s.bits.clear(0, s.chunks)
-	err := s.fallocate(punchHole, 0, s.chunks*chunkSize+s.overhead())
+	e := s.extent.Load()
+	cleared := e.bits.clear(0, e.chunks)
+	err := errors.Join(
+		s.data.fallocate(punchHole, 0, e.chunks*chunkSize),
+		s.bits.fallocate(punchHole, 0, e.overhead()),
+	)
 	s.budget.give(cleared * chunkSize)
-	return errors.Join(err, s.file.Close())
+	return errors.Join(err, s.data.close(), s.bits.close())
 }

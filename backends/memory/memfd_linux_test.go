@@ -27,14 +27,14 @@ func newMemfd(t testing.TB, size int64) (*Memory, *memfdStore) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { s.file.Close() })
-	return &Memory{size: size, store: s}, s
+	t.Cleanup(func() { s.data.close(); s.bits.close() })
+	return newMemory(size, s), s
 }
 
 // unmapped leaves the store without addresses for its windows.
 func unmapped(s *memfdStore) {
-	for i := range s.maps.windows {
-		s.maps.windows[i].Store(&window{})
+	for i := range s.extent.Load().windows {
+		s.extent.Load().windows[i].Store(&window{})
 	}
 }
 
@@ -50,7 +50,7 @@ func TestConformanceUnmapped(t *testing.T) {
 // still whole.
 func TestHalfMapped(t *testing.T) {
 	m, s := newMemfd(t, 2*windowSize)
-	s.maps.windows[1].Store(&window{})
+	s.extent.Load().windows[1].Store(&window{})
 	data := bytes.Repeat([]byte("border"), 1<<16)
 	off := int64(windowSize - len(data)/2)
 	for range 2 { // the second time it is not fresh
@@ -77,10 +77,10 @@ func (p *payload) Into([]byte) error { *p = true; return nil }
 func occupied(t *testing.T, s *memfdStore) int64 {
 	t.Helper()
 	var st unix.Stat_t
-	if err := unix.Fstat(int(s.file.Fd()), &st); err != nil {
+	if err := unix.Fstat(int(s.data.Fd()), &st); err != nil {
 		t.Fatal(err)
 	}
-	return st.Blocks*512 - s.overhead()
+	return st.Blocks * 512
 }
 
 // Used is what the kernel says, and reading takes no memory.
@@ -148,10 +148,10 @@ func TestOverlapsKeepInvariant(t *testing.T) {
 	var used int64
 	raw := make([]byte, chunkSize)
 	for c := range int64(size / chunkSize) {
-		if _, err := s.file.ReadAt(raw, c*chunkSize); err != nil {
+		if _, err := s.data.ReadAt(raw, c*chunkSize); err != nil {
 			t.Fatal(err)
 		}
-		if _, set := s.bits.run(c, c+1); set {
+		if _, set := s.extent.Load().bits.run(c, c+1); set {
 			used += chunkSize
 		} else if !bytes.Equal(raw, make([]byte, chunkSize)) {
 			t.Errorf("chunk %d is not zeros and its bit is clear", c)
@@ -197,14 +197,14 @@ func TestCloseUnderRequests(t *testing.T) {
 	wg.Wait()
 }
 
-// mapped counts the mappings of a file in this process.
-func mapped(t *testing.T, inode string) int {
+// mapped counts the mappings of a store's files in this process.
+func mapped(t *testing.T, inodes [2]string) int {
 	t.Helper()
 	b, err := os.ReadFile("/proc/self/maps")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return strings.Count(string(b), " "+inode+" ")
+	return strings.Count(string(b), " "+inodes[0]+" ") + strings.Count(string(b), " "+inodes[1]+" ")
 }
 
 // Mappings stay for late readers and go with the store.
@@ -213,30 +213,33 @@ func TestUnmap(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	st, err := m.store.(*memfdStore).file.Stat()
-	if err != nil {
-		t.Fatal(err)
+	var inodes [2]string
+	for i, f := range []*memfd{m.store.(*memfdStore).data, m.store.(*memfdStore).bits} {
+		st, err := f.Stat()
+		if err != nil {
+			t.Fatal(err)
+		}
+		inodes[i] = fmt.Sprint(st.Sys().(*syscall.Stat_t).Ino)
 	}
-	inode := fmt.Sprint(st.Sys().(*syscall.Stat_t).Ino)
 	for off := int64(0); off < 1<<40; off += 1 << 36 {
 		// The first write goes through the file, the second through a mapping.
 		m.WriteAt([]byte{1}, off)
 		m.WriteAt([]byte{1}, off)
 	}
-	if got := mapped(t, inode); got != 17 {
+	if got := mapped(t, inodes); got != 17 {
 		t.Errorf("%d mappings, want 16 windows and the bits", got)
 	}
 	if err := m.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if got := mapped(t, inode); got != 17 {
+	if got := mapped(t, inodes); got != 17 {
 		t.Errorf("%d mappings after Close, while there may be late readers", got)
 	}
 	runtime.KeepAlive(m)
 	m = nil
-	for deadline := time.Now().Add(10 * time.Second); mapped(t, inode) > 0; runtime.GC() {
+	for deadline := time.Now().Add(10 * time.Second); mapped(t, inodes) > 0; runtime.GC() {
 		if time.Now().After(deadline) {
-			t.Fatalf("%d mappings are left", mapped(t, inode))
+			t.Fatalf("%d mappings are left", mapped(t, inodes))
 		}
 	}
 }
@@ -244,7 +247,7 @@ func TestUnmap(t *testing.T) {
 // Nobody who is handed the file can pull it away from under the mappings.
 func TestSealed(t *testing.T) {
 	_, s := newMemfd(t, chunkSize)
-	if err := s.file.Truncate(0); !errors.Is(err, unix.EPERM) {
+	if err := s.data.Truncate(0); !errors.Is(err, unix.EPERM) {
 		t.Errorf("truncate: %v, want EPERM", err)
 	}
 }

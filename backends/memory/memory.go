@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"sync"
 	"sync/atomic"
 	"syscall"
 
@@ -16,6 +17,7 @@ var _ interface {
 	backends.Trimmer
 	backends.Zeroer
 	backends.Extenter
+	backends.Resizer
 	backends.ReaderAtTo
 	backends.WriterAtFrom
 } = (*Memory)(nil)
@@ -43,9 +45,14 @@ type Options struct {
 // Memory is a sparse block device in memory. All methods may be called
 // concurrently.
 type Memory struct {
-	size   int64
+	size   atomic.Int64
 	store  store
 	closed atomic.Bool
+
+	// end is held for writing while the end of the device moves, and for reading
+	// where it counts: the last chunk may be short, and a trim up to the end takes
+	// it as a whole, which must not hit what was written behind a former end.
+	end sync.RWMutex
 }
 
 // A store keeps the bytes of a Memory. Ranges are inside the device and not
@@ -55,18 +62,19 @@ type store interface {
 	readTo(w backends.Reply, off, n int64) error
 	writeAt(p []byte, off int64) error
 	writeFrom(r backends.Payload, off, n int64) error
-	trim(off, n int64) error
-	fill(off, n int64) error // zeros that occupy memory
+	trim(off, n int64, last bool) error // last: nothing comes behind the range
+	fill(off, n int64) error            // zeros that occupy memory
 	run(off, n int64) (length int64, used bool)
 	used() int64
+	grow(size int64) error // makes room for more; what was there stays in place
 	close() error
 }
 
 // New makes a device of size bytes, at least 1, that reads as zeros. It takes no
 // memory yet but the bookkeeping of Options.Limit.
 func New(size int64, opts Options) (*Memory, error) {
-	if size < 1 || size > maxSize {
-		return nil, fmt.Errorf("memory: size %d: not in 1 to %d: %w", size, int64(maxSize), fs.ErrInvalid)
+	if err := checkSize(size); err != nil {
+		return nil, err
 	}
 	if opts.Limit < 0 {
 		return nil, fmt.Errorf("memory: limit %d: negative: %w", opts.Limit, fs.ErrInvalid)
@@ -75,11 +83,24 @@ func New(size int64, opts Options) (*Memory, error) {
 	if err != nil {
 		return nil, fmt.Errorf("memory: device of %d bytes: %w", size, err)
 	}
-	return &Memory{size: size, store: s}, nil
+	return newMemory(size, s), nil
+}
+
+func checkSize(size int64) error {
+	if size < 1 || size > maxSize {
+		return fmt.Errorf("memory: size %d: not in 1 to %d: %w", size, int64(maxSize), fs.ErrInvalid)
+	}
+	return nil
+}
+
+func newMemory(size int64, s store) *Memory {
+	m := &Memory{store: s}
+	m.size.Store(size)
+	return m
 }
 
 // Size returns the size in bytes.
-func (m *Memory) Size() int64 { return m.size }
+func (m *Memory) Size() int64 { return m.size.Load() }
 
 // Used returns how many bytes of memory hold content now, in whole chunks of
 // 64 KiB.
@@ -101,8 +122,8 @@ func (m *Memory) check(off, n int64) error {
 	if m.closed.Load() {
 		return fs.ErrClosed
 	}
-	if off < 0 || n < 0 || off > m.size-n {
-		return fmt.Errorf("memory: %d bytes at %d are not inside the %d bytes of the device: %w", n, off, m.size, syscall.ENOSPC)
+	if size := m.size.Load(); off < 0 || n < 0 || off > size-n {
+		return fmt.Errorf("memory: %d bytes at %d are not inside the %d bytes of the device: %w", n, off, size, syscall.ENOSPC)
 	}
 	return nil
 }
@@ -118,9 +139,9 @@ func failed(op string, off, n int64, err error) error {
 // ReadAt implements io.ReaderAt.
 func (m *Memory) ReadAt(p []byte, off int64) (int, error) {
 	var end error
-	if off >= 0 && int64(len(p)) > m.size-off {
-		p, end = p[:max(m.size-off, 0)], io.EOF
-		off = min(off, m.size)
+	if size := m.size.Load(); off >= 0 && int64(len(p)) > size-off {
+		p, end = p[:max(size-off, 0)], io.EOF
+		off = min(off, size)
 	}
 	if err := m.check(off, int64(len(p))); err != nil {
 		return 0, err
@@ -169,7 +190,16 @@ func (m *Memory) Trim(off, n int64) error {
 	if err := m.check(off, n); err != nil || n == 0 {
 		return err
 	}
-	return failed("trim", off, n, m.store.trim(off, n))
+	return failed("trim", off, n, m.trim(off, n))
+}
+
+func (m *Memory) trim(off, n int64) error {
+	if off+n < m.size.Load() {
+		return m.store.trim(off, n, false)
+	}
+	m.end.RLock()
+	defer m.end.RUnlock()
+	return m.store.trim(off, n, off+n == m.size.Load())
 }
 
 // Zero implements backends.Zeroer. Without ZeroNoHole it is Trim; with it the
@@ -178,7 +208,7 @@ func (m *Memory) Zero(off, n int64, flags backends.ZeroFlags) error {
 	if err := m.check(off, n); err != nil || n == 0 {
 		return err
 	}
-	zero := m.store.trim
+	zero := m.trim
 	if flags&backends.ZeroNoHole != 0 {
 		zero = m.store.fill
 	}
@@ -197,5 +227,31 @@ func (m *Memory) Extents(off, n int64, yield func(backends.Extent) bool) error {
 		}
 		off += length
 	}
+	return nil
+}
+
+// Resize implements backends.Resizer. Memory of what is cut off is given back; the
+// bookkeeping of the largest size stays. The error is ENOSPC when there is no
+// memory for the bookkeeping.
+func (m *Memory) Resize(size int64) error {
+	if m.closed.Load() {
+		return fs.ErrClosed
+	}
+	if err := checkSize(size); err != nil {
+		return err
+	}
+	m.end.Lock()
+	defer m.end.Unlock()
+	old := m.size.Load()
+	var err error
+	if size < old {
+		err = m.store.trim(size, old-size, true)
+	} else {
+		err = m.store.grow(size)
+	}
+	if err != nil {
+		return fmt.Errorf("memory: resize from %d to %d bytes: %w", old, size, err)
+	}
+	m.size.Store(size)
 	return nil
 }

@@ -4,7 +4,6 @@ package memory
 
 import (
 	"sync"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,11 +19,28 @@ const (
 	spareAddresses = 64 << 30
 )
 
+// windowChunks is the same in chunks.
+const windowChunks = windowSize / chunkSize
+
 // mappings are what has to be unmapped at the end.
 type mappings struct {
-	mu      sync.Mutex // guards the making of windows
-	windows []atomic.Pointer[window]
-	bits    []byte
+	mu  sync.Mutex // guards all, and is held while a window or an extent comes into being
+	all [][]byte
+}
+
+// add maps a part of f for as long as the store lives.
+func (m *mappings) add(f *memfd, off, n int64) ([]byte, error) {
+	p, err := f.mmap(off, n)
+	if err == nil {
+		m.all = append(m.all, p)
+	}
+	return p, err
+}
+
+func (m *mappings) unmap() {
+	for _, p := range m.all {
+		unix.Munmap(p)
+	}
 }
 
 // A window is a mapped part of the device. No bytes: there were no addresses left,
@@ -36,7 +52,7 @@ type window struct{ bytes []byte }
 func (s *memfdStore) at(off, n int64) (p []byte, length int64) {
 	in := off % windowSize
 	length = min(n, windowSize-in)
-	w := s.maps.windows[off/windowSize].Load()
+	w := s.extent.Load().windows[off/windowSize].Load()
 	if w == nil {
 		w = s.open(off / windowSize)
 	}
@@ -46,35 +62,22 @@ func (s *memfdStore) at(off, n int64) (p []byte, length int64) {
 	return w.bytes[in : in+length : in+length], length
 }
 
-// open maps a window.
+// open maps a window: all of it, for a device that ends in it may grow.
 func (s *memfdStore) open(i int64) *window {
 	s.maps.mu.Lock()
 	defer s.maps.mu.Unlock()
-	if w := s.maps.windows[i].Load(); w != nil {
+	place := &s.extent.Load().windows[i]
+	if w := place.Load(); w != nil {
 		return w
 	}
 	w := new(window)
-	s.raw.Control(func(fd uintptr) {
-		spare, err := unix.Mmap(-1, 0, spareAddresses, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_NORESERVE)
-		if err != nil {
-			return
-		}
-		n := min(windowSize, s.chunks*chunkSize-i*windowSize)
-		if p, err := unix.Mmap(int(fd), i*windowSize, int(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err == nil {
+	if spare, err := unix.Mmap(-1, 0, spareAddresses, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_NORESERVE); err == nil {
+		if p, err := s.maps.add(s.data, i*windowSize, windowSize); err == nil {
 			unix.Madvise(p, unix.MADV_DONTDUMP) // a disk in a core file helps nobody
 			w.bytes = p
 		}
 		unix.Munmap(spare)
-	})
-	s.maps.windows[i].Store(w)
-	return w
-}
-
-func (m *mappings) unmap() {
-	unix.Munmap(m.bits)
-	for i := range m.windows {
-		if w := m.windows[i].Load(); w != nil && w.bytes != nil {
-			unix.Munmap(w.bytes)
-		}
 	}
+	place.Store(w)
+	return w
 }

@@ -37,6 +37,7 @@ func (d *Device) Disconnect(ctx context.Context) error {
 			return err
 		}
 	}
+	d.giveUp(errEnded)
 	if err := d.await(ctx); err != nil {
 		return err
 	}
@@ -46,7 +47,8 @@ func (d *Device) Disconnect(ctx context.Context) error {
 
 // Close ends the device even if somebody uses it, who gets I/O errors from then on. What is cached is written first, if the backend
 // takes it within a few seconds. Close returns when the index is free and no request is served any more, after 30 seconds at the
-// latest; the error says what was lost or is left. A device that has gone already is no error. Further calls do nothing.
+// latest, even if the backend never does; the error says what was lost or is left. A device that has gone already is no error. Further
+// calls do nothing.
 func (d *Device) Close() error {
 	d.ending <- struct{}{}
 	defer func() { <-d.ending }()
@@ -67,6 +69,7 @@ func (d *Device) end(ctx context.Context) error {
 	if !d.disconnected() {
 		err = d.detach(ctx, true)
 	}
+	d.giveUp(errEnded)
 	if err != nil && !d.gone(ctx) {
 		d.cut() // It is no device any more, even if the kernel keeps it.
 	}
@@ -84,8 +87,7 @@ func (d *Device) detach(ctx context.Context, force bool) error {
 		// This kernel keeps no identifiers, but this is the device that was made for us.
 		err = d.client.Detach(ctx, d.index, nbdnl.DetachOptions{Any: true, Force: force})
 	}
-	missing := errors.Is(err, nbdnl.ErrNotConnected) || errors.Is(err, nbdnl.ErrNotOwner) || errors.Is(err, os.ErrNotExist)
-	if missing && d.gone(ctx) {
+	if missing(err) && d.gone(ctx) {
 		return nil
 	}
 	return err

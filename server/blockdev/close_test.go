@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
@@ -23,14 +24,26 @@ func connected(t *testing.T) (*nbdnltest.Kernel, *Device) {
 
 func connectedOn(t *testing.T, ko nbdnltest.Options) (*nbdnltest.Kernel, *Device) {
 	t.Helper()
-	k, m, o := labOn(t, ko)
-	o.Connections = 2
-	d, err := m.connect(t.Context(), anyIndex, newStore(), o)
+	return connectedWith(t, ko, newStore(), Options{Connections: 2})
+}
+
+func connectedWith(t *testing.T, ko nbdnltest.Options, b backends.Backend, o Options) (*nbdnltest.Kernel, *Device) {
+	t.Helper()
+	k, m, lab := labOn(t, ko)
+	o.Client = lab.Client
+	d, err := m.connect(t.Context(), anyIndex, b, o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { d.Close() })
 	return k, d
+}
+
+// lose cuts the connection in a slot.
+func (d *Device) lose(slot int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.slots[slot].conn.Close()
 }
 
 func isDone(d *Device) bool {
@@ -136,21 +149,17 @@ func TestDisconnectedByOther(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestDeadConnections holds that the loss of one connection is survived, that of all ends the device, and that Close then removes
-// what the kernel has kept.
-func TestDeadConnections(t *testing.T) {
-	k, d := connected(t)
-	d.conns[1].Close()
-	if st := k.Setting(d.Index()); isDone(d) || st.Sockets != 2 {
-		t.Errorf("after one connection was lost: done %t, %d sockets", isDone(d), st.Sockets)
-	}
-	d.conns[0].Close()
+// TestDeadConnection holds that the loss of the only connection ends the device, and that Close then removes what the kernel has
+// kept.
+func TestDeadConnection(t *testing.T) {
+	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{})
+	d.lose(0)
 	<-d.Done()
-	if !errors.Is(d.Err(), net.ErrClosed) {
-		t.Errorf("ended with %v", d.Err())
+	if !errors.Is(d.Err(), net.ErrClosed) || d.State() != nbdnl.StateOrphaned || d.Alive() != 0 {
+		t.Errorf("ended with %v, %s", d.Err(), d.State())
 	}
-	if k.Setting(d.Index()).Sockets != 2 {
-		t.Error("the kernel has let go of the device by itself")
+	if k.Setting(d.Index()).Sockets != 1 || k.Commands(nbdnltest.Reconfigure) != 0 {
+		t.Error("the kernel has let go of the device by itself, or was asked for something")
 	}
 	if err := d.Close(); err != nil {
 		t.Error(err)
@@ -200,9 +209,8 @@ func TestNoIdentifiers(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestTransmitVerdict tells a goodbye from a connection that merely ends.
-func TestTransmitVerdict(t *testing.T) {
-	_, d := connected(t)
+// TestGoodbye tells a goodbye from a connection that merely ends.
+func TestGoodbye(t *testing.T) {
 	for _, tt := range []struct {
 		sent string
 		want error
@@ -211,9 +219,20 @@ func TestTransmitVerdict(t *testing.T) {
 		{"", io.ErrUnexpectedEOF},
 		{"\x25\x60\x95\x13", io.ErrUnexpectedEOF},
 	} {
-		kernel, ours := net.Pipe()
-		go func() { io.WriteString(kernel, tt.sent); kernel.Close() }()
-		if err := transmit(0, d.Export().NewConn(ours, nil)); !errors.Is(err, tt.want) {
+		_, m, o := lab(t)
+		d, err := m.newDevice(newStore(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := openLinks(1, 0, d.log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.serve(l.server)
+		io.WriteString(l.kernelEnds[0], tt.sent)
+		l.closeKernelEnds()
+		<-d.Done()
+		if err := d.Err(); !errors.Is(err, tt.want) {
 			t.Errorf("after %q: %v, want %v", tt.sent, err, tt.want)
 		}
 	}

@@ -73,15 +73,23 @@ func (m machine) newDevice(b backends.Backend, o Options) (*Device, error) {
 	d := &Device{
 		machine:    m,
 		client:     o.Client,
+		backend:    dev,
 		export:     e,
 		options:    o,
 		flags:      kernelFlags(e, dev),
-		maxRequest: dev.BlockSizes.Maximum,
 		log:        o.Logger,
 		index:      anyIndex,
+		attached:   make(chan struct{}),
 		done:       make(chan struct{}),
 		ending:     make(chan struct{}, 1),
+		changing:   make(chan struct{}, 1),
+		commanding: make(chan struct{}, 1),
+		changes:    make(chan struct{}, 1),
+		timeout:    o.Timeout,
+		deadTime:   o.DeadTimeout,
 	}
+	d.size.Store(e.Size())
+	d.mending, d.giveUp = context.WithCancelCause(context.Background())
 	if d.client == nil {
 		if d.client, err = nbdnl.New(); err != nil {
 			return nil, err
@@ -107,6 +115,7 @@ func (d *Device) attach(ctx context.Context, index int) error {
 		d.cut()
 		return errors.Join(err, d.await(context.WithoutCancel(ctx)))
 	}
+	close(d.attached)
 	return nil
 }
 
@@ -117,8 +126,8 @@ func (d *Device) command(ctx context.Context, index int, sockets []syscall.Conn)
 		Size:            d.export.Size(),
 		BlockSize:       d.export.BlockSize(),
 		Flags:           d.flags,
-		Timeout:         d.options.Timeout,
-		DeadConnTimeout: d.options.DeadTimeout,
+		Timeout:         d.Timeout(),
+		DeadConnTimeout: d.DeadTimeout(),
 		Identifier:      d.options.Identifier,
 	}
 	if index == anyIndex {

@@ -44,8 +44,9 @@ func lab(t *testing.T) (*nbdnltest.Kernel, machine, Options) {
 func labOn(t *testing.T, o nbdnltest.Options) (*nbdnltest.Kernel, machine, Options) {
 	k := nbdnltest.New(t, o)
 	m := machine{
-		root:  k.Path(""),
-		first: func(context.Context, string, string, int) error { return nil },
+		root:   k.Path(""),
+		first:  func(context.Context, string, string, int) error { return nil },
+		system: k.System(),
 	}
 	return k, m, Options{Client: k.Client()}
 }

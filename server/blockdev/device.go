@@ -1,12 +1,14 @@
 package blockdev
 
 import (
-	"fmt"
-	"io"
+	"context"
 	"log/slog"
-	"net"
 	"os"
+	"sync"
+	"sync/atomic"
+	"time"
 
+	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/server"
 )
@@ -17,18 +19,40 @@ type Device struct {
 	machine    machine
 	client     *nbdnl.Client
 	ownsClient bool
+	backend    backends.Device
 	export     *server.Export
 	options    Options
 	flags      nbdnl.Flags
-	maxRequest int // of the backend, in bytes; 0: no opinion
 	log        *slog.Logger
 
-	index int         // set by attach
-	birth os.FileInfo // of the kernel's device, to know it by where there are no identifiers; set by ready
-	conns []*server.Conn
+	index int          // set by attach
+	birth os.FileInfo  // of the kernel's device, to know it by where there are no identifiers; set by ready
+	size  atomic.Int64 // that the kernel has, in bytes
 
-	done chan struct{} // closed when every Transmit has returned
-	err  error         // why they did; set before done is closed
+	unsure bool // the kernel has not answered to a new size; guarded by changing
+	// changing holds a value while Resize or Reconfigure is at work, commanding while the kernel makes a change, which healing asks
+	// for too.
+	changing, commanding chan struct{}
+	changes              chan struct{} // holds a value when something has changed that nobody was told of
+
+	attached chan struct{} // closed when the kernel has the device, and index is set
+	done     chan struct{} // closed when every Transmit has returned
+	err      error         // why they did; set before done is closed
+
+	mu       sync.Mutex  // guards all below but ending and ended
+	slots    []*slot     // does not change after attach
+	alive    int         // how many of the slots are
+	keepers  int         // goroutines that serve a slot, or heal it
+	goodbye  bool        // the kernel has announced the end
+	leaving  bool        // by Kick, or all is cut
+	lost     error       // what ended the connection that died first of those that are dead
+	expiry   *time.Timer // of the wait for a new connection, while all are dead
+	timeout  time.Duration
+	deadTime time.Duration
+
+	// mending ends when no connection is to be replaced any more.
+	mending context.Context
+	giveUp  context.CancelCauseFunc
 
 	// ending holds a value while Disconnect or Close is at work: whoever comes second can give up waiting.
 	ending chan struct{}
@@ -44,14 +68,28 @@ func (d *Device) Path() string { return nbdnl.Path(d.index) }
 // Identifier returns the mark by which the kernel's device is known as this one.
 func (d *Device) Identifier() string { return d.options.Identifier }
 
-// Size returns the size in bytes.
-func (d *Device) Size() int64 { return d.export.Size() }
+// Size returns the size in bytes, as the kernel has it.
+func (d *Device) Size() int64 { return d.size.Load() }
 
 // BlockSize returns the logical block size in bytes.
 func (d *Device) BlockSize() int { return d.export.BlockSize() }
 
-// Connections returns the number of connections that the device was made with.
-func (d *Device) Connections() int { return len(d.conns) }
+// Connections returns the number of connections that the device was made with. Alive says how many of them serve.
+func (d *Device) Connections() int { return len(d.slots) }
+
+// Timeout returns how long the kernel waits for the answer to a request.
+func (d *Device) Timeout() time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.timeout
+}
+
+// DeadTimeout returns how long requests wait for a new connection when all are dead.
+func (d *Device) DeadTimeout() time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.deadTime
+}
 
 // ReadOnly reports whether the device refuses writes.
 func (d *Device) ReadOnly() bool { return d.export.Flags()&server.FlagReadOnly != 0 }
@@ -59,78 +97,29 @@ func (d *Device) ReadOnly() bool { return d.export.Flags()&server.FlagReadOnly !
 // Export returns what serves the device's requests.
 func (d *Device) Export() *server.Export { return d.export }
 
-// Stats returns what each connection has served, in the order in which the kernel knows them.
+// Stats returns what each connection has served, those included whose place it has taken, in the order in which the kernel knows
+// them.
 func (d *Device) Stats() []server.Stats {
-	stats := make([]server.Stats, len(d.conns))
-	for i, c := range d.conns {
-		stats[i] = c.Stats()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	stats := make([]server.Stats, len(d.slots))
+	for i, s := range d.slots {
+		stats[i] = s.stats()
 	}
 	return stats
 }
 
-// Done returns a channel that is closed when no request is served any more: the device was disconnected, by whomever, or all its
-// connections are dead. The backend may be closed from then on. Close is still due.
+// Done returns a channel that is closed when no request is served any more and none will be: the device was disconnected, by
+// whomever, or all its connections are dead and were not replaced. The backend may be closed from then on. Close is still due.
 func (d *Device) Done() <-chan struct{} { return d.done }
 
-// Err returns nil while the device lives and after it was disconnected in order, else what ended the connection that died first.
-// With all of them dead the kernel keeps the device, and fails all that is asked of it, until Close.
+// Err returns nil until Done, and after the device was disconnected in order, else what ended the connection that died first. With
+// all of them dead the kernel keeps the device, and fails all that is asked of it, until Close.
 func (d *Device) Err() error {
 	select {
 	case <-d.done:
 		return d.err
 	default:
 		return nil
-	}
-}
-
-// serve starts to serve the connections. They end by themselves, by cut, or by the kernel.
-func (d *Device) serve(ends []*net.UnixConn) {
-	lost := make(chan error, len(ends))
-	for i, end := range ends {
-		c := d.export.NewConn(end, nil)
-		d.conns = append(d.conns, c)
-		go func() { lost <- transmit(i, c) }()
-	}
-	go d.reap(lost)
-}
-
-// transmit serves one connection to its end. The error is nil if the kernel has announced that end.
-func transmit(i int, c *server.Conn) error {
-	err := c.Transmit()
-	c.Close() // The kernel must see that nobody is there, whatever the reason.
-	switch {
-	case c.Disconnected():
-		return nil
-	case err == nil:
-		err = io.ErrUnexpectedEOF // The kernel takes the server for dead, as after a timeout.
-	}
-	return fmt.Errorf("blockdev: connection %d ended without a disconnect: %w", i, err)
-}
-
-// reap waits until all connections have ended, and closes done.
-func (d *Device) reap(lost <-chan error) {
-	var first error
-	orderly := false
-	for range d.conns {
-		err := <-lost
-		if err == nil {
-			orderly = true
-			continue
-		}
-		d.log.Warn("connection lost", "device", d.Identifier(), "err", err)
-		if first == nil {
-			first = err
-		}
-	}
-	if !orderly {
-		d.err = first
-	}
-	close(d.done)
-}
-
-// cut ends all connections at once. Their goroutines end when the backend calls in flight have.
-func (d *Device) cut() {
-	for _, c := range d.conns {
-		c.Close()
 	}
 }

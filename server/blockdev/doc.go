@@ -18,6 +18,27 @@
 //     signal arrives in the middle of a send. Elsewhere both stay as the system has them.
 //   - Zeroes as a command of their own only if the backend makes them without writing them; the kernel writes them otherwise.
 //
+// # Connections that die
+//
+// The kernel shuts a connection down when a request on it has waited for [Options].Timeout, and takes it for dead when its stream
+// ends or goes wrong. The requests that were in flight on it are sent again over another one, each when its own time is up. As long
+// as there is another one, or requests wait for one ([Options].DeadTimeout), the device goes on, and puts a new connection in the
+// place of the dead one; [Device.State], [Device.Alive] and [Device.Changes] tell of it. With none left and nothing to wait for, or
+// when the kernel has given up, the device is [Device.Done].
+//
+// A new connection is offered when the backend has let go of every request of the old one: of a request that is executed twice, the
+// first time must not end after the second, for newer data may have been written in between. That does not hold for the connections
+// that are still there. So Timeout is to be above whatever the backend may take; a backend that takes longer, and has several
+// connections, may end up with an older write on top of a newer one.
+//
+// [Device.Kick] ends a device whose I/O is stuck, at once and with I/O errors for all of it.
+//
+// # Another size
+//
+// [Device.Resize] changes the size of a device in use. Between the moment in which the kernel has less than before and the one in
+// which the server knows, and in a cache that was not written before a shrink by force, there may be writes beyond the new end.
+// They are answered with an error, which harms nothing else.
+//
 // # Deadlocks
 //
 // The kernel waits for the server, so a server that waits for the kernel may wait for ever. These are the ways in which that
@@ -33,8 +54,9 @@
 //     take them. Keep the backend from growing while it serves, write backing files with direct I/O or without, protect the process
 //     (mlockall, oom_score_adj -1000), and leave the machine some room. A timeout ends such a wait at the price of I/O errors.
 //   - A backend that waits for ever. The requests behind it wait too, once [Options].MaxInFlight are in it, and so does everyone who
-//     opens the device. The kernel gives up a request after [Options].Timeout; nobody can take it back from the backend, and Close
-//     reports that it is still there. A backend that waits for a network takes its own timeout, shorter than the device's.
+//     opens the device. The kernel gives up a request after [Options].Timeout; nobody can take it back from the backend. Kick and
+//     Close free those who wait for it, and Close reports that it is still there. A backend that waits for a network takes its own
+//     timeout, shorter than the device's.
 //   - A lock that a backend holds while it calls Close or Disconnect of its own device: both write what is cached, which needs the
 //     backend.
 package blockdev

@@ -18,6 +18,8 @@ type machine struct {
 	root string
 	// first opens the device node of that number ("43:96") and reads n bytes from its beginning; nil does so.
 	first func(ctx context.Context, path, number string, n int) error
+	// system tells who holds a device, and opens it.
+	system nbdnl.System
 }
 
 // maxSectorsKB bounds the requests that the kernel sends, in KiB. Each index keeps the setting of its last user, so it is always
@@ -125,6 +127,18 @@ func (m machine) use(ctx context.Context, index, blockSize int) error {
 		first = readFirst
 	}
 	return first(ctx, nbdnl.Path(index), strings.TrimSpace(string(number)), blockSize)
+}
+
+// open opens a device node.
+func (m machine) open(path string, flag int) (nbdnl.Device, error) {
+	if m.system.Open != nil {
+		return m.system.Open(path, flag)
+	}
+	f, err := os.OpenFile(path, flag, 0)
+	if err != nil {
+		return nil, err // and no Device that holds a nil pointer
+	}
+	return f, nil
 }
 
 func (m machine) queue(index int, setting string) string {

@@ -3,7 +3,6 @@ package blockdev_test
 import (
 	"bytes"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"sync"
@@ -106,13 +105,7 @@ func TestKernelMulti(t *testing.T) {
 func TestKernelMultiFileSystem(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	d := connect(t, newRecorder(64<<20), blockdev.Options{Connections: min(4, runtime.NumCPU())})
-	run := func(name string, arg ...string) {
-		t.Helper()
-		if out, err := exec.Command(name, arg...).CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v\n%s", name, err, out)
-		}
-	}
-	run("mkfs.ext4", "-q", d.Path())
+	command(t, "mkfs.ext4", "-q", d.Path())
 	dir := t.TempDir()
 	for round := range 2 { // the second one sees what the first has written, not what the kernel has kept of it
 		if err := unix.Mount(d.Path(), dir, "ext4", 0, ""); err != nil {
@@ -133,5 +126,5 @@ func TestKernelMultiFileSystem(t *testing.T) {
 			t.Fatalf("unmount: %v", err)
 		}
 	}
-	run("fsck.ext4", "-f", "-n", d.Path())
+	command(t, "fsck.ext4", "-f", "-n", d.Path())
 }

@@ -34,10 +34,11 @@ type Options struct {
 	BlockSize int
 	// Connections is the number of connections to the kernel, at most 256. More than processors are of no use. 0: 1.
 	Connections int
-	// Timeout is how long the kernel waits for the answer to a request before it takes the connection for dead. Whole seconds.
-	// It must be above what the backend may take. 0: 30 s.
+	// Timeout is how long the kernel waits for the answer to a request before it takes the connection for dead, and sends the
+	// request again over another. Whole seconds. It must be above what the backend may take. 0: 30 s.
 	Timeout time.Duration
-	// DeadTimeout is how long requests wait for a new connection after all are dead, before they fail. Whole seconds.
+	// DeadTimeout is how long requests wait for a new connection when all are dead, before they fail. The device makes that
+	// connection itself, as soon as the backend has let go of the old ones. Whole seconds. 0: they fail at once.
 	DeadTimeout time.Duration
 	// ReadOnly makes a read-only device of a backend that could be written.
 	ReadOnly bool
@@ -46,7 +47,7 @@ type Options struct {
 	Identifier string
 	// MaxInFlight bounds the requests that one connection executes at once. 0: 128, which is all that the kernel ever sends.
 	MaxInFlight int
-	// Logger takes failed requests, lost connections and settings that could not be made. nil: none.
+	// Logger takes failed requests, connections that were lost and replaced, and settings that could not be made. nil: none.
 	Logger *slog.Logger
 }
 

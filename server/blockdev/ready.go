@@ -11,7 +11,7 @@ import (
 // ready returns when the device is what was asked for and can be used.
 func (d *Device) ready(ctx context.Context, p *probe) error {
 	d.birth = d.machine.birth(d.index)
-	if err := d.machine.tune(d.index, d.maxRequest, d.log); err != nil {
+	if err := d.machine.tune(d.index, d.backend.BlockSizes.Maximum, d.log); err != nil {
 		return err
 	}
 	st, err := d.client.Status(ctx, d.index)

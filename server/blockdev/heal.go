@@ -1,0 +1,95 @@
+package blockdev
+
+import (
+	"context"
+	"errors"
+	"os"
+	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl"
+)
+
+const (
+	// firstPause and longestPause lie between attempts to replace a connection. The kernel may need a moment to notice that the
+	// old one is dead, and drops the new one until then.
+	firstPause   = 10 * time.Millisecond
+	longestPause = 2 * time.Second
+	// commandPatience bounds one attempt: a command of somebody else may be stuck in the kernel.
+	commandPatience = 10 * time.Second
+)
+
+// errDropped means that the kernel has not taken a connection: it knows of no dead one.
+var errDropped = errors.New("the kernel has not taken it, as if no connection were dead")
+
+// patience returns how long a dead connection is worth replacing: after that the kernel has failed what waited for it (each request
+// has its timeout, and then the wait for a connection). The caller holds mu.
+func (d *Device) patience() time.Duration { return d.timeout + d.deadTime }
+
+// heal replaces the dead connection in a slot, and reports whether it could.
+//
+// The old one must have ended: the kernel sends again, over another connection, what was in flight on it. A backend that is still
+// at work on the old request could, when newer data were written after the repetition, overwrite them.
+func (d *Device) heal(s *slot) bool {
+	d.mu.Lock()
+	ctx, cancel := context.WithTimeout(d.mending, d.patience())
+	d.mu.Unlock()
+	defer cancel()
+	select {
+	case <-d.attached:
+	case <-ctx.Done(): // A connect that has failed.
+		return false
+	}
+	log := d.log.With("device", d.Identifier(), "connection", s.number)
+	for pause := firstPause; ; pause = min(2*pause, longestPause) {
+		err := d.replace(ctx, s)
+		if err == nil {
+			log.Info("connection replaced")
+			return true
+		}
+		if beyondHelp(err) {
+			d.giveUp(err)
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+			log.Debug("connection not replaced yet", "err", err)
+		case <-ctx.Done():
+			timer.Stop()
+			if cause := context.Cause(ctx); cause != errEnded {
+				log.Error("connection was not replaced", "err", err, "cause", cause)
+			}
+			return false
+		}
+	}
+}
+
+// beyondHelp reports whether the device has no use for connections any more, or whether this kernel offers no way to replace them.
+func beyondHelp(err error) bool {
+	return missing(err) || errors.Is(err, os.ErrPermission) || errors.Is(err, errors.ErrUnsupported)
+}
+
+// replace makes one attempt.
+func (d *Device) replace(ctx context.Context, s *slot) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	ctx, cancel := context.WithTimeout(ctx, commandPatience)
+	defer cancel()
+	l, err := openLinks(1, d.machine.sendBuffer(), d.log)
+	if err != nil {
+		return err
+	}
+	err = d.reconfigure(ctx, nbdnl.Update{Sockets: l.kernel})
+	l.closeKernelEnds()
+	// What the kernel drops it drops silently. Then there is no copy left, and the connection ends.
+	if err == nil && hungUp(l.server[0]) {
+		err = errDropped
+	}
+	if err == nil {
+		err = d.revive(s, d.export.NewConn(l.server[0], nil))
+	}
+	if err != nil {
+		l.close()
+	}
+	return err
+}

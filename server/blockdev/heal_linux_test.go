@@ -1,0 +1,184 @@
+package blockdev_test
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
+	"github.com/nbdctl/nbdctl/server/blockdev"
+)
+
+// awaitState waits for a state of the device, by what it tells of changes.
+func awaitState(t *testing.T, d *blockdev.Device, want nbdnl.State) {
+	t.Helper()
+	limit := time.After(30 * time.Second)
+	for d.State() != want {
+		select {
+		case <-d.Changes():
+		case <-limit:
+			t.Fatalf("%s, %d alive, want %s", d.State(), d.Alive(), want)
+		}
+	}
+}
+
+// stallOnce makes the first request at off wait until release is called.
+func stallOnce(b *recorder, off int64) (arrived <-chan struct{}, release func()) {
+	var once atomic.Bool
+	here, gate := make(chan struct{}), make(chan struct{})
+	hook := func(_ string, at int64) error {
+		if at == off && !once.Swap(true) {
+			close(here)
+			<-gate
+		}
+		return nil
+	}
+	b.before.Store(&hook)
+	return here, sync.OnceFunc(func() { close(gate) })
+}
+
+// processors returns, for each connection that is used at all, a processor that submits over it.
+func processors(t *testing.T, d *blockdev.Device) []int {
+	t.Helper()
+	lists, err := filepath.Glob(filepath.Join("/sys/block", filepath.Base(d.Path()), "mq/*/cpu_list"))
+	if err != nil || len(lists) == 0 {
+		t.Fatalf("no hardware queues: %v", err)
+	}
+	cpus := make([]int, len(lists))
+	for i, list := range lists { // There are fewer than ten, so they are in order.
+		b, err := os.ReadFile(list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fmt.Sscan(strings.Split(string(b), ",")[0], &cpus[i]); err != nil {
+			t.Fatalf("%s: %q: %v", list, b, err)
+		}
+	}
+	return cpus
+}
+
+// TestKernelHeal has one request take longer than the device's timeout: its connection dies, the request is repeated on another,
+// and a new connection takes the place of the dead one, once the backend has let go of that.
+func TestKernelHeal(t *testing.T) {
+	nbdnltest.RequireKernel(t)
+	const connections, off = 2, 65536
+	b := newRecorder(1 << 20)
+	d := connect(t, b, blockdev.Options{Connections: connections, Timeout: time.Second})
+	f := open(t, d, os.O_RDWR|syscall.O_DIRECT)
+	cpus := processors(t, d)
+	for round := range 3 {
+		_, release := stallOnce(b, off)
+		defer release()
+		p := aligned(t, 4096)
+		copy(p, bytes.Repeat([]byte{byte('a' + round)}, 4096))
+		start := time.Now()
+		onCPU(t, cpus[round%len(cpus)], func() {
+			if _, err := f.WriteAt(p, off); err != nil {
+				t.Errorf("round %d: %v", round, err)
+			}
+		})
+		t.Logf("round %d: the write took %v", round, time.Since(start))
+		if d.State() != nbdnl.StateDegraded || d.Alive() != connections-1 {
+			t.Errorf("round %d: %s, %d alive, while the backend is at work", round, d.State(), d.Alive())
+		}
+		if got := b.stored(off, 4096); !bytes.Equal(got, p) {
+			t.Errorf("round %d: the repeated write has not arrived", round)
+		}
+		before := d.Stats()
+		release()
+		awaitState(t, d, nbdnl.StateLive)
+		for _, cpu := range cpus {
+			q := aligned(t, 4096)
+			onCPU(t, cpu, func() {
+				for range 20 {
+					if _, err := f.ReadAt(q, off); err != nil || !bytes.Equal(q, p) {
+						t.Errorf("round %d, processor %d: other data than were written (%v)", round, cpu, err)
+						return
+					}
+				}
+			})
+		}
+		for i, s := range d.Stats() {
+			if i < len(cpus) && s.Read.Requests < before[i].Read.Requests+10 {
+				t.Errorf("round %d: connection %d has served %d reads, after %d", round, i, s.Read.Requests, before[i].Read.Requests)
+			}
+		}
+	}
+	f.Close()
+}
+
+// TestKernelWaiting has the only connection die: those who wait get their data from the one that takes its place.
+func TestKernelWaiting(t *testing.T) {
+	nbdnltest.RequireKernel(t)
+	b := newRecorder(1 << 20)
+	copy(b.data[65536:], "stalled")
+	copy(b.data[131072:], "waiting")
+	d := connect(t, b, blockdev.Options{Timeout: 2 * time.Second, DeadTimeout: 30 * time.Second})
+	f := open(t, d, os.O_RDONLY|syscall.O_DIRECT)
+	_, release := stallOnce(b, 65536)
+	defer release()
+	var wg sync.WaitGroup
+	start := time.Now()
+	read := func(off int64, want string) {
+		p := aligned(t, 4096)
+		wg.Go(func() {
+			if _, err := f.ReadAt(p, off); err != nil || string(p[:len(want)]) != want {
+				t.Errorf("at %d: %q, %v, want %q", off, p[:len(want)], err, want)
+			}
+			t.Logf("the read at %d took %v", off, time.Since(start))
+		})
+	}
+	read(65536, "stalled")
+	awaitState(t, d, nbdnl.StateWaiting)
+	t.Logf("waiting after %v", time.Since(start))
+	read(131072, "waiting")
+	<-time.After(500 * time.Millisecond)
+	if d.Alive() != 0 {
+		t.Error("a new connection was offered while the backend was at work for the old one")
+	}
+	release()
+	wg.Wait()
+	if d.State() != nbdnl.StateLive || d.Alive() != 1 {
+		t.Errorf("%s, %d alive", d.State(), d.Alive())
+	}
+	f.Close()
+	if err := d.Disconnect(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if d.Err() != nil {
+		t.Errorf("ended with %v", d.Err())
+	}
+}
+
+// TestKernelReconfigure shortens the timeout of a device in use.
+func TestKernelReconfigure(t *testing.T) {
+	nbdnltest.RequireKernel(t)
+	b := newRecorder(1 << 20)
+	d := connect(t, b, blockdev.Options{Timeout: time.Hour})
+	f := open(t, d, os.O_RDONLY|syscall.O_DIRECT)
+	short := time.Second
+	if err := d.Reconfigure(t.Context(), blockdev.Update{Timeout: &short, DeadTimeout: &short}); err != nil {
+		t.Fatal(err)
+	}
+	_, release := stallOnce(b, 65536)
+	defer release()
+	start := time.Now()
+	done := make(chan error, 1)
+	p := aligned(t, 4096)
+	go func() { _, err := f.ReadAt(p, 65536); done <- err }()
+	awaitState(t, d, nbdnl.StateWaiting)
+	release()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	t.Logf("after %v", time.Since(start))
+	f.Close()
+}

@@ -1,0 +1,227 @@
+package blockdev
+
+import (
+	"context"
+	"errors"
+	"net"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
+)
+
+// await waits for a state of the device, by what it tells of changes.
+func awaitState(t *testing.T, d *Device, want nbdnl.State) {
+	t.Helper()
+	limit := time.After(10 * time.Second)
+	for d.State() != want {
+		select {
+		case <-d.Changes():
+		case <-limit:
+			t.Fatalf("%s, %d alive, want %s", d.State(), d.Alive(), want)
+		}
+	}
+}
+
+// TestHeal holds that connections that die are replaced, one or all of them, and that what they have served is not forgotten.
+func TestHeal(t *testing.T) {
+	for _, tt := range []struct {
+		name        string
+		connections int
+		lose        []int
+		deadTimeout time.Duration
+	}{
+		{"one of two", 2, []int{1}, 0},
+		{"one of two, that could wait", 2, []int{0}, 5 * time.Second},
+		{"the only one", 1, []int{0}, 5 * time.Second},
+		{"all of three", 3, []int{2, 0, 1}, 5 * time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{Connections: tt.connections, DeadTimeout: tt.deadTimeout})
+			for round := range 3 {
+				before := d.Alive()
+				if before != tt.connections || d.State() != nbdnl.StateLive {
+					t.Fatalf("round %d: %s, %d alive", round, d.State(), before)
+				}
+				commands := k.Commands(nbdnltest.Reconfigure)
+				for _, slot := range tt.lose {
+					d.lose(slot)
+				}
+				for k.Commands(nbdnltest.Reconfigure) < commands+len(tt.lose) || d.State() != nbdnl.StateLive {
+					select {
+					case <-d.Changes():
+					case <-time.After(10 * time.Millisecond):
+					case <-d.Done():
+						t.Fatal(d.Err())
+					}
+				}
+			}
+			if st := k.Setting(d.Index()); st.Sockets != tt.connections {
+				t.Errorf("the kernel has %d connections", st.Sockets)
+			}
+			if err := d.Disconnect(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if d.Err() != nil || d.State() != nbdnl.StateIdle {
+				t.Errorf("ended with %v, %s", d.Err(), d.State())
+			}
+			checkClean(t, k)
+		})
+	}
+}
+
+// TestHealRetries lets attempts fail, and drops one silently.
+func TestHealRetries(t *testing.T) {
+	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{Connections: 2})
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := d.replace(ctx, d.slots[0]); err == nil || d.Alive() != 2 {
+		t.Errorf("with none dead: %v, %d alive", err, d.Alive())
+	}
+	before := k.Commands(nbdnltest.Reconfigure)
+	k.Fail(nbdnltest.Reconfigure, syscall.ENOMEM)
+	d.lose(0)
+	awaitState(t, d, nbdnl.StateDegraded)
+	awaitState(t, d, nbdnl.StateLive)
+	if n := k.Commands(nbdnltest.Reconfigure) - before; n < 2 {
+		t.Errorf("%d commands, want the one that failed, and another", n)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	checkClean(t, k)
+}
+
+// manual returns a device of one connection whose kernel's end the test has in its hands, too.
+func manual(t *testing.T, b *elastic, o Options) (*nbdnltest.Kernel, *Device, *net.UnixConn) {
+	k, m, lab := lab(t)
+	o.Client = lab.Client
+	d, err := m.newDevice(b, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := openLinks(1, 0, d.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.closeKernelEnds)
+	d.serve(l.server)
+	if err := d.command(t.Context(), anyIndex, l.kernel); err != nil {
+		t.Fatal(err)
+	}
+	close(d.attached)
+	t.Cleanup(func() { d.Close() })
+	return k, d, l.kernelEnds[0]
+}
+
+// shutdown is what the kernel does to a connection that has exceeded its timeout.
+func shutdown(t *testing.T, c *net.UnixConn) {
+	t.Helper()
+	if err := errors.Join(c.CloseWrite(), c.CloseRead()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestHealFence holds that no new connection is offered while the backend is at work for the old one, since the kernel sends its
+// requests again, and that the counts of both are the device's.
+func TestHealFence(t *testing.T) {
+	b := newElastic()
+	arrived, release := make(chan struct{}), make(chan struct{})
+	b.read = func() { close(arrived); <-release }
+	k, d, kernel := manual(t, b, Options{DeadTimeout: 30 * time.Second})
+	kernel.Write(readRequest(0))
+	<-arrived
+	b.read = nil
+	shutdown(t, kernel)
+	awaitState(t, d, nbdnl.StateWaiting)
+	select {
+	case <-time.After(200 * time.Millisecond): // for attempts that must not be made
+	case <-d.Done():
+		t.Fatal("done while a request is in the backend")
+	}
+	if n := k.Commands(nbdnltest.Reconfigure); n != 0 || d.Alive() != 0 {
+		t.Errorf("%d new connections were offered while the backend was at work for the old one", n)
+	}
+	close(release)
+	awaitState(t, d, nbdnl.StateLive)
+	if n := k.Commands(nbdnltest.Reconfigure); n != 1 {
+		t.Errorf("%d commands, want 1", n)
+	}
+	if s := d.Stats(); len(s) != 1 || s[0].Read.Requests != 1 || d.Export().Stats().Read.Requests != 1 {
+		t.Errorf("stats %+v, of the export %+v", s, d.Export().Stats())
+	}
+}
+
+// TestHealExpires holds that a device whose connections can't be replaced in time ends, as one that need not wait.
+func TestHealExpires(t *testing.T) {
+	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{Timeout: time.Second, DeadTimeout: time.Second})
+	unblock := k.Block(nbdnltest.Reconfigure)
+	start := time.Now()
+	d.lose(0)
+	awaitState(t, d, nbdnl.StateWaiting)
+	<-d.Done()
+	if took := time.Since(start); took < 2*time.Second || took > 10*time.Second {
+		t.Errorf("done after %v, want the sum of the timeouts", took)
+	}
+	if !errors.Is(d.Err(), net.ErrClosed) || d.State() != nbdnl.StateOrphaned {
+		t.Errorf("ended with %v, %s", d.Err(), d.State())
+	}
+	unblock()
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	checkClean(t, k)
+}
+
+// TestHealGone holds that a device is not mended that somebody has disconnected meanwhile, or that this process may not mend any more.
+func TestHealGone(t *testing.T) {
+	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: time.Hour})
+	other := k.Client()
+	k.Fail(nbdnltest.Reconfigure, syscall.ENOMEM)
+	d.lose(0)
+	if err := other.Disconnect(t.Context(), d.Index(), d.Identifier()); err != nil {
+		t.Error(err)
+	}
+	<-d.Done()
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	checkClean(t, k)
+
+	k, d = connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: time.Hour})
+	k.Fail(nbdnltest.Reconfigure, syscall.EPERM)
+	d.lose(0)
+	<-d.Done()
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	checkClean(t, k)
+}
+
+// TestCloseWaiting ends devices that wait for a connection.
+func TestCloseWaiting(t *testing.T) {
+	for name, end := range map[string]func(*Device) error{
+		"Close":      (*Device).Close,
+		"Disconnect": func(d *Device) error { return d.Disconnect(context.Background()) },
+		"Kick":       func(d *Device) error { return errors.Join(d.Kick(context.Background()), d.Close()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newElastic()
+			arrived, release := make(chan struct{}), make(chan struct{})
+			b.read = func() { close(arrived); <-release }
+			k, d, kernel := manual(t, b, Options{DeadTimeout: time.Hour})
+			kernel.Write(readRequest(0))
+			<-arrived
+			shutdown(t, kernel)
+			awaitState(t, d, nbdnl.StateWaiting)
+			time.AfterFunc(100*time.Millisecond, func() { close(release) })
+			if err := end(d); err != nil {
+				t.Error(err)
+			}
+			<-d.Done()
+			checkClean(t, k)
+		})
+	}
+}

@@ -1,0 +1,198 @@
+package blockdev
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/server"
+)
+
+var (
+	errEnded = errors.New("the device has been ended")
+	errDead  = errors.New("all connections are dead, and the kernel waits for no new one")
+)
+
+// A slot is one of the kernel's places for a connection. When the connection in it dies, another one is put there. Its fields are
+// guarded by the device's mu.
+type slot struct {
+	number int
+	conn   *server.Conn // the present one, or the last
+	past   server.Stats // of those before
+	alive  bool         // conn is served
+}
+
+func (s *slot) stats() server.Stats {
+	stats := s.past
+	stats.Add(s.conn.Stats())
+	return stats
+}
+
+// serve starts to serve the connections. They end by themselves, by cut, or by the kernel.
+func (d *Device) serve(ends []*net.UnixConn) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i, end := range ends {
+		d.slots = append(d.slots, &slot{number: i, conn: d.export.NewConn(end, nil), alive: true})
+	}
+	d.alive, d.keepers = len(ends), len(ends)
+	for _, s := range d.slots {
+		go d.keep(s)
+	}
+}
+
+// keep serves what is in a slot, one connection after the other.
+func (d *Device) keep(s *slot) {
+	for d.transmit(s) && d.heal(s) {
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.keepers--; d.keepers > 0 {
+		return
+	}
+	d.giveUp(errEnded)
+	if d.expiry != nil {
+		d.expiry.Stop()
+	}
+	if !d.goodbye {
+		d.err = d.lost
+	}
+	close(d.done)
+	d.changed()
+}
+
+// transmit serves the connection in a slot to its end, which is when the backend has let go of its last request, and reports
+// whether another one should take its place.
+func (d *Device) transmit(s *slot) bool {
+	result := make(chan error, 1)
+	go func() { result <- s.conn.Transmit() }()
+	var err error
+	select {
+	case err = <-result:
+		d.died(s)
+	case <-s.conn.Stopped():
+		d.died(s)
+		err = <-result // The backend may be at work for longer.
+	}
+	s.conn.Close() // The kernel must see that nobody is there, whatever the reason.
+	if s.conn.Disconnected() {
+		return false
+	}
+	err = fmt.Errorf("blockdev: connection %d ended without a disconnect: %w", s.number, reason(err))
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.lost == nil {
+		d.lost = err
+	}
+	if !d.leaving {
+		d.log.Warn("connection lost", "device", d.Identifier(), "alive", d.alive, "err", err)
+	}
+	return true
+}
+
+// reason says why a connection has ended that was not disconnected.
+func reason(err error) error {
+	if err == nil {
+		return io.ErrUnexpectedEOF // The kernel takes the server for dead, as after a timeout.
+	}
+	return err
+}
+
+// died notes that the connection in a slot is served no more.
+func (d *Device) died(s *slot) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s.alive = false
+	d.alive--
+	switch {
+	case s.conn.Disconnected():
+		d.goodbye = true
+		d.giveUp(errEnded)
+	case d.alive == 0 && d.deadTime == 0:
+		d.giveUp(errDead)
+	case d.alive == 0 && d.mending.Err() == nil:
+		limit := d.patience()
+		d.expiry = time.AfterFunc(limit, func() { d.giveUp(fmt.Errorf("all connections are dead for %v", limit)) })
+	}
+	d.changed()
+}
+
+// revive puts a new connection into a slot.
+func (d *Device) revive(s *slot, c *server.Conn) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.mending.Err() != nil {
+		return context.Cause(d.mending)
+	}
+	s.past.Add(s.conn.Stats())
+	s.conn, s.alive = c, true
+	if d.alive++; d.alive == len(d.slots) {
+		d.lost = nil
+	}
+	if d.expiry != nil {
+		d.expiry.Stop()
+		d.expiry = nil
+	}
+	d.changed()
+	return nil
+}
+
+// cut ends all connections at once, and for good. Their goroutines end when the backend calls in flight have.
+func (d *Device) cut() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.leaving = true
+	d.giveUp(errEnded)
+	for _, s := range d.slots {
+		s.conn.Close()
+	}
+	d.changed()
+}
+
+// Alive returns how many of the device's connections are served. One whose loop is in a call of the backend counts until that
+// returns, for nobody looks at what has become of it.
+func (d *Device) Alive() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.alive
+}
+
+// State returns what the device is doing: StateLive; StateDegraded while some of its connections are dead; StateWaiting while all
+// are, and requests wait for a new one; StateDisconnecting when its end has begun; after Done, StateIdle if it was disconnected in
+// order, else StateOrphaned, as is a device all of whose connections are dead for good.
+func (d *Device) State() nbdnl.State {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.keepers == 0 && d.goodbye:
+		return nbdnl.StateIdle
+	case d.keepers == 0:
+		return nbdnl.StateOrphaned
+	case d.goodbye || d.leaving:
+		return nbdnl.StateDisconnecting
+	case d.alive == len(d.slots):
+		return nbdnl.StateLive
+	case d.alive > 0:
+		return nbdnl.StateDegraded
+	case d.mending.Err() == nil:
+		return nbdnl.StateWaiting
+	default:
+		return nbdnl.StateOrphaned
+	}
+}
+
+// Changes returns a channel from which something can be received after State, Alive, Size, Timeout or DeadTimeout have changed,
+// once for all changes since. It is for one receiver, and is never closed.
+func (d *Device) Changes() <-chan struct{} { return d.changes }
+
+// changed tells of a change.
+func (d *Device) changed() {
+	select {
+	case d.changes <- struct{}{}:
+	default:
+	}
+}
