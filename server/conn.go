@@ -32,6 +32,7 @@ type Conn struct {
 	nc       net.Conn
 	outbox   outbox
 	gate     *gate
+	flight   flight
 	counters counters
 
 	// Of the goroutine that runs the loop.
@@ -198,6 +199,6 @@ func (c *Conn) Disconnected() bool { return c.disconnected.Load() }
 // Stats returns what the connection has served so far.
 func (c *Conn) Stats() Stats {
 	s := c.counters.snapshot()
-	s.InFlight = c.gate.inFlight()
+	s.InFlight, s.Oldest = c.inFlight()
 	return s
 }

@@ -63,10 +63,3 @@ func (g *gate) drained() {
 		g.changed.Wait()
 	}
 }
-
-// inFlight returns the number of requests inside.
-func (g *gate) inFlight() int {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.requests
-}

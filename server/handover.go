@@ -37,7 +37,7 @@ func (c *Conn) start(h header, payload *buffer) {
 	r := c.request(h)
 	r.payload = payload
 	if pace := c.export.pace(h); pace != nil && h.length <= maxAlone && pace.alone.Load() {
-		c.meter.settle()
+		c.meter.settle(clock())
 		r.alone = true
 		r.run()
 		return
@@ -45,7 +45,7 @@ func (c *Conn) start(h header, payload *buffer) {
 	go r.run()
 }
 
-// handOver has a request answered that failed or was refused. A worker does it, since logs may be slow.
+// handOver has a request answered that failed or was refused. A worker does it: a batch is for replies that need no more thought.
 func (c *Conn) handOver(h header, err error) {
 	c.enter(cost(h))
 	r := c.request(h)
@@ -56,7 +56,8 @@ func (c *Conn) handOver(h header, err error) {
 // request makes a request that is inside the gate.
 func (c *Conn) request(h header) *request {
 	r := c.export.requests.Get().(*request)
-	r.conn, r.header, r.cost = c, h, cost(h)
+	r.conn, r.header, r.cost, r.arrived = c, h, cost(h), c.inbox.arrived()
+	c.flight.add(r)
 	return r
 }
 

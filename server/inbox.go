@@ -3,6 +3,8 @@ package server
 import (
 	"io"
 	"slices"
+	"sync/atomic"
+	"time"
 
 	"github.com/nbdctl/nbdctl/server/internal/rawio"
 )
@@ -31,7 +33,15 @@ type inbox struct {
 
 	stub    [maxStub]byte // stands in for buf while that is nil
 	stubLen int
+
+	// since is when the requests were received that are being executed, by clock(); 0 while it is the client that is waited for.
+	// Others may load it.
+	since atomic.Int64
 }
+
+// arrived returns when the requests that are being executed were received. Time that was spent waiting for the rest of the payload
+// of one of them is left out.
+func (in *inbox) arrived() time.Duration { return time.Duration(in.since.Load()) }
 
 // received returns the bytes that are there to be consumed. They are valid until the next call of a method but take.
 func (in *inbox) received() []byte {
@@ -53,6 +63,7 @@ func (in *inbox) expect(h header) {
 // receive waits for more bytes. The error is io.EOF if the stream ended between two requests, and io.ErrUnexpectedEOF if it
 // ended within one.
 func (in *inbox) receive() error {
+	in.since.Store(0)
 	var n int
 	var err error
 	if len(in.ahead) > 0 {
@@ -63,6 +74,7 @@ func (in *inbox) receive() error {
 	}
 	in.end += n
 	if n > 0 {
+		in.since.Store(int64(clock()))
 		return nil // An error beside bytes comes again.
 	}
 	if err == io.EOF && len(in.received()) > 0 {
@@ -122,7 +134,9 @@ func (in *inbox) readFull(p []byte) (int, error) {
 	if n == len(p) {
 		return n, nil
 	}
+	since, before := in.since.Swap(0), clock()
 	m, err := in.io.ReadFull(p[n:])
+	in.since.Store(since + int64(clock()-before))
 	if err == io.EOF {
 		err = io.ErrUnexpectedEOF
 	}

@@ -19,6 +19,7 @@ func (c *Conn) run() {
 	if flush := c.flush(); err == nil {
 		err = flush
 	}
+	c.inbox.since.Store(0)
 	finished = true
 	c.result <- err
 }
@@ -88,12 +89,19 @@ func (c *Conn) wait() error {
 
 // flush sends the batch, if there is one.
 func (c *Conn) flush() error {
-	c.meter.settle()
+	now := clock()
+	c.meter.settle(now)
 	b := c.batch
 	if b == nil {
 		return nil
 	}
-	c.counters.publish(&b.counts)
+	took := now - c.inbox.arrived()
+	c.counters.publish(&b.tally, took)
+	if took >= c.export.slowRequest {
+		for _, h := range b.asked[:b.replies] {
+			c.export.noteSlow(h, took)
+		}
+	}
 	err := c.outbox.flush(b)
 	c.batch = nil
 	b.reset()

@@ -86,7 +86,7 @@ func TestMeter(t *testing.T) {
 						m.end(&both.read, r.bytes)
 					}
 				}
-				m.settle()
+				m.settle(clock())
 				if got := !both.read.alone.Load(); got != tt.want {
 					t.Errorf("workers: %v, want %v", got, tt.want)
 				}
