@@ -97,3 +97,13 @@ func TestMeter(t *testing.T) {
 		})
 	}
 }
+
+// BenchmarkMeter times the timing of one call among many.
+func BenchmarkMeter(b *testing.B) {
+	var all paces
+	m := meter{paces: &all}
+	for b.Loop() {
+		m.begin()
+		m.end(&all.read, 4096)
+	}
+}

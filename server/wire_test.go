@@ -74,3 +74,19 @@ func FuzzDecodeHeader(f *testing.F) {
 		}
 	})
 }
+
+func BenchmarkDecodeHeader(b *testing.B) {
+	wire := [headerSize]byte(header{op: OpRead, cookie: 1, offset: 1 << 30, length: 4096}.appendTo(nil))
+	for b.Loop() {
+		if _, err := decodeHeader(&wire); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkPutReply(b *testing.B) {
+	var wire [replySize]byte
+	for b.Loop() {
+		putReply(&wire, errnoNone, 1)
+	}
+}
