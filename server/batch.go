@@ -64,10 +64,10 @@ func (b *batch) begin(cookie uint64, n int) {
 func (b *batch) complete() bool { return !b.open.wrong && b.open.got == b.open.want }
 
 // commit closes the reply to the request h.
-func (b *batch) commit(h header) {
+func (b *batch) commit(h *header) {
 	b.bytes += b.open.got
-	b.tally.count(h)
-	b.asked[b.replies-1] = h
+	b.tally.count(*h)
+	b.asked[b.replies-1] = *h
 }
 
 // rewind forgets the reply.

@@ -13,7 +13,7 @@ func BenchmarkBatch(b *testing.B) {
 	for b.Loop() {
 		batch.begin(1, len(data))
 		batch.Bytes(data)
-		batch.commit(h)
+		batch.commit(&h)
 		if batch.full() {
 			sum.publish(&batch.tally, 1000)
 			batch.reset()

@@ -40,8 +40,8 @@ type Conn struct {
 	batch   *batch  // nil while there is nothing in it
 	payload payload // of the write that is being executed
 	meter   meter
-	current header // of the request that is being executed, if inside
-	inside  bool   // a call of the backend
+	current header // of the request that the loop is at; in one place, because to copy what was just written is slow
+	inside  bool   // a call of the backend, for it
 	result  chan error
 
 	disconnected atomic.Bool // the client said goodbye
@@ -62,7 +62,7 @@ func (e *Export) NewConn(nc net.Conn, unread []byte) *Conn {
 	c := &Conn{
 		export: e,
 		nc:     nc,
-		inbox:  inbox{io: raw, pool: &e.buffers, ahead: unread, window: raw.Window()},
+		inbox:  inbox{io: raw, pool: &e.buffers, ahead: unread, full: raw.Window(), window: raw.Window()},
 		outbox: outbox{io: raw},
 		gate:   newGate(e.maxInFlight, maxInFlightBytes),
 		meter:  meter{paces: &e.paces},

@@ -26,7 +26,8 @@ type inbox struct {
 	io     rawio.Conn
 	pool   *buffers
 	ahead  []byte // received by an earlier owner of the connection; comes before what io has
-	window int    // how much to receive at once, in bytes
+	full   int    // how much to receive at once in general, in bytes
+	window int    // and now
 
 	buf        *buffer
 	start, end int // buf.bytes[start:end] was received and is not consumed
@@ -52,9 +53,9 @@ func (in *inbox) received() []byte {
 }
 
 // expect adapts to the request that comes next.
-func (in *inbox) expect(h header) {
+func (in *inbox) expect(h *header) {
 	if h.length < largeWrite {
-		in.window = in.io.Window()
+		in.window = in.full
 	} else if h.op == OpWrite {
 		in.window = smallWindow
 	}
@@ -87,7 +88,7 @@ func (in *inbox) receive() error {
 // is always room behind it.
 func (in *inbox) Lend() []byte {
 	if in.buf == nil {
-		in.buf = in.pool.get(in.io.Window())
+		in.buf = in.pool.get(in.full)
 		in.start, in.end = 0, copy(in.buf.bytes, in.stub[:in.stubLen])
 		in.stubLen = 0
 	}
