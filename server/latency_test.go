@@ -69,6 +69,9 @@ func TestLatencyIsNotTheClients(t *testing.T) {
 					go func() { result <- conn.Transmit() }()
 					stream := q.encode(1)
 					for _, cut := range []int{14, 28 + 100, 28 + 300, len(stream)} {
+						if len(stream) == 0 {
+							break
+						}
 						n := min(len(stream), cut)
 						ours.Write(stream[:n])
 						stream = stream[n:]
@@ -77,6 +80,9 @@ func TestLatencyIsNotTheClients(t *testing.T) {
 							t.Errorf("a request of which %d bytes have not come is in flight", len(stream))
 						}
 						time.Sleep(time.Second)
+					}
+					if st := conn.Stats(); st.InFlight != 1 || st.Oldest != time.Second {
+						t.Errorf("%d requests whose reply the client does not take, for %v", st.InFlight, st.Oldest)
 					}
 					if _, err := readReply(ours, func(uint64) int { return int(q.length) }); err != nil {
 						t.Error(err)
