@@ -61,7 +61,7 @@ demo: needs build
 	@PATH="$(CURDIR)/.bin:$$PATH"; \
 	if $(lab)/native; then exec $(lab)/demo; else exec $(lab)/$(LAB) --check -- $(lab)/demo; fi
 
-## make lint         gofmt, go vet, staticcheck, shellcheck, import rules
+## make lint         gofmt, go vet, staticcheck, shellcheck, import rules, bounds
 lint:
 	@.ci/lint
 

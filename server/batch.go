@@ -27,7 +27,8 @@ type batch struct {
 	headers [batchReplies][replySize]byte
 	replies int   // headers in use
 	bytes   int   // of all replies
-	counts  Stats // of the replies
+	tally   tally // of the replies
+	asked   [batchReplies]header
 
 	pool *buffers
 	slab *buffer // nil until something has to be copied
@@ -63,9 +64,10 @@ func (b *batch) begin(cookie uint64, n int) {
 func (b *batch) complete() bool { return !b.open.wrong && b.open.got == b.open.want }
 
 // commit closes the reply to the request h.
-func (b *batch) commit(h header) {
+func (b *batch) commit(h *header) {
 	b.bytes += b.open.got
-	b.counts.of(h.op).add(OpStats{Requests: 1, Bytes: uint64(h.length)})
+	b.tally.count(*h)
+	b.asked[b.replies-1] = *h
 }
 
 // rewind forgets the reply.
@@ -141,7 +143,7 @@ func (b *batch) reset() {
 	b.vec.Truncate(0)
 	b.replies, b.bytes, b.used = 0, 0, 0
 	b.file = nil
-	b.counts = Stats{}
+	b.tally = tally{}
 }
 
 // release gives back what the empty batch has borrowed, before it goes back itself.

@@ -100,3 +100,16 @@ func TestCheck(t *testing.T) {
 		}
 	}
 }
+
+func BenchmarkCheck(b *testing.B) {
+	e, err := NewExport(bytes.NewReader(make([]byte, 1<<20)), Options{BlockSize: 512})
+	if err != nil {
+		b.Fatal(err)
+	}
+	h := header{op: OpRead, offset: 1 << 19, length: 4096}
+	for b.Loop() {
+		if err := e.check(h); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -32,6 +32,7 @@ type Conn struct {
 	nc       net.Conn
 	outbox   outbox
 	gate     *gate
+	flight   flight
 	counters counters
 
 	// Of the goroutine that runs the loop.
@@ -39,8 +40,8 @@ type Conn struct {
 	batch   *batch  // nil while there is nothing in it
 	payload payload // of the write that is being executed
 	meter   meter
-	current header // of the request that is being executed, if inside
-	inside  bool   // a call of the backend
+	current header // of the request that the loop is at; in one place, because to copy what was just written is slow
+	inside  bool   // a call of the backend, for it
 	result  chan error
 
 	disconnected atomic.Bool // the client said goodbye
@@ -64,7 +65,7 @@ func (e *Export) NewConn(nc net.Conn, unread []byte) *Conn {
 	c := &Conn{
 		export:  e,
 		nc:      nc,
-		inbox:   inbox{io: raw, pool: &e.buffers, ahead: unread, window: raw.Window()},
+		inbox:   inbox{io: raw, pool: &e.buffers, ahead: unread, full: raw.Window(), window: raw.Window()},
 		outbox:  outbox{io: raw},
 		gate:    newGate(e.maxInFlight, maxInFlightBytes),
 		meter:   meter{paces: &e.paces},
@@ -207,6 +208,6 @@ func (c *Conn) Stopped() <-chan struct{} { return c.stopped }
 // Stats returns what the connection has served so far.
 func (c *Conn) Stats() Stats {
 	s := c.counters.snapshot()
-	s.InFlight = c.gate.inFlight()
+	s.InFlight, s.Oldest = c.inFlight()
 	return s
 }

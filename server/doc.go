@@ -31,7 +31,7 @@
 //
 // A connection has at most Options.MaxInFlight requests and 64 MiB of payload with workers. When either is reached the server stops
 // reading until a reply has gone out. While it is busy it also borrows 512 KiB to receive into, and 256 KiB for replies that have
-// to be copied; while it waits for its client it holds about 10 KiB. Memory is taken by the lengths that passed the checks, and
+// to be copied; while it waits for its client it holds about 15 KiB. Memory is taken by the lengths that passed the checks, and
 // returned to pools.
 //
 // # Errors on the wire
@@ -40,4 +40,15 @@
 // and EFBIG become ENOSPC; fs.ErrPermission becomes EPERM and errors.ErrUnsupported ENOTSUP; everything else is EIO. The whole
 // error, with operation and offset, goes to the log and to [Export.LastError]. A panic of the backend is an EIO too, logged with
 // its stack.
+//
+// # What an operator can see
+//
+// [Conn.Stats] and [Export.Stats] tell at any time how many requests of each kind there were, their bytes, errors and latencies
+// ([Histogram]), how many are in flight, and for how long the oldest of these has been: a backend that hangs shows there before
+// anything ends. To count costs about 1 % of what a request costs at least, because the clock is read twice for each burst and not
+// for each request.
+//
+// Options.Logger gets a record for each request that failed, was refused, or took Options.SlowRequest, with operation, offset,
+// length, error number and duration. A dying disk does not fill the log: 10 records of each of these in 10 seconds, then only how
+// many more there were. Requests never wait for the log, which may lie on the device that they are for.
 package server

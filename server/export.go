@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/nbdctl/nbdctl/backends"
 )
@@ -13,6 +15,8 @@ import (
 const (
 	// defaultMaxInFlight is the queue depth of the Linux client: it never has more requests in flight on one connection.
 	defaultMaxInFlight = 128
+	// defaultSlowRequest is far beyond what a request takes as long as nothing is wrong, and well before anybody gives up.
+	defaultSlowRequest = time.Second
 	// maxInFlightBytes bounds the payload memory of one connection. It lets two requests of the largest size overlap, and
 	// a full queue of requests up to 512 KiB.
 	maxInFlightBytes = 64 << 20
@@ -29,7 +33,11 @@ type Options struct {
 	BlockSize int
 	// MaxInFlight bounds the requests that one connection executes at once. 0: 128.
 	MaxInFlight int
-	// Logger takes one record per failed request. nil: none.
+	// SlowRequest is how long a request may take, from when it was received until its reply is ready, without a record in the
+	// log. 0: a second, which a sound disk needs only when it is overwhelmed. Negative: as long as it likes.
+	SlowRequest time.Duration
+	// Logger takes a record for each request that failed or was slow, with operation, offset, length and error number, up to
+	// 10 of each sort in 10 seconds and then the number of the others. Requests do not wait for it. nil: none.
 	Logger *slog.Logger
 }
 
@@ -42,7 +50,8 @@ type Export struct {
 	maxLength   uint32 // of a READ or WRITE, in bytes
 	flags       Flags
 	maxInFlight int
-	log         *slog.Logger
+	slowRequest time.Duration
+	journal     journal
 	buffers     buffers
 	requests    sync.Pool // of *request
 	batches     sync.Pool // of *batch
@@ -68,7 +77,8 @@ func NewExport(b backends.Backend, o Options) (*Export, error) {
 		blockSize:   o.BlockSize,
 		maxLength:   maxPayload,
 		maxInFlight: o.MaxInFlight,
-		log:         o.Logger,
+		slowRequest: o.SlowRequest,
+		journal:     journal{log: o.Logger},
 		live:        make(map[*Conn]struct{}),
 	}
 	size := dev.Size()
@@ -85,8 +95,11 @@ func NewExport(b backends.Backend, o Options) (*Export, error) {
 	if e.maxInFlight == 0 {
 		e.maxInFlight = defaultMaxInFlight
 	}
-	if e.log == nil {
-		e.log = slog.New(slog.DiscardHandler)
+	switch {
+	case e.slowRequest == 0:
+		e.slowRequest = defaultSlowRequest
+	case e.slowRequest < 0:
+		e.slowRequest = math.MaxInt64
 	}
 	switch {
 	case size < 0:
@@ -136,7 +149,8 @@ func (e *Export) Stats() Stats {
 	defer e.mu.Unlock()
 	s := e.finished
 	for c := range e.live {
-		s.Add(c.Stats())
+		t := c.Stats()
+		s.Add(&t)
 	}
 	return s
 }
@@ -155,6 +169,7 @@ func (e *Export) enlist(c *Conn) {
 func (e *Export) retire(c *Conn) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.finished.Add(c.Stats())
+	s := c.Stats()
+	e.finished.Add(&s)
 	delete(e.live, c)
 }

@@ -1,10 +1,8 @@
 package server
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"syscall"
 	"time"
 )
@@ -16,7 +14,9 @@ type RequestError struct {
 	Offset uint64 // in bytes, as the client sent it
 	Length uint32 // in bytes, as the client sent it
 	Err    error
-	Time   time.Time // of the reply
+	Errno  uint32        // as sent to the client, a number of the NBD protocol
+	Time   time.Time     // of the reply
+	Took   time.Duration // until then, since the request was received
 }
 
 func (e *RequestError) Error() string {
@@ -47,21 +47,23 @@ func (p *panicError) Error() string { return fmt.Sprintf("the backend panicked: 
 // errNoReturn stands for a backend that ended its goroutine (runtime.Goexit, which is what a test's FailNow does).
 var errNoReturn = errors.New("the backend ended its goroutine instead of returning")
 
-// fail remembers and logs that a request failed, and returns the number for the client.
-func (e *Export) fail(h header, err error) errno {
-	e.lastError.Store(&RequestError{Op: h.op, Offset: h.offset, Length: h.length, Err: err, Time: time.Now()})
-
-	code, level := wireErrno(err), slog.LevelError
+// fail remembers and logs that a request failed, took after it was received, and returns the number for the client.
+func (e *Export) fail(h header, err error, took time.Duration) errno {
+	code, now := wireErrno(err), time.Now()
+	e.lastError.Store(&RequestError{
+		Op: h.op, Offset: h.offset, Length: h.length, Err: err, Errno: uint32(code), Time: now, Took: took,
+	})
+	ev := event{trouble: troubleFailed, header: h, err: err, time: now, took: took}
 	if _, ok := err.(*refusal); ok {
-		level = slog.LevelWarn
+		ev.trouble = troubleRefused
 	}
-	attrs := []any{
-		slog.String("op", h.op.String()), slog.Uint64("offset", h.offset), slog.Uint64("length", uint64(h.length)),
-		slog.Uint64("errno", uint64(code)), slog.Any("err", err),
-	}
-	if p, ok := err.(*panicError); ok {
-		attrs = append(attrs, slog.String("stack", string(p.stack)))
-	}
-	e.log.Log(context.Background(), level, "request failed", attrs...)
+	e.journal.note(ev)
 	return code
+}
+
+// noteSlow logs a request that succeeded, if it took long.
+func (e *Export) noteSlow(h header, took time.Duration) {
+	if took >= e.slowRequest {
+		e.journal.note(event{trouble: troubleSlow, header: h, time: time.Now(), took: took})
+	}
 }

@@ -103,6 +103,7 @@ func TestFailuresAreTold(t *testing.T) {
 				e := export(t, d, server.Options{Logger: slog.New(slog.NewJSONHandler(&log, nil))})
 				s := connect(t, e)
 				s.expect(tt.errno, tt.q)
+				synctest.Wait() // Nobody waits for the log but who wants to read it.
 
 				var record struct {
 					Level          string

@@ -74,10 +74,3 @@ func (g *gate) wake() {
 	defer g.mu.Unlock()
 	g.changed.Broadcast()
 }
-
-// inFlight returns the number of requests inside.
-func (g *gate) inFlight() int {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.requests
-}

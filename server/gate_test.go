@@ -29,16 +29,16 @@ func TestGate(t *testing.T) {
 					}
 				}()
 				synctest.Wait()
-				if entered != tt.in || g.inFlight() != tt.in {
-					t.Fatalf("%d of %v entered, %d in flight, want %d", entered, tt.costs, g.inFlight(), tt.in)
+				if entered != tt.in || g.requests != tt.in {
+					t.Fatalf("%d of %v entered, %d in flight, want %d", entered, tt.costs, g.requests, tt.in)
 				}
 				for _, c := range tt.costs {
 					g.leave(c)
 					synctest.Wait()
 				}
 				g.drained(nil)
-				if entered != len(tt.costs) || g.inFlight() != 0 || g.bytes != 0 {
-					t.Errorf("in the end %d entered, %d requests and %d bytes are inside", entered, g.inFlight(), g.bytes)
+				if entered != len(tt.costs) || g.requests != 0 || g.bytes != 0 {
+					t.Errorf("in the end %d entered, %d requests and %d bytes are inside", entered, g.requests, g.bytes)
 				}
 			})
 		})

@@ -3,17 +3,17 @@ package server
 // receiveWrite receives the payload of a WRITE into memory of its own and has the request executed. A write that is refused is
 // received like any other: its bytes must leave the stream, and until they all have, the request can still be handed over as
 // unread.
-func (c *Conn) receiveWrite(h header, refused *refusal) error {
+func (c *Conn) receiveWrite(h *header, refused *refusal) error {
 	if h.length == 0 {
 		c.handOver(h, refused)
 		return nil
 	}
-	c.enter(cost(h))
+	c.enter(cost(*h))
 	b := c.export.buffers.get(int(h.length))
 	if n, err := c.inbox.readFull(b.bytes); err != nil {
 		c.inbox.putBack(append(h.appendTo(nil), b.bytes[:n]...))
 		c.export.buffers.put(b)
-		c.gate.leave(cost(h))
+		c.gate.leave(cost(*h))
 		return err
 	}
 	if refused != nil {
@@ -27,17 +27,17 @@ func (c *Conn) receiveWrite(h header, refused *refusal) error {
 }
 
 // execute has a request without payload executed.
-func (c *Conn) execute(h header) {
-	c.enter(cost(h))
+func (c *Conn) execute(h *header) {
+	c.enter(cost(*h))
 	c.start(h, nil)
 }
 
 // start has a request executed that is inside the gate: by a worker, or by the loop where that pays.
-func (c *Conn) start(h header, payload *buffer) {
+func (c *Conn) start(h *header, payload *buffer) {
 	r := c.request(h)
 	r.payload = payload
-	if pace := c.export.pace(h); pace != nil && h.length <= maxAlone && pace.alone.Load() {
-		c.meter.settle()
+	if pace := c.export.pace(*h); pace != nil && h.length <= maxAlone && pace.alone.Load() {
+		c.meter.settle(clock())
 		r.alone = true
 		r.run()
 		return
@@ -45,18 +45,19 @@ func (c *Conn) start(h header, payload *buffer) {
 	go r.run()
 }
 
-// handOver has a request answered that failed or was refused. A worker does it, since logs may be slow.
-func (c *Conn) handOver(h header, err error) {
-	c.enter(cost(h))
+// handOver has a request answered that failed or was refused. A worker does it: a batch is for replies that need no more thought.
+func (c *Conn) handOver(h *header, err error) {
+	c.enter(cost(*h))
 	r := c.request(h)
 	r.err = err
 	go r.run()
 }
 
 // request makes a request that is inside the gate.
-func (c *Conn) request(h header) *request {
+func (c *Conn) request(h *header) *request {
 	r := c.export.requests.Get().(*request)
-	r.conn, r.header, r.cost = c, h, cost(h)
+	r.conn, r.header, r.cost, r.arrived = c, *h, cost(*h), c.inbox.arrived()
+	c.flight.add(r)
 	return r
 }
 

@@ -3,6 +3,8 @@ package server
 import (
 	"io"
 	"slices"
+	"sync/atomic"
+	"time"
 
 	"github.com/nbdctl/nbdctl/server/internal/rawio"
 )
@@ -24,14 +26,23 @@ type inbox struct {
 	io     rawio.Conn
 	pool   *buffers
 	ahead  []byte // received by an earlier owner of the connection; comes before what io has
-	window int    // how much to receive at once, in bytes
+	full   int    // how much to receive at once in general, in bytes
+	window int    // and now
 
 	buf        *buffer
 	start, end int // buf.bytes[start:end] was received and is not consumed
 
 	stub    [maxStub]byte // stands in for buf while that is nil
 	stubLen int
+
+	// since is when the requests were received that are being executed, by clock(); 0 while it is the client that is waited for.
+	// Others may load it.
+	since atomic.Int64
 }
+
+// arrived returns when the requests that are being executed were received. Time that was spent waiting for the rest of the payload
+// of one of them is left out.
+func (in *inbox) arrived() time.Duration { return time.Duration(in.since.Load()) }
 
 // received returns the bytes that are there to be consumed. They are valid until the next call of a method but take.
 func (in *inbox) received() []byte {
@@ -42,9 +53,9 @@ func (in *inbox) received() []byte {
 }
 
 // expect adapts to the request that comes next.
-func (in *inbox) expect(h header) {
+func (in *inbox) expect(h *header) {
 	if h.length < largeWrite {
-		in.window = in.io.Window()
+		in.window = in.full
 	} else if h.op == OpWrite {
 		in.window = smallWindow
 	}
@@ -53,6 +64,7 @@ func (in *inbox) expect(h header) {
 // receive waits for more bytes. The error is io.EOF if the stream ended between two requests, and io.ErrUnexpectedEOF if it
 // ended within one.
 func (in *inbox) receive() error {
+	in.since.Store(0)
 	var n int
 	var err error
 	if len(in.ahead) > 0 {
@@ -63,6 +75,7 @@ func (in *inbox) receive() error {
 	}
 	in.end += n
 	if n > 0 {
+		in.since.Store(int64(clock()))
 		return nil // An error beside bytes comes again.
 	}
 	if err == io.EOF && len(in.received()) > 0 {
@@ -75,7 +88,7 @@ func (in *inbox) receive() error {
 // is always room behind it.
 func (in *inbox) Lend() []byte {
 	if in.buf == nil {
-		in.buf = in.pool.get(in.io.Window())
+		in.buf = in.pool.get(in.full)
 		in.start, in.end = 0, copy(in.buf.bytes, in.stub[:in.stubLen])
 		in.stubLen = 0
 	}
@@ -122,7 +135,9 @@ func (in *inbox) readFull(p []byte) (int, error) {
 	if n == len(p) {
 		return n, nil
 	}
+	since, before := in.since.Swap(0), clock()
 	m, err := in.io.ReadFull(p[n:])
+	in.since.Store(since + int64(clock()-before))
 	if err == io.EOF {
 		err = io.ErrUnexpectedEOF
 	}

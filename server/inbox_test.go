@@ -39,7 +39,7 @@ func (s *source) Send(*rawio.Vec, bool) error         { return errors.ErrUnsuppo
 func (s *source) SendFile(*os.File, int64, int) error { return errors.ErrUnsupported }
 func (s *source) SendsFiles() bool                    { return false }
 func newInbox(src *source, pool *buffers, ahead []byte) *inbox {
-	return &inbox{io: src, pool: pool, ahead: ahead, window: src.Window()}
+	return &inbox{io: src, pool: pool, ahead: ahead, full: src.Window(), window: src.Window()}
 }
 
 // TestInbox reads a stream through an inbox in random portions, from sources that give it in all sorts of pieces, and
@@ -64,7 +64,7 @@ func TestInbox(t *testing.T) {
 			in := newInbox(src, &pool, nil)
 			var got []byte
 			for len(got) < len(stream) {
-				in.expect(header{op: OpWrite, length: uint32(rng.IntN(2 * largeWrite))})
+				in.expect(&header{op: OpWrite, length: uint32(rng.IntN(2 * largeWrite))})
 				left := len(stream) - len(got)
 				switch n := min(left, 1+rng.IntN(3000)); rng.IntN(4) {
 				case 0, 1:

@@ -11,33 +11,33 @@ import (
 // The calls of the backend on the goroutine of the loop. A panic is the failure of one request. c.inside is left set by a call that
 // ends the goroutine, and by no other.
 
-func (c *Conn) readTo(h header) (err error) {
+func (c *Conn) readTo(h *header) (err error) {
 	defer c.recovered(&err)
-	c.current, c.inside = h, true
+	c.inside = true
 	err = c.export.dev.ReadTo.ReadAtTo(c.batch, int64(h.offset), int(h.length))
 	c.inside = false
 	return err
 }
 
-func (c *Conn) readAt(p []byte, h header) (err error) {
+func (c *Conn) readAt(p []byte, h *header) (err error) {
 	defer c.recovered(&err)
-	c.current, c.inside = h, true
+	c.inside = true
 	n, err := c.export.dev.ReadAt(p, int64(h.offset))
 	c.inside = false
 	return whole(n, len(p), err, io.ErrUnexpectedEOF)
 }
 
-func (c *Conn) writeFrom(h header) (err error) {
+func (c *Conn) writeFrom(h *header) (err error) {
 	defer c.recovered(&err)
-	c.current, c.inside = h, true
+	c.inside = true
 	err = c.export.dev.WriteFrom.WriteAtFrom(&c.payload, int64(h.offset), int(h.length))
 	c.inside = false
 	return err
 }
 
-func (c *Conn) writeAt(p []byte, h header) (err error) {
+func (c *Conn) writeAt(p []byte, h *header) (err error) {
 	defer c.recovered(&err)
-	c.current, c.inside = h, true
+	c.inside = true
 	n, err := c.export.dev.WriterAt.WriteAt(p, int64(h.offset))
 	c.inside = false
 	return whole(n, len(p), err, io.ErrShortWrite)
@@ -52,7 +52,7 @@ func (c *Conn) recovered(err *error) {
 }
 
 // settle draws the consequences of such a call: err is its outcome. What settle returns is an error of the connection.
-func (c *Conn) settle(h header, err error) error {
+func (c *Conn) settle(h *header, err error) error {
 	if h.op == OpRead {
 		c.settleRead(h, err)
 		return nil
@@ -76,7 +76,7 @@ func (c *Conn) settle(h header, err error) error {
 	return nil
 }
 
-func (c *Conn) settleRead(h header, err error) {
+func (c *Conn) settleRead(h *header, err error) {
 	if err == nil && !c.batch.complete() {
 		err = fmt.Errorf("the backend has given %d of %d bytes: %w", c.batch.open.got, c.batch.open.want, io.ErrUnexpectedEOF)
 	}
@@ -93,7 +93,7 @@ func (c *Conn) settleRead(h header, err error) {
 }
 
 // breakOff makes a write, whose payload will not all come, the beginning of what is unread. Its error is why.
-func (c *Conn) breakOff(h header) error {
+func (c *Conn) breakOff(h *header) error {
 	c.inbox.putBack(append(h.appendTo(nil), c.payload.kept...))
 	c.payload.kept = nil
 	return c.payload.err

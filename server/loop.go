@@ -22,6 +22,7 @@ func (c *Conn) run() {
 	if flush := c.flush(); err == nil {
 		err = flush
 	}
+	c.inbox.since.Store(0)
 	finished = true
 	c.result <- err
 }
@@ -32,21 +33,20 @@ func (c *Conn) recall() error {
 		return nil
 	}
 	c.inside = false
-	return c.settle(c.current, errNoReturn)
+	return c.settle(&c.current, errNoReturn)
 }
 
 // serve is the loop. Each round takes one request from what was received. It returns the reason to stop: nil for NBD_CMD_DISC.
 func (c *Conn) serve() error {
 	for !c.stopping.Load() {
-		h, err := c.next()
-		if err != nil {
+		if err := c.next(); err != nil {
 			return err
 		}
-		if h.op == OpDisconnect {
+		if c.current.op == OpDisconnect {
 			c.disconnected.Store(true)
 			return nil
 		}
-		if err := c.dispatch(h); err != nil {
+		if err := c.dispatch(&c.current); err != nil {
 			return err
 		}
 		if c.batch != nil && c.batch.full() {
@@ -61,22 +61,22 @@ func (c *Conn) serve() error {
 // next takes the header of the next request, once its payload is there too if it has a small one. When nothing whole is left, the
 // replies so far are sent and more is received, which is where an idle connection waits. So a burst of requests is received by one
 // system call and answered by another, and nobody ever waits for more requests to come.
-func (c *Conn) next() (header, error) {
+func (c *Conn) next() error {
 	for {
 		b := c.inbox.received()
 		if len(b) >= headerSize {
-			h, err := decodeHeader((*[headerSize]byte)(b))
-			if err != nil {
-				return header{}, err
+			h := &c.current
+			if err := h.decode((*[headerSize]byte)(b)); err != nil {
+				return err
 			}
 			c.inbox.expect(h)
 			if h.op != OpWrite || h.length >= largeWrite || len(b)-headerSize >= int(h.length) {
 				c.inbox.take(headerSize)
-				return h, nil
+				return nil
 			}
 		}
 		if err := c.wait(); err != nil {
-			return header{}, err
+			return err
 		}
 	}
 }
@@ -91,12 +91,19 @@ func (c *Conn) wait() error {
 
 // flush sends the batch, if there is one.
 func (c *Conn) flush() error {
-	c.meter.settle()
+	now := clock()
+	c.meter.settle(now)
 	b := c.batch
 	if b == nil {
 		return nil
 	}
-	c.counters.publish(&b.counts)
+	took := now - c.inbox.arrived()
+	c.counters.publish(&b.tally, took)
+	if took >= c.export.slowRequest {
+		for _, h := range b.asked[:b.replies] {
+			c.export.noteSlow(h, took)
+		}
+	}
 	err := c.outbox.flush(b)
 	c.batch = nil
 	b.reset()
@@ -106,7 +113,7 @@ func (c *Conn) flush() error {
 }
 
 // open opens a reply in the batch, with n bytes of data. copied says that they will be in the batch's own memory.
-func (c *Conn) open(h header, n int, copied bool) error {
+func (c *Conn) open(h *header, n int, copied bool) error {
 	if c.batch != nil && copied && !c.batch.fits(n) {
 		if err := c.flush(); err != nil {
 			return err
@@ -121,9 +128,9 @@ func (c *Conn) open(h header, n int, copied bool) error {
 }
 
 // dispatch executes a request whose header was taken, or lets a worker do so. Its error is that of the connection.
-func (c *Conn) dispatch(h header) error {
+func (c *Conn) dispatch(h *header) error {
 	e := c.export
-	refused := e.check(h)
+	refused := e.check(*h)
 	switch {
 	case h.op == OpWrite:
 		return c.write(h, refused)
@@ -141,7 +148,7 @@ func (c *Conn) dispatch(h header) error {
 }
 
 // succeed answers a request that asked for nothing.
-func (c *Conn) succeed(h header) error {
+func (c *Conn) succeed(h *header) error {
 	if err := c.open(h, 0, false); err != nil {
 		return err
 	}
@@ -150,12 +157,12 @@ func (c *Conn) succeed(h header) error {
 }
 
 // read answers a READ in the batch, if that does not make the loop wait.
-func (c *Conn) read(h header) error {
-	n := int(h.length)
-	switch pace := c.export.pace(h); {
+func (c *Conn) read(h *header) error {
+	e, n := c.export, int(h.length)
+	switch pace := &e.paces.read; {
 	case n == 0:
 		return c.succeed(h)
-	case pace == nil:
+	case e.dev.ReadTo != nil:
 		// A backend that uses Buffer now and then will do so again: then there must be room before the reply is begun.
 		if err := c.open(h, n, n <= slabSize); err != nil {
 			return err
@@ -178,7 +185,7 @@ func (c *Conn) read(h header) error {
 
 // write executes a WRITE. If its payload has not arrived yet, it is a large one, which is received into the place where it is to
 // stay or into memory of its own.
-func (c *Conn) write(h header, refused *refusal) error {
+func (c *Conn) write(h *header, refused *refusal) error {
 	if h.length > maxPayload {
 		// No memory for it, and skipping up to 4 GiB is no way to treat a peer that breaks the protocol.
 		return fmt.Errorf("a write of %d bytes: more than %d", h.length, maxPayload)
@@ -192,14 +199,17 @@ func (c *Conn) write(h header, refused *refusal) error {
 		}
 	}
 	e := c.export
-	pace := e.pace(h)
-	switch {
-	case refused == nil && n == 0:
+	switch pace := &e.paces.write; {
+	case refused != nil:
+		return c.receiveWrite(h, refused)
+	case n == 0:
 		return c.succeed(h)
-	case refused == nil && e.dev.WriteFrom != nil && !e.durably(h):
+	case e.durably(*h):
+		return c.receiveWrite(h, nil)
+	case e.dev.WriteFrom != nil:
 		c.payload = payload{inbox: &c.inbox, total: n, left: n, arrived: arrived}
 		return c.settle(h, c.writeFrom(h))
-	case refused == nil && pace != nil && arrived && n <= maxAlone && pace.alone.Load():
+	case arrived && n <= maxAlone && pace.alone.Load():
 		p := c.inbox.take(n)
 		c.payload = payload{total: n}
 		c.meter.begin()
@@ -207,6 +217,6 @@ func (c *Conn) write(h header, refused *refusal) error {
 		c.meter.end(pace, n)
 		return c.settle(h, err)
 	default:
-		return c.receiveWrite(h, refused)
+		return c.receiveWrite(h, nil)
 	}
 }

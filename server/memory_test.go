@@ -130,7 +130,8 @@ func (s still) WriteAtFrom(r backends.Payload, off int64, n int) error {
 	return nil
 }
 
-// TestAllocations holds that a request allocates nothing once the pools are warm.
+// TestAllocations holds that a request allocates nothing once the pools are warm, whichever way it takes: answered by reference, by
+// a copy, by a worker, or from a file.
 func TestAllocations(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates, and makes pools forget")
@@ -140,6 +141,7 @@ func TestAllocations(t *testing.T) {
 		"unwilling": unwilling{vast(1 << 40)},
 		"direct":    still{vast(1 << 40), make([]byte, 1<<20)},
 		"copying":   copying{vast(1 << 40)},
+		"sent":      newFiled(t, make([]byte, 1<<20)),
 	}
 	tests := map[string]call{
 		"read 4k":    {op: cmdRead, length: 4096},
@@ -155,6 +157,9 @@ func TestAllocations(t *testing.T) {
 	}
 	for device, b := range devices {
 		for name, q := range tests {
+			if device == "sent" && q.op != cmdRead {
+				continue // A file for reading.
+			}
 			t.Run(device+" "+name, func(t *testing.T) {
 				l := serveLean(t, export(t, b, server.Options{}), q)
 				for range 100 {

@@ -6,7 +6,7 @@ import "time"
 type meter struct {
 	paces *paces
 
-	start        time.Time // of the calls that are being timed together
+	start        time.Duration // of the calls that are being timed together
 	calls, bytes int
 
 	watch int // how many calls are still timed one by one
@@ -22,7 +22,7 @@ type slowness struct {
 // begin is to be called before each call.
 func (m *meter) begin() {
 	if m.calls == 0 {
-		m.start = time.Now()
+		m.start = clock()
 	}
 }
 
@@ -32,20 +32,20 @@ func (m *meter) end(p *pace, bytes int) {
 	m.bytes += bytes
 	switch {
 	case m.watch > 0:
-		took := time.Since(m.start)
+		took := clock() - m.start
 		m.calls, m.bytes = 0, 0
 		m.add(p, took, bytes)
 	case m.calls >= measureCalls || m.bytes >= measureBytes:
-		m.settle()
+		m.settle(clock())
 	}
 }
 
-// settle looks at the calls that were timed together. It is to be called before anything else that takes time.
-func (m *meter) settle() {
+// settle looks at the calls that were timed together until now. It is to be called before anything else that takes time.
+func (m *meter) settle(now time.Duration) {
 	if m.calls == 0 {
 		return
 	}
-	took := time.Since(m.start)
+	took := now - m.start
 	if took > allowed(m.calls, m.bytes) {
 		m.watchClosely()
 		if took >= paceStall {

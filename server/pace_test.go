@@ -86,7 +86,7 @@ func TestMeter(t *testing.T) {
 						m.end(&both.read, r.bytes)
 					}
 				}
-				m.settle()
+				m.settle(clock())
 				if got := !both.read.alone.Load(); got != tt.want {
 					t.Errorf("workers: %v, want %v", got, tt.want)
 				}
@@ -95,5 +95,15 @@ func TestMeter(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// BenchmarkMeter times the timing of one call among many.
+func BenchmarkMeter(b *testing.B) {
+	var all paces
+	m := meter{paces: &all}
+	for b.Loop() {
+		m.begin()
+		m.end(&all.read, 4096)
 	}
 }

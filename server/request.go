@@ -14,6 +14,9 @@ type request struct {
 	payload *buffer // data of a WRITE, room for those of a READ; nil where there are none
 	cost    int64   // what the gate counts it for, in bytes
 	alone   bool    // executed by the connection's goroutine
+	arrived time.Duration
+
+	older, newer *request // in the flight of the connection
 
 	// The reply, for the outbox.
 	reply [replySize]byte
@@ -72,9 +75,9 @@ func (r *request) perform() error {
 	if pace == nil {
 		return e.execute(r.header, p)
 	}
-	start := time.Now()
+	start := clock()
 	err := e.execute(r.header, p)
-	if took := time.Since(start); r.alone {
+	if took := clock() - start; r.alone {
 		r.conn.meter.add(pace, took, paceBytes(r.header))
 	} else {
 		pace.worked(took, paceBytes(r.header))
@@ -85,11 +88,14 @@ func (r *request) perform() error {
 // finish counts the request and hands its reply to the outbox. r must not be used afterwards.
 func (r *request) finish(err error) {
 	c := r.conn
+	took := clock() - r.arrived
 	code := errnoNone
 	if err != nil {
-		code = c.export.fail(r.header, err)
+		code = c.export.fail(r.header, err, took)
+	} else {
+		c.export.noteSlow(r.header, took)
 	}
-	c.counters.count(r.header, err != nil)
+	c.counters.count(r.header, err != nil, took)
 	putReply(&r.reply, code, r.cookie)
 	if err == nil && r.op == OpRead && r.payload != nil {
 		r.data = r.payload.bytes
@@ -100,6 +106,7 @@ func (r *request) finish(err error) {
 // release gives everything back once the reply was sent.
 func (r *request) release() {
 	c, cost := r.conn, r.cost
+	c.flight.remove(r)
 	if r.payload != nil {
 		c.export.buffers.put(r.payload)
 	}

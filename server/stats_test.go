@@ -48,7 +48,7 @@ func TestStats(t *testing.T) {
 			}{
 				{"one connection", a.conn.Stats(), wantA}, {"the other", b.conn.Stats(), wantB}, {"the export", e.Stats(), sum},
 			} {
-				if diff := cmp.Diff(tt.want, tt.got); diff != "" {
+				if diff := cmp.Diff(tt.want, countsOf(tt.got)); diff != "" {
 					t.Errorf("%s, stats of %s (-want +got):\n%s", when, tt.name, diff)
 				}
 			}
@@ -59,4 +59,12 @@ func TestStats(t *testing.T) {
 		b.disconnect()
 		check("none connected")
 	})
+}
+
+// countsOf leaves out how long the requests took.
+func countsOf(s server.Stats) server.Stats {
+	for _, op := range []*server.OpStats{&s.Read, &s.Write, &s.Flush, &s.Trim, &s.WriteZeroes, &s.Unknown} {
+		op.Latency = server.Histogram{}
+	}
+	return s
 }

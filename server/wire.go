@@ -69,18 +69,17 @@ type header struct {
 	length uint32
 }
 
-// decodeHeader reads a request header. A wrong magic means that the stream is out of step: nothing behind it makes sense.
-func decodeHeader(b *[headerSize]byte) (header, error) {
+// decode reads a request header. A wrong magic means that the stream is out of step: nothing behind it makes sense.
+func (h *header) decode(b *[headerSize]byte) error {
 	if magic := binary.BigEndian.Uint32(b[0:]); magic != requestMagic {
-		return header{}, fmt.Errorf("request magic %#08x, want %#08x: the stream is out of step", magic, requestMagic)
+		return fmt.Errorf("request magic %#08x, want %#08x: the stream is out of step", magic, requestMagic)
 	}
-	return header{
-		flags:  commandFlags(binary.BigEndian.Uint16(b[4:])),
-		op:     Op(binary.BigEndian.Uint16(b[6:])),
-		cookie: binary.BigEndian.Uint64(b[8:]),
-		offset: binary.BigEndian.Uint64(b[16:]),
-		length: binary.BigEndian.Uint32(b[24:]),
-	}, nil
+	h.flags = commandFlags(binary.BigEndian.Uint16(b[4:]))
+	h.op = Op(binary.BigEndian.Uint16(b[6:]))
+	h.cookie = binary.BigEndian.Uint64(b[8:])
+	h.offset = binary.BigEndian.Uint64(b[16:])
+	h.length = binary.BigEndian.Uint32(b[24:])
+	return nil
 }
 
 // appendTo appends the header to b in wire format.

@@ -19,7 +19,8 @@ func TestDecodeHeader(t *testing.T) {
 	want := header{
 		flags: flagFUA, op: OpWriteZeroes, cookie: 0x0102030405060708, offset: 1<<32 + 4096, length: 0xfffffe00,
 	}
-	got, err := decodeHeader(&wire)
+	var got header
+	err := got.decode(&wire)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,7 +28,8 @@ func TestDecodeHeader(t *testing.T) {
 		t.Errorf("header (-want +got):\n%s", diff)
 	}
 	wire[0] ^= 1
-	if h, err := decodeHeader(&wire); err == nil {
+	var h header
+	if err := h.decode(&wire); err == nil {
 		t.Errorf("wrong magic gave %+v", h)
 	}
 }
@@ -62,7 +64,8 @@ func FuzzDecodeHeader(f *testing.F) {
 			return
 		}
 		wire := [headerSize]byte(b)
-		h, err := decodeHeader(&wire)
+		var h header
+		err := h.decode(&wire)
 		if err != nil {
 			if bytes.HasPrefix(b, []byte{0x25, 0x60, 0x95, 0x13}) {
 				t.Fatalf("right magic, yet %v", err)
@@ -73,4 +76,21 @@ func FuzzDecodeHeader(f *testing.F) {
 			t.Fatalf("% x became % x", wire, again)
 		}
 	})
+}
+
+func BenchmarkDecodeHeader(b *testing.B) {
+	var h header
+	wire := [headerSize]byte(header{op: OpRead, cookie: 1, offset: 1 << 30, length: 4096}.appendTo(nil))
+	for b.Loop() {
+		if err := h.decode(&wire); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkPutReply(b *testing.B) {
+	var wire [replySize]byte
+	for b.Loop() {
+		putReply(&wire, errnoNone, 1)
+	}
 }

@@ -27,8 +27,8 @@ type slot struct {
 }
 
 func (s *slot) stats() server.Stats {
-	stats := s.past
-	stats.Add(s.conn.Stats())
+	stats, now := s.past, s.conn.Stats()
+	stats.Add(&now)
 	return stats
 }
 
@@ -128,7 +128,7 @@ func (d *Device) revive(s *slot, c *server.Conn) error {
 	if d.mending.Err() != nil {
 		return context.Cause(d.mending)
 	}
-	s.past.Add(s.conn.Stats())
+	s.past = s.stats()
 	s.conn, s.alive = c, true
 	if d.alive++; d.alive == len(d.slots) {
 		d.lost = nil

@@ -25,13 +25,17 @@ func trafficOf(stats []server.Stats) []Traffic {
 	t := make([]Traffic, len(stats))
 	for i, s := range stats {
 		t[i] = Traffic{
-			Read:        OpTraffic(s.Read),
-			Write:       OpTraffic(s.Write),
-			Flush:       OpTraffic(s.Flush),
-			Trim:        OpTraffic(s.Trim),
-			WriteZeroes: OpTraffic(s.WriteZeroes),
+			Read:        opTrafficOf(&s.Read),
+			Write:       opTrafficOf(&s.Write),
+			Flush:       opTrafficOf(&s.Flush),
+			Trim:        opTrafficOf(&s.Trim),
+			WriteZeroes: opTrafficOf(&s.WriteZeroes),
 			InFlight:    s.InFlight,
 		}
 	}
 	return t
+}
+
+func opTrafficOf(s *server.OpStats) OpTraffic {
+	return OpTraffic{Requests: s.Requests, Bytes: s.Bytes, Errors: s.Errors}
 }
