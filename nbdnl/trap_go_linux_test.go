@@ -35,30 +35,59 @@ func TestKernelTrap18Descriptors(t *testing.T) {
 	}
 	f.Close()
 
-	// Nobody but the configuration knows of these connections.
-	stop, stopped := make(chan struct{}), make(chan struct{})
+	for range 3 {
+		kernel, ours := socketpair(t)
+		collected := make(chan struct{})
+		runtime.AddCleanup(kernel, func(c chan struct{}) { close(c) }, collected)
+		r := &responder{ours: ours, gate: make(chan struct{}), done: make(chan struct{})}
+		go func() {
+			defer close(r.done)
+			for r.answer() == nil {
+			}
+		}()
+		cfg := config()
+		cfg.Sockets = []syscall.Conn{kernel}
+		id, nonblocking := cfg.Identifier, func() bool { return isNonblocking(t, cfg.Sockets[0]) }
+		stop := collect()
+		index, err := w.Connect(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !nonblocking() {
+			t.Error("the connection blocks after a connect")
+		}
+		cfg.Sockets, kernel = nil, nil // from here on nobody knows of it but the kernel
+		select {
+		case <-collected:
+		case <-time.After(soon):
+			t.Error("the connection was not collected")
+		}
+		stop()
+		w.open(index, os.O_RDONLY).Close() // reads
+		w.wantDetached(index, id)
+		<-r.done
+		ours.Close()
+	}
+}
+
+// collect collects garbage all the time, until it is stopped.
+func collect() (stop func()) {
+	end, ended := make(chan struct{}), make(chan struct{})
 	go func() {
-		defer close(stopped)
+		defer close(ended)
 		for {
 			select {
-			case <-stop:
+			case <-end:
 				return
 			default:
 				runtime.GC()
 			}
 		}
 	}()
-	for range 10 {
-		r := newResponder(t).start(t)
-		index := w.connect(config(r))
-		if !isNonblocking(t, r.kernel) {
-			t.Error("the connection blocks after a connect")
-		}
-		w.open(index, os.O_RDONLY).Close() // reads
-		w.wantDone("detach", w.Detach(t.Context(), index, nbdnl.DetachOptions{Any: true}))
+	return func() {
+		close(end)
+		<-ended
 	}
-	close(stop)
-	<-stopped
 }
 
 func isNonblocking(t *testing.T, conn syscall.Conn) bool {

@@ -2,8 +2,6 @@ package nbdnl_test
 
 import (
 	"context"
-	"errors"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -320,16 +318,5 @@ func (w world) dead(l listener, index int) []netlink.Attribute {
 				}
 			}
 		}
-	}
-}
-
-// wantEOF checks that the other end of a connection has seen its end.
-func (w world) wantEOF(conn net.Conn) {
-	w.Helper()
-	if err := conn.SetReadDeadline(time.Now().Add(soon)); err != nil {
-		w.Fatal(err)
-	}
-	if n, err := conn.Read(make([]byte, 1)); n != 0 || errors.Is(err, os.ErrDeadlineExceeded) {
-		w.Errorf("the connection goes on: read %d bytes, error %v", n, err)
 	}
 }
