@@ -29,8 +29,9 @@ import (
 //     test, hangs for good; it is a rule for programs.
 //
 // Three are shown in part: of 8, that another network namespace hears nothing needs Linux 6.12, where such
-// a namespace can use the family at all; of 10, the deadlock itself needs Linux 6.12, and the test only
-// takes the time; of 14, Linux 5.10 would hang every generic netlink user of the machine.
+// a namespace can use the family at all; of 10, that the resize waits at all needs Linux 6.12, and the
+// deadlock that follows is refused by this package; of 14, Linux 5.10 would hang every generic netlink user
+// of the machine.
 
 // The control interface once more, to give commands that package nbdnl would not.
 const (
