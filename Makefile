@@ -11,7 +11,7 @@ LAB ?= uml
 RUN ?= ^TestKernel
 PKG ?=
 # Those that make test repeats with several processors and -race, in a machine that takes several times longer.
-QEMU_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$|Trap26)
+QEMU_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$|Trap(14|26))
 # How many devices make soak makes; make test makes 200.
 ROUNDS ?= 2000
 FUZZTIME ?= 10s
