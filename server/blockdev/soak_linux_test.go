@@ -64,11 +64,10 @@ type soak struct {
 	client *nbdnl.Client
 	prefix string // of the identifiers of our devices
 
-	mu      sync.Mutex // guards what follows
-	attach  []time.Duration
-	detach  []time.Duration
-	indexes int // rounds with an index of their own
-	busy    int // indexes that somebody else had taken
+	mu      sync.Mutex                 // guards what follows
+	took    map[string][]time.Duration // by what it was
+	indexes int                        // rounds with an index of their own
+	busy    int                        // indexes that somebody else had taken
 }
 
 func newSoak(t *testing.T) *soak {
@@ -77,7 +76,7 @@ func newSoak(t *testing.T) *soak {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &soak{T: t, client: c, prefix: nbdnl.NewIdentifier("soak")}
+	return &soak{T: t, client: c, prefix: nbdnl.NewIdentifier("soak"), took: make(map[string][]time.Duration)}
 }
 
 func (s *soak) close() {
@@ -158,21 +157,28 @@ func (s *soak) round(rng *rand.Rand, n int) {
 		s.Errorf("round %d: %v", n, err)
 		return
 	}
-	attached := time.Since(start)
+	s.note("connect", start)
 	s.use(rng, d, m)
 	start = time.Now()
 	if n%2 == 0 {
 		err = d.Disconnect(s.Context())
+		s.note("disconnect", start)
+		err = errors.Join(err, d.Close()) // does nothing
+	} else {
+		err = d.Close()
+		s.note("close", start)
 	}
-	if err := errors.Join(err, d.Close()); err != nil {
+	if err := errors.Join(err, d.Err()); err != nil {
 		s.Errorf("round %d, end of %s: %v", n, d.Path(), err)
 	}
-	if err := d.Err(); err != nil {
-		s.Errorf("round %d: %s was ended by %v", n, d.Path(), err)
-	}
+}
+
+// note keeps how long something took.
+func (s *soak) note(what string, since time.Time) {
+	took := time.Since(since)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.attach, s.detach = append(s.attach, attached), append(s.detach, time.Since(start))
+	s.took[what] = append(s.took[what], took)
 }
 
 // connect makes a device, every fourth with an index that may be taken.
@@ -239,7 +245,7 @@ func (s *soak) wantGone() {
 }
 
 func (s *soak) report() {
-	for what, took := range map[string][]time.Duration{"attach": s.attach, "detach": s.detach} {
+	for what, took := range s.took {
 		slices.Sort(took)
 		s.Logf("%d times %s: median %v, worst %v", len(took), what, took[len(took)/2], took[len(took)-1])
 	}
