@@ -52,9 +52,10 @@ func observe(t testing.TB) *witness {
 	return s
 }
 
-// witnessed returns a configuration with the witnesses' connections.
+// witnessed returns a configuration with the witnesses' connections, whose timeout is one that no machine is too slow for.
 func witnessed(witnesses ...*witness) nbdnl.Config {
 	cfg := config()
+	cfg.Timeout = time.Minute
 	for _, s := range witnesses {
 		cfg.Sockets = append(cfg.Sockets, s.kernel)
 	}
