@@ -273,7 +273,7 @@ func wantStuck[T any](w world, what string, long time.Duration, done <-chan T) {
 }
 
 // soon is more than what takes no time, even on a machine that is busy with other things.
-const soon = 15 * time.Second
+const soon = 30 * time.Second
 
 // A listener hears what the kernel announces to all.
 type listener struct{ *genetlink.Conn }
