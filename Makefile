@@ -11,13 +11,15 @@ LAB ?= uml
 RUN ?= ^TestKernel
 PKG ?=
 # Those that make test repeats with several processors and -race, in a machine that takes several times longer.
-QEMU_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$|Heal|ResizeUnderLoad)
+QEMU_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$|Heal|ResizeUnderLoad|Trap(14|26))
+# How many devices make soak makes; make test makes 200.
+ROUNDS ?= 2000
 FUZZTIME ?= 10s
 
 lab := testdata/lab
 stage := $(lab)/stage
 
-.PHONY: help build install test test-unit test-kernel test-qemu lab demo lint fuzz clean needs
+.PHONY: help build install test test-unit test-kernel test-qemu soak lab demo lint fuzz clean needs
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -49,6 +51,12 @@ test-kernel: needs
 ## make test-qemu    kernel tests under QEMU, with four processors and -race: QEMU_RUN=REGEXP PKG=./nbdnl
 test-qemu: needs
 	@$(stage) 'kernel tests under QEMU' $(lab)/tests qemu '$(QEMU_RUN)' $(PKG)
+
+## make soak         2,000 devices, made and ended while nbd-client and qemu-nbd do the same: ROUNDS=N
+soak: needs
+	@CGO_ENABLED=0 go test -c -o .bin/soak.test ./server/blockdev
+	@NBD_TEST_SOAK_ROUNDS=$(ROUNDS) $(stage) 'soak in User-Mode Linux' $(lab)/uml --check --timeout 3600 -- \
+		.bin/soak.test -test.v -test.timeout 1h -test.run '^TestKernelSoak$$'
 
 ## make lab          a shell in a kernel with nbd: LAB=qemu; CMD='nbdctl list' runs that instead, and fails if it does
 ##                   (with make's own exit code, 2; testdata/lab/uml -- CMD returns the one of CMD)
