@@ -56,6 +56,10 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			listCommand(),
 			statusCommand(),
 			disconnectCommand(),
+			resizeCommand(),
+			reconfigureCommand(),
+			kickCommand(),
+			watchCommand(),
 			serveCommand(),
 			{
 				Name:   host.Command,

@@ -30,6 +30,7 @@ func TestPermute(t *testing.T) {
 		{"connect memory --size", "connect --size"},
 		{"connect memory --unknown x", "connect --unknown -- memory x"},
 		{"disconnect nbd1 --force nbd2", "disconnect --force -- nbd1 nbd2"},
+		{"resize nbd1 -512M --json", "resize --json -- nbd1 -512M"},
 	} {
 		got := permute(app, strings.Fields(tt.in))
 		if diff := cmp.Diff(tt.want, strings.Join(got, " ")); diff != "" {
@@ -135,6 +136,13 @@ func TestUsageErrors(t *testing.T) {
 		{"status nbd1 nbd2", "status takes one device"},
 		{"disconnect", "either devices"},
 		{"disconnect --all nbd3", "either devices"},
+		{"resize nbd3", "resize takes a device and a size"},
+		{"resize nbd3 much", "resize: much: a size is"},
+		{"resize nbd3 +-1M", "resize: +-1M: a size is"},
+		{"reconfigure", "reconfigure takes one device"},
+		{"reconfigure nbd3", "needs --timeout or --dead-timeout"},
+		{"reconfigure nbd3 --timeout 0", "--timeout 0: a duration is whole seconds from 1s to 24h"},
+		{"kick", "kick takes one device"},
 	} {
 		t.Run(tt.line, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer

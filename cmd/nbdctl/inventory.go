@@ -45,6 +45,10 @@ func (d device) state() nbdnl.State {
 		return nbdnl.StateConnecting
 	case d.entry.Phase == host.PhaseDisconnecting:
 		return nbdnl.StateDisconnecting
+	case d.entry.Phase == host.PhaseDegraded:
+		return nbdnl.StateDegraded
+	case d.entry.Phase == host.PhaseWaiting:
+		return nbdnl.StateWaiting
 	}
 	return d.State
 }

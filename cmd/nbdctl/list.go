@@ -81,7 +81,7 @@ func printTable(w io.Writer, views []view) error {
 	fmt.Fprintln(t, "NAME\tSTATE\tSIZE\tBACKEND\tLABEL\tMODE\tCONNS\tBLOCK\tRO\tTIMEOUT\tOWNER\tSINCE")
 	for _, v := range views {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, v.State, quantity.FormatSize(v.Size),
-			printable(v.Backend), orDash(v.Label), orDash(v.Mode), orDash(v.Connections), orDash(v.BlockSize), yesNo(v.ReadOnly),
+			printable(v.Backend), orDash(v.Label), orDash(v.Mode), connections(v), orDash(v.BlockSize), yesNo(v.ReadOnly),
 			timeouts(v), owner(v), since(v.Since))
 	}
 	return t.Flush()
@@ -111,6 +111,14 @@ func yesNo(v *bool) string {
 		return "yes"
 	}
 	return "no"
+}
+
+// connections is how many the device has, as "1/2" if some are dead.
+func connections(v view) string {
+	if v.Serving == nil || v.Connections == nil || *v.Serving == *v.Connections {
+		return orDash(v.Connections)
+	}
+	return fmt.Sprintf("%d/%d", *v.Serving, *v.Connections)
 }
 
 // timeouts is the request timeout, with that for dead connections if there is one.

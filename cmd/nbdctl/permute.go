@@ -26,7 +26,7 @@ func permute(app *cli.App, args []string) []string {
 			rest = append(rest, args[i+1:]...)
 			break
 		}
-		if len(arg) < 2 || arg[0] != '-' {
+		if len(arg) < 2 || arg[0] != '-' || arg[1] >= '0' && arg[1] <= '9' { // -512M is a size
 			rest = append(rest, arg)
 			continue
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -179,9 +180,10 @@ func stranger(t *testing.T) string {
 		t.Fatal(err)
 	}
 	ends[1].Close()
+	ctx := context.WithoutCancel(t.Context())
 	t.Cleanup(func() {
-		if st, err := client.Status(t.Context(), index); err == nil && st.Identifier == "stranger:1" {
-			if err := client.DisconnectAny(t.Context(), index); err != nil {
+		if st, err := client.Status(ctx, index); err == nil && st.Identifier == "stranger:1" {
+			if err := client.DisconnectAny(ctx, index); err != nil {
 				t.Error(err)
 			}
 		}

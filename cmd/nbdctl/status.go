@@ -75,7 +75,7 @@ func printStatus(w io.Writer, v *fullView) error {
 	line("backend", printable(v.Backend))
 	line("label", orDash(v.Label))
 	line("mode", orDash(v.Mode))
-	line("connections", orDash(v.Connections))
+	line("connections", connections(v.view))
 	line("timeout", timeouts(v.view))
 	line("identifier", orDash(v.Identifier))
 	line("owner", owner(v.view))

@@ -24,6 +24,7 @@ type view struct {
 	Backend     *string    `json:"backend"`
 	Mode        *string    `json:"mode"`
 	Connections *int       `json:"connections"`
+	Serving     *int       `json:"connections_alive"`
 	ReadOnly    *bool      `json:"read_only"`
 	Timeout     *int64     `json:"timeout"`      // seconds
 	DeadTimeout *int64     `json:"dead_timeout"` // seconds
@@ -71,12 +72,24 @@ func viewOf(d device) view {
 		v.Label = known(e.Spec.Label, e.Spec.Label != "")
 		v.Backend = known(e.Spec.Backend(), true)
 		v.Connections = known(e.Spec.Connections, true)
+		v.Serving = aliveConnections(e)
 		v.Timeout = known(int64(e.Spec.Timeout/time.Second), true)
 		v.DeadTimeout = known(int64(e.Spec.DeadTimeout/time.Second), true)
 		v.Since = &e.Since
 		v.Identifier = known(e.Identifier, true)
 	}
 	return v
+}
+
+// aliveConnections is how many connections of the device are alive.
+func aliveConnections(e *host.Entry) *int {
+	switch {
+	case !e.Alive:
+		return known(0, true)
+	case e.Serving == 0 && e.Phase == host.PhaseLive:
+		return nil // The record of a process that does not tell.
+	}
+	return &e.Serving
 }
 
 // known is a pointer to v, or nil.

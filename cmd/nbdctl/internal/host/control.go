@@ -8,8 +8,9 @@ import (
 	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"time"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 )
 
 // The control protocol: one JSON request and one JSON response per connection
@@ -20,17 +21,29 @@ const (
 	controlVersion = 1
 	controlLimit   = 1 << 20 // bytes of one message
 	controlTimeout = 5 * time.Second
+	// actionTimeout bounds what changes the device: the kernel may make it
+	// wait for the requests in flight.
+	actionTimeout = time.Minute
+)
+
+// The operations.
+const (
+	opStatus = "status"
+	opChange = "change"
+	opKick   = "kick"
 )
 
 type request struct {
-	Version int    `json:"version"`
-	Op      string `json:"op"`
+	Version int     `json:"version"`
+	Op      string  `json:"op"`
+	Change  *Change `json:"change,omitempty"`
 }
 
 type response struct {
-	Version int     `json:"version"`
-	Error   string  `json:"error,omitempty"`
-	Status  *Status `json:"status,omitempty"`
+	Version int       `json:"version"`
+	Error   string    `json:"error,omitempty"`
+	Code    exit.Code `json:"code,omitempty"`
+	Status  *Status   `json:"status,omitempty"`
 }
 
 // A Status is what a serving process tells of itself beyond its record.
@@ -55,17 +68,25 @@ type Failure struct {
 // controlAskers bounds how many are answered at a time.
 const controlAskers = 8
 
+// A service does what a request asks for.
+type service func(context.Context, request) (*Status, error)
+
+// errUnknownOp is the service's answer to what it has never heard of.
+var errUnknownOp = errors.New("unknown operation")
+
 // A control is the control socket of a serving process.
 type control struct {
 	listener net.Listener
-	status   func() Status
+	serve    service
 	slots    chan struct{} // holds one element for each connection
 	ended    chan struct{} // closed when nothing is accepted any more
+	ctx      context.Context
+	cancel   context.CancelFunc // ends what is being served
 }
 
 // listenControl makes the control socket at path and answers on it. Only root
 // may connect.
-func listenControl(path string, status func() Status) (*control, error) {
+func listenControl(path string, serve service) (*control, error) {
 	l, err := net.Listen("unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("control socket: %w", err)
@@ -73,15 +94,16 @@ func listenControl(path string, status func() Status) (*control, error) {
 	if err := os.Chmod(path, 0o600); err != nil {
 		return nil, errors.Join(fmt.Errorf("control socket: %w", err), l.Close())
 	}
-	c := &control{listener: l, status: status, slots: make(chan struct{}, controlAskers), ended: make(chan struct{})}
-	go c.serve()
+	c := &control{listener: l, serve: serve, slots: make(chan struct{}, controlAskers), ended: make(chan struct{})}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	go c.run()
 	return c, nil
 }
 
-func (c *control) serve() {
+func (c *control) run() {
 	defer close(c.ended)
 	for {
-		c.slots <- struct{}{} // free again within controlTimeout
+		c.slots <- struct{}{} // free again within actionTimeout
 		conn, err := c.listener.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return
@@ -94,21 +116,23 @@ func (c *control) serve() {
 		}
 		go func() {
 			defer func() { <-c.slots }()
-			answer(conn, c.status)
+			answer(c.ctx, conn, c.serve)
 			conn.Close()
 		}()
 	}
 }
 
-// close ends the answering of new connections.
+// close ends the answering of new connections, and what is being done for the
+// others.
 func (c *control) close() {
+	c.cancel()
 	c.listener.Close()
 	<-c.ended
 }
 
 // answer serves one connection. A peer that says nothing, or nonsense, gets
 // nothing.
-func answer(c net.Conn, status func() Status) {
+func answer(ctx context.Context, c net.Conn, serve service) {
 	if err := c.SetDeadline(time.Now().Add(controlTimeout)); err != nil {
 		return
 	}
@@ -116,44 +140,15 @@ func answer(c net.Conn, status func() Status) {
 	if err := json.NewDecoder(io.LimitReader(c, controlLimit)).Decode(&req); err != nil {
 		return
 	}
-	resp := response{Version: controlVersion}
-	switch req.Op {
-	case "status":
-		s := status()
-		resp.Status = &s
-	default:
-		resp.Error = fmt.Sprintf("unknown operation %q", req.Op)
+	ctx, cancel := context.WithTimeoutCause(ctx, actionTimeout, fmt.Errorf("not done within %s", actionTimeout))
+	defer cancel()
+	status, err := serve(ctx, req)
+	resp := response{Version: controlVersion, Status: status}
+	if err != nil {
+		resp.Error, resp.Code = err.Error(), exit.Of(err)
 	}
 	// The asker may have gone; there is nobody else to tell.
-	_ = json.NewEncoder(c).Encode(resp)
-}
-
-// Status asks the process of e about itself. It needs to be root.
-func (e *Entry) Status(ctx context.Context) (*Status, error) {
-	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
-	defer cancel()
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "unix", filepath.Join(e.dir, "ctl"))
-	if err != nil {
-		return nil, fmt.Errorf("asking pid %d: %w", e.PID, err)
+	if c.SetDeadline(time.Now().Add(controlTimeout)) == nil {
+		_ = json.NewEncoder(c).Encode(resp)
 	}
-	defer c.Close()
-	deadline, _ := ctx.Deadline()
-	if err := c.SetDeadline(deadline); err != nil {
-		return nil, err
-	}
-	if err := json.NewEncoder(c).Encode(request{controlVersion, "status"}); err != nil {
-		return nil, fmt.Errorf("asking pid %d: %w", e.PID, err)
-	}
-	var resp response
-	if err := json.NewDecoder(io.LimitReader(c, controlLimit)).Decode(&resp); err != nil {
-		return nil, fmt.Errorf("asking pid %d: %w", e.PID, err)
-	}
-	if resp.Error != "" {
-		return nil, fmt.Errorf("pid %d answers: %w", e.PID, errors.New(resp.Error))
-	}
-	if resp.Status == nil {
-		return nil, fmt.Errorf("pid %d answers nothing", e.PID)
-	}
-	return resp.Status, nil
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -26,7 +27,22 @@ func controlled(t *testing.T) (Entry, Status) {
 	r.Since = r.Since.UTC().Truncate(time.Second)
 	want := Status{Record: *r, Connections: []Traffic{{Read: OpTraffic{Requests: 7, Bytes: 4096}}},
 		LastError: &Failure{Op: "read", Offset: 512, Length: 1024, Error: "boom", Time: r.Since}}
-	c, err := listenControl(filepath.Join(dir, "ctl"), func() Status { return want })
+	c, err := listenControl(filepath.Join(dir, "ctl"), func(ctx context.Context, req request) (*Status, error) {
+		switch {
+		case req.Op == opStatus:
+			return &want, nil
+		case req.Op == opChange && req.Change != nil && req.Change.Size != nil && *req.Change.Size == 4096:
+			changed := want
+			changed.Record.Size = 4096
+			return &changed, nil
+		case req.Op == opChange:
+			return nil, exit.With(exit.Busy, "nbd3 is mounted")
+		case req.Op == opKick:
+			<-ctx.Done()
+			return nil, context.Cause(ctx)
+		}
+		return nil, exit.With(exit.Unsupported, "%w %q", errUnknownOp, req.Op)
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,6 +62,30 @@ func TestControlStatus(t *testing.T) {
 	st, err := os.Stat(filepath.Join(e.dir, "ctl"))
 	if err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("the control socket has mode %v, %v; only root is to connect", st.Mode(), err)
+	}
+}
+
+// TestControlChange shows that a change goes there and what came of it back.
+func TestControlChange(t *testing.T) {
+	e, _ := controlled(t)
+	size := int64(4096)
+	got, err := e.Change(t.Context(), Change{Size: &size})
+	if err != nil || got.Record.Size != size {
+		t.Errorf("changed: %+v, %v", got, err)
+	}
+	size = 8192
+	if _, err := e.Change(t.Context(), Change{Size: &size}); exit.Of(err) != exit.Busy || !strings.Contains(err.Error(), "nbd3 is mounted") {
+		t.Errorf("refused: %v, code %d", err, exit.Of(err))
+	}
+}
+
+// TestControlPatience shows that who asks waits no longer than his context.
+func TestControlPatience(t *testing.T) {
+	e, _ := controlled(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := e.Kick(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("an action without end: %v", err)
 	}
 }
 

@@ -14,10 +14,12 @@ const recordVersion = 1
 // A Phase is where a serving process is in its life.
 type Phase string
 
-// The phases, in order.
+// The phases, in order; a device may go back from degraded and waiting.
 const (
 	PhaseConnecting    Phase = "connecting"
 	PhaseLive          Phase = "live"
+	PhaseDegraded      Phase = "degraded" // some connections are dead
+	PhaseWaiting       Phase = "waiting"  // all are, and requests wait for a new one
 	PhaseDisconnecting Phase = "disconnecting"
 )
 
@@ -34,7 +36,9 @@ type Record struct {
 	// Mode is how the kernel was told: "netlink" or "ioctl".
 	Mode  string    `json:"mode,omitempty"`
 	Since time.Time `json:"since"`
-	// Size and BlockSize in bytes, as connected; 0 before.
+	// Serving is how many connections are alive.
+	Serving int `json:"serving"`
+	// Size and BlockSize in bytes; 0 before it is connected.
 	Size      int64  `json:"size"`
 	BlockSize int    `json:"block_size"`
 	Log       string `json:"log"`

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nbdctl/nbdctl/backends"
@@ -55,6 +56,7 @@ type Host struct {
 	// Tee gets the log too, besides the log file; nil for none.
 	Tee io.Writer
 
+	mu      sync.Mutex // guards record once the device lives
 	record  Record
 	home    *home
 	control *control
@@ -141,12 +143,6 @@ func (h *Host) connect(ctx context.Context, client *nbdnl.Client, backing *Backi
 	if err != nil {
 		return nil, err
 	}
-	index := device.Index()
-	h.record.Index = &index
-	h.record.Mode = "netlink"
-	h.record.Phase = PhaseLive
-	h.record.Size = device.Size()
-	h.record.BlockSize = device.BlockSize()
 	if err := h.publish(ctx, device, backing.Warnings); err != nil {
 		return nil, errors.Join(err, device.Close())
 	}
@@ -156,11 +152,20 @@ func (h *Host) connect(ctx context.Context, client *nbdnl.Client, backing *Backi
 // publish makes the device known: to lists by the record, to askers by the
 // control socket, to whoever waits by Ready.
 func (h *Host) publish(ctx context.Context, device *blockdev.Device, warnings []string) (err error) {
-	if err := h.record.write(h.home.dir); err != nil {
+	index := device.Index()
+	if err := h.update(func(r *Record) {
+		r.Index = &index
+		r.Mode = "netlink"
+		r.Phase = PhaseLive
+		r.Serving = device.Alive()
+		r.Size = device.Size()
+		r.BlockSize = device.BlockSize()
+	}); err != nil {
 		return err
 	}
-	record := h.record // as it is while the device lives
-	h.control, err = listenControl(filepath.Join(h.home.dir, "ctl"), func() Status { return statusOf(record, device) })
+	h.control, err = listenControl(filepath.Join(h.home.dir, "ctl"), func(ctx context.Context, req request) (*Status, error) {
+		return h.answer(ctx, device, req)
+	})
 	if err != nil {
 		return err
 	}
@@ -175,11 +180,11 @@ func (h *Host) publish(ctx context.Context, device *blockdev.Device, warnings []
 	for _, w := range warnings {
 		h.log.Warn(w)
 	}
-	h.log.Info("connected", "device", h.record.Device(), "size", h.record.Size, "backend", h.Spec.Backend())
+	h.log.Info("connected", "device", h.record.Device(), "size", device.Size(), "backend", h.Spec.Backend())
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if err := h.Ready(ctx, h.record, warnings); err != nil {
+	if err := h.Ready(ctx, h.status(device).Record, warnings); err != nil {
 		return fmt.Errorf("nobody waits for the device any more: %w", err)
 	}
 	return nil
@@ -223,6 +228,10 @@ func (h *Host) serve(ctx context.Context, device *blockdev.Device, first os.Sign
 			// processes are killed before their file systems are unmounted.
 			refused = time.Now()
 			h.log.Warn("goes on serving", "reason", err)
+		case <-device.Changes():
+			if err := h.note(device); err != nil {
+				h.log.Warn("a change could not be noted", "reason", err)
+			}
 		case <-device.Done():
 			return h.gone(device)
 		case s := <-h.Signals:
@@ -259,9 +268,8 @@ func (h *Host) waitFree(ctx context.Context, client *nbdnl.Client, device *block
 	if err != nil || !st.Connected() || st.HasIdentifier && st.Identifier != h.record.Identifier {
 		return nil // free, or somebody else's already
 	}
-	h.record.Phase = PhaseDisconnecting
-	if err := h.record.write(h.home.dir); err != nil {
-		h.log.Warn("lists will show the device as live", "reason", err)
+	if err := h.update(func(r *Record) { r.Phase = PhaseDisconnecting }); err != nil {
+		h.log.Warn("its phase could not be noted", "reason", err)
 	}
 	ctx, stop := withSignals(ctx, h.Signals)
 	defer stop()
@@ -269,15 +277,6 @@ func (h *Host) waitFree(ctx context.Context, client *nbdnl.Client, device *block
 		h.log.Warn("gone although the device is still held", "reason", err)
 	}
 	return nil
-}
-
-// statusOf is the answer to the control protocol's "status".
-func statusOf(record Record, device *blockdev.Device) Status {
-	s := Status{Record: record, Connections: trafficOf(device.Stats())}
-	if e := device.Export().LastError(); e != nil {
-		s.LastError = &Failure{Op: e.Op.String(), Offset: e.Offset, Length: e.Length, Error: e.Err.Error(), Time: e.Time}
-	}
-	return s
 }
 
 // newLogger logs to the file and, if there is one, to tee, each whether or not

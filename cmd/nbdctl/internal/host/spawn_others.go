@@ -29,6 +29,12 @@ func RunSpawned(context.Context, *Store, func(Spec) (*Backing, error)) error {
 
 func redirectStderr(*os.File) error { return errors.ErrUnsupported }
 
+// Cut is for Linux.
+func (*Entry) Cut() error { return errors.ErrUnsupported }
+
+// Kill is for Linux.
+func (*Entry) Kill(context.Context) error { return errors.ErrUnsupported }
+
 // Signals is for Linux.
 func Signals() (<-chan os.Signal, func()) { return nil, func() {} }
 

@@ -1,0 +1,69 @@
+package host
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"path/filepath"
+	"time"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+)
+
+// Status asks the process of e about itself. It needs to be root.
+func (e *Entry) Status(ctx context.Context) (*Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
+	defer cancel()
+	return e.ask(ctx, request{Op: opStatus})
+}
+
+// Change has the process of e change its device, and returns what that is
+// afterwards.
+func (e *Entry) Change(ctx context.Context, c Change) (*Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, actionTimeout+controlTimeout)
+	defer cancel()
+	return e.ask(ctx, request{Op: opChange, Change: &c})
+}
+
+// Kick has the process of e end its device at once, failing what waits for it.
+// It does not wait for the process.
+func (e *Entry) Kick(ctx context.Context) error {
+	_, err := e.ask(ctx, request{Op: opKick})
+	return err
+}
+
+// ask sends a request and waits for the answer. Errors that the process
+// answered with are *exit.Error.
+func (e *Entry) ask(ctx context.Context, req request) (*Status, error) {
+	req.Version = controlVersion
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unix", filepath.Join(e.dir, "ctl"))
+	if err != nil {
+		return nil, fmt.Errorf("asking pid %d: %w", e.PID, err)
+	}
+	defer c.Close()
+	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if err := json.NewEncoder(c).Encode(req); err != nil {
+		return nil, e.unanswered(ctx, err)
+	}
+	var resp response
+	if err := json.NewDecoder(io.LimitReader(c, controlLimit)).Decode(&resp); err != nil {
+		return nil, e.unanswered(ctx, err)
+	}
+	if resp.Error != "" {
+		return nil, &exit.Error{Code: max(resp.Code, exit.Failure), Err: errors.New(resp.Error)}
+	}
+	return resp.Status, nil
+}
+
+// unanswered explains a conversation that came to nothing.
+func (e *Entry) unanswered(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return fmt.Errorf("pid %d does not answer: %w", e.PID, err)
+}

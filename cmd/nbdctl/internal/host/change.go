@@ -1,0 +1,114 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/server/blockdev"
+)
+
+// A Change says what a live device is to become; what is nil stays.
+type Change struct {
+	// Size in bytes.
+	Size *int64 `json:"size,omitempty"`
+	// Force cuts off the end of a device although somebody holds it.
+	Force bool `json:"force,omitempty"`
+	// Timeout and DeadTimeout are those of connect, in nanoseconds.
+	Timeout     *time.Duration `json:"timeout,omitempty"`
+	DeadTimeout *time.Duration `json:"dead_timeout,omitempty"`
+}
+
+// answer serves the control protocol.
+func (h *Host) answer(ctx context.Context, device *blockdev.Device, req request) (*Status, error) {
+	switch req.Op {
+	case opStatus:
+	case opChange:
+		if req.Change == nil {
+			return nil, exit.Usagef("a change of nothing")
+		}
+		if err := h.change(ctx, device, *req.Change); err != nil {
+			h.log.Warn("not changed", "reason", err)
+			return nil, err
+		}
+	case opKick:
+		h.log.Warn("kicked: disconnecting although requests wait")
+		return nil, device.Kick(ctx)
+	default:
+		return nil, exit.With(exit.Unsupported, "%w %q", errUnknownOp, req.Op)
+	}
+	return h.status(device), nil
+}
+
+// change makes the change. Of one that asks for several things, what was done
+// before an error stays done.
+func (h *Host) change(ctx context.Context, device *blockdev.Device, c Change) error {
+	if c.Timeout != nil || c.DeadTimeout != nil {
+		if err := device.Reconfigure(ctx, blockdev.Update{Timeout: c.Timeout, DeadTimeout: c.DeadTimeout}); err != nil {
+			return err
+		}
+		h.log.Info("reconfigured", "timeout", device.Timeout(), "dead-timeout", device.DeadTimeout())
+	}
+	if c.Size != nil {
+		was := device.Size()
+		resize := device.Resize
+		if c.Force {
+			resize = device.ForceResize
+		}
+		err := resize(ctx, *c.Size)
+		var busy *nbdnl.BusyError
+		if errors.As(err, &busy) {
+			return fmt.Errorf("not made shorter: %w; unmount or close it, or use --force", err)
+		}
+		if err != nil {
+			return err
+		}
+		h.log.Info("resized", "from", was, "to", *c.Size)
+	}
+	return h.note(device)
+}
+
+// phases are those of a device that is served, by its state.
+var phases = map[nbdnl.State]Phase{
+	nbdnl.StateLive:          PhaseLive,
+	nbdnl.StateDegraded:      PhaseDegraded,
+	nbdnl.StateWaiting:       PhaseWaiting,
+	nbdnl.StateDisconnecting: PhaseDisconnecting,
+}
+
+// note puts into the record what has changed of the device.
+func (h *Host) note(device *blockdev.Device) error {
+	return h.update(func(r *Record) {
+		if p, ok := phases[device.State()]; ok {
+			r.Phase = p
+		}
+		r.Serving = device.Alive()
+		r.Size = device.Size()
+		r.Spec.Timeout, r.Spec.DeadTimeout = device.Timeout(), device.DeadTimeout()
+	})
+}
+
+// status is what the process tells of itself.
+func (h *Host) status(device *blockdev.Device) *Status {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := &Status{Record: h.record, Connections: trafficOf(device.Stats())}
+	if e := device.Export().LastError(); e != nil {
+		s.LastError = &Failure{Op: e.Op.String(), Offset: e.Offset, Length: e.Length, Error: e.Err.Error(), Time: e.Time}
+	}
+	return s
+}
+
+// update changes the record, for lists too.
+func (h *Host) update(change func(*Record)) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	change(&h.record)
+	if err := h.record.write(h.home.dir); err != nil {
+		return fmt.Errorf("lists show what was before: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,86 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/fsnotify/fsnotify"
+)
+
+// Changes returns a channel that has a value whenever a record has appeared,
+// changed or gone since the last was taken. It ends with ctx.
+func (s *Store) Changes(ctx context.Context) (<-chan struct{}, error) {
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		return nil, fmt.Errorf("watching the state directory: %w", err)
+	}
+	c := &changes{store: s, watcher: w, changed: make(chan struct{}, 1)}
+	if err := c.follow(); err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	go c.run(ctx)
+	return c.changed, nil
+}
+
+// changes follows what happens below a store's directory.
+type changes struct {
+	store   *Store
+	watcher *fsnotify.Watcher
+	changed chan struct{}
+}
+
+func (c *changes) run(ctx context.Context) {
+	defer c.watcher.Close()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case e := <-c.watcher.Events:
+			if e.Has(fsnotify.Create) {
+				// What appeared in a new directory before it was watched is
+				// looked at all the same, by whoever takes the value.
+				_ = c.follow()
+			}
+		case <-c.watcher.Errors:
+			// Some were dropped, perhaps ours.
+		}
+		select {
+		case c.changed <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// follow watches the store's directory and those in it; as long as there is
+// none, the one in which it will appear. Watching twice is watching once.
+func (c *changes) follow() error {
+	names, err := os.ReadDir(c.store.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return c.add(filepath.Dir(c.store.dir))
+	}
+	if err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	if err := c.add(c.store.dir); err != nil {
+		return err
+	}
+	for _, n := range names {
+		if n.IsDir() && isUUID(n.Name()) {
+			if err := c.add(filepath.Join(c.store.dir, n.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (c *changes) add(dir string) error {
+	if err := c.watcher.Add(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("watching %s: %w", dir, err)
+	}
+	return nil
+}

@@ -1,0 +1,51 @@
+package host
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// TestChanges shows that records are noticed from before there is a store.
+func TestChanges(t *testing.T) {
+	s := &Store{dir: filepath.Join(t.TempDir(), "state")}
+	changes, err := s.Changes(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newRecord(uuidA, "")
+	h, err := s.newHome(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	await := func(what string, done func([]Entry) bool) {
+		t.Helper()
+		deadline := time.NewTimer(10 * time.Second)
+		defer deadline.Stop()
+		for {
+			select {
+			case <-changes:
+				entries, err := s.Entries()
+				if err == nil && done(entries) {
+					return
+				}
+			case <-deadline.C:
+				t.Fatalf("%s goes unnoticed", what)
+			}
+		}
+	}
+	await("a new record", func(e []Entry) bool { return len(e) == 1 })
+	r.Phase = PhaseLive
+	if err := r.write(h.dir); err != nil {
+		t.Fatal(err)
+	}
+	await("a changed record", func(e []Entry) bool { return len(e) == 1 && e[0].Phase == PhaseLive })
+	if err := h.remove(); err != nil {
+		t.Fatal(err)
+	}
+	await("the end of a record", func(e []Entry) bool { return len(e) == 0 })
+	if _, err := os.Stat(s.dir); err != nil {
+		t.Error(err)
+	}
+}

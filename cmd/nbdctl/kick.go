@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/nbdnl"
+)
+
+func kickCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "kick",
+		Usage:     "end a device whose I/O is stuck",
+		ArgsUsage: "DEVICE",
+		Description: "Programs that wait for the device get an I/O error within seconds, whatever is stuck: the backend, the serving\n" +
+			"process, or the kernel in a disconnect. What was not written yet is lost, and the device has ended; a file\n" +
+			"system above must be unmounted. Where nothing is stuck, use nbdctl disconnect.",
+		OnUsageError: onUsageError,
+		Action:       kick,
+	}
+}
+
+const (
+	// kickPatience bounds the wait for a process that may itself be stuck.
+	kickPatience = 3 * time.Second
+	// freePatience bounds the waits for what follows once nothing is stuck.
+	freePatience = 10 * time.Second
+)
+
+func kick(c *cli.Context) error {
+	if c.NArg() != 1 {
+		return exit.Usagef("kick takes one device: nbd3, /dev/nbd3 or the name given at connect")
+	}
+	name := c.Args().First()
+	ctx, stop := interruptible(c)
+	defer stop()
+	d, err := ownDevice(ctx, "kick", name)
+	if exit.Of(err) == exit.Failure {
+		// The kernel does not answer, perhaps since a disconnect of this very
+		// device is stuck. What we know of it ourselves is enough to free that.
+		d, err = cutRecorded(ctx, name, err)
+	}
+	if err != nil {
+		return err
+	}
+	answered, err := unstick(ctx, d)
+	if err != nil {
+		return err
+	}
+	return settle(ctx, c, d, answered)
+}
+
+// unstick makes every request of the device fail, and tells whether the
+// serving process did so itself.
+func unstick(ctx context.Context, d device) (answered bool, err error) {
+	if d.entry != nil && d.entry.Alive {
+		asked, cancel := context.WithTimeout(ctx, kickPatience)
+		defer cancel()
+		err := d.entry.Kick(asked)
+		if err == nil {
+			return true, nil
+		}
+		// It is stopped or stuck. Without its connections the kernel can't be
+		// kept waiting by it.
+		if cutErr := d.entry.Cut(); cutErr != nil {
+			return false, errors.Join(err, cutErr)
+		}
+	}
+	client, err := nbdnl.New()
+	if err != nil {
+		return false, err
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(ctx, freePatience)
+	defer cancel()
+	if d.HasIdentifier {
+		err = client.Disconnect(ctx, d.Index, d.Identifier)
+	} else {
+		err = client.DisconnectAny(ctx, d.Index)
+	}
+	if errors.Is(err, nbdnl.ErrNotConnected) {
+		err = nil
+	}
+	return false, err
+}
+
+// settle waits for what follows, and says what stays. A process that did not
+// answer is killed; one that did ends when its backend lets it.
+func settle(ctx context.Context, c *cli.Context, d device, answered bool) error {
+	client, err := nbdnl.New()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeoutCause(ctx, freePatience, fmt.Errorf("not within %s", freePatience))
+	defer cancel()
+	if d.entry != nil && !answered {
+		if err := d.entry.Kill(ctx); err != nil {
+			warn(c, []string{fmt.Sprintf("nbd%d is disconnected, but %v", d.Index, err)})
+		}
+	}
+	if err := client.WaitFree(ctx, d.Index); err != nil {
+		warn(c, []string{fmt.Sprintf("%v: %s; it gets I/O errors", err, users(d.Index))})
+	} else if d.entry != nil && answered {
+		if err := d.entry.Wait(ctx); err != nil {
+			warn(c, []string{fmt.Sprintf("nbd%d is disconnected, but %v; it ends when its backend lets it", d.Index, err)})
+		}
+	}
+	_, err = fmt.Fprintf(c.App.Writer, "nbd%d kicked\n", d.Index)
+	return err
+}
+
+// users names who holds the device, as far as can be told.
+func users(index int) string {
+	holders, err := nbdnl.Holders(index)
+	if err != nil || len(holders) == 0 {
+		return "by whom is not known"
+	}
+	var names []string
+	for _, h := range holders {
+		names = append(names, h.String())
+	}
+	return strings.Join(names, ", ")
+}
+
+// cutRecorded cuts the connections of the device that has that name in our
+// records, and finds it then. cause is why it could not be found before.
+func cutRecorded(ctx context.Context, name string, cause error) (device, error) {
+	store, err := host.OpenStore()
+	if err != nil {
+		return device{}, errors.Join(cause, err)
+	}
+	entries, err := store.Entries()
+	index, indexErr := nbdnl.ParseIndex(name)
+	i := slices.IndexFunc(entries, func(e host.Entry) bool {
+		named := e.Spec.Label != "" && e.Spec.Label == name
+		return e.Alive && e.Index != nil && (named || indexErr == nil && *e.Index == index)
+	})
+	if i < 0 {
+		return device{}, errors.Join(cause, err)
+	}
+	e := &entries[i]
+	if err := e.Cut(); err != nil {
+		return device{}, errors.Join(cause, err)
+	}
+	d, err := ownDevice(ctx, "kick", name)
+	if exit.Of(err) == exit.NotFound {
+		// What was stuck was its end, and only the process is left.
+		return device{Status: nbdnl.Status{Index: *e.Index, Identifier: e.Identifier, HasIdentifier: true}, entry: e}, nil
+	}
+	return d, err
+}

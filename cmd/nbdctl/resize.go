@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/quantity"
+)
+
+func resizeCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "resize",
+		Usage:     "make a device and its backing object longer or shorter, while in use",
+		ArgsUsage: "DEVICE SIZE",
+		Description: "SIZE is 20G, or +5G or -512M for so much more or less. A file system above does not follow by itself: after\n" +
+			"growing run resize2fs or xfs_growfs; before shrinking make it smaller first, for what lies beyond the new\n" +
+			"end is lost. A device that is mounted or held is not made shorter, except with --force.",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "force", Usage: "make it shorter although it is mounted or held"},
+			&cli.BoolFlag{Name: "json", Usage: "print the device as JSON, as status --json does"},
+		},
+		OnUsageError: onUsageError,
+		Action:       resize,
+	}
+}
+
+func resize(c *cli.Context) error {
+	if c.NArg() != 2 {
+		return exit.Usagef("resize takes a device and a size: nbdctl resize nbd3 20G")
+	}
+	name, size := c.Args().Get(0), c.Args().Get(1)
+	parse, err := sizeArgument(size)
+	if err != nil {
+		return err
+	}
+	return changeDevice(c, name, func(e *host.Entry) (host.Change, error) {
+		n := parse(e.Size)
+		switch {
+		case n <= 0:
+			return host.Change{}, exit.Usagef("resize %s %s: nothing would be left of %s", name, size, quantity.FormatSize(e.Size))
+		case n%int64(e.BlockSize) != 0:
+			return host.Change{}, exit.Usagef("resize %s %s: %d bytes are not a multiple of the block size %d", name, size, n, e.BlockSize)
+		}
+		return host.Change{Size: &n, Force: c.Bool("force")}, nil
+	}, func(s *host.Status) string {
+		return fmt.Sprintf("%s is %s (%d bytes)", s.Record.Device(), quantity.FormatSize(s.Record.Size), s.Record.Size)
+	})
+}
+
+// sizeArgument reads a size, or a difference to one.
+func sizeArgument(v string) (func(int64) int64, error) {
+	sign, digits := int64(0), v
+	if more, ok := strings.CutPrefix(v, "+"); ok {
+		sign, digits = 1, more
+	} else if less, ok := strings.CutPrefix(v, "-"); ok {
+		sign, digits = -1, less
+	}
+	n, err := quantity.ParseSize(digits)
+	if err != nil {
+		return nil, exit.Usagef("resize: %s: %w", v, err)
+	}
+	if sign == 0 {
+		return func(int64) int64 { return n }, nil
+	}
+	return func(was int64) int64 { return was + sign*n }, nil
+}
+
+// changeDevice has the process that serves the device called name change it,
+// and says what came of it.
+func changeDevice(c *cli.Context, name string, changeOf func(*host.Entry) (host.Change, error), say func(*host.Status) string) error {
+	ctx, stop := interruptible(c)
+	defer stop()
+	e, err := served(ctx, c.Command.Name, name)
+	if err != nil {
+		return err
+	}
+	change, err := changeOf(e)
+	if err != nil {
+		return err
+	}
+	s, err := e.Change(ctx, change)
+	if err != nil {
+		return err
+	}
+	if !c.Bool("json") {
+		_, err := fmt.Fprintln(c.App.Writer, say(s))
+		return err
+	}
+	v, err := viewDevice(ctx, *e.Index)
+	if err != nil {
+		return err
+	}
+	return printJSON(c.App.Writer, v)
+}
+
+// served finds the record of a device that a living process of ours serves,
+// for a command that asks that process to do something.
+func served(ctx context.Context, command, name string) (*host.Entry, error) {
+	d, err := ownDevice(ctx, command, name)
+	switch {
+	case err != nil:
+		return nil, err
+	case d.entry == nil:
+		return nil, fmt.Errorf("nbd%d: its record has been lost, so its process can't be asked", d.Index)
+	case !d.entry.Alive:
+		return nil, fmt.Errorf("nbd%d is orphaned: pid %d, which served it, has ended; nbdctl disconnect nbd%[1]d frees it", d.Index, d.entry.PID)
+	}
+	return d.entry, nil
+}
+
+// ownDevice finds a connected device that is ours, for a user who may change it.
+func ownDevice(ctx context.Context, command, name string) (device, error) {
+	store, err := host.OpenStore()
+	if err != nil {
+		return device{}, err
+	}
+	d, err := lookup(ctx, store, name)
+	switch {
+	case err != nil:
+		return d, err
+	case !d.connected():
+		return d, notConnected(d)
+	case !d.ours():
+		return d, exit.With(exit.Permission, "nbd%d is not ours: %s connected it; %s it there", d.Index, d.connector(), command)
+	}
+	return d, privileged(command)
+}
