@@ -55,6 +55,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			connectCommand(),
 			listCommand(),
 			statusCommand(),
+			statsCommand(),
 			disconnectCommand(),
 			resizeCommand(),
 			reconfigureCommand(),

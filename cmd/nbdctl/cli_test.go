@@ -143,6 +143,9 @@ func TestUsageErrors(t *testing.T) {
 		{"reconfigure nbd3", "needs --timeout or --dead-timeout"},
 		{"reconfigure nbd3 --timeout 0", "--timeout 0: a duration is whole seconds from 1s to 24h"},
 		{"kick", "kick takes one device"},
+		{"stats", "stats takes one device"},
+		{"stats nbd3 --watch --interval 100ms", "--interval 100ms: a duration is whole seconds from 1s"},
+		{"watch nbd3", "watch takes no argument"},
 	} {
 		t.Run(tt.line, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer

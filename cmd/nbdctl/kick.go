@@ -110,6 +110,8 @@ func settle(ctx context.Context, c *cli.Context, d device, answered bool) error 
 	if err := client.WaitFree(ctx, d.Index); err != nil {
 		warn(c, []string{fmt.Sprintf("%v: %s; it gets I/O errors", err, users(d.Index))})
 	} else if d.entry != nil && answered {
+		ctx, cancel := context.WithTimeoutCause(ctx, kickPatience, fmt.Errorf("not within %s", kickPatience))
+		defer cancel()
 		if err := d.entry.Wait(ctx); err != nil {
 			warn(c, []string{fmt.Sprintf("nbd%d is disconnected, but %v; it ends when its backend lets it", d.Index, err)})
 		}

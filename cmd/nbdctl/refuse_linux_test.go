@@ -19,6 +19,18 @@ import (
 	"github.com/nbdctl/nbdctl/server"
 )
 
+// nobody is a user without privileges, for commandAs.
+const nobody = "--reuid 65534 --regid 65534 --clear-groups"
+
+// commandAs prepares a run of nbdctl with the privileges that setpriv leaves it.
+func commandAs(t testing.TB, user string, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := nbdctlCommand(t, args...)
+	cmd.Args = append(append([]string{"setpriv"}, strings.Fields(user)...), cmd.Args...)
+	cmd.Path = "/usr/bin/setpriv"
+	return cmd
+}
+
 // TestKernelRefused shows that each of these fails with its own message and
 // the documented code, and changes nothing.
 func TestKernelRefused(t *testing.T) {
@@ -30,15 +42,8 @@ func TestKernelRefused(t *testing.T) {
 	before := sh(t, "cd "+dir+"; sha256sum *.img; ls -l")
 	list := must(t, "list", "--json", "--all")
 
-	as := func(user string, args ...string) *exec.Cmd {
-		cmd := nbdctlCommand(t, args...)
-		cmd.Args = append(append([]string{"setpriv"}, strings.Fields(user)...), cmd.Args...)
-		cmd.Path = "/usr/bin/setpriv"
-		return cmd
-	}
+	as := func(user string, args ...string) *exec.Cmd { return commandAs(t, user, args...) }
 	root := func(args ...string) *exec.Cmd { return nbdctlCommand(t, args...) }
-	const nobody = "--reuid 65534 --regid 65534 --clear-groups"
-
 	for _, tt := range []struct {
 		name string
 		cmd  *exec.Cmd

@@ -110,8 +110,7 @@ func TestKernelWatch(t *testing.T) {
 // TestKernelWatchUnprivileged shows that watch needs no privilege.
 func TestKernelWatchUnprivileged(t *testing.T) {
 	requireKernel(t)
-	watch := nbdctlCommand(t, "watch")
-	watch.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	watch := commandAs(t, nobody, "watch")
 	var stdout, stderr lockedBuffer
 	watch.Stdout, watch.Stderr = &stdout, &stderr
 	if err := watch.Start(); err != nil {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/server"
 )
 
 // Status asks the process of e about itself. It needs to be root.
@@ -18,6 +19,18 @@ func (e *Entry) Status(ctx context.Context) (*Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
 	defer cancel()
 	return e.ask(ctx, request{Op: opStatus})
+}
+
+// Stats asks the process of e for the counts of each connection, latencies
+// included.
+func (e *Entry) Stats(ctx context.Context) ([]server.Stats, error) {
+	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
+	defer cancel()
+	s, err := e.ask(ctx, request{Op: opStats})
+	if err != nil {
+		return nil, err
+	}
+	return s.Stats, nil
 }
 
 // Change has the process of e change its device, and returns what that is

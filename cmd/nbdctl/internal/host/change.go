@@ -26,6 +26,10 @@ type Change struct {
 func (h *Host) answer(ctx context.Context, device *blockdev.Device, req request) (*Status, error) {
 	switch req.Op {
 	case opStatus:
+	case opStats:
+		s := h.status(device)
+		s.Stats = device.Stats()
+		return s, nil
 	case opChange:
 		if req.Change == nil {
 			return nil, exit.Usagef("a change of nothing")

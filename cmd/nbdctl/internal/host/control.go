@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/server"
 )
 
 // The control protocol: one JSON request and one JSON response per connection
@@ -29,6 +30,7 @@ const (
 // The operations.
 const (
 	opStatus = "status"
+	opStats  = "stats"
 	opChange = "change"
 	opKick   = "kick"
 )
@@ -53,6 +55,8 @@ type Status struct {
 	Connections []Traffic `json:"connections"`
 	// LastError is the newest request that failed, nil if none did.
 	LastError *Failure `json:"last_error"`
+	// Stats are the full counts of each connection, for those who ask for them.
+	Stats []server.Stats `json:"stats,omitempty"`
 }
 
 // A Failure is a request that the backend could not serve. The kernel turns
