@@ -29,7 +29,7 @@ func TestKernelSession(t *testing.T) {
 			dev := connected(t, args...)
 			d := listed(t, dev)
 			want := map[string]any{"state": "live", "size": float64(256 << 20), "block_size": 512.0, "read_only": false,
-				"mode": "netlink", "connections": 1.0, "timeout": 30.0, "dead_timeout": 0.0, "label": nil, "path": dev}
+				"mode": "netlink", "connections": 1.0, "connections_alive": 1.0, "timeout": 30.0, "dead_timeout": 0.0, "label": nil, "path": dev}
 			for key, v := range want {
 				if d[key] != v {
 					t.Errorf("list says %s: %v, want %v", key, d[key], v)
@@ -134,8 +134,8 @@ func TestKernelJSON(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer must(t, "disconnect", connect["path"].(string))
-	keys := []string{"name", "index", "path", "state", "size", "block_size", "label", "backend", "mode", "connections", "read_only",
-		"timeout", "dead_timeout", "identifier", "since", "owner"}
+	keys := []string{"name", "index", "path", "state", "size", "block_size", "label", "backend", "mode", "connections", "connections_alive", "read_only",
+		"features", "timeout", "dead_timeout", "identifier", "since", "owner"}
 	more := append(keys, "log", "last_error", "traffic", "holders")
 	all := listJSON(t, "--all")
 	if len(all) < 2 {

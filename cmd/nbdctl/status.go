@@ -72,6 +72,7 @@ func printStatus(w io.Writer, v *fullView) error {
 	line("size", fmt.Sprintf("%s (%d bytes)", quantity.FormatSize(v.Size), v.Size))
 	line("block size", orDash(v.BlockSize))
 	line("read-only", yesNo(v.ReadOnly))
+	line("features", strings.Join(v.Features, " "))
 	line("backend", printable(v.Backend))
 	line("label", orDash(v.Label))
 	line("mode", orDash(v.Mode))

@@ -26,6 +26,7 @@ type view struct {
 	Connections *int       `json:"connections"`
 	Serving     *int       `json:"connections_alive"`
 	ReadOnly    *bool      `json:"read_only"`
+	Features    []string   `json:"features"`     // in force, whatever the server offers
 	Timeout     *int64     `json:"timeout"`      // seconds
 	DeadTimeout *int64     `json:"dead_timeout"` // seconds
 	Identifier  *string    `json:"identifier"`
@@ -64,6 +65,7 @@ func viewOf(d device) view {
 	v.Size = d.Size
 	v.BlockSize = known(d.BlockSize, d.BlockSize != 0)
 	v.ReadOnly = &d.ReadOnly
+	v.Features = features(d.Flags)
 	v.Mode = known(d.Mode.String(), d.Mode != nbdnl.ModeUnknown)
 	v.Identifier = known(d.Identifier, d.Identifier != "")
 	v.Owner.PID = known(d.pid(), d.pid() != 0)
@@ -79,6 +81,23 @@ func viewOf(d device) view {
 		v.Identifier = known(e.Identifier, true)
 	}
 	return v
+}
+
+// features names what the kernel asks of the device's server.
+func features(f nbdnl.Flags) []string {
+	names := []string{}
+	for _, n := range []struct {
+		flag nbdnl.Flags
+		name string
+	}{
+		{nbdnl.FlagSendFlush, "flush"}, {nbdnl.FlagSendFUA, "fua"}, {nbdnl.FlagSendTrim, "trim"},
+		{nbdnl.FlagSendWriteZeroes, "write-zeroes"}, {nbdnl.FlagRotational, "rotational"},
+	} {
+		if f&n.flag != 0 {
+			names = append(names, n.name)
+		}
+	}
+	return names
 }
 
 // aliveConnections is how many connections of the device are alive.
