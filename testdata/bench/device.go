@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// deviceSize, in bytes, is the size of the devices in the lab.
+const deviceSize = 256 << 20
+
+// A device is a way to a /dev/nbdX.
+type device struct {
+	name string
+	role role
+	// attach returns its path, and what detaches it.
+	attach func(ctx context.Context, w *workspace) (path string, detach func() error, err error)
+}
+
+// node is the device of those programs that have to be told one.
+const node = "/dev/nbd8"
+
+func devices() []device {
+	return []device{
+		{"nbdctl", ours, attachNbdctl},
+		{"qemu-nbd -c", peer, attachQEMU},
+		{"nbd-client, nbdkit -t 1", peer, attachClient(nbdkitMemorySingle)},
+		{"nbd-client, nbd-server", peer, attachClient(nbdServer())},
+		{"nbd-client, floor", floor, attachClient(theFloor)},
+	}
+}
+
+func attachNbdctl(ctx context.Context, w *workspace) (string, func() error, error) {
+	out, err := output(ctx, w.path("nbdctl"), "connect", "--size", fmt.Sprint(deviceSize), "memory")
+	if err != nil {
+		return "", nil, err
+	}
+	path := strings.TrimSpace(out)
+	return path, func() error { return run(context.WithoutCancel(ctx), "/", w.path("nbdctl"), "disconnect", path) }, nil
+}
+
+func attachQEMU(ctx context.Context, w *workspace) (string, func() error, error) {
+	image, err := w.image(w.shm, "qemu")
+	if err != nil {
+		return "", nil, err
+	}
+	if err := run(ctx, "/", "qemu-nbd", "-c", node, "-f", "raw", image); err != nil {
+		return "", nil, err
+	}
+	return node, func() error { return run(context.WithoutCancel(ctx), "/", "qemu-nbd", "-d", node) }, nil
+}
+
+// attachClient lets nbd-client connect the kernel with a server.
+func attachClient(s server) func(context.Context, *workspace) (string, func() error, error) {
+	return func(ctx context.Context, w *workspace) (string, func() error, error) {
+		at, err := w.placeFor(s, "unix", w.shm)
+		if err != nil {
+			return "", nil, err
+		}
+		_ = os.Remove(at.address) // The last one may have left it.
+		p, err := s.start(ctx, w, at, -1)
+		if err != nil {
+			return "", nil, err
+		}
+		argv := []string{"nbd-client", "-unix", at.address, node, "-N", s.export}
+		if err := run(ctx, "/", argv...); err != nil {
+			p.stop()
+			return "", nil, err
+		}
+		return node, func() error {
+			defer p.stop()
+			return run(context.WithoutCancel(ctx), "/", "nbd-client", "-d", node)
+		}, nil
+	}
+}
+
+// awaitSize returns when the device has a size, or none. Some of the programs return earlier than that.
+func awaitSize(ctx context.Context, path string, none bool) error {
+	ctx, cancel := context.WithTimeout(ctx, startPatience)
+	defer cancel()
+	again := time.NewTicker(10 * time.Millisecond)
+	defer again.Stop()
+	attribute := filepath.Join("/sys/block", filepath.Base(path), "size")
+	for {
+		b, err := os.ReadFile(attribute)
+		if err != nil {
+			return err
+		}
+		if (strings.TrimSpace(string(b)) == "0") == none {
+			return nil
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%s: size is %s sectors: %w", path, strings.TrimSpace(string(b)), ctx.Err())
+		}
+	}
+}
+
+// verifyDevice writes to a part of the device, past the page cache, and compares what it reads.
+func verifyDevice(path string, salt byte) (err error) {
+	const block, blocks = 1 << 20, 64
+	fd, err := syscall.Open(path, syscall.O_RDWR|syscall.O_DIRECT|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer syscall.Close(fd)
+	buf, err := syscall.Mmap(-1, 0, block, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANONYMOUS) // O_DIRECT wants it aligned.
+	if err != nil {
+		return err
+	}
+	defer syscall.Munmap(buf)
+	expect := func(i, k int) byte { return salt ^ byte(i*31+k*7+k>>8) }
+	for i := range blocks {
+		for k := range buf {
+			buf[k] = expect(i, k)
+		}
+		if n, err := syscall.Pwrite(fd, buf, int64(i)*block); err != nil || n != block {
+			return fmt.Errorf("%s: write: %d bytes: %w", path, n, err)
+		}
+	}
+	for i := range blocks {
+		clear(buf)
+		if n, err := syscall.Pread(fd, buf, int64(i)*block); err != nil || n != block {
+			return fmt.Errorf("%s: read: %d bytes: %w", path, n, err)
+		}
+		for k, b := range buf {
+			if b != expect(i, k) {
+				return fmt.Errorf("%s: wrong data at %d", path, i*block+k)
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,13 @@
+// CPU time, in nanoseconds, of the server under test, of this process, and of the whole machine.
+#pragma once
+
+#include <stdint.h>
+
+uint64_t now(void);
+
+// server_cpu_watch notes pid and all its descendants, as they are now. 0: none.
+void server_cpu_watch(int pid);
+uint64_t server_cpu(void);
+uint64_t own_cpu(void);
+// machine_cpu has a resolution of 10 ms for each processor.
+uint64_t machine_cpu(void);
