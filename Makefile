@@ -13,11 +13,14 @@ PKG ?=
 # Those that make test repeats with several processors and -race, in a machine that takes several times longer.
 QEMU_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$)
 FUZZTIME ?= 10s
+# BENCH=quick: short rounds, to see that it works. The cases: of which name (memory/rr4k-q32, file/, kernel/, growth/, idle).
+BENCH ?= full
+CASES ?=
 
 lab := testdata/lab
 stage := $(lab)/stage
 
-.PHONY: help build install test test-unit test-kernel test-qemu lab demo lint fuzz clean needs
+.PHONY: help build install test test-unit test-kernel test-qemu lab demo bench lint fuzz clean needs
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -60,6 +63,12 @@ lab: needs build
 demo: needs build
 	@PATH="$(CURDIR)/.bin:$$PATH"; \
 	if $(lab)/native; then exec $(lab)/demo; else exec $(lab)/$(LAB) --check -- $(lab)/demo; fi
+
+## make bench        nbdctl beside a floor in C and other servers, 10 minutes: BENCH=quick for 2, CASES=REGEXP for some
+bench:
+	@$(lab)/needs bench
+	@CGO_ENABLED=0 go -C testdata/bench build -o ../../.bin/bench/bench .
+	@.bin/bench/bench $(if $(filter quick,$(BENCH)),-quick) -cases '$(CASES)'
 
 ## make lint         gofmt, go vet, staticcheck, shellcheck, import rules
 lint:

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -44,11 +45,11 @@ func attachNbdctl(ctx context.Context, w *workspace) (string, func() error, erro
 }
 
 func attachQEMU(ctx context.Context, w *workspace) (string, func() error, error) {
-	image, err := w.image(w.shm, "qemu")
+	path, err := image(filepath.Join(w.shm, "qemu"))
 	if err != nil {
 		return "", nil, err
 	}
-	if err := run(ctx, "/", "qemu-nbd", "-c", node, "-f", "raw", image); err != nil {
+	if err := run(ctx, "/", "qemu-nbd", "-c", node, "-f", "raw", path); err != nil {
 		return "", nil, err
 	}
 	return node, func() error { return run(context.WithoutCancel(ctx), "/", "qemu-nbd", "-d", node) }, nil
@@ -57,23 +58,27 @@ func attachQEMU(ctx context.Context, w *workspace) (string, func() error, error)
 // attachClient lets nbd-client connect the kernel with a server.
 func attachClient(s server) func(context.Context, *workspace) (string, func() error, error) {
 	return func(ctx context.Context, w *workspace) (string, func() error, error) {
-		at, err := w.placeFor(s, "unix", w.shm)
+		room, remove, err := w.room()
 		if err != nil {
 			return "", nil, err
 		}
-		_ = os.Remove(at.address) // The last one may have left it.
+		at, err := placeFor(s, "unix", room, room)
+		if err != nil {
+			return "", nil, errors.Join(err, remove())
+		}
 		p, err := s.start(ctx, w, at, -1)
 		if err != nil {
-			return "", nil, err
+			return "", nil, errors.Join(err, remove())
 		}
-		argv := []string{"nbd-client", "-unix", at.address, node, "-N", s.export}
-		if err := run(ctx, "/", argv...); err != nil {
+		end := func() error {
 			p.stop()
-			return "", nil, err
+			return remove()
+		}
+		if err := run(ctx, "/", "nbd-client", "-unix", at.address, node, "-N", s.export); err != nil {
+			return "", nil, errors.Join(err, end())
 		}
 		return node, func() error {
-			defer p.stop()
-			return run(context.WithoutCancel(ctx), "/", "nbd-client", "-d", node)
+			return errors.Join(run(context.WithoutCancel(ctx), "/", "nbd-client", "-d", node), end())
 		}, nil
 	}
 }
@@ -103,7 +108,7 @@ func awaitSize(ctx context.Context, path string, none bool) error {
 
 // verifyDevice writes to a part of the device, past the page cache, and compares what it reads.
 func verifyDevice(path string, salt byte) (err error) {
-	const block, blocks = 1 << 20, 64
+	const block, blocks = 1 << 20, 32
 	fd, err := syscall.Open(path, syscall.O_RDWR|syscall.O_DIRECT|syscall.O_CLOEXEC, 0)
 	if err != nil {
 		return err

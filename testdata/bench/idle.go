@@ -42,8 +42,13 @@ func measureIdle(ctx context.Context, o options, w *workspace) ([]idle, error) {
 	return all, ctx.Err()
 }
 
-func idleMemory(ctx context.Context, s server, o options, w *workspace) (float64, error) {
-	at, err := w.placeFor(s, "unix", w.shm)
+func idleMemory(ctx context.Context, s server, o options, w *workspace) (kib float64, err error) {
+	room, remove, err := w.room()
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, remove()) }()
+	at, err := placeFor(s, "unix", room, room)
 	if err != nil {
 		return 0, err
 	}
@@ -90,41 +95,42 @@ func (c client) withConnections(ctx context.Context, p *process) (float64, error
 
 // anonymous is the memory, in KiB, of a process and its descendants, their share of what they share; without files.
 func anonymous(pid int) (float64, error) {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	if err != nil {
 		return 0, err
 	}
-	defer f.Close()
-	var kib float64
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		if v, ok := strings.CutPrefix(lines.Text(), "Pss_Anon:"); ok {
-			if _, err := fmt.Sscanf(v, "%f kB", &kib); err != nil {
+	var sum float64
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "Pss_Anon:"); ok {
+			if _, err := fmt.Sscanf(v, "%f kB", &sum); err != nil {
 				return 0, err
 			}
 		}
 	}
-	children, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	if err != nil {
-		return 0, err
+	for _, child := range children(pid) {
+		if kib, err := anonymous(child); err == nil { // Else it has just ended.
+			sum += kib
+		}
 	}
-	for _, path := range children {
+	return sum, nil
+}
+
+// children lists the child processes of all threads of a process. Threads that have just ended have none.
+func children(pid int) []int {
+	paths, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)) // The pattern is a good one.
+	var pids []int
+	for _, path := range paths {
 		b, err := os.ReadFile(path)
 		if err != nil {
-			return 0, err
+			continue
 		}
-		for _, child := range strings.Fields(string(b)) {
-			n, err := strconv.Atoi(child)
-			if err != nil {
-				return 0, err
+		for _, field := range strings.Fields(string(b)) {
+			if n, err := strconv.Atoi(field); err == nil {
+				pids = append(pids, n)
 			}
-			more, err := anonymous(n)
-			if err != nil {
-				return 0, err
-			}
-			kib += more
 		}
 	}
-	return kib, nil
+	return pids
 }
 
 func printIdle(out io.Writer, all []idle) error {

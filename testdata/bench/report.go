@@ -48,8 +48,15 @@ func thisMachine() machine {
 
 func (r *report) print(out io.Writer) error {
 	fmt.Fprintf(out, "%d × %s, Linux %s, %s; %d rounds; %.0f s\n\n", r.Machine.Processors, r.Machine.CPU, r.Machine.Kernel, r.Machine.Go, r.Rounds, r.Seconds)
-	if err := printTable(out, r.Results); err != nil {
+	others, growing := splitGrowth(r.Results)
+	if err := printTable(out, others); err != nil {
 		return err
+	}
+	if len(growing) > 0 {
+		fmt.Fprintln(out)
+		if err := printGrowth(out, growing); err != nil {
+			return err
+		}
 	}
 	if len(r.Idle) > 0 {
 		fmt.Fprintln(out)

@@ -141,17 +141,37 @@ func (p *process) readPID() error {
 // stop ends the server, and waits until it has.
 func (p *process) stop() {
 	if p.daemon {
-		if p.pid != p.cmd.Process.Pid {
-			_ = syscall.Kill(p.pid, syscall.SIGKILL) // It may have ended by itself, which is as well.
-		}
+		p.stopDaemon()
 		return
 	}
-	_ = p.cmd.Process.Signal(syscall.SIGTERM) // Likewise.
+	_ = p.cmd.Process.Signal(syscall.SIGTERM) // It may have ended by itself, which is as well.
 	select {
 	case <-p.exited:
 	case <-time.After(startPatience):
 		_ = p.cmd.Process.Kill()
 		<-p.exited
+	}
+}
+
+// adoptOrphans makes daemons children of this process when their parents have ended, so that it can wait for them.
+func adoptOrphans() error {
+	const setChildSubreaper = 36 // PR_SET_CHILD_SUBREAPER of linux/prctl.h
+	if _, _, errno := syscall.RawSyscall(syscall.SYS_PRCTL, setChildSubreaper, 1, 0); errno != 0 {
+		return os.NewSyscallError("prctl", errno)
+	}
+	return nil
+}
+
+// stopDaemon ends a daemon and the processes that it made. As daemons are, it is the leader of its process group.
+func (p *process) stopDaemon() {
+	if p.pid == p.cmd.Process.Pid {
+		return // It never got so far.
+	}
+	_ = syscall.Kill(-p.pid, syscall.SIGKILL) // They may have ended by themselves.
+	for {
+		if _, err := syscall.Wait4(-p.pid, nil, 0, nil); err != nil && err != syscall.EINTR {
+			return
+		}
 	}
 }
 
@@ -175,14 +195,14 @@ func pin(argv []string, cpu int) []string {
 	return append([]string{"taskset", "-c", strconv.Itoa(cpu)}, argv...)
 }
 
-// placeFor finds a place for a server. Images lie in memory or on the disk.
-func (w *workspace) placeFor(s server, network, images string) (place, error) {
+// placeFor finds a place for a server: its socket in dir, its image in images.
+func placeFor(s server, network, dir, images string) (place, error) {
 	name := strings.ReplaceAll(s.name, " ", "")
 	at := place{
 		network: network,
-		address: filepath.Join(w.shm, name),
+		address: filepath.Join(dir, name),
 		image:   filepath.Join(images, name),
-		pidFile: filepath.Join(w.shm, name+".pid"),
+		pidFile: filepath.Join(dir, name+".pid"),
 	}
 	if network == "unix" {
 		return at, nil

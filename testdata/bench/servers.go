@@ -4,14 +4,8 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"strconv"
 )
-
-// image makes the image of a place.
-func (w *workspace) imageAt(at place) (string, error) {
-	return w.image(filepath.Dir(at.image), filepath.Base(at.image))
-}
 
 var theFloor = server{name: "floor", role: floor, command: func(w *workspace, at place) ([]string, error) {
 	return []string{w.path("floor"), at.address, strconv.Itoa(exportSize)}, nil
@@ -25,8 +19,8 @@ func nbdctlMemory(name string, r role, env ...string) server {
 
 func nbdctlFile() server {
 	return server{name: "nbdctl", role: ours, command: func(w *workspace, at place) ([]string, error) {
-		image, err := w.imageAt(at)
-		return []string{w.path("nbdctl"), "serve", "--listen", at.url(), "file", image}, err
+		path, err := image(at.image)
+		return []string{w.path("nbdctl"), "serve", "--listen", at.url(), "file", path}, err
 	}}
 }
 
@@ -58,28 +52,28 @@ func nbdkit(name, plugin string, threads ...string) server {
 		if plugin == "memory" {
 			return append(argv, "memory", strconv.Itoa(exportSize)), nil
 		}
-		image, err := w.imageAt(at)
-		return append(argv, "file", image), err
+		path, err := image(at.image)
+		return append(argv, "file", path), err
 	}}
 }
 
 // qemuNBD has no store in memory but null-co, which moves no data; so its image lies there.
 func qemuNBD() server {
 	return server{name: "qemu-nbd", role: peer, command: func(w *workspace, at place) ([]string, error) {
-		image, err := w.imageAt(at)
-		return []string{"qemu-nbd", "-t", "-e", "1024", "-k", at.address, "-f", "raw", image}, err
+		path, err := image(at.image)
+		return []string{"qemu-nbd", "-t", "-e", "1024", "-k", at.address, "-f", "raw", path}, err
 	}}
 }
 
 // nbdServer has no store in memory either. Told to stay in the foreground it would serve a single client.
 func nbdServer() server {
 	return server{name: "nbd-server", role: peer, export: "bench", daemon: true, command: func(w *workspace, at place) ([]string, error) {
-		image, err := w.imageAt(at)
+		path, err := image(at.image)
 		if err != nil {
 			return nil, err
 		}
 		config := at.image + ".conf"
-		text := fmt.Sprintf("[generic]\nunixsock = %s\n[bench]\nexportname = %s\n", at.address, image)
+		text := fmt.Sprintf("[generic]\nunixsock = %s\n[bench]\nexportname = %s\n", at.address, path)
 		return []string{"nbd-server", "-C", config, "-p", at.pidFile}, os.WriteFile(config, []byte(text), 0o644)
 	}}
 }
@@ -92,7 +86,7 @@ func goNBD(kind string) server {
 		if kind == "memory" {
 			return []string{w.path("gonbd"), at.url(), "memory", strconv.Itoa(exportSize)}, nil
 		}
-		image, err := w.imageAt(at)
-		return []string{w.path("gonbd"), at.url(), "file", image}, err
+		path, err := image(at.image)
+		return []string{w.path("gonbd"), at.url(), "file", path}, err
 	}}
 }

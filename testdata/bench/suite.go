@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log"
 	"regexp"
@@ -63,7 +64,7 @@ type contest struct {
 
 // runSuite starts the servers, checks that they keep data, takes turns with them for each load, and checks again. A server
 // that fails anywhere has no numbers. An error is not about a server.
-func runSuite(ctx context.Context, s suite, o options, w *workspace) ([]*result, error) {
+func runSuite(ctx context.Context, s suite, o options, w *workspace) (_ []*result, err error) {
 	c := &contest{suite: s, rounds: o.rounds, client: client{w: w, cpu: o.cpu, space: o.space, warm: o.warm, timed: o.timed}}
 	if !s.pinned {
 		c.cpu = -1
@@ -73,8 +74,13 @@ func runSuite(ctx context.Context, s suite, o options, w *workspace) ([]*result,
 	}
 	c.processes = make([]*process, len(s.servers))
 	c.failed = make([]error, len(s.servers))
+	room, remove, err := w.room()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, remove()) }()
 	defer c.stop()
-	if err := c.start(ctx); err != nil {
+	if err := c.start(ctx, room); err != nil {
 		return nil, err
 	}
 	for _, l := range s.loads {
@@ -87,13 +93,14 @@ func runSuite(ctx context.Context, s suite, o options, w *workspace) ([]*result,
 	return c.results, ctx.Err()
 }
 
-func (c *contest) start(ctx context.Context) error {
-	images := c.w.shm
+// start starts the servers, with their sockets and, if they are in memory, their images in room.
+func (c *contest) start(ctx context.Context, room string) error {
+	images := room
 	if c.onDisk {
 		images = c.w.path("images")
 	}
 	for i, s := range c.servers {
-		at, err := c.w.placeFor(s, c.network, images)
+		at, err := placeFor(s, c.network, room, images)
 		if err != nil {
 			return err
 		}

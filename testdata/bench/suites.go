@@ -1,7 +1,5 @@
 package main
 
-import "fmt"
-
 var (
 	nbdkitMemory       = nbdkit("nbdkit", "memory")
 	nbdkitMemorySingle = nbdkit("nbdkit -t 1", "memory", "1")
@@ -42,15 +40,4 @@ func suites() []suite {
 			servers: []server{theFloor, nbdctlMemory("nbdctl", ours), nbdkitMemorySingle},
 			loads:   growth()},
 	}
-}
-
-// growth is random 4k reads over numbers of connections and queue depths.
-func growth() []load {
-	var loads []load
-	for _, c := range []int{1, 2, 4, 8} {
-		for depth := 1; depth <= 128; depth *= 2 {
-			loads = append(loads, load{name: fmt.Sprintf("rr4k-c%d-q%d", c, depth), connections: c, depth: depth, block: 4 << 10, reads: 100})
-		}
-	}
-	return loads
 }

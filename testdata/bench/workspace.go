@@ -55,9 +55,16 @@ func (w *workspace) build(ctx context.Context) error {
 // path is where something of the run is.
 func (w *workspace) path(name string) string { return filepath.Join(w.dir, name) }
 
+// room makes a directory, in memory, for the servers of a suite: those that are killed leave their sockets behind. What it
+// returns removes it.
+func (w *workspace) room() (dir string, remove func() error, err error) {
+	dir, err = os.MkdirTemp(w.shm, "")
+	return dir, func() error { return os.RemoveAll(dir) }, err
+}
+
 // image makes a sparse image of exportSize.
-func (w *workspace) image(dir, name string) (string, error) {
-	path := filepath.Join(dir, name+".img")
+func image(path string) (string, error) {
+	path += ".img"
 	if err := os.WriteFile(path, nil, 0o644); err != nil {
 		return "", err
 	}
