@@ -44,6 +44,7 @@ test-unit: needs
 	@$(stage) 'unit tests without -race' bash -c "set -o pipefail; \
 		go test -v -skip '^TestKernel' ./server ./server/internal/... ./backends/... 2>&1 | \
 			awk -v name='unit tests without -race' -v quiet=1 -f $(lab)/tally"
+	@$(stage) 'unit tests of the benchmarks' go -C testdata/bench test ./...
 
 ## make test-kernel  kernel tests in User-Mode Linux: RUN=REGEXP PKG=./nbdnl
 test-kernel: needs
