@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,18 +14,15 @@ import (
 )
 
 // deviceSize, in bytes, is the size of the devices in the lab.
-const deviceSize = 256 << 20
+const deviceSize = 128 << 20
 
 // A device is a way to a /dev/nbdX.
 type device struct {
 	name string
 	role role
-	// attach returns its path, and what detaches it.
-	attach func(ctx context.Context, w *workspace) (path string, detach func() error, err error)
+	// attach returns its path, and what detaches it. It is node with those programs that have to be told one.
+	attach func(ctx context.Context, w *workspace, node string) (path string, detach func() error, err error)
 }
-
-// node is the device of those programs that have to be told one.
-const node = "/dev/nbd8"
 
 func devices() []device {
 	return []device{
@@ -35,7 +34,7 @@ func devices() []device {
 	}
 }
 
-func attachNbdctl(ctx context.Context, w *workspace) (string, func() error, error) {
+func attachNbdctl(ctx context.Context, w *workspace, _ string) (string, func() error, error) {
 	out, err := output(ctx, w.path("nbdctl"), "connect", "--size", fmt.Sprint(deviceSize), "memory")
 	if err != nil {
 		return "", nil, err
@@ -44,7 +43,7 @@ func attachNbdctl(ctx context.Context, w *workspace) (string, func() error, erro
 	return path, func() error { return run(context.WithoutCancel(ctx), "/", w.path("nbdctl"), "disconnect", path) }, nil
 }
 
-func attachQEMU(ctx context.Context, w *workspace) (string, func() error, error) {
+func attachQEMU(ctx context.Context, w *workspace, node string) (string, func() error, error) {
 	path, err := image(filepath.Join(w.shm, "qemu"))
 	if err != nil {
 		return "", nil, err
@@ -56,8 +55,8 @@ func attachQEMU(ctx context.Context, w *workspace) (string, func() error, error)
 }
 
 // attachClient lets nbd-client connect the kernel with a server.
-func attachClient(s server) func(context.Context, *workspace) (string, func() error, error) {
-	return func(ctx context.Context, w *workspace) (string, func() error, error) {
+func attachClient(s server) func(context.Context, *workspace, string) (string, func() error, error) {
+	return func(ctx context.Context, w *workspace, node string) (string, func() error, error) {
 		room, remove, err := w.room()
 		if err != nil {
 			return "", nil, err
@@ -106,37 +105,35 @@ func awaitSize(ctx context.Context, path string, none bool) error {
 	}
 }
 
-// verifyDevice writes to a part of the device, past the page cache, and compares what it reads.
-func verifyDevice(path string, salt byte) (err error) {
-	const block, blocks = 1 << 20, 32
+// verifyDevice writes the device, past the page cache, and compares what it reads. It leaves no hole for the loads to read.
+func verifyDevice(path string) (err error) {
+	const block = 1 << 20
 	fd, err := syscall.Open(path, syscall.O_RDWR|syscall.O_DIRECT|syscall.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
-	defer syscall.Close(fd)
+	defer func() { err = errors.Join(err, syscall.Close(fd)) }()
 	buf, err := syscall.Mmap(-1, 0, block, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANONYMOUS) // O_DIRECT wants it aligned.
 	if err != nil {
 		return err
 	}
-	defer syscall.Munmap(buf)
-	expect := func(i, k int) byte { return salt ^ byte(i*31+k*7+k>>8) }
-	for i := range blocks {
-		for k := range buf {
-			buf[k] = expect(i, k)
-		}
-		if n, err := syscall.Pwrite(fd, buf, int64(i)*block); err != nil || n != block {
-			return fmt.Errorf("%s: write: %d bytes: %w", path, n, err)
+	defer func() { err = errors.Join(err, syscall.Munmap(buf)) }()
+	expected := make([]byte, block)
+	seed := [32]byte{byte(time.Now().UnixNano())} // What the last check wrote does not pass.
+	written, read := rand.NewChaCha8(seed), rand.NewChaCha8(seed)
+	for off := int64(0); off < deviceSize; off += block {
+		_, _ = written.Read(buf) // It never fails.
+		if n, err := syscall.Pwrite(fd, buf, off); err != nil || n != block {
+			return fmt.Errorf("%s: write of 1 MiB at %d: %d bytes: %w", path, off, n, err)
 		}
 	}
-	for i := range blocks {
-		clear(buf)
-		if n, err := syscall.Pread(fd, buf, int64(i)*block); err != nil || n != block {
-			return fmt.Errorf("%s: read: %d bytes: %w", path, n, err)
+	for off := int64(0); off < deviceSize; off += block {
+		_, _ = read.Read(expected)
+		if n, err := syscall.Pread(fd, buf, off); err != nil || n != block {
+			return fmt.Errorf("%s: read of 1 MiB at %d: %d bytes: %w", path, off, n, err)
 		}
-		for k, b := range buf {
-			if b != expect(i, k) {
-				return fmt.Errorf("%s: wrong data at %d", path, i*block+k)
-			}
+		if !bytes.Equal(buf, expected) {
+			return fmt.Errorf("%s: wrong data in the 1 MiB at %d", path, off)
 		}
 	}
 	return nil

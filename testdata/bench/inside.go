@@ -7,118 +7,127 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"time"
 )
 
-// measureInside attaches one kind of device after the other, gives each the loads, and starts again; results go to out
-// as JSON.
+// measureInside attaches all kinds of devices and gives the loads to them in turn; results go to out as JSON.
 func measureInside(ctx context.Context, o options, out io.Writer) error {
-	s := suite{name: "kernel", loads: deviceLoads()}.selected(o.wanted)
-	w := &workspace{dir: o.out, shm: "/dev/shm"}
+	b := &bench{suite: suite{name: "kernel", loads: deviceLoads()}.selected(o.wanted), timed: o.fio}
+	b.attach(ctx, &workspace{dir: o.out, shm: "/dev/shm"})
+	b.each(func(d *attached) error { return verifyDevice(d.path) })
 	var results []*result
-	for _, l := range s.loads {
-		r := &result{Case: s.caseName(l)}
-		for _, d := range devices() {
-			r.Servers = append(r.Servers, &serverResult{Name: d.name, Role: d.role})
-		}
-		results = append(results, r)
+	for _, l := range b.loads {
+		results = append(results, b.measure(ctx, l, o.rounds))
 	}
-	failed := make([]error, len(devices()))
-	for round := range o.rounds {
-		for k := range devices() {
-			i := (round + k) % len(devices())
-			if failed[i] != nil {
-				continue
-			}
-			samples, err := devices()[i].measure(ctx, o, w, s.loads)
-			if err != nil {
-				log.Printf("kernel: %s fails: %v", devices()[i].name, err)
-				failed[i] = err
-			}
-			for j, v := range samples {
-				results[j].Servers[i].Samples = append(results[j].Servers[i].Samples, v)
-			}
-		}
+	b.each(func(d *attached) error { return verifyDevice(d.path) })
+	b.each(func(d *attached) error { return d.end(ctx) })
+	failed := make([]error, len(b.devices))
+	for i, d := range b.devices {
+		failed[i] = d.failed
 	}
-	(&contest{failed: failed, results: results}).disqualify()
+	disqualify(results, failed)
 	return errors.Join(ctx.Err(), json.NewEncoder(out).Encode(results))
 }
 
-// measure attaches the device, checks it, loads it, checks it again and detaches it.
-func (d device) measure(ctx context.Context, o options, w *workspace, loads []load) (_ []sample, err error) {
-	path, detach, err := d.attach(ctx, w)
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		err = errors.Join(err, detach(), awaitSize(context.WithoutCancel(ctx), path, true))
-	}()
-	if err := awaitSize(ctx, path, false); err != nil {
-		return nil, err
-	}
-	if err := verifyDevice(path, 0x55); err != nil {
-		return nil, err
-	}
-	samples, err := fio(ctx, path, loads, o.fio)
-	if err != nil {
-		return nil, err
-	}
-	return samples, verifyDevice(path, 0xaa)
+// A bench is the devices under test.
+type bench struct {
+	suite
+	devices []*attached
+	timed   time.Duration
 }
 
-// fio runs the loads one after the other.
-func fio(ctx context.Context, path string, loads []load, timed time.Duration) ([]sample, error) {
-	job := filepath.Join(os.TempDir(), "bench.fio")
-	if err := os.WriteFile(job, []byte(fioJob(path, loads, timed)), 0o644); err != nil {
-		return nil, err
+// An attached is a device that may have failed.
+type attached struct {
+	device
+	path   string
+	detach func() error
+	failed error
+}
+
+// attach attaches the devices one after the other, and fails where it cannot.
+func (b *bench) attach(ctx context.Context, w *workspace) {
+	for i, d := range devices() {
+		b.devices = append(b.devices, &attached{device: d, path: fmt.Sprintf("/dev/nbd%d", 8+i)})
 	}
-	out, err := output(ctx, "fio", "--output-format=json", job)
+	b.each(func(d *attached) (err error) {
+		if d.path, d.detach, err = d.device.attach(ctx, w, d.path); err != nil {
+			return err
+		}
+		return awaitSize(ctx, d.path, false)
+	})
+}
+
+func (d *attached) end(ctx context.Context) error {
+	return errors.Join(d.detach(), awaitSize(context.WithoutCancel(ctx), d.path, true))
+}
+
+// each calls f for each device that has not failed. What has failed may stay attached: the machine is at its end then.
+func (b *bench) each(f func(*attached) error) {
+	for _, d := range b.devices {
+		if d.failed != nil {
+			continue
+		}
+		if err := f(d); err != nil {
+			log.Printf("kernel: %s fails: %v", d.name, err)
+			d.failed = err
+		}
+	}
+}
+
+// measure gives a load to the devices in turn, each round beginning with another one.
+func (b *bench) measure(ctx context.Context, l load, rounds int) *result {
+	r := &result{Case: b.caseName(l)}
+	for _, d := range b.devices {
+		r.Servers = append(r.Servers, &serverResult{Name: d.name, Role: d.role})
+	}
+	for round := range rounds {
+		for k := range b.devices {
+			i := (round + k) % len(b.devices)
+			d := b.devices[i]
+			if d.failed != nil {
+				continue
+			}
+			s, err := fio(ctx, d.path, l, b.timed)
+			if err != nil {
+				log.Printf("kernel: %s fails: %v", d.name, err)
+				d.failed = err
+			}
+			r.Servers[i].Samples = append(r.Servers[i].Samples, s)
+		}
+	}
+	return r
+}
+
+// fio gives a load to a device.
+func fio(ctx context.Context, path string, l load, timed time.Duration) (sample, error) {
+	kind := "randread"
+	if l.writes() {
+		kind = "randwrite"
+	}
+	out, err := output(ctx, "fio", "--output-format=json", "--name="+l.name, "--filename="+path, "--ioengine=libaio", "--direct=1", "--thread",
+		"--rw="+kind, fmt.Sprintf("--bs=%d", l.block), fmt.Sprintf("--iodepth=%d", l.depth), fmt.Sprintf("--size=%d", deviceSize),
+		"--norandommap", "--randrepeat=0", "--time_based", fmt.Sprintf("--runtime=%dms", timed.Milliseconds()), "--ramp_time=50ms")
 	if err != nil {
-		return nil, err
+		return sample{}, err
 	}
 	var answer struct {
 		Jobs []struct {
-			Name        string `json:"jobname"`
-			Error       int    `json:"error"`
+			Error       int `json:"error"`
 			Read, Write fioDirection
 		} `json:"jobs"`
 	}
 	if err := json.Unmarshal([]byte(out), &answer); err != nil {
-		return nil, fmt.Errorf("fio: %w", err)
+		return sample{}, fmt.Errorf("fio: %w", err)
 	}
-	if len(answer.Jobs) != len(loads) {
-		return nil, fmt.Errorf("fio: %d of %d jobs", len(answer.Jobs), len(loads))
+	if len(answer.Jobs) != 1 || answer.Jobs[0].Error != 0 {
+		return sample{}, fmt.Errorf("fio: %s: %s", l.name, out)
 	}
-	var samples []sample
-	for i, j := range answer.Jobs {
-		if j.Error != 0 {
-			return nil, fmt.Errorf("fio: %s: error %d", j.Name, j.Error)
-		}
-		d := j.Read
-		if loads[i].writes() {
-			d = j.Write
-		}
-		samples = append(samples, d.sample())
+	if l.writes() {
+		return answer.Jobs[0].Write.sample(), nil
 	}
-	return samples, nil
-}
-
-func fioJob(path string, loads []load, timed time.Duration) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "[global]\nfilename=%s\nioengine=libaio\ndirect=1\nsize=%d\ntime_based\nruntime=%dms\nramp_time=100ms\nrandrepeat=0\nnorandommap\nthread\n",
-		path, deviceSize, timed.Milliseconds())
-	for _, l := range loads {
-		kind := "randread"
-		if l.writes() {
-			kind = "randwrite"
-		}
-		fmt.Fprintf(&b, "[%s]\nstonewall\nrw=%s\nbs=%d\niodepth=%d\n", l.name, kind, l.block, l.depth)
-	}
-	return b.String()
+	return answer.Jobs[0].Read.sample(), nil
 }
 
 // A fioDirection is what fio says of reads or of writes.

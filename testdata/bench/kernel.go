@@ -38,7 +38,7 @@ func measureKernel(ctx context.Context, o options, w *workspace) ([]*result, err
 		return nil, err
 	}
 	began := time.Now()
-	cmd := exec.CommandContext(ctx, filepath.Join(w.tree, "testdata/lab/uml"), "--mem", "3G", "--disk", "0", "--timeout", "900", "--",
+	cmd := exec.CommandContext(ctx, filepath.Join(w.tree, "testdata/lab/uml"), "--mem", "2G", "--disk", "0", "--timeout", "900", "--",
 		self, "-inside", "-out", w.dir, "-cases", o.wanted.String(), "-rounds", strconv.Itoa(o.alternations), "-fio", o.fio.String())
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, os.Stderr

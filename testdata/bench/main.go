@@ -37,7 +37,7 @@ type options struct {
 
 func main() {
 	log.SetFlags(0)
-	o := options{rounds: 7, warm: 50 * time.Millisecond, timed: 160 * time.Millisecond, space: 512 << 20, alternations: 3, fio: 800 * time.Millisecond}
+	o := options{rounds: 7, warm: 50 * time.Millisecond, timed: 160 * time.Millisecond, space: 512 << 20, alternations: 5, fio: 300 * time.Millisecond}
 	quick := flag.Bool("quick", false, "short rounds and few of them: to see that it works, not to compare")
 	cases := flag.String("cases", "", "`regexp` of the cases to run, such as memory/rr4k; default: all")
 	inside := flag.Bool("inside", false, "be the part that runs in a kernel with nbd")
@@ -49,7 +49,7 @@ func main() {
 	flag.Parse()
 	if *quick {
 		o.rounds, o.warm, o.timed, o.space = 3, 40*time.Millisecond, 80*time.Millisecond, 128<<20
-		o.alternations, o.fio = 1, 150*time.Millisecond
+		o.alternations, o.fio = 2, 100*time.Millisecond
 	}
 	if *inside {
 		o.rounds = *rounds

@@ -89,7 +89,7 @@ func runSuite(ctx context.Context, s suite, o options, w *workspace) (_ []*resul
 		}
 	}
 	c.each(func(i int, p *process) error { return c.verify(ctx, p) })
-	c.disqualify()
+	disqualify(c.results, c.failed)
 	return c.results, ctx.Err()
 }
 
@@ -177,12 +177,12 @@ func (c *contest) sample(ctx context.Context, p *process, l load) (sample, error
 }
 
 // disqualify takes the samples of servers that failed at any time.
-func (c *contest) disqualify() {
-	for i, err := range c.failed {
+func disqualify(results []*result, failed []error) {
+	for i, err := range failed {
 		if err == nil {
 			continue
 		}
-		for _, r := range c.results {
+		for _, r := range results {
 			r.Servers[i].Samples = nil
 			r.Servers[i].Failed = err.Error()
 		}
