@@ -16,7 +16,7 @@ func (c *contest) countAllocations(ctx context.Context, p *process, l load) (sam
 	during := c.client
 	during.warm, during.timed = settle, c.timed+settle
 	go func() {
-		s, err := during.run(ctx, p, l)
+		s, err := during.runOnce(ctx, p, l)
 		done <- outcome{s, err}
 	}()
 	n, elapsed, err := c.allocated(p, settle)

@@ -60,7 +60,7 @@ type sample struct {
 	P99      float64 `json:"p99_us"`
 	ServerUS float64 `json:"server_us"` // CPU time of the server for each request
 	ClientUS float64 `json:"client_us"` // likewise of the client
-	Others   float64 `json:"others"`    // processors that others kept busy meanwhile
+	Others   float64 `json:"others"`    // of the processors that were to be used, those that others kept busy
 	// Allocations of the server for each request, where it tells.
 	Allocations float64 `json:"allocations,omitempty"`
 }
@@ -79,7 +79,7 @@ const patience = 60 * time.Second
 func (c client) loadgen(ctx context.Context, mode string, p *process, flags ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.warm+c.timed+patience)
 	defer cancel()
-	argv := []string{c.w.path("loadgen"), mode, "-a", p.at.url(), "-n", p.export, "-p", strconv.Itoa(p.pid), "-S", strconv.FormatInt(c.space, 10)}
+	argv := []string{c.w.path("loadgen"), mode, "-a", p.at.url(), "-n", p.export, "-p", strconv.Itoa(p.pid), "-S", strconv.FormatInt(c.space, 10), "-P", strconv.Itoa(c.cpu)}
 	argv = pin(append(argv, flags...), c.cpu)
 	out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).Output()
 	var exit *exec.ExitError
@@ -105,7 +105,20 @@ func (c client) verify(ctx context.Context, p *process) error {
 	return err
 }
 
+// run gives the load once, or a few times if others used the processor meanwhile, and returns what was disturbed least.
 func (c client) run(ctx context.Context, p *process, l load) (sample, error) {
+	const tolerable, attempts = 0.12, 3
+	best, err := c.runOnce(ctx, p, l)
+	for n := 1; n < attempts && err == nil && best.Others > tolerable; n++ {
+		var s sample
+		if s, err = c.runOnce(ctx, p, l); s.Others < best.Others {
+			best = s
+		}
+	}
+	return best, err
+}
+
+func (c client) runOnce(ctx context.Context, p *process, l load) (sample, error) {
 	var s sample
 	flags := append(l.flags(), "-w", seconds(c.warm), "-d", seconds(c.timed))
 	out, err := c.loadgen(ctx, "load", p, flags...)

@@ -49,7 +49,7 @@ func main() {
 	flag.Parse()
 	if *quick {
 		o.rounds, o.warm, o.timed, o.space = 3, 40*time.Millisecond, 80*time.Millisecond, 128<<20
-		o.alternations, o.fio = 2, 100*time.Millisecond
+		o.alternations, o.fio = 1, 100*time.Millisecond
 	}
 	if *inside {
 		o.rounds = *rounds

@@ -65,24 +65,25 @@ func (r *report) print(out io.Writer) error {
 		}
 	}
 	fmt.Fprintf(out, "\ngoals (medians of the ratios of each round [min–max])\n%s", goalsTable(r.Goals))
-	fmt.Fprintf(out, "\nothers kept %.2f processors busy meanwhile (median)\n", r.disturbance())
+	fmt.Fprintf(out, "\nothers kept %.2f of the processors busy meanwhile (mean); on a quiet machine it is none\n", r.disturbance())
 	if r.Quick {
 		fmt.Fprintln(out, "quick: these numbers are for nothing but to see that it works")
 	}
 	return nil
 }
 
-// disturbance is the median over all samples of what others took.
+// disturbance is the mean over all samples of what others took.
 func (r *report) disturbance() float64 {
-	var all []float64
+	var sum, n float64
 	for _, c := range r.Results {
 		for _, s := range c.Servers {
 			for _, v := range s.Samples {
-				all = append(all, v.Others)
+				sum += v.Others
+				n++
 			}
 		}
 	}
-	return spreadOf(all).Median
+	return sum / max(n, 1)
 }
 
 func (r *report) writeJSON(path string) error {

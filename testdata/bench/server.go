@@ -187,7 +187,7 @@ func (p *process) allocations() (float64, error) {
 	return strconv.ParseFloat(strings.TrimSpace(line), 64)
 }
 
-// pin makes a command run on one processor; on all if cpu is negative.
+// pin makes a command run on one processor, or on all if cpu is negative.
 func pin(argv []string, cpu int) []string {
 	if cpu < 0 {
 		return argv

@@ -75,15 +75,19 @@ uint64_t server_cpu(void)
 	return sum;
 }
 
-uint64_t machine_cpu(void)
+uint64_t processor_cpu(int processor)
 {
-	unsigned long long user = 0, nice = 0, system = 0, idle, iowait, irq = 0, softirq = 0;
+	unsigned long long user, nice, system, idle, iowait, irq, softirq;
+	uint64_t sum = 0;
+	char name[32], wanted[32], line[512];
 	FILE *f = fopen("/proc/stat", "r");
 
-	if (f == NULL)
-		return 0;
-	if (fscanf(f, "cpu %llu %llu %llu %llu %llu %llu %llu", &user, &nice, &system, &idle, &iowait, &irq, &softirq) != 7)
-		user = 0;
-	fclose(f);
-	return (user + nice + system + irq + softirq) * 10000000;
+	snprintf(wanted, sizeof wanted, processor < 0 ? "cpu" : "cpu%d", processor);
+	while (f && fgets(line, sizeof line, f))
+		if (sscanf(line, "%31s %llu %llu %llu %llu %llu %llu %llu", name, &user, &nice, &system, &idle, &iowait, &irq,
+		           &softirq) == 8 && strcmp(name, wanted) == 0)
+			sum = (user + nice + system + irq + softirq) * 10000000;
+	if (f)
+		fclose(f);
+	return sum;
 }

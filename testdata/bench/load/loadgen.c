@@ -23,12 +23,13 @@
 
 static struct {
 	const char *address, *name;
-	int connections, pid, hold;
+	int connections, pid, processor, hold;
 	double warm, timed; // seconds
 	struct load load;
 } options = {
 	.name = "",
 	.connections = 1,
+	.processor = -1,
 	.warm = 0.1,
 	.timed = 0.5,
 	.load = {.depth = 1, .block = 4096, .read_share = 100, .range = 512 << 20},
@@ -43,6 +44,7 @@ static void usage(void)
 	                "  -s       sequential              -k        frame as the kernel's client does\n"
 	                "  -w S     seconds to warm up      -d S      seconds that count\n"
 	                "  -p PID   the server, whose CPU time is taken with that of its children\n"
+	                "  -P N     all of them are on that processor; what others use of it is told, else of all\n"
 	                "  -i       then keep the connections until stdin ends\n");
 	exit(2);
 }
@@ -51,7 +53,7 @@ static void parse(int argc, char **argv)
 {
 	int o;
 
-	while ((o = getopt(argc, argv, "a:n:S:c:q:b:r:skw:d:p:i")) != -1) {
+	while ((o = getopt(argc, argv, "a:n:S:c:q:b:r:skw:d:p:P:i")) != -1) {
 		switch (o) {
 		case 'a': options.address = optarg; break;
 		case 'n': options.name = optarg; break;
@@ -65,6 +67,7 @@ static void parse(int argc, char **argv)
 		case 'w': options.warm = atof(optarg); break;
 		case 'd': options.timed = atof(optarg); break;
 		case 'p': options.pid = atoi(optarg); break;
+		case 'P': options.processor = atoi(optarg); break;
 		case 'i': options.hold = 1; break;
 		default: usage();
 		}
@@ -127,10 +130,10 @@ static void measure_time(const struct loop *loops)
 	while (counted(loops) == 0 && now() - began < 30 * 1000000000ull);
 }
 
-static void report(const struct loop *loops, uint64_t elapsed, uint64_t server, uint64_t own, uint64_t machine)
+static void report(const struct loop *loops, uint64_t elapsed, uint64_t server, uint64_t own, uint64_t all)
 {
 	static struct histogram latency;
-	uint64_t n = counted(loops), others = machine > server + own ? machine - server - own : 0;
+	uint64_t n = counted(loops), others = all > server + own ? all - server - own : 0;
 
 	for (int i = 0; i < options.connections; i++)
 		histogram_add(&latency, &loops[i].latency);
@@ -149,7 +152,7 @@ static void load(struct loop *loops)
 {
 	enum { READ_BACK_BYTES = 32 << 20 };
 	uint64_t part = options.load.range / options.connections / options.load.block * options.load.block;
-	uint64_t t, server, own, machine;
+	uint64_t t, server, own, all;
 	pthread_t *threads = calloc(options.connections, sizeof *threads);
 
 	for (int i = 0; i < options.connections; i++) {
@@ -160,11 +163,11 @@ static void load(struct loop *loops)
 	sleep_for(options.warm / 2);
 	server_cpu_watch(options.pid); // By now the server has made the processes that it makes for its clients.
 	sleep_for(options.warm / 2);
-	machine = machine_cpu(), server = server_cpu(), own = own_cpu(), t = now();
+	all = processor_cpu(options.processor), server = server_cpu(), own = own_cpu(), t = now();
 	phase = TIMED;
 	measure_time(loops);
 	phase = DONE;
-	t = now() - t, server = server_cpu() - server, own = own_cpu() - own, machine = machine_cpu() - machine;
+	t = now() - t, server = server_cpu() - server, own = own_cpu() - own, all = processor_cpu(options.processor) - all;
 	for (int i = 0; i < options.connections; i++)
 		pthread_join(threads[i], NULL);
 	for (int i = 0; i < options.connections; i++) {
@@ -173,7 +176,7 @@ static void load(struct loop *loops)
 		n = n < WRITTEN ? n : WRITTEN;
 		loop_run(&loops[i], READ_BACK, 0, n < most ? n : most);
 	}
-	report(loops, t, server, own, machine);
+	report(loops, t, server, own, all);
 }
 
 int main(int argc, char **argv)
