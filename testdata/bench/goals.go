@@ -19,22 +19,38 @@ type condition struct {
 	limit float64
 }
 
-// A yardstick takes a number from a result that has what is under test; less tells that it has to be at most the limit, and not at least.
+// A yardstick takes a number from a result that has what is under test; less tells that it has to be at most the limit,
+// and not at least.
 type yardstick struct {
-	name  string
-	less  bool
-	value func(*result) (spread, bool)
+	name string
+	less bool
+	// value may be of requests in a second, and is given what to take for that.
+	value func(r *result, rate metric) (spread, bool)
+	// rate tells that it is.
+	rate bool
 }
 
-// Ratios of what is under test; IOPS unless CPU is said, which is the CPU time of the server for a request.
+// Ratios of what is under test; of requests in a second, unless CPU is said, which is the server's CPU time for one.
 var (
-	ofFloor     = yardstick{"of floor", false, func(r *result) (spread, bool) { return metric(iops).ratio(r.first(ours), r.first(floor)) }}
-	ofPeer      = yardstick{"of best peer", false, func(r *result) (spread, bool) { return metric(iops).ratio(r.first(ours), r.best()) }}
-	ofNbdkit    = yardstick{"of nbdkit", false, func(r *result) (spread, bool) { return metric(iops).ratio(r.first(ours), r.named("nbdkit")) }}
-	cpuFloor    = yardstick{"CPU of floor", true, func(r *result) (spread, bool) { return metric(serverCPU).ratio(r.first(ours), r.first(floor)) }}
-	cpuCheapest = yardstick{"CPU of cheapest peer", true, func(r *result) (spread, bool) { return metric(serverCPU).ratio(r.first(ours), r.cheapest()) }}
-	cpuPeer     = yardstick{"CPU of best peer", true, func(r *result) (spread, bool) { return metric(serverCPU).ratio(r.first(ours), r.best()) }}
-	allocations = yardstick{"allocations per request", true, func(r *result) (spread, bool) {
+	ofFloor = yardstick{name: "of floor", rate: true, value: func(r *result, rate metric) (spread, bool) {
+		return rate.ratio(r.first(ours), r.first(floor))
+	}}
+	ofPeer = yardstick{name: "of best peer", rate: true, value: func(r *result, rate metric) (spread, bool) {
+		return rate.ratio(r.first(ours), r.best(rate))
+	}}
+	ofNbdkit = yardstick{name: "of nbdkit", rate: true, value: func(r *result, rate metric) (spread, bool) {
+		return rate.ratio(r.first(ours), r.named("nbdkit"))
+	}}
+	cpuFloor = yardstick{name: "CPU of floor", less: true, value: func(r *result, _ metric) (spread, bool) {
+		return metric(serverCPU).ratio(r.first(ours), r.first(floor))
+	}}
+	cpuCheapest = yardstick{name: "CPU of cheapest peer", less: true, value: func(r *result, _ metric) (spread, bool) {
+		return metric(serverCPU).ratio(r.first(ours), r.cheapest())
+	}}
+	cpuPeer = yardstick{name: "CPU of best peer", less: true, value: func(r *result, rate metric) (spread, bool) {
+		return metric(serverCPU).ratio(r.first(ours), r.best(rate))
+	}}
+	allocations = yardstick{name: "allocations per request", less: true, value: func(r *result, _ metric) (spread, bool) {
 		return metric(func(s sample) float64 { return s.Allocations }).of(r.first(ours)), true
 	}}
 )
@@ -96,16 +112,22 @@ type check struct {
 	Limit    float64 `json:"limit"`
 	AtMost   bool    `json:"at_most"`
 	Measured spread  `json:"measured"`
-	Met      bool    `json:"met"`
+	// ByCPU is the same of the requests in a second of CPU time, of client and server together. With both on one processor
+	// this is what it is without anybody else, and where the two differ somebody was.
+	ByCPU *spread `json:"by_cpu,omitempty"`
+	Met   bool    `json:"met"`
 }
 
 func (c check) String() string {
 	sign, mark := "≥", ""
+	if c.ByCPU != nil {
+		mark = fmt.Sprintf("; by CPU time %.3g", c.ByCPU.Median)
+	}
 	if c.AtMost {
 		sign = "≤"
 	}
 	if !c.Met {
-		mark = " (!)"
+		mark += " (!)"
 	}
 	return fmt.Sprintf("%s %s %s%.3g: %.3g [%.3g–%.3g]%s", c.Case, c.What, sign, c.Limit, c.Measured.Median, c.Measured.Low, c.Measured.High, mark)
 }
@@ -144,8 +166,11 @@ func (c condition) check(r *result) check {
 	if r.first(ours) == nil {
 		return k
 	}
-	measured, ok := c.what.value(r)
+	measured, ok := c.what.value(r, iops)
 	k.Measured = measured
+	if byCPU, ok := c.what.value(r, byCPU); ok && c.what.rate && r.pinned {
+		k.ByCPU = &byCPU
+	}
 	k.Met = ok && measured.Median >= c.limit
 	if c.what.less {
 		k.Met = ok && measured.Median <= c.limit

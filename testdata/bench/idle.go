@@ -138,7 +138,7 @@ func printIdle(out io.Writer, all []idle) error {
 	fmt.Fprintln(w, "memory of an idle connection\tKiB")
 	for _, v := range all {
 		if v.Failed != "" {
-			fmt.Fprintf(w, "%s\tno number: %s\n", v.Server, firstLine(v.Failed))
+			fmt.Fprintf(w, "%s\tno number: %s\n", v.Server, brief(v.Failed))
 			continue
 		}
 		fmt.Fprintf(w, "%s\t%.0f\n", v.Server, v.KiB)

@@ -106,10 +106,11 @@ func (c client) verify(ctx context.Context, p *process) error {
 }
 
 // run gives the load once, or a few times if others used the processor meanwhile, and returns what was disturbed least.
+// On all processors nobody is alone, and once is what there is.
 func (c client) run(ctx context.Context, p *process, l load) (sample, error) {
 	const tolerable, attempts = 0.12, 3
 	best, err := c.runOnce(ctx, p, l)
-	for n := 1; n < attempts && err == nil && best.Others > tolerable; n++ {
+	for n := 1; n < attempts && err == nil && c.cpu >= 0 && best.Others > tolerable; n++ {
 		var s sample
 		if s, err = c.runOnce(ctx, p, l); s.Others < best.Others {
 			best = s

@@ -64,7 +64,7 @@ func (r *report) print(out io.Writer) error {
 			return err
 		}
 	}
-	fmt.Fprintf(out, "\ngoals (medians of the ratios of each round [min–max])\n%s", goalsTable(r.Goals))
+	fmt.Fprintf(out, "\ngoals (medians of the ratios of each round [min–max]; where by CPU time is another, others were at work)\n%s", goalsTable(r.Goals))
 	fmt.Fprintf(out, "\nothers kept %.2f of the processors busy meanwhile (mean); on a quiet machine it is none\n", r.disturbance())
 	if r.Quick {
 		fmt.Fprintln(out, "quick: these numbers are for nothing but to see that it works")

@@ -29,6 +29,9 @@ type metric func(sample) float64
 func iops(s sample) float64      { return s.IOPS }
 func serverCPU(s sample) float64 { return s.ServerUS }
 
+// byCPU is the requests in a second of CPU time.
+func byCPU(s sample) float64 { return 1e6 / (s.ServerUS + s.ClientUS) }
+
 // of is the spread of a metric over all rounds.
 func (m metric) of(s *serverResult) spread {
 	values := make([]float64, len(s.Samples))
@@ -71,9 +74,9 @@ func (r *result) named(name string) *serverResult {
 	return nil
 }
 
-// best returns the peer with the most requests in a second, by median.
-func (r *result) best() *serverResult {
-	return r.extreme(func(a, b *serverResult) bool { return metric(iops).of(a).Median > metric(iops).of(b).Median })
+// best returns the peer with the highest rate, by median.
+func (r *result) best(rate metric) *serverResult {
+	return r.extreme(func(a, b *serverResult) bool { return rate.of(a).Median > rate.of(b).Median })
 }
 
 // cheapest returns the peer that takes the least CPU time for a request, by median.

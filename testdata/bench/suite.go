@@ -43,6 +43,7 @@ type result struct {
 	Case    string          `json:"case"`
 	Servers []*serverResult `json:"servers"`
 	block   int
+	pinned  bool
 }
 
 type serverResult struct {
@@ -140,7 +141,7 @@ func (c *contest) each(f func(int, *process) error) {
 // measure gives a load to the servers in turn, each round beginning with another one.
 func (c *contest) measure(ctx context.Context, l load) error {
 	began := time.Now()
-	r := &result{Case: c.caseName(l), block: l.block}
+	r := &result{Case: c.caseName(l), block: l.block, pinned: c.pinned}
 	for _, s := range c.servers {
 		r.Servers = append(r.Servers, &serverResult{Name: s.name, Role: s.role})
 	}

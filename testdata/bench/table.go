@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 )
 
@@ -13,7 +14,7 @@ func printTable(out io.Writer, results []*result) error {
 	for _, r := range results {
 		for _, s := range r.Servers {
 			if len(s.Samples) == 0 {
-				fmt.Fprintf(w, "%s\t%s\tno number: %s\n", r.Case, s.Name, firstLine(s.Failed))
+				fmt.Fprintf(w, "%s\t%s\tno number: %s\n", r.Case, s.Name, brief(s.Failed))
 				continue
 			}
 			fmt.Fprintln(w, row(r, s))
@@ -54,11 +55,9 @@ func number(v float64, known bool) string {
 	return fmt.Sprintf("%.2f", v)
 }
 
-func firstLine(s string) string {
-	for i, c := range s {
-		if c == '\n' {
-			return s[:i]
-		}
-	}
-	return s
+// brief makes one line of an error.
+func brief(s string) string {
+	const length = 120
+	line := []rune(strings.Join(strings.Fields(s), " "))
+	return string(line[:min(len(line), length)])
 }
