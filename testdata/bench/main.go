@@ -37,7 +37,7 @@ type options struct {
 
 func main() {
 	log.SetFlags(0)
-	o := options{rounds: 7, warm: 50 * time.Millisecond, timed: 150 * time.Millisecond, space: 512 << 20, alternations: 3, fio: 400 * time.Millisecond}
+	o := options{rounds: 7, warm: 50 * time.Millisecond, timed: 150 * time.Millisecond, space: imageUsed, alternations: 3, fio: 400 * time.Millisecond}
 	quick := flag.Bool("quick", false, "short rounds and few of them: to see that it works, not to compare")
 	cases := flag.String("cases", "", "`regexp` of the cases to run, such as memory/rr4k; default: all")
 	inside := flag.Bool("inside", false, "be the part that runs in a kernel with nbd")
