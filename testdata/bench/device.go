@@ -14,7 +14,7 @@ import (
 )
 
 // deviceSize, in bytes, is the size of the devices in the lab.
-const deviceSize = 128 << 20
+const deviceSize = 64 << 20
 
 // A device is a way to a /dev/nbdX.
 type device struct {
@@ -44,7 +44,7 @@ func attachNbdctl(ctx context.Context, w *workspace, _ string) (string, func() e
 }
 
 func attachQEMU(ctx context.Context, w *workspace, node string) (string, func() error, error) {
-	path, err := image(filepath.Join(w.shm, "qemu"))
+	path, err := image(filepath.Join(w.shm, "qemu"), deviceSize)
 	if err != nil {
 		return "", nil, err
 	}
@@ -61,7 +61,7 @@ func attachClient(s server) func(context.Context, *workspace, string) (string, f
 		if err != nil {
 			return "", nil, err
 		}
-		at, err := placeFor(s, "unix", room, room)
+		at, err := placeFor(s, "unix", room, room, deviceSize)
 		if err != nil {
 			return "", nil, errors.Join(err, remove())
 		}

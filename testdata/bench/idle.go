@@ -48,7 +48,8 @@ func idleMemory(ctx context.Context, s server, o options, w *workspace) (kib flo
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, remove()) }()
-	at, err := placeFor(s, "unix", room, room)
+	c := client{w: w, cpu: -1, space: 64 << 20, warm: o.warm, timed: o.timed}
+	at, err := placeFor(s, "unix", room, room, c.space)
 	if err != nil {
 		return 0, err
 	}
@@ -57,7 +58,6 @@ func idleMemory(ctx context.Context, s server, o options, w *workspace) (kib flo
 		return 0, err
 	}
 	defer p.stop()
-	c := client{w: w, cpu: -1, space: 64 << 20, warm: o.warm, timed: o.timed}
 	if err := c.fill(ctx, p); err != nil {
 		return 0, err
 	}

@@ -5,15 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log"
+	"os"
 	"os/exec"
 	"strings"
 	"time"
 )
 
-// measureInside attaches all kinds of devices and gives the loads to them in turn; results go to out as JSON.
-func measureInside(ctx context.Context, o options, out io.Writer) error {
+// measureInside attaches all kinds of devices and gives the loads to them in turn; results go to a file as JSON.
+func measureInside(ctx context.Context, o options, path string) error {
 	b := &bench{suite: suite{name: "kernel", loads: deviceLoads()}.selected(o.wanted), timed: o.fio}
 	b.attach(ctx, &workspace{dir: o.out, shm: "/dev/shm"})
 	b.each(func(d *attached) error { return verifyDevice(d.path) })
@@ -28,7 +28,11 @@ func measureInside(ctx context.Context, o options, out io.Writer) error {
 		failed[i] = d.failed
 	}
 	disqualify(results, failed)
-	return errors.Join(ctx.Err(), json.NewEncoder(out).Encode(results))
+	out, err := json.Marshal(results)
+	if err != nil {
+		return err
+	}
+	return errors.Join(ctx.Err(), os.WriteFile(path, out, 0o644))
 }
 
 // A bench is the devices under test.

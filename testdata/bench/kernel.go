@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -37,19 +36,23 @@ func measureKernel(ctx context.Context, o options, w *workspace) ([]*result, err
 	if err != nil {
 		return nil, err
 	}
+	const file = "kernel.json"
 	began := time.Now()
-	cmd := exec.CommandContext(ctx, filepath.Join(w.tree, "testdata/lab/uml"), "--mem", "2G", "--disk", "0", "--timeout", "900", "--",
-		self, "-inside", "-out", w.dir, "-cases", o.wanted.String(), "-rounds", strconv.Itoa(o.alternations), "-fio", o.fio.String())
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, os.Stderr
+	cmd := exec.CommandContext(ctx, filepath.Join(w.tree, "testdata/lab/uml"), "--mem", "2G", "--disk", "0", "--timeout", "900", "--out", w.dir, "--",
+		self, "-inside", "/mnt/out/"+file, "-out", w.dir, "-cases", o.wanted.String(), "-rounds", strconv.Itoa(o.alternations), "-fio", o.fio.String())
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // The lab takes its machine along.
 	cmd.WaitDelay = startPatience
 	if err := cmd.Run(); err != nil {
-		return nil, fmt.Errorf("in the lab: %w\n%s", err, out.Bytes())
+		return nil, fmt.Errorf("in the lab: %w", err)
+	}
+	b, err := os.ReadFile(w.path(file))
+	if err != nil {
+		return nil, err
 	}
 	var results []*result
-	if err := json.Unmarshal(out.Bytes(), &results); err != nil {
-		return nil, fmt.Errorf("in the lab: %w\n%s", err, out.Bytes())
+	if err := json.Unmarshal(b, &results); err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	for _, r := range results {
 		for _, l := range deviceLoads() {

@@ -37,10 +37,10 @@ type options struct {
 
 func main() {
 	log.SetFlags(0)
-	o := options{rounds: 7, warm: 50 * time.Millisecond, timed: 150 * time.Millisecond, space: imageUsed, alternations: 3, fio: 400 * time.Millisecond}
+	o := options{rounds: 7, warm: 50 * time.Millisecond, timed: 150 * time.Millisecond, space: 512 << 20, alternations: 3, fio: 400 * time.Millisecond}
 	quick := flag.Bool("quick", false, "short rounds and few of them: to see that it works, not to compare")
 	cases := flag.String("cases", "", "`regexp` of the cases to run, such as memory/rr4k; default: all")
-	inside := flag.Bool("inside", false, "be the part that runs in a kernel with nbd")
+	inside := flag.String("inside", "", "be the part that runs in a kernel with nbd, and write to `file`")
 	rounds := flag.Int("rounds", 0, "rounds inside")
 	flag.DurationVar(&o.fio, "fio", o.fio, "time of each load inside")
 	flag.IntVar(&o.cpu, "cpu", 0, "processor of the pinned suites")
@@ -51,7 +51,7 @@ func main() {
 		o.rounds, o.warm, o.timed, o.space = 3, 40*time.Millisecond, 80*time.Millisecond, 128<<20
 		o.alternations, o.fio = 1, 100*time.Millisecond
 	}
-	if *inside {
+	if *inside != "" {
 		o.rounds = *rounds
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -59,8 +59,8 @@ func main() {
 	err := errors.Join(adoptOrphans(), o.resolve(*cases))
 	switch {
 	case err != nil:
-	case *inside:
-		err = measureInside(ctx, o, os.Stdout)
+	case *inside != "":
+		err = measureInside(ctx, o, *inside)
 	default:
 		err = measure(ctx, o, *quick)
 	}

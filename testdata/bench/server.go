@@ -44,6 +44,7 @@ type place struct {
 	network string // unix or tcp
 	address string // path, or host and port
 	image   string // a file that does not exist yet, without its extension; in memory or on the disk
+	used    int64  // bytes of the image that will be
 	pidFile string
 }
 
@@ -195,13 +196,14 @@ func pin(argv []string, cpu int) []string {
 	return append([]string{"taskset", "-c", strconv.Itoa(cpu)}, argv...)
 }
 
-// placeFor finds a place for a server: its socket in dir, its image in images.
-func placeFor(s server, network, dir, images string) (place, error) {
+// placeFor finds a place for a server: its socket in dir, its image in images; so many bytes of that will be used.
+func placeFor(s server, network, dir, images string, used int64) (place, error) {
 	name := strings.ReplaceAll(s.name, " ", "")
 	at := place{
 		network: network,
 		address: filepath.Join(dir, name),
 		image:   filepath.Join(images, name),
+		used:    used,
 		pidFile: filepath.Join(dir, name+".pid"),
 	}
 	if network == "unix" {

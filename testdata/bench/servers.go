@@ -19,7 +19,7 @@ func nbdctlMemory(name string, r role, env ...string) server {
 
 func nbdctlFile() server {
 	return server{name: "nbdctl", role: ours, command: func(w *workspace, at place) ([]string, error) {
-		path, err := image(at.image)
+		path, err := image(at.image, at.used)
 		return []string{w.path("nbdctl"), "serve", "--listen", at.url(), "file", path}, err
 	}}
 }
@@ -52,7 +52,7 @@ func nbdkit(name, plugin string, threads ...string) server {
 		if plugin == "memory" {
 			return append(argv, "memory", strconv.Itoa(exportSize)), nil
 		}
-		path, err := image(at.image)
+		path, err := image(at.image, at.used)
 		return append(argv, "file", path), err
 	}}
 }
@@ -60,7 +60,7 @@ func nbdkit(name, plugin string, threads ...string) server {
 // qemuNBD has no store in memory but null-co, which moves no data; so its image lies there.
 func qemuNBD() server {
 	return server{name: "qemu-nbd", role: peer, command: func(w *workspace, at place) ([]string, error) {
-		path, err := image(at.image)
+		path, err := image(at.image, at.used)
 		return []string{"qemu-nbd", "-t", "-e", "1024", "-k", at.address, "-f", "raw", path}, err
 	}}
 }
@@ -68,7 +68,7 @@ func qemuNBD() server {
 // nbdServer has no store in memory either. Told to stay in the foreground it would serve a single client.
 func nbdServer() server {
 	return server{name: "nbd-server", role: peer, export: "bench", daemon: true, command: func(w *workspace, at place) ([]string, error) {
-		path, err := image(at.image)
+		path, err := image(at.image, at.used)
 		if err != nil {
 			return nil, err
 		}
@@ -86,7 +86,7 @@ func goNBD(kind string) server {
 		if kind == "memory" {
 			return []string{w.path("gonbd"), at.url(), "memory", strconv.Itoa(exportSize)}, nil
 		}
-		path, err := image(at.image)
+		path, err := image(at.image, at.used)
 		return []string{w.path("gonbd"), at.url(), "file", path}, err
 	}}
 }

@@ -101,7 +101,7 @@ func (c *contest) start(ctx context.Context, room string) error {
 		images = c.w.path("images")
 	}
 	for i, s := range c.servers {
-		at, err := placeFor(s, c.network, room, images)
+		at, err := placeFor(s, c.network, room, images, c.space)
 		if err != nil {
 			return err
 		}

@@ -12,9 +12,6 @@ import (
 // exportSize, in bytes, is the size of every export; a run uses less of it.
 const exportSize = 1 << 30
 
-// imageUsed, in bytes, is what a full run uses of an image.
-const imageUsed = 512 << 20
-
 // A workspace is the directory of a run: programs, images, sockets.
 type workspace struct {
 	tree string // the repository
@@ -66,9 +63,9 @@ func (w *workspace) room() (dir string, remove func() error, err error) {
 	return dir, func() error { return os.RemoveAll(dir) }, err
 }
 
-// image makes an image of exportSize. What is going to be used of it is written here, and not first by the server: the
-// sizes of the writes decide on the sizes of the page cache's folios, and these on what small writes cost later.
-func image(path string) (_ string, err error) {
+// image makes an image of exportSize. What is going to be used of it, in bytes, is written here, and not first by the
+// server: the sizes of the writes decide on the sizes of the page cache's folios, and these on what small writes cost later.
+func image(path string, used int64) (_ string, err error) {
 	path += ".img"
 	f, err := os.Create(path)
 	if err != nil {
@@ -76,7 +73,7 @@ func image(path string) (_ string, err error) {
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	piece := make([]byte, 1<<20)
-	for off := int64(0); off < imageUsed; off += int64(len(piece)) {
+	for off := int64(0); off < used; off += int64(len(piece)) {
 		if _, err := f.WriteAt(piece, off); err != nil {
 			return "", err
 		}
