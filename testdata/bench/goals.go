@@ -168,7 +168,7 @@ func (c condition) check(r *result) check {
 	}
 	measured, ok := c.what.value(r, iops)
 	k.Measured = measured
-	if byCPU, ok := c.what.value(r, byCPU); ok && c.what.rate && r.pinned {
+	if byCPU, ok := c.what.value(r, byCPU); ok && c.what.rate && r.busy {
 		k.ByCPU = &byCPU
 	}
 	k.Met = ok && measured.Median >= c.limit

@@ -19,6 +19,8 @@ type suite struct {
 	loads   []load
 	// once makes one round do, for what is shown and not compared.
 	once bool
+	// waits tells that the servers' backend does, so that the processor is not always busy.
+	waits bool
 	// counts tells that the servers count allocations.
 	counts bool
 }
@@ -43,7 +45,8 @@ type result struct {
 	Case    string          `json:"case"`
 	Servers []*serverResult `json:"servers"`
 	block   int
-	pinned  bool
+	// busy tells that client and server had one processor, and one of them always used it.
+	busy bool
 }
 
 type serverResult struct {
@@ -141,7 +144,7 @@ func (c *contest) each(f func(int, *process) error) {
 // measure gives a load to the servers in turn, each round beginning with another one.
 func (c *contest) measure(ctx context.Context, l load) error {
 	began := time.Now()
-	r := &result{Case: c.caseName(l), block: l.block, pinned: c.pinned}
+	r := &result{Case: c.caseName(l), block: l.block, busy: c.pinned && !c.waits}
 	for _, s := range c.servers {
 		r.Servers = append(r.Servers, &serverResult{Name: s.name, Role: s.role})
 	}

@@ -21,7 +21,7 @@ func suites() []suite {
 		{name: "tcp", network: "tcp", pinned: true,
 			servers: []server{nbdctlMemory("nbdctl", ours), nbdkitMemory, nbdkitMemorySingle, goNBD("memory")},
 			loads:   []load{rr4k, rw4k, rr128k, rw128k}},
-		{name: "sleep", network: "unix", pinned: true,
+		{name: "sleep", network: "unix", pinned: true, waits: true,
 			servers: []server{goServer("goroutines", floor, []string{"-goroutines"}, "sleep"), goServer("nbdctl", ours, nil, "sleep")},
 			loads:   []load{rr4k, rw4k}},
 		{name: "nanosleep-unpinned", network: "unix",
