@@ -15,11 +15,14 @@ QEMU_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$|Heal|ResizeUnd
 # How many devices make soak makes; make test makes 200.
 ROUNDS ?= 2000
 FUZZTIME ?= 10s
+# BENCH=quick: short rounds, to see that it works. The cases: of which name (memory/rr4k-q32, file/, kernel/, growth/, idle).
+BENCH ?= full
+CASES ?=
 
 lab := testdata/lab
 stage := $(lab)/stage
 
-.PHONY: help build install test test-unit test-kernel test-qemu soak lab demo lint fuzz clean needs
+.PHONY: help build install test test-unit test-kernel test-qemu soak lab demo bench lint fuzz clean needs
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -43,6 +46,7 @@ test-unit: needs
 	@$(stage) 'unit tests without -race' bash -c "set -o pipefail; \
 		go test -v -skip '^TestKernel' ./server ./server/internal/... ./backends/... 2>&1 | \
 			awk -v name='unit tests without -race' -v quiet=1 -f $(lab)/tally"
+	@$(stage) 'unit tests of the benchmarks' go -C testdata/bench test ./...
 
 ## make test-kernel  kernel tests in User-Mode Linux: RUN=REGEXP PKG=./nbdnl
 test-kernel: needs
@@ -68,6 +72,12 @@ lab: needs build
 demo: needs build
 	@PATH="$(CURDIR)/.bin:$$PATH"; \
 	if $(lab)/native; then exec $(lab)/demo; else exec $(lab)/$(LAB) --check -- $(lab)/demo; fi
+
+## make bench        nbdctl beside a floor in C and other servers, 10 minutes: BENCH=quick for 2, CASES=REGEXP for some
+bench:
+	@$(lab)/needs bench
+	@CGO_ENABLED=0 go -C testdata/bench build -o ../../.bin/bench/bench .
+	@.bin/bench/bench $(if $(filter quick,$(BENCH)),-quick) -cases '$(CASES)'
 
 ## make lint         gofmt, go vet, staticcheck, shellcheck, import rules, bounds
 lint:

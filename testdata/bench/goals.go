@@ -1,0 +1,191 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+)
+
+// A goal is met if all its conditions are.
+type goal struct {
+	number     int
+	text       string
+	conditions []condition
+}
+
+// A condition holds one number of one case against a limit.
+type condition struct {
+	on    string // case
+	what  yardstick
+	limit float64
+}
+
+// A yardstick takes a number from a result that has what is under test; less tells that it has to be at most the limit,
+// and not at least.
+type yardstick struct {
+	name string
+	less bool
+	// value may be of requests in a second, and is given what to take for that.
+	value func(r *result, rate metric) (spread, bool)
+	// rate tells that it is.
+	rate bool
+}
+
+// Ratios of what is under test; of requests in a second, unless CPU is said, which is the server's CPU time for one.
+var (
+	ofFloor = yardstick{name: "of floor", rate: true, value: func(r *result, rate metric) (spread, bool) {
+		return rate.ratio(r.first(ours), r.first(floor))
+	}}
+	ofPeer = yardstick{name: "of best peer", rate: true, value: func(r *result, rate metric) (spread, bool) {
+		return rate.ratio(r.first(ours), r.best(rate))
+	}}
+	ofNbdkit = yardstick{name: "of nbdkit", rate: true, value: func(r *result, rate metric) (spread, bool) {
+		return rate.ratio(r.first(ours), r.named("nbdkit"))
+	}}
+	cpuFloor = yardstick{name: "CPU of floor", less: true, value: func(r *result, _ metric) (spread, bool) {
+		return metric(serverCPU).ratio(r.first(ours), r.first(floor))
+	}}
+	cpuCheapest = yardstick{name: "CPU of cheapest peer", less: true, value: func(r *result, _ metric) (spread, bool) {
+		return metric(serverCPU).ratio(r.first(ours), r.cheapest())
+	}}
+	cpuPeer = yardstick{name: "CPU of best peer", less: true, value: func(r *result, rate metric) (spread, bool) {
+		return metric(serverCPU).ratio(r.first(ours), r.best(rate))
+	}}
+	allocations = yardstick{name: "allocations per request", less: true, value: func(r *result, _ metric) (spread, bool) {
+		return metric(func(s sample) float64 { return s.Allocations }).of(r.first(ours)), true
+	}}
+)
+
+// noAllocation, for each request, is what the runtime and the counting itself may do.
+const noAllocation = 0.01
+
+var goals = []goal{
+	{1, "memory, 4k random reads, 32 in flight", []condition{{"memory/rr4k-q32", ofPeer, 4}, {"memory/rr4k-q32", ofFloor, 0.92}}},
+	{2, "memory, 4k random writes, 32 in flight", []condition{{"memory/rw4k-q32", ofPeer, 4.5}, {"memory/rw4k-q32", ofFloor, 0.88}}},
+	{3, "memory, 4k, 70 % reads, 32 in flight", []condition{{"memory/mix4k-q32", ofPeer, 4}}},
+	{4, "CPU time for 4k, 32 in flight", []condition{
+		{"memory/rr4k-q32", cpuFloor, 1.15}, {"memory/rr4k-q32", cpuCheapest, 1. / 4},
+		{"memory/rw4k-q32", cpuFloor, 1.2}, {"memory/rw4k-q32", cpuCheapest, 1. / 4}}},
+	{5, "4k, 32 in flight, framed as the kernel does", []condition{
+		{"memory/rr4k-q32-k", ofPeer, 1.6}, {"memory/rr4k-q32-k", cpuFloor, 1.1}, {"memory/rr4k-q32-k", cpuCheapest, 1 / 1.8},
+		{"memory/rw4k-q32-k", ofPeer, 1.9}, {"memory/rw4k-q32-k", cpuFloor, 1.1}, {"memory/rw4k-q32-k", cpuCheapest, 1 / 1.8}}},
+	{6, "4k reads, one in flight", []condition{{"memory/rr4k-q1", ofPeer, 1.15}, {"memory/rr4k-q1", ofFloor, 0.85}, {"memory/rr4k-q1", cpuFloor, 1.25}}},
+	{7, "128k, 16 in flight", []condition{
+		{"memory/rr128k-q16", ofPeer, 1.1}, {"memory/rr128k-q16", ofFloor, 0.93}, {"memory/rr128k-q16", cpuCheapest, 1 / 1.25},
+		{"memory/rw128k-q16", ofPeer, 1.1}, {"memory/rw128k-q16", ofFloor, 1}}},
+	{8, "1M sequential, 8 in flight", []condition{
+		{"memory/sr1m-q8", ofPeer, 1.1}, {"memory/sr1m-q8", ofFloor, 0.93}, {"memory/sw1m-q8", ofPeer, 1.3}, {"memory/sw1m-q8", ofFloor, 0.93}}},
+	{9, "4 connections, 4k, 32 in flight, all processors", []condition{
+		{"memory-unpinned/rr4k-q32-c4", ofPeer, 3.5}, {"memory-unpinned/rr4k-q32-c4", ofFloor, 0.8},
+		{"memory-unpinned/rw4k-q32-c4", ofPeer, 4}, {"memory-unpinned/rw4k-q32-c4", ofFloor, 0.8}}},
+	{10, "file in the page cache, 4k, 32 in flight", []condition{
+		{"file/rr4k-q32", ofPeer, 3.5}, {"file/rw4k-q32", ofPeer, 2}, {"file/mix4k-q32", ofPeer, 2}}},
+	{11, "file in the page cache, large reads", []condition{
+		{"file/rr128k-q16", ofPeer, 1.3}, {"file/rr128k-q16", cpuPeer, 1 / 2.5}, {"file/sr1m-q8", ofPeer, 1.2}, {"file/sr1m-q8", cpuPeer, 1 / 2.5}}},
+	{12, "file, large writes", []condition{
+		{"file/rw128k-q16", ofPeer, 0.95}, {"file/sw1m-q8", ofPeer, 0.95}, {"file-unpinned/sw1m-q8", ofPeer, 1.1}}},
+	{13, "TCP to the same machine", []condition{
+		{"tcp/rr4k-q32", ofNbdkit, 4}, {"tcp/rw4k-q32", ofNbdkit, 4}, {"tcp/rr128k-q16", ofNbdkit, 1.15}, {"tcp/rw128k-q16", ofNbdkit, 1.15}}},
+	{14, "a backend that takes 200 µs; floor: a goroutine for each request", []condition{
+		{"sleep/rr4k-q32", ofFloor, 0.9}, {"sleep/rw4k-q32", ofFloor, 0.9},
+		{"nanosleep-unpinned/rr4k-q32", ofFloor, 0.9}, {"nanosleep-unpinned/rw4k-q32", ofFloor, 0.9}}},
+	{15, "no allocation for a request; GOGC=10 (floor: off)", []condition{
+		{"allocations/rr4k-q1", allocations, noAllocation}, {"allocations/rr4k-q32", allocations, noAllocation}, {"allocations/rw4k-q32", allocations, noAllocation},
+		{"allocations/rr128k-q16", allocations, noAllocation}, {"allocations/rw128k-q16", allocations, noAllocation},
+		{"allocations/sr1m-q8", allocations, noAllocation}, {"allocations/sw1m-q8", allocations, noAllocation},
+		{"gogc/rr4k-q32", ofFloor, 0.97}, {"gogc/rw4k-q32", ofFloor, 0.97}}},
+	{16, "a backend of ReadAt and WriteAt alone", []condition{
+		{"plain/rr4k-q32", ofFloor, 0.9}, {"plain/rw4k-q32", ofFloor, 0.9}, {"plain/sr1m-q8", ofFloor, 0.75}, {"plain/sw1m-q8", ofFloor, 0.75}}},
+}
+
+// An outcome is what became of a goal.
+type outcome struct {
+	Number int     `json:"number"`
+	Text   string  `json:"text"`
+	Met    string  `json:"met"` // yes, no, or - if it was not measured
+	Checks []check `json:"checks"`
+}
+
+// A check is what became of a condition.
+type check struct {
+	Case     string  `json:"case"`
+	What     string  `json:"what"`
+	Limit    float64 `json:"limit"`
+	AtMost   bool    `json:"at_most"`
+	Measured spread  `json:"measured"`
+	// ByCPU is the same of the requests in a second of CPU time, of client and server together. With both on one processor
+	// this is what it is without anybody else, and where the two differ somebody was.
+	ByCPU *spread `json:"by_cpu,omitempty"`
+	Met   bool    `json:"met"`
+}
+
+func (c check) String() string {
+	sign, mark := "≥", ""
+	if c.ByCPU != nil {
+		mark = fmt.Sprintf("; by CPU time %.3g", c.ByCPU.Median)
+	}
+	if c.AtMost {
+		sign = "≤"
+	}
+	if !c.Met {
+		mark += " (!)"
+	}
+	return fmt.Sprintf("%s %s %s%.3g: %.3g [%.3g–%.3g]%s", c.Case, c.What, sign, c.Limit, c.Measured.Median, c.Measured.Low, c.Measured.High, mark)
+}
+
+// judge holds the results against the goals. Of a goal that was selected in part only that part counts; a case of which
+// what is needed has failed is not met.
+func judge(results []*result) []outcome {
+	byCase := make(map[string]*result)
+	for _, r := range results {
+		byCase[r.Case] = r
+	}
+	var outcomes []outcome
+	for _, g := range goals {
+		o := outcome{Number: g.number, Text: g.text, Met: "-"}
+		for _, c := range g.conditions {
+			r := byCase[c.on]
+			if r == nil {
+				continue
+			}
+			k := c.check(r)
+			o.Checks = append(o.Checks, k)
+			switch {
+			case !k.Met:
+				o.Met = "no"
+			case o.Met == "-":
+				o.Met = "yes"
+			}
+		}
+		outcomes = append(outcomes, o)
+	}
+	return outcomes
+}
+
+func (c condition) check(r *result) check {
+	k := check{Case: c.on, What: c.what.name, Limit: c.limit, AtMost: c.what.less}
+	if r.first(ours) == nil {
+		return k
+	}
+	measured, ok := c.what.value(r, iops)
+	k.Measured = measured
+	if byCPU, ok := c.what.value(r, byCPU); ok && c.what.rate && r.busy {
+		k.ByCPU = &byCPU
+	}
+	k.Met = ok && measured.Median >= c.limit
+	if c.what.less {
+		k.Met = ok && measured.Median <= c.limit
+	}
+	return k
+}
+
+// goalsTable prints the goals.
+func goalsTable(outcomes []outcome) string {
+	var b strings.Builder
+	for _, o := range outcomes {
+		fmt.Fprintf(&b, "%2d  %-4s %s\n", o.Number, o.Met, o.Text)
+		for _, c := range o.Checks {
+			fmt.Fprintf(&b, "         %s\n", c)
+		}
+	}
+	return b.String()
+}

@@ -1,0 +1,160 @@
+#include "client.h"
+
+#include <errno.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "nbd.h"
+
+void die(const char *format, ...)
+{
+	int err = errno;
+	va_list args;
+
+	va_start(args, format);
+	vfprintf(stderr, format, args);
+	va_end(args);
+	fprintf(stderr, err ? ": %s\n" : "\n", strerror(err));
+	exit(1);
+}
+
+void recv_full(int fd, void *p, size_t n)
+{
+	ssize_t got;
+
+	errno = 0;
+	if (n > 0 && (got = recv(fd, p, n, MSG_WAITALL)) != (ssize_t)n)
+		die("connection lost: %zd of %zu bytes came", got, n);
+}
+
+void send_full(int fd, const void *p, size_t n)
+{
+	errno = 0;
+	if (send(fd, p, n, MSG_NOSIGNAL) != (ssize_t)n)
+		die("connection lost while sending");
+}
+
+static int dial_unix(const char *path)
+{
+	struct sockaddr_un a = {.sun_family = AF_UNIX};
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	strncpy(a.sun_path, path, sizeof a.sun_path - 1);
+	if (connect(fd, (void *)&a, sizeof a))
+		die("connect to %s", path);
+	return fd;
+}
+
+static int dial_tcp(const char *address)
+{
+	struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found;
+	char host[256];
+	const char *port = strrchr(address, ':');
+	int fd, one = 1;
+
+	if (port == NULL || port - address >= (long)sizeof host)
+		die("%s: not HOST:PORT", address);
+	memcpy(host, address, port - address);
+	host[port - address] = 0;
+	if (getaddrinfo(host, port + 1, &hints, &found))
+		die("%s: no such address", address);
+	fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (connect(fd, found->ai_addr, found->ai_addrlen))
+		die("connect to %s", address);
+	freeaddrinfo(found);
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+	return fd;
+}
+
+// greet takes the server's hello and asks for the export.
+static void greet(int fd, const char *name)
+{
+	struct nbd_hello hello;
+	uint32_t flags, name_length = htobe32(strlen(name));
+	struct nbd_option option = {htobe64(NBD_OPTION_MAGIC), htobe32(NBD_OPT_GO), htobe32(4 + strlen(name) + 2)};
+	uint16_t no_infos = 0;
+
+	recv_full(fd, &hello, sizeof hello);
+	errno = 0;
+	if (be64toh(hello.magic) != NBD_MAGIC || be64toh(hello.option_magic) != NBD_OPTION_MAGIC)
+		die("not a newstyle NBD server");
+	flags = htobe32(be16toh(hello.flags) & 3); // fixed newstyle, no zeroes
+	send_full(fd, &flags, sizeof flags);
+	send_full(fd, &option, sizeof option);
+	send_full(fd, &name_length, sizeof name_length);
+	if (*name)
+		send_full(fd, name, strlen(name));
+	send_full(fd, &no_infos, sizeof no_infos);
+}
+
+int dial(const char *address, const char *name, struct export *e)
+{
+	char data[4096];
+	int fd;
+
+	errno = 0;
+	if (strncmp(address, "unix:", 5) == 0)
+		fd = dial_unix(address + 5);
+	else if (strncmp(address, "tcp:", 4) == 0)
+		fd = dial_tcp(address + 4);
+	else
+		die("%s: not unix:PATH or tcp:HOST:PORT", address);
+	greet(fd, name);
+	for (;;) {
+		struct nbd_option_reply r;
+		struct nbd_export_info info;
+		uint32_t type, length;
+
+		recv_full(fd, &r, sizeof r);
+		type = be32toh(r.type), length = be32toh(r.length);
+		errno = 0;
+		if (be64toh(r.magic) != NBD_OPTION_REPLY_MAGIC || length > sizeof data)
+			die("handshake: malformed reply");
+		recv_full(fd, data, length);
+		if (type == NBD_REP_ACK)
+			return fd;
+		if (type != NBD_REP_INFO)
+			die("handshake: the server refuses export \"%s\" (reply %#x)", name, type);
+		memcpy(&info, data, sizeof info);
+		if (length >= sizeof info && be16toh(info.info) == NBD_INFO_EXPORT) {
+			e->size = be64toh(info.size);
+			e->flushes = be16toh(info.flags) & NBD_FLAG_SEND_FLUSH;
+		}
+	}
+}
+
+void call(int fd, int type, uint64_t offset, void *p, size_t n)
+{
+	struct nbd_request r = {
+		htobe32(NBD_REQUEST_MAGIC), 0, htobe16(type), offset ^ 0x5eed, htobe64(offset), htobe32(n),
+	};
+	struct nbd_reply reply;
+
+	send_full(fd, &r, sizeof r);
+	if (type == NBD_CMD_WRITE)
+		send_full(fd, p, n);
+	recv_full(fd, &reply, sizeof reply);
+	errno = 0;
+	if (be32toh(reply.magic) != NBD_REPLY_MAGIC || reply.cookie != r.cookie)
+		die("not a reply to request type %d at %lu", type, (unsigned long)offset);
+	if (reply.error)
+		die("request type %d at %lu, length %zu: error %u", type, (unsigned long)offset, n, be32toh(reply.error));
+	if (type == NBD_CMD_READ)
+		recv_full(fd, p, n);
+}
+
+void hang_up(int fd)
+{
+	struct nbd_request r = {.magic = htobe32(NBD_REQUEST_MAGIC), .type = htobe16(NBD_CMD_DISC)};
+
+	send(fd, &r, sizeof r, MSG_NOSIGNAL);
+	close(fd);
+}

@@ -1,0 +1,61 @@
+// The NBD protocol, as far as the load generator and the floor speak it: fixed newstyle, simple replies.
+#pragma once
+
+#include <endian.h>
+#include <stdint.h>
+
+enum {
+	NBD_OPT_GO = 7,
+	NBD_REP_ACK = 1,
+	NBD_REP_INFO = 3,
+	NBD_INFO_EXPORT = 0,
+
+	NBD_FLAG_HAS_FLAGS = 1 << 0,
+	NBD_FLAG_SEND_FLUSH = 1 << 2,
+	NBD_FLAG_CAN_MULTI_CONN = 1 << 8,
+
+	NBD_CMD_READ = 0,
+	NBD_CMD_WRITE = 1,
+	NBD_CMD_DISC = 2,
+	NBD_CMD_FLUSH = 3,
+};
+
+#define NBD_MAGIC 0x4e42444d41474943ull
+#define NBD_OPTION_MAGIC 0x49484156454f5054ull
+#define NBD_OPTION_REPLY_MAGIC 0x3e889045565a9ull
+#define NBD_REQUEST_MAGIC 0x25609513u
+#define NBD_REPLY_MAGIC 0x67446698u
+
+// All fields are big-endian; cookie is opaque to the server.
+struct nbd_hello {
+	uint64_t magic, option_magic;
+	uint16_t flags;
+} __attribute__((packed));
+
+struct nbd_option {
+	uint64_t magic;
+	uint32_t option, length;
+} __attribute__((packed));
+
+struct nbd_option_reply {
+	uint64_t magic;
+	uint32_t option, type, length;
+} __attribute__((packed));
+
+struct nbd_export_info {
+	uint16_t info;
+	uint64_t size;
+	uint16_t flags;
+} __attribute__((packed));
+
+struct nbd_request {
+	uint32_t magic;
+	uint16_t flags, type;
+	uint64_t cookie, offset;
+	uint32_t length;
+} __attribute__((packed));
+
+struct nbd_reply {
+	uint32_t magic, error;
+	uint64_t cookie;
+} __attribute__((packed));

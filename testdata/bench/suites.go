@@ -1,0 +1,43 @@
+package main
+
+var (
+	nbdkitMemory       = nbdkit("nbdkit", "memory")
+	nbdkitMemorySingle = nbdkit("nbdkit -t 1", "memory", "1")
+)
+
+// suites lists all that is measured with loadgen, in the order of the table.
+func suites() []suite {
+	memory := []server{theFloor, nbdctlMemory("nbdctl", ours), nbdkitMemory, nbdkitMemorySingle, qemuNBD(), nbdServer(), goNBD("memory")}
+	file := []server{nbdctlFile(), nbdkit("nbdkit", "file"), nbdkit("nbdkit -t 1", "file", "1"), qemuNBD(), nbdServer(), goNBD("file")}
+	return []suite{
+		{name: "memory", network: "unix", pinned: true, servers: memory,
+			loads: []load{rr4kQ1, rr4k, rw4k, mix4k, rr4kK, rw4kK, rr128k, rw128k, sr1m, sw1m}},
+		{name: "memory-unpinned", network: "unix", servers: memory,
+			loads: []load{rr4k, rr128k, rr4kC4, rw4kC4, rr128kC4}},
+		{name: "file", network: "unix", onDisk: true, pinned: true, servers: file,
+			loads: []load{rr4k, rw4k, mix4k, rr128k, rw128k, sr1m, sw1m}},
+		{name: "file-unpinned", network: "unix", onDisk: true, servers: file,
+			loads: []load{sw1m}},
+		{name: "tcp", network: "tcp", pinned: true,
+			servers: []server{nbdctlMemory("nbdctl", ours), nbdkitMemory, nbdkitMemorySingle, goNBD("memory")},
+			loads:   []load{rr4k, rw4k, rr128k, rw128k}},
+		{name: "sleep", network: "unix", pinned: true, waits: true,
+			servers: []server{goServer("goroutines", floor, []string{"-goroutines"}, "sleep"), goServer("nbdctl", ours, nil, "sleep")},
+			loads:   []load{rr4k, rw4k}},
+		{name: "nanosleep-unpinned", network: "unix",
+			servers: []server{goServer("goroutines", floor, []string{"-goroutines"}, "nanosleep"), goServer("nbdctl", ours, nil, "nanosleep")},
+			loads:   []load{rr4k, rw4k}},
+		{name: "plain", network: "unix", pinned: true,
+			servers: []server{theFloor, goServer("nbdctl", ours, nil, "plain")},
+			loads:   []load{rr4k, rw4k, sr1m, sw1m}},
+		{name: "allocations", network: "unix", pinned: true, once: true, counts: true,
+			servers: []server{goServer("nbdctl", ours, nil, "memory")},
+			loads:   []load{rr4kQ1, rr4k, rw4k, rr128k, rw128k, sr1m, sw1m}},
+		{name: "gogc", network: "unix", pinned: true,
+			servers: []server{nbdctlMemory("GOGC=off", floor, "GOGC=off"), nbdctlMemory("GOGC=10", ours, "GOGC=10")},
+			loads:   []load{rr4k, rw4k}},
+		{name: "growth", network: "unix", once: true,
+			servers: []server{theFloor, nbdctlMemory("nbdctl", ours), nbdkitMemorySingle},
+			loads:   growth()},
+	}
+}
