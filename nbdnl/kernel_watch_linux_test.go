@@ -208,3 +208,29 @@ func TestKernelConnectWithoutFlush(t *testing.T) {
 	w.wantDone("connect", w.ConnectIndex(t.Context(), index, cfg))
 	w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
 }
+
+// The end of the module is not the end of a watch.
+func TestKernelWatchReload(t *testing.T) {
+	w := kernelWorld(t)
+	if os.Getenv("NBD_LAB") == "" {
+		t.Log("not in the lab: this machine's module is left alone")
+		return
+	}
+	watch := w.watch()
+	run(t, "modprobe", "-C", "/dev/null", "-r", "nbd")
+	run(t, "modprobe", "-C", "/dev/null", "nbd")
+	r := serve(t)
+	cfg := config(r)
+	index := w.connect(cfg)
+	for {
+		e, err := watch.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Index == index && e.Kind == nbdnl.EventConnect {
+			break
+		}
+	}
+	r.ours.Close()
+	watch.want(index, nbdnl.EventLinkDead)
+}

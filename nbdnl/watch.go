@@ -27,6 +27,8 @@ type Watch struct {
 	cancel context.CancelCauseFunc
 	notes  *notebook
 	blind  bool // there are no uevents
+	deaths deathSource
+	deaf   bool // the driver may have come anew, so that deaths is to join again
 
 	sources []io.Closer
 	readers sync.WaitGroup
@@ -41,7 +43,6 @@ type Watch struct {
 }
 
 // Watch begins to follow the devices, those of other programs too, until ctx ends. It needs no privilege.
-// Of dead connections it hears for as long as the driver's module stays loaded.
 //
 // The kernel tells of a change without saying which, and Watch looks. What is undone before it looks, or
 // before Next is called, may not show. Connections that die are told of in the initial network namespace
@@ -109,6 +110,7 @@ func (w *Watch) subscribe() error {
 	if err != nil {
 		return err
 	}
+	w.deaths = deaths
 	w.read(deaths, func() error {
 		index, err := deaths.Read()
 		if err == nil && index != anyIndex {
@@ -127,8 +129,9 @@ func (w *Watch) subscribe() error {
 		if err != nil {
 			return err
 		}
-		if index, ok := deviceIndex(parseUevent(buf[:n]).device); ok {
-			w.notes.change(index)
+		e := parseUevent(buf[:n])
+		if index, ok := deviceIndex(e.device); ok {
+			w.notes.change(index, e.action == "add")
 		}
 		return nil
 	})
@@ -216,6 +219,10 @@ func (w *Watch) look(all bool) error {
 		}
 		due = slices.AppendSeq(append(due, indexes...), maps.Keys(w.seen))
 	}
+	w.deaf = w.deaf || n.all || n.added
+	if err := w.join(); err != nil {
+		return err
+	}
 	slices.Sort(due)
 	for _, index := range slices.Compact(due) {
 		if err := w.lookAt(index); err != nil {
@@ -223,6 +230,20 @@ func (w *Watch) look(all bool) error {
 		}
 	}
 	return nil
+}
+
+// join makes sure that deaths are heard of. Devices are added by the module when it is loaded, and one by
+// one by a connect.
+func (w *Watch) join() error {
+	if !w.deaf {
+		return nil
+	}
+	_, err := do(w.ctx, w.client.slots, func() (struct{}, error) { return struct{}{}, w.deaths.Join() }, nil)
+	if errors.Is(err, ErrNoDriver) {
+		err = nil // it has gone since, and announces itself when it comes back
+	}
+	w.deaf = err != nil
+	return err
 }
 
 // lookAt looks at one device and queues what has happened to it, unless that is still going on.

@@ -78,6 +78,22 @@ func TestWatchAddRemove(t *testing.T) {
 	watch.want(40, nbdnl.EventRemove)
 }
 
+// The end of the module is not the end of the watch.
+func TestWatchReload(t *testing.T) {
+	w, k := fakeWorld(t, nbdnltest.Options{})
+	watch := w.watch()
+	for range 3 {
+		k.Reload()
+		cfg := unserved(t)
+		index := w.connect(cfg)
+		watch.want(index, nbdnl.EventConnect)
+		k.LinkDead(index)
+		watch.want(index, nbdnl.EventLinkDead)
+		w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
+		watch.want(index, nbdnl.EventDisconnect)
+	}
+}
+
 func TestWatchIoctlDevice(t *testing.T) {
 	w, k := fakeWorld(t, nbdnltest.Options{})
 	watch := w.watch()
