@@ -16,6 +16,8 @@ import (
 const (
 	// blindPause is the time between two looks at all devices where the kernel's uevents can't be had.
 	blindPause = 2 * time.Second
+	// joinPatience bounds the command that it takes to hear of deaths.
+	joinPatience = time.Second
 	// settlePatience is how long a device without a size is taken to be on its way up or down.
 	settlePatience = 2 * time.Second
 )
@@ -72,14 +74,16 @@ func (c *Client) Watch(ctx context.Context) (*Watch, error) {
 func (w *Watch) Devices() []Status { return slices.Clone(w.start) }
 
 // Next waits for the next event. The error is the cause of the end of the context given to Watch, or
-// os.ErrClosed after Close, or says why the watch can't go on.
+// os.ErrClosed after Close, or says why the watch can't go on. After any other one, Next can be called
+// again, and loses nothing.
 func (w *Watch) Next() (Event, error) {
 	for len(w.queue) == 0 {
 		all, err := w.wait()
-		if err == nil {
-			err = w.look(all)
-		}
 		if err != nil {
+			return Event{}, newError("watch", anyIndex, err)
+		}
+		if err := w.look(all); err != nil {
+			w.notes.changeAll() // what was noted is to be looked at still
 			return Event{}, newError("watch", anyIndex, err)
 		}
 	}
@@ -238,11 +242,17 @@ func (w *Watch) join() error {
 	if !w.deaf {
 		return nil
 	}
-	_, err := do(w.ctx, w.client.slots, func() (struct{}, error) { return struct{}{}, w.deaths.Join() }, nil)
+	// Whoever is stuck in the kernel must not keep the watch from what sysfs shows.
+	ctx, cancel := context.WithTimeout(w.ctx, joinPatience)
+	defer cancel()
+	_, err := do(ctx, w.client.slots, func() (struct{}, error) { return struct{}{}, w.deaths.Join() }, nil)
 	if errors.Is(err, ErrNoDriver) {
 		err = nil // it has gone since, and announces itself when it comes back
 	}
 	w.deaf = err != nil
+	if ctx.Err() != nil && w.ctx.Err() == nil {
+		return nil // and the next look tries again
+	}
 	return err
 }
 

@@ -190,6 +190,45 @@ func TestWatchIsQuiet(t *testing.T) {
 	})
 }
 
+// What a watch could not look at it looks at again.
+func TestWatchGoesOnAfterAnError(t *testing.T) {
+	w, k := fakeWorld(t, nbdnltest.Options{})
+	index := w.connect(unserved(t))
+	watch := w.watch()
+	write := func(size string) {
+		t.Helper()
+		if err := os.WriteFile(k.Path("sys/block/nbd0/size"), []byte(size), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("?\n")
+	k.Announce("change", index)
+	if e, err := watch.Next(); err == nil || !strings.Contains(err.Error(), "not a number") {
+		t.Fatalf("event is %+v, %v", e, err)
+	}
+	write("16\n")
+	watch.want(index, nbdnl.EventResize)
+}
+
+// A kernel that is stuck does not keep a watch from seeing.
+func TestWatchBesideStuckKernel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, k := fakeWorld(t, nbdnltest.Options{})
+		index := w.connect(unserved(t))
+		watch := w.watch()
+		unblock := k.Block(nbdnltest.Status)
+		go func() { _, _ = w.Status(t.Context(), 9) }()
+		synctest.Wait()
+		k.Announce("add", index) // after which it would join
+		if err := os.WriteFile(k.Path("sys/block/nbd0/size"), []byte("16\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		watch.want(index, nbdnl.EventResize)
+		unblock()
+		synctest.Wait()
+	})
+}
+
 // A forgetful is a source of uevents that says only that some were dropped.
 type forgetful struct{ io.ReadCloser }
 
