@@ -15,35 +15,57 @@ type deathSource interface {
 	// Read returns the index of a device of which one has died, or anyIndex for what it does not
 	// understand. The error matches ENOBUFS when the kernel has dropped some.
 	Read() (int, error)
+	// Join makes it hear the driver, again after the module was loaded anew. It blocks as a command does.
+	Join() error
 	// Close wakes Read.
 	io.Closer
 }
 
 // A deathConn is a netlink socket that has joined the family's multicast group, into which
 // nbd_dead_link_work speaks.
-type deathConn struct{ *genetlink.Conn }
+type deathConn struct {
+	*genetlink.Conn
+	driver *netlinkDriver
+}
 
 func (d *netlinkDriver) deaths() (deathSource, error) {
 	d.mu.Lock()
-	groups, closed := d.family.Groups, d.closed
+	closed := d.closed
 	d.mu.Unlock()
 	if closed {
 		return nil, os.ErrClosed
 	}
-	for _, g := range groups {
-		if g.Name != groupName {
-			continue
-		}
-		conn, err := d.dial()
-		if err != nil {
-			return nil, err
-		}
-		if err := conn.JoinGroup(g.ID); err != nil {
-			return nil, errors.Join(err, conn.Close())
-		}
-		return deathConn{conn}, nil
+	conn, err := d.dial()
+	if err != nil {
+		return nil, err
 	}
-	return nil, fmt.Errorf("this kernel has no multicast group %q: %w", groupName, errors.ErrUnsupported)
+	c := deathConn{conn, d}
+	if err := c.Join(); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return c, nil
+}
+
+// Join finds out the group's number, which like the family's can be another each time that the module is
+// loaded: its end is the end of all memberships (genl_unregister_mc_groups).
+func (c deathConn) Join() error {
+	asker, err := c.driver.dial()
+	if err != nil {
+		return err
+	}
+	defer asker.Close()
+	if err := c.driver.lookup(asker); err != nil {
+		return err
+	}
+	c.driver.mu.Lock()
+	groups := c.driver.family.Groups
+	c.driver.mu.Unlock()
+	for _, g := range groups {
+		if g.Name == groupName {
+			return c.JoinGroup(g.ID)
+		}
+	}
+	return fmt.Errorf("this kernel has no multicast group %q: %w", groupName, errors.ErrUnsupported)
 }
 
 func (c deathConn) Read() (int, error) {

@@ -449,8 +449,11 @@ func TestKernelUnprivileged(t *testing.T) {
 		return
 	}
 	w := kernelWorld(t)
-	cfg, _ := disk(t, 4)
+	r := serve(t)
+	cfg := config(r)
+	cfg.DeadConnTimeout = time.Minute
 	index := w.connect(cfg)
+	defer w.keepChanging(index, cfg, r)()
 	cmd := exec.Command("/proc/self/exe", "-test.run", "^TestKernelUnprivileged$", "-test.v")
 	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %s", asNobody, index, cfg.Identifier))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
@@ -459,6 +462,31 @@ func TestKernelUnprivileged(t *testing.T) {
 		t.Errorf("as another user: %v\n%s", err, out)
 	}
 	w.wantState(index, nbdnl.StateLive)
+}
+
+// keepChanging resizes the device and replaces its connection, over and over, until stopped.
+func (w world) keepChanging(index int, cfg nbdnl.Config, r *responder) (stop func()) {
+	ctx, cancel := context.WithCancel(w.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := 1; ctx.Err() == nil; i++ {
+			size := int64(1+i%2) * mebi
+			w.wantDone("resize", w.Reconfigure(w.Context(), index, cfg.Identifier, nbdnl.Update{Size: &size}))
+			next := serve(w)
+			r.ours.Close()
+			w.wantDone("reconnect", w.Reconfigure(w.Context(), index, cfg.Identifier, sockets(next)))
+			r = next
+			select {
+			case <-ctx.Done():
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
 }
 
 func testUnprivileged(t *testing.T, env string) {
@@ -475,6 +503,17 @@ func testUnprivileged(t *testing.T, env string) {
 	w.wantDone("devices", err)
 	if len(devices) < 16 {
 		t.Errorf("%d devices are listed", len(devices))
+	}
+	watch := w.watch()
+	if d := watch.Devices(); len(d) != 1 || d[0].Index != index {
+		t.Errorf("the watch begins with %+v", d)
+	}
+	for seen := make(map[nbdnl.EventKind]bool); !seen[nbdnl.EventResize] || !seen[nbdnl.EventLinkDead]; {
+		e, err := watch.Next()
+		if err != nil {
+			t.Fatalf("only %v were seen: %v", seen, err)
+		}
+		seen[e.Kind] = true
 	}
 	_, err = nbdnl.Holders(index)
 	w.wantDone("holders", err)

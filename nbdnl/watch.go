@@ -16,6 +16,8 @@ import (
 const (
 	// blindPause is the time between two looks at all devices where the kernel's uevents can't be had.
 	blindPause = 2 * time.Second
+	// joinPatience bounds the command that it takes to hear of deaths.
+	joinPatience = time.Second
 	// settlePatience is how long a device without a size is taken to be on its way up or down.
 	settlePatience = 2 * time.Second
 )
@@ -27,6 +29,8 @@ type Watch struct {
 	cancel context.CancelCauseFunc
 	notes  *notebook
 	blind  bool // there are no uevents
+	deaths deathSource
+	deaf   bool // the driver may have come anew, so that deaths is to join again
 
 	sources []io.Closer
 	readers sync.WaitGroup
@@ -41,7 +45,6 @@ type Watch struct {
 }
 
 // Watch begins to follow the devices, those of other programs too, until ctx ends. It needs no privilege.
-// Of dead connections it hears for as long as the driver's module stays loaded.
 //
 // The kernel tells of a change without saying which, and Watch looks. What is undone before it looks, or
 // before Next is called, may not show. Connections that die are told of in the initial network namespace
@@ -71,14 +74,16 @@ func (c *Client) Watch(ctx context.Context) (*Watch, error) {
 func (w *Watch) Devices() []Status { return slices.Clone(w.start) }
 
 // Next waits for the next event. The error is the cause of the end of the context given to Watch, or
-// os.ErrClosed after Close, or says why the watch can't go on.
+// os.ErrClosed after Close, or says why the watch can't go on. After any other one, Next can be called
+// again, and loses nothing.
 func (w *Watch) Next() (Event, error) {
 	for len(w.queue) == 0 {
 		all, err := w.wait()
-		if err == nil {
-			err = w.look(all)
-		}
 		if err != nil {
+			return Event{}, newError("watch", anyIndex, err)
+		}
+		if err := w.look(all); err != nil {
+			w.notes.changeAll() // what was noted is to be looked at still
 			return Event{}, newError("watch", anyIndex, err)
 		}
 	}
@@ -109,6 +114,7 @@ func (w *Watch) subscribe() error {
 	if err != nil {
 		return err
 	}
+	w.deaths = deaths
 	w.read(deaths, func() error {
 		index, err := deaths.Read()
 		if err == nil && index != anyIndex {
@@ -127,8 +133,9 @@ func (w *Watch) subscribe() error {
 		if err != nil {
 			return err
 		}
-		if index, ok := deviceIndex(parseUevent(buf[:n]).device); ok {
-			w.notes.change(index)
+		e := parseUevent(buf[:n])
+		if index, ok := deviceIndex(e.device); ok {
+			w.notes.change(index, e.action == "add")
 		}
 		return nil
 	})
@@ -216,6 +223,10 @@ func (w *Watch) look(all bool) error {
 		}
 		due = slices.AppendSeq(append(due, indexes...), maps.Keys(w.seen))
 	}
+	w.deaf = w.deaf || n.all || n.added
+	if err := w.join(); err != nil {
+		return err
+	}
 	slices.Sort(due)
 	for _, index := range slices.Compact(due) {
 		if err := w.lookAt(index); err != nil {
@@ -223,6 +234,26 @@ func (w *Watch) look(all bool) error {
 		}
 	}
 	return nil
+}
+
+// join makes sure that deaths are heard of. Devices are added by the module when it is loaded, and one by
+// one by a connect.
+func (w *Watch) join() error {
+	if !w.deaf {
+		return nil
+	}
+	// Whoever is stuck in the kernel must not keep the watch from what sysfs shows.
+	ctx, cancel := context.WithTimeout(w.ctx, joinPatience)
+	defer cancel()
+	_, err := do(ctx, w.client.slots, func() (struct{}, error) { return struct{}{}, w.deaths.Join() }, nil)
+	if errors.Is(err, ErrNoDriver) {
+		err = nil // it has gone since, and announces itself when it comes back
+	}
+	w.deaf = err != nil
+	if ctx.Err() != nil && w.ctx.Err() == nil {
+		return nil // and the next look tries again
+	}
+	return err
 }
 
 // lookAt looks at one device and queues what has happened to it, unless that is still going on.

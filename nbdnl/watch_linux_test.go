@@ -78,6 +78,22 @@ func TestWatchAddRemove(t *testing.T) {
 	watch.want(40, nbdnl.EventRemove)
 }
 
+// The end of the module is not the end of the watch.
+func TestWatchReload(t *testing.T) {
+	w, k := fakeWorld(t, nbdnltest.Options{})
+	watch := w.watch()
+	for range 3 {
+		k.Reload()
+		cfg := unserved(t)
+		index := w.connect(cfg)
+		watch.want(index, nbdnl.EventConnect)
+		k.LinkDead(index)
+		watch.want(index, nbdnl.EventLinkDead)
+		w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
+		watch.want(index, nbdnl.EventDisconnect)
+	}
+}
+
 func TestWatchIoctlDevice(t *testing.T) {
 	w, k := fakeWorld(t, nbdnltest.Options{})
 	watch := w.watch()
@@ -171,6 +187,45 @@ func TestWatchIsQuiet(t *testing.T) {
 		}
 		watch.Close()
 		<-events
+	})
+}
+
+// What a watch could not look at it looks at again.
+func TestWatchGoesOnAfterAnError(t *testing.T) {
+	w, k := fakeWorld(t, nbdnltest.Options{})
+	index := w.connect(unserved(t))
+	watch := w.watch()
+	write := func(size string) {
+		t.Helper()
+		if err := os.WriteFile(k.Path("sys/block/nbd0/size"), []byte(size), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("?\n")
+	k.Announce("change", index)
+	if e, err := watch.Next(); err == nil || !strings.Contains(err.Error(), "not a number") {
+		t.Fatalf("event is %+v, %v", e, err)
+	}
+	write("16\n")
+	watch.want(index, nbdnl.EventResize)
+}
+
+// A kernel that is stuck does not keep a watch from seeing.
+func TestWatchBesideStuckKernel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, k := fakeWorld(t, nbdnltest.Options{})
+		index := w.connect(unserved(t))
+		watch := w.watch()
+		unblock := k.Block(nbdnltest.Status)
+		go func() { _, _ = w.Status(t.Context(), 9) }()
+		synctest.Wait()
+		k.Announce("add", index) // after which it would join
+		if err := os.WriteFile(k.Path("sys/block/nbd0/size"), []byte("16\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		watch.want(index, nbdnl.EventResize)
+		unblock()
+		synctest.Wait()
 	})
 }
 

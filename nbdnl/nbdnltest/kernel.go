@@ -209,10 +209,27 @@ func (k *Kernel) LinkDead(index int) {
 func (k *Kernel) Remove(index int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.remove(index)
+}
+
+func (k *Kernel) remove(index int) {
 	delete(k.devices, index)
 	k.tree.remove("sys/block", name(index))
 	k.tree.remove("dev", name(index))
 	k.announce("remove", index)
+}
+
+// Reload makes the module end, with all devices that are idle, and come back with as many as at first.
+func (k *Kernel) Reload() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for index := range k.devices {
+		k.remove(index)
+	}
+	clear(k.group)
+	for index := range k.options.Devices {
+		k.add(index)
+	}
 }
 
 // Announce sends a uevent of the device with that action, such as "change".

@@ -19,15 +19,17 @@ type notebook struct {
 // notes are the devices that the kernel has spoken of.
 type notes struct {
 	all     bool         // any device may have changed
+	added   bool         // some were added
 	changed map[int]bool // these have
 	dead    map[int]bool // connections of these have died
 }
 
 func newNotebook() *notebook { return &notebook{wake: make(chan struct{}, 1)} }
 
-// change notes that a device may have changed.
-func (b *notebook) change(index int) {
+// change notes that a device may have changed, or was added.
+func (b *notebook) change(index int, added bool) {
 	b.note(func(n *notes) {
+		n.added = n.added || added
 		if n.all = n.all || len(n.changed) >= maxNotices; n.all {
 			n.changed = nil
 			return
