@@ -1,6 +1,7 @@
 package main
 
 import (
+	"os"
 	"strings"
 	"testing"
 )
@@ -12,7 +13,7 @@ func TestKernelDegraded(t *testing.T) {
 	requireKernel(t, kickNoise+`|reconnected socket`)
 	sh(t, "modprobe -q dm-mod || true; dmsetup create --noudevsync hanging --table '0 8192 zero'; dmsetup mknodes")
 	defer sh(t, "dmsetup remove --noudevsync hanging")
-	dev := connected(t, "file", "/dev/mapper/hanging", "--timeout", "2s", "--connections", "2", "--read-only")
+	dev := connected(t, "file", "/dev/mapper/hanging", "--timeout", "10s", "--connections", "2", "--read-only")
 	events := watching(t)
 	expect(t, events, dev, map[string]any{"event": "present", "state": "live", "connections": 2.0, "connections_alive": 2.0})
 
@@ -29,4 +30,27 @@ func TestKernelDegraded(t *testing.T) {
 		t.Errorf("the reader was failed: %s", r.stderr)
 	}
 	must(t, "disconnect", dev)
+}
+
+// TestKernelBackendLost lets the backend of a device with one connection hang:
+// its users get an I/O error, the device goes, and the process follows when the
+// backend lets it.
+func TestKernelBackendLost(t *testing.T) {
+	requireKernel(t, kickNoise)
+	sh(t, "modprobe -q dm-mod || true; dmsetup create --noudevsync hanging --table '0 8192 zero'; dmsetup mknodes")
+	defer sh(t, "dmsetup remove --noudevsync hanging")
+	dev := connected(t, "file", "/dev/mapper/hanging", "--timeout", "2s", "--read-only")
+	sh(t, "dmsetup suspend hanging")
+	if r := <-stuckReader(t, dev); r.code == 0 || !strings.Contains(r.stderr, "Input/output error") {
+		t.Errorf("the reader: code %d, %s", r.code, r.stderr)
+	}
+	eventually(t, func() bool { return listed(t, dev) == nil }, "the end of the device")
+	again := connected(t, "memory", "--size", "1M", "--device", dev)
+	must(t, "disconnect", again)
+	dir := os.Getenv("NBDCTL_STATE_DIR")
+	if len(serving(t, dir)) != 1 {
+		t.Error("the process did not wait for its backend")
+	}
+	sh(t, "dmsetup resume hanging")
+	eventually(t, func() bool { return len(serving(t, dir)) == 0 }, "the end of the process")
 }

@@ -46,7 +46,11 @@ func resize(c *cli.Context) error {
 		case n%int64(e.BlockSize) != 0:
 			return host.Change{}, exit.Usagef("resize %s %s: %d bytes are not a multiple of the block size %d", name, size, n, e.BlockSize)
 		}
-		return host.Change{Size: &n, Force: c.Bool("force")}, nil
+		change := host.Change{Size: &n, Force: c.Bool("force")}
+		if strings.HasPrefix(size, "+") || strings.HasPrefix(size, "-") {
+			change.From = &e.Size
+		}
+		return change, nil
 	}, func(s *host.Status) string {
 		return fmt.Sprintf("%s is %s (%d bytes)", s.Record.Device(), quantity.FormatSize(s.Record.Size), s.Record.Size)
 	})

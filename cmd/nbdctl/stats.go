@@ -22,8 +22,8 @@ func statsCommand() *cli.Command {
 		Usage:     "show how many requests a device had and how long they took",
 		ArgsUsage: "DEVICE",
 		Description: "Counts are since connect, or with --watch since the line before. A request's time runs from when it was received\n" +
-			"to when its reply was ready: it is the backend's. 99% of the requests took no longer than p99. OLDEST is for how\n" +
-			"long the oldest request that is not answered yet has waited; if it grows, the backend hangs.",
+			"to when its reply was ready: it is the backend's. 99% of the requests took no longer than p99. The last line says how\n" +
+			"many requests wait, and the oldest for how long; if that grows, the backend hangs.",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "watch", Usage: "print what was new in each interval, until interrupted or the device has gone"},
 			&cli.StringFlag{Name: "interval", Value: "1s", Usage: "of --watch, 1s to 24h, whole seconds"},
@@ -103,6 +103,9 @@ func watchStats(ctx context.Context, c *cli.Context, e *host.Entry, interval tim
 		now, err := e.Stats(ctx)
 		if ctx.Err() != nil {
 			return nil // interrupted, which is how watching ends
+		}
+		if err != nil && before != nil && e.Ended() {
+			return nil // the device has gone, which is how watching ends too
 		}
 		if err != nil {
 			return err

@@ -67,13 +67,19 @@ func watch(c *cli.Context) error {
 		return err
 	}
 	defer kernel.Close()
-	m := &monitor{store: store, print: printEvent(c.App.Writer, c.Bool("json")), shown: make(map[int]view)}
+	look := func(index int) (nbdnl.Status, error) {
+		ctx, cancel := context.WithTimeout(ctx, time.Second) // should the kernel be stuck
+		defer cancel()
+		return client.Status(ctx, index)
+	}
+	m := &monitor{store: store, look: look, print: printEvent(c.App.Writer, c.Bool("json")), shown: make(map[int]view)}
 	return m.run(ctx, kernel, records)
 }
 
 // A monitor prints what the kernel and our records together say, as it comes.
 type monitor struct {
 	store *host.Store
+	look  func(index int) (nbdnl.Status, error)
 	print func(eventView) error
 	shown map[int]view         // what was printed last, of connected devices
 	now   map[int]nbdnl.Status // the same, as the kernel shows it
@@ -154,7 +160,10 @@ func (m *monitor) show(at time.Time, event string, st nbdnl.Status, entries []ho
 func (m *monitor) refresh() error {
 	entries := m.entries()
 	for _, index := range slices.Sorted(maps.Keys(m.now)) {
-		st := m.now[index]
+		st, err := m.look(index)
+		if err != nil || !st.Connected() || st.Identifier != m.now[index].Identifier {
+			continue // its end is on its way here
+		}
 		if d, _ := pair(st, slices.Clone(entries)); d.state().String() == m.shown[index].State {
 			continue
 		}

@@ -15,6 +15,9 @@ import (
 type Change struct {
 	// Size in bytes.
 	Size *int64 `json:"size,omitempty"`
+	// From is the size in bytes that Size was reckoned from, which must be the
+	// device's still; nil for a Size that was given as such.
+	From *int64 `json:"from,omitempty"`
 	// Force cuts off the end of a device although somebody holds it.
 	Force bool `json:"force,omitempty"`
 	// Timeout and DeadTimeout are those of connect, in nanoseconds.
@@ -34,7 +37,15 @@ func (h *Host) answer(ctx context.Context, device *blockdev.Device, req request)
 		if req.Change == nil {
 			return nil, exit.Usagef("a change of nothing")
 		}
-		if err := h.change(ctx, device, *req.Change); err != nil {
+		// One at a time, for a size may have been reckoned from the present one.
+		select {
+		case h.changing <- struct{}{}:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("another change is not done: %w", context.Cause(ctx))
+		}
+		err := h.change(ctx, device, *req.Change)
+		<-h.changing
+		if err != nil {
 			h.log.Warn("not changed", "reason", err)
 			return nil, err
 		}
@@ -58,6 +69,9 @@ func (h *Host) change(ctx context.Context, device *blockdev.Device, c Change) er
 	}
 	if c.Size != nil {
 		was := device.Size()
+		if c.From != nil && *c.From != was {
+			return exit.With(exit.Busy, "not resized: somebody else has done so meanwhile, from %d bytes to %d; try again", *c.From, was)
+		}
 		resize := device.Resize
 		if c.Force {
 			resize = device.ForceResize
@@ -75,21 +89,23 @@ func (h *Host) change(ctx context.Context, device *blockdev.Device, c Change) er
 	return h.note(device)
 }
 
-// phases are those of a device that is served, by its state.
+// phases are those of a device that is served, by its state. With all
+// connections dead for good, it is about to be disconnected.
 var phases = map[nbdnl.State]Phase{
 	nbdnl.StateLive:          PhaseLive,
 	nbdnl.StateDegraded:      PhaseDegraded,
 	nbdnl.StateWaiting:       PhaseWaiting,
 	nbdnl.StateDisconnecting: PhaseDisconnecting,
+	nbdnl.StateOrphaned:      PhaseDisconnecting,
 }
 
 // note puts into the record what has changed of the device.
 func (h *Host) note(device *blockdev.Device) error {
 	return h.update(func(r *Record) {
+		r.Serving = device.Alive()
 		if p, ok := phases[device.State()]; ok {
 			r.Phase = p
 		}
-		r.Serving = device.Alive()
 		r.Size = device.Size()
 		r.Spec.Timeout, r.Spec.DeadTimeout = device.Timeout(), device.DeadTimeout()
 	})

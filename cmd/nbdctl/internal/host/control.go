@@ -144,8 +144,18 @@ func answer(ctx context.Context, c net.Conn, serve service) {
 	if err := json.NewDecoder(io.LimitReader(c, controlLimit)).Decode(&req); err != nil {
 		return
 	}
+	// What nobody waits for any more is not done. It can be old, for a process
+	// that was stopped reads it when it goes on, and its asker was told that
+	// there was no answer.
+	if hungUp(c) || c.SetDeadline(time.Time{}) != nil {
+		return
+	}
 	ctx, cancel := context.WithTimeoutCause(ctx, actionTimeout, fmt.Errorf("not done within %s", actionTimeout))
 	defer cancel()
+	go func() {
+		_, _ = c.Read(make([]byte, 1)) // until the asker goes, or c is closed
+		cancel()
+	}()
 	status, err := serve(ctx, req)
 	resp := response{Version: controlVersion, Status: status}
 	if err != nil {

@@ -62,6 +62,8 @@ type Host struct {
 	control *control
 	logFile *logFile
 	log     *slog.Logger
+	// changing holds a value while the device is being changed.
+	changing chan struct{}
 }
 
 // Serve connects the device and serves it until it is disconnected, by
@@ -114,6 +116,9 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 	// A signal that came after the last look at starting is the first of the
 	// device's life.
 	err = h.serve(ctx, device, started())
+	// A backend that never returns keeps the process, and what it locks, for as
+	// long: closed under its hands, it could do harm.
+	<-device.Done()
 	// The image is free for the next user from here on, even if somebody still
 	// holds the dead device.
 	err = errors.Join(err, backing.Close())
@@ -163,6 +168,7 @@ func (h *Host) publish(ctx context.Context, device *blockdev.Device, warnings []
 	}); err != nil {
 		return err
 	}
+	h.changing = make(chan struct{}, 1)
 	h.control, err = listenControl(filepath.Join(h.home.dir, "ctl"), func(ctx context.Context, req request) (*Status, error) {
 		return h.answer(ctx, device, req)
 	})
@@ -232,6 +238,10 @@ func (h *Host) serve(ctx context.Context, device *blockdev.Device, first os.Sign
 			if err := h.note(device); err != nil {
 				h.log.Warn("a change could not be noted", "reason", err)
 			}
+			if device.State() == nbdnl.StateOrphaned {
+				// Done comes only when the backend lets go of what it has.
+				return h.lost(device, errDead)
+			}
 		case <-device.Done():
 			return h.gone(device)
 		case s := <-h.Signals:
@@ -254,8 +264,15 @@ func (h *Host) gone(device *blockdev.Device) error {
 		h.log.Info("disconnected", "device", h.record.Device())
 		return nil
 	}
-	// The connections are dead but the kernel keeps the device, and every
-	// request to it fails. There is no coming back, so it is taken down.
+	return h.lost(device, err)
+}
+
+// errDead is why a device is lost before its connections have said why.
+var errDead = errors.New("all connections are dead, and the kernel waits for no new one")
+
+// lost takes down a device whose connections are dead. The kernel keeps it, and
+// every request to it fails; there is no coming back.
+func (h *Host) lost(device *blockdev.Device, err error) error {
 	h.log.Error("connections lost", "device", h.record.Device(), "error", err)
 	return errors.Join(fmt.Errorf("%s: %w", h.record.Device(), err), device.Close())
 }

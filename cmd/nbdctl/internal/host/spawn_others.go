@@ -5,6 +5,7 @@ package host
 import (
 	"context"
 	"errors"
+	"net"
 	"os"
 )
 
@@ -28,6 +29,8 @@ func RunSpawned(context.Context, *Store, func(Spec) (*Backing, error)) error {
 }
 
 func redirectStderr(*os.File) error { return errors.ErrUnsupported }
+
+func hungUp(net.Conn) bool { return false }
 
 // Cut is for Linux.
 func (*Entry) Cut() error { return errors.ErrUnsupported }

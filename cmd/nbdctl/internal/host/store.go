@@ -113,6 +113,13 @@ func (e *Entry) Wait(ctx context.Context) error {
 	return os.RemoveAll(e.dir)
 }
 
+// Ended tells whether the process of e has ended, or is about to: its
+// directory goes with its device.
+func (e *Entry) Ended() bool {
+	held, err := lockHeld(filepath.Join(e.dir, "lock"))
+	return errors.Is(err, fs.ErrNotExist) || err == nil && !held
+}
+
 func (e *Entry) waiting(err error) error {
 	return fmt.Errorf("pid %d, which serves %s, has not ended: %w", e.PID, e.Spec.Backend(), err)
 }
