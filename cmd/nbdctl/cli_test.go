@@ -137,14 +137,15 @@ func TestUsageErrors(t *testing.T) {
 		{"disconnect", "either devices"},
 		{"disconnect --all nbd3", "either devices"},
 		{"resize nbd3", "resize takes a device and a size"},
-		{"resize nbd3 much", "resize: much: a size is"},
-		{"resize nbd3 +-1M", "resize: +-1M: a size is"},
+		{"resize nbd3 much", "resize nbd3 much: a size is"},
+		{"resize nbd3 +-1M", "resize nbd3 +-1M: a size is"},
 		{"reconfigure", "reconfigure takes one device"},
 		{"reconfigure nbd3", "needs --timeout or --dead-timeout"},
 		{"reconfigure nbd3 --timeout 0", "--timeout 0: a duration is whole seconds from 1s to 24h"},
 		{"kick", "kick takes one device"},
 		{"stats", "stats takes one device"},
 		{"stats nbd3 --watch --interval 100ms", "--interval 100ms: a duration is whole seconds from 1s"},
+		{"stats nbd3 --interval 2s", "--interval is of use with --watch only"},
 		{"watch nbd3", "watch takes no argument"},
 	} {
 		t.Run(tt.line, func(t *testing.T) {

@@ -79,6 +79,9 @@ func TestKernelStopped(t *testing.T) {
 	if d := statusOf(t, dev); d["traffic"] != nil {
 		t.Errorf("status has traffic of a process that can't answer: %v", d)
 	}
+	if out := must(t, "status", dev); !strings.Contains(out, "does not answer") || !strings.Contains(out, "nbdctl kick") {
+		t.Errorf("status does not say so:\n%s", out)
+	}
 	start := time.Now()
 	r := nbdctl(t, "disconnect", "--force", dev)
 	if took := time.Since(start); took > time.Minute {

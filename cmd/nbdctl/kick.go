@@ -4,14 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
-	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/quantity"
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
@@ -43,11 +42,6 @@ func kick(c *cli.Context) error {
 	ctx, stop := interruptible(c)
 	defer stop()
 	d, err := ownDevice(ctx, "kick", name)
-	if exit.Of(err) == exit.Failure {
-		// The kernel does not answer, perhaps since a disconnect of this very
-		// device is stuck. What we know of it ourselves is enough to free that.
-		d, err = cutRecorded(ctx, name, err)
-	}
 	if err != nil {
 		return err
 	}
@@ -89,6 +83,12 @@ func unstick(ctx context.Context, d device) (answered bool, err error) {
 	if errors.Is(err, nbdnl.ErrNotConnected) {
 		err = nil
 	}
+	if err != nil && ctx.Err() != nil && d.entry != nil {
+		// A disconnect of another device, on which we have no hold, is stuck.
+		spec := d.entry.Spec
+		err = fmt.Errorf("nbd%d: its connections were cut, so that its requests fail when they are %s old, but it could not be disconnected: %w",
+			d.Index, quantity.FormatSeconds(spec.Timeout+spec.DeadTimeout), err)
+	}
 	return false, err
 }
 
@@ -108,7 +108,7 @@ func settle(ctx context.Context, c *cli.Context, d device, answered bool) error 
 		}
 	}
 	if err := client.WaitFree(ctx, d.Index); err != nil {
-		warn(c, []string{fmt.Sprintf("%v: %s; it gets I/O errors", err, users(d.Index))})
+		warn(c, []string{fmt.Sprintf("nbd%d is disconnected, and not free before who uses it lets go: %s", d.Index, users(d.Index))})
 	} else if d.entry != nil && answered {
 		ctx, cancel := context.WithTimeoutCause(ctx, kickPatience, fmt.Errorf("not within %s", kickPatience))
 		defer cancel()
@@ -124,39 +124,11 @@ func settle(ctx context.Context, c *cli.Context, d device, answered bool) error 
 func users(index int) string {
 	holders, err := nbdnl.Holders(index)
 	if err != nil || len(holders) == 0 {
-		return "by whom is not known"
+		return "somebody who can't be seen from here"
 	}
 	var names []string
 	for _, h := range holders {
 		names = append(names, h.String())
 	}
 	return strings.Join(names, ", ")
-}
-
-// cutRecorded cuts the connections of the device that has that name in our
-// records, and finds it then. cause is why it could not be found before.
-func cutRecorded(ctx context.Context, name string, cause error) (device, error) {
-	store, err := host.OpenStore()
-	if err != nil {
-		return device{}, errors.Join(cause, err)
-	}
-	entries, err := store.Entries()
-	index, indexErr := nbdnl.ParseIndex(name)
-	i := slices.IndexFunc(entries, func(e host.Entry) bool {
-		named := e.Spec.Label != "" && e.Spec.Label == name
-		return e.Alive && e.Index != nil && (named || indexErr == nil && *e.Index == index)
-	})
-	if i < 0 {
-		return device{}, errors.Join(cause, err)
-	}
-	e := &entries[i]
-	if err := e.Cut(); err != nil {
-		return device{}, errors.Join(cause, err)
-	}
-	d, err := ownDevice(ctx, "kick", name)
-	if exit.Of(err) == exit.NotFound {
-		// What was stuck was its end, and only the process is left.
-		return device{Status: nbdnl.Status{Index: *e.Index, Identifier: e.Identifier, HasIdentifier: true}, entry: e}, nil
-	}
-	return d, err
 }

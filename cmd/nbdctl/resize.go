@@ -34,7 +34,7 @@ func resize(c *cli.Context) error {
 		return exit.Usagef("resize takes a device and a size: nbdctl resize nbd3 20G")
 	}
 	name, size := c.Args().Get(0), c.Args().Get(1)
-	parse, err := sizeArgument(size)
+	parse, err := sizeArgument(name, size)
 	if err != nil {
 		return err
 	}
@@ -57,7 +57,7 @@ func resize(c *cli.Context) error {
 }
 
 // sizeArgument reads a size, or a difference to one.
-func sizeArgument(v string) (func(int64) int64, error) {
+func sizeArgument(name, v string) (func(int64) int64, error) {
 	sign, digits := int64(0), v
 	if more, ok := strings.CutPrefix(v, "+"); ok {
 		sign, digits = 1, more
@@ -66,7 +66,7 @@ func sizeArgument(v string) (func(int64) int64, error) {
 	}
 	n, err := quantity.ParseSize(digits)
 	if err != nil {
-		return nil, exit.Usagef("resize: %s: %w", v, err)
+		return nil, exit.Usagef("resize %s %s: %w", name, v, err)
 	}
 	if sign == 0 {
 		return func(int64) int64 { return n }, nil
@@ -130,7 +130,7 @@ func ownDevice(ctx context.Context, command, name string) (device, error) {
 	case !d.connected():
 		return d, notConnected(d)
 	case !d.ours():
-		return d, exit.With(exit.Permission, "nbd%d is not ours: %s connected it; %s it there", d.Index, d.connector(), command)
+		return d, exit.With(exit.Permission, "%s: nbd%d is not ours: %s connected it", command, d.Index, d.connector())
 	}
 	return d, privileged(command)
 }

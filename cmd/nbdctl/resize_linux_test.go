@@ -3,6 +3,7 @@ package main
 import (
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
@@ -84,6 +85,26 @@ func TestKernelResizeRefused(t *testing.T) {
 	}
 	if got := sysfs(t, dev, "size"); got != "131072" {
 		t.Errorf("the device has %s sectors", got)
+	}
+	must(t, "disconnect", dev)
+}
+
+// TestKernelResizeGivenUp asks a stopped process to cut off the end of a device
+// and gives up: it must not do so when it goes on.
+func TestKernelResizeGivenUp(t *testing.T) {
+	requireKernel(t)
+	dev := connected(t, "memory", "--size", "64M")
+	pid := kill(t, dev, syscall.SIGSTOP)
+	r := nbdctl(t, "resize", dev, "-32M")
+	if r.code != int(exit.Failure) || !strings.Contains(r.stderr, "does not answer") {
+		t.Errorf("resize: code %d, %s", r.code, r.stderr)
+	}
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	// It answers, in turn, what comes after.
+	if got := must(t, "resize", dev, "+32M"); !strings.Contains(got, "96M") {
+		t.Errorf("afterwards: %s", got)
 	}
 	must(t, "disconnect", dev)
 }

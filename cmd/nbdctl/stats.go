@@ -73,6 +73,9 @@ func stats(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if c.IsSet("interval") && !c.Bool("watch") {
+		return exit.Usagef("--interval is of use with --watch only")
+	}
 	ctx, stop := interruptible(c)
 	defer stop()
 	e, err := served(ctx, "stats", c.Args().First())

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -90,6 +92,9 @@ func printStatus(w io.Writer, v *fullView) error {
 	}
 	if e := v.LastError; e != nil {
 		line("last error", fmt.Sprintf("%s: %s at %d, %d bytes: %s", e.Time.Local().Format(time.DateTime), e.Op, e.Offset, e.Length, e.Error))
+	}
+	if v.unanswered != nil && !errors.Is(v.unanswered, fs.ErrPermission) {
+		line("note", v.unanswered.Error())
 	}
 	if v.State == nbdnl.StateOrphaned.String() {
 		line("note", orphanAdvice(v.view))

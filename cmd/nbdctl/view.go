@@ -48,6 +48,8 @@ type fullView struct {
 	// process can't be asked.
 	Traffic []host.Traffic `json:"traffic"`
 	Holders []string       `json:"holders"`
+	// unanswered is why the serving process could not be asked, for people.
+	unanswered error
 }
 
 // viewOf makes the view of d.
@@ -149,10 +151,12 @@ func fullViewOf(ctx context.Context, d device) (*fullView, error) {
 	if d.entry.Alive {
 		// Only root may ask, and the process may be ending: what it alone
 		// knows is then null.
-		if s, err := d.entry.Status(ctx); err == nil {
+		s, err := d.entry.Status(ctx)
+		if err == nil {
 			v.Traffic = s.Connections
 			v.LastError = s.LastError
 		}
+		v.unanswered = err
 	}
 	return v, nil
 }

@@ -22,7 +22,7 @@ func watchCommand() *cli.Command {
 		Usage: "print what happens to devices, also those of other programs, until interrupted",
 		Description: "First comes a line for each device that is connected already (present), then one for each event: connect,\n" +
 			"disconnect, link-dead (a connection of the device has died), resize, and state, which is any other change.\n" +
-			"Nothing that happens after the first lines is missed. Other network namespaces than the first see no link-dead.",
+			"What happens after the first lines is not missed, but for what is undone within milliseconds. Other network namespaces than the first see no link-dead.",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "json", Usage: "print a JSON object a line"},
 		},
@@ -155,7 +155,7 @@ func (m *monitor) show(at time.Time, event string, st nbdnl.Status, entries []ho
 	return m.print(eventView{at, event, v})
 }
 
-// refresh prints the states that are others now, by what our processes say of
+// refresh prints what is different now, by what our processes say of
 // themselves.
 func (m *monitor) refresh() error {
 	entries := m.entries()
@@ -164,7 +164,7 @@ func (m *monitor) refresh() error {
 		if err != nil || !st.Connected() || st.Identifier != m.now[index].Identifier {
 			continue // its end is on its way here
 		}
-		if d, _ := pair(st, slices.Clone(entries)); d.state().String() == m.shown[index].State {
+		if d, _ := pair(st, slices.Clone(entries)); same(viewOf(d), m.shown[index]) {
 			continue
 		}
 		if err := m.show(time.Now(), nbdnl.EventState.String(), st, entries); err != nil {
@@ -172,6 +172,12 @@ func (m *monitor) refresh() error {
 		}
 	}
 	return nil
+}
+
+// same tells whether nothing has changed that a record tells and an event of
+// the kernel's does not.
+func same(a, b view) bool {
+	return a.State == b.State && connections(a) == connections(b) && timeouts(a) == timeouts(b)
 }
 
 // entries are our records. A damaged one hides no other.

@@ -16,7 +16,7 @@ import (
 
 // Status asks the process of e about itself. It needs to be root.
 func (e *Entry) Status(ctx context.Context) (*Status, error) {
-	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
+	ctx, cancel := within(ctx, controlTimeout)
 	defer cancel()
 	return e.ask(ctx, request{Op: opStatus})
 }
@@ -24,7 +24,7 @@ func (e *Entry) Status(ctx context.Context) (*Status, error) {
 // Stats asks the process of e for the counts of each connection, latencies
 // included.
 func (e *Entry) Stats(ctx context.Context) ([]server.Stats, error) {
-	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
+	ctx, cancel := within(ctx, controlTimeout)
 	defer cancel()
 	s, err := e.ask(ctx, request{Op: opStats})
 	if err != nil {
@@ -36,7 +36,11 @@ func (e *Entry) Stats(ctx context.Context) ([]server.Stats, error) {
 // Change has the process of e change its device, and returns what that is
 // afterwards.
 func (e *Entry) Change(ctx context.Context, c Change) (*Status, error) {
-	ctx, cancel := context.WithTimeout(ctx, actionTimeout+controlTimeout)
+	// One that is stopped shows that sooner when asked for less.
+	if _, err := e.Status(ctx); err != nil {
+		return nil, err
+	}
+	ctx, cancel := within(ctx, actionTimeout+controlTimeout)
 	defer cancel()
 	return e.ask(ctx, request{Op: opChange, Change: &c})
 }
@@ -46,6 +50,11 @@ func (e *Entry) Change(ctx context.Context, c Change) (*Status, error) {
 func (e *Entry) Kick(ctx context.Context) error {
 	_, err := e.ask(ctx, request{Op: opKick})
 	return err
+}
+
+// within bounds the wait for an answer.
+func within(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, d, fmt.Errorf("not within %s; it may be stopped or stuck, then nbdctl kick frees the device", d))
 }
 
 // ask sends a request and waits for the answer. Errors that the process

@@ -55,12 +55,20 @@ func (c *changes) run(ctx context.Context) {
 	}
 }
 
-// follow watches the store's directory and those in it; as long as there is
-// none, the one in which it will appear. Watching twice is watching once.
+// follow watches the store's directory, those in it, and the one in which it
+// is or will be: who removes an empty store is not to be missed when it comes
+// back. Watching twice is watching once.
 func (c *changes) follow() error {
+	above := filepath.Dir(c.store.dir)
+	for _, err := os.Stat(above); errors.Is(err, fs.ErrNotExist); _, err = os.Stat(above) {
+		above = filepath.Dir(above)
+	}
+	if err := c.add(above); err != nil {
+		return err
+	}
 	names, err := os.ReadDir(c.store.dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return c.add(filepath.Dir(c.store.dir))
+		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("state directory: %w", err)

@@ -9,7 +9,7 @@ import (
 
 // TestChanges shows that records are noticed from before there is a store.
 func TestChanges(t *testing.T) {
-	s := &Store{dir: filepath.Join(t.TempDir(), "state")}
+	s := &Store{dir: filepath.Join(t.TempDir(), "deep", "state")}
 	changes, err := s.Changes(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -45,7 +45,14 @@ func TestChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	await("the end of a record", func(e []Entry) bool { return len(e) == 0 })
-	if _, err := os.Stat(s.dir); err != nil {
-		t.Error(err)
+	if err := os.RemoveAll(s.dir); err != nil {
+		t.Fatal(err)
+	}
+	if h, err = s.newHome(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	await("a record in a new store", func(e []Entry) bool { return len(e) == 1 })
+	if err := h.remove(); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -15,7 +14,7 @@ import (
 // device from outside, for a process that is stopped or stuck. The kernel then
 // waits for it no longer.
 func (e *Entry) Cut() error {
-	p, err := e.living()
+	p, err := e.reach()
 	if p == nil {
 		return err
 	}
@@ -35,7 +34,7 @@ func (e *Entry) Cut() error {
 
 // Kill kills the process of e, waits for its end, and removes what it left.
 func (e *Entry) Kill(ctx context.Context) error {
-	p, err := e.living()
+	p, err := e.reach()
 	if err != nil {
 		return err
 	}
@@ -48,21 +47,13 @@ func (e *Entry) Kill(ctx context.Context) error {
 	return e.Wait(ctx)
 }
 
-// living begins to watch the process of e; nil if it has ended.
-func (e *Entry) living() (*process, error) {
-	p, err := watchProcess(e.PID)
-	if errors.Is(err, unix.ESRCH) {
-		return nil, nil
+// reach is living, for what must be done to the process itself.
+func (e *Entry) reach() (*process, error) {
+	p, err := e.living()
+	if p == nil && err == nil && !e.Ended() {
+		err = fmt.Errorf("pid %d is not the process that serves it: that lives in a container; kick it there", e.PID)
 	}
-	if err != nil {
-		return nil, err
-	}
-	// While its lock is held, the number is still that process's.
-	if held, err := lockHeld(filepath.Join(e.dir, "lock")); err != nil || !held {
-		p.close()
-		return nil, nil
-	}
-	return p, nil
+	return p, err
 }
 
 func (p *process) kill() error {

@@ -5,7 +5,10 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -59,5 +62,39 @@ func TestCut(t *testing.T) {
 	}
 	if n, err := asked.Read(make([]byte, 16)); n != 6 || err != nil {
 		t.Errorf("an asker was cut off: %d, %v", n, err)
+	}
+}
+
+// TestCutStranger shows that a number that means another process here, as it
+// does outside of a container, is nobody's death.
+func TestCutStranger(t *testing.T) {
+	dir := t.TempDir()
+	l, err := os.Create(filepath.Join(dir, "lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := lock(l); err != nil {
+		t.Fatal(err)
+	}
+	stranger := exec.CommandContext(t.Context(), "sleep", "100")
+	if err := stranger.Start(); err != nil {
+		t.Fatal(err)
+	}
+	r := newRecord(uuidA, "")
+	r.PID = stranger.Process.Pid
+	e := Entry{Record: r, Alive: true, dir: dir}
+	if err := e.Kill(t.Context()); err == nil || !strings.Contains(err.Error(), "container") {
+		t.Errorf("Kill: %v", err)
+	}
+	if err := e.Cut(); err == nil {
+		t.Error("Cut finds something to cut")
+	}
+	if err := stranger.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Errorf("the stranger is dead: %v", err)
+	}
+	_ = stranger.Wait()
+	if got := stranger.ProcessState.Sys().(syscall.WaitStatus).Signal(); got != syscall.SIGTERM {
+		t.Errorf("the stranger died of %s", got)
 	}
 }

@@ -89,17 +89,14 @@ func (s *Store) Entries() ([]Entry, error) {
 // Wait returns when the process of e has ended and its directory is gone, or
 // with ctx's error.
 func (e *Entry) Wait(ctx context.Context) error {
-	path := filepath.Join(e.dir, "lock")
-	process, err := watchProcess(e.PID)
-	if err == nil {
+	// Out of reach, it is the lock that tells.
+	if process, err := e.living(); err == nil && process != nil {
 		defer process.close()
-		// While the lock is held the number is still that process's.
-		if held, err := lockHeld(path); err == nil && held {
-			if err := process.wait(ctx); err != nil {
-				return e.waiting(err)
-			}
+		if err := process.wait(ctx); err != nil {
+			return e.waiting(err)
 		}
 	}
+	path := filepath.Join(e.dir, "lock")
 	l, err := lockWait(ctx, path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

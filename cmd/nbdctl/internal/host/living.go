@@ -1,0 +1,46 @@
+package host
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+// living begins to watch the process of e; nil if it has ended or can't be
+// reached.
+//
+// While its lock is held, the number is still that of the process that serves,
+// but in another pid namespace it means another one, which is a stranger. So it
+// must have the lock's file open.
+func (e *Entry) living() (*process, error) {
+	if e.Ended() {
+		return nil, nil
+	}
+	p, err := watchProcess(e.PID)
+	if err != nil {
+		if _, gone := os.Stat(fmt.Sprintf("/proc/%d", e.PID)); gone != nil {
+			err = nil
+		}
+		return nil, err
+	}
+	if e.Ended() || !opened(e.PID, filepath.Join(e.dir, "lock")) {
+		p.close()
+		return nil, nil
+	}
+	return p, nil
+}
+
+// opened tells whether the process pid has the file at path open.
+func opened(pid int, path string) bool {
+	want, err := os.Stat(path)
+	if err != nil {
+		return false
+	}
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	fds, err := os.ReadDir(dir)
+	return err == nil && slices.ContainsFunc(fds, func(f os.DirEntry) bool {
+		have, err := os.Stat(filepath.Join(dir, f.Name()))
+		return err == nil && os.SameFile(want, have)
+	})
+}
