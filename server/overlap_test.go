@@ -188,17 +188,22 @@ func TestHungUp(t *testing.T) {
 	e := export(t, d, server.Options{})
 	a, b := connectSockets(t, e), connectSockets(t, e)
 	warm(a.client)
-	a.start(call{op: cmdRead, length: 512})
+	write := func(off uint64, s string) call { return call{op: cmdWrite, offset: off, data: []byte(s)} }
+	a.nc.Write(append(call{op: cmdRead, length: 512}.encode(1), write(8192, "old").encode(2)...)) // received together
 	<-entered
-	a.start(call{op: cmdWrite, offset: 8192, data: []byte("old")})
+	a.start(write(12288, "old"))
 	<-time.After(600 * time.Millisecond) // It takes that long to lose one's patience.
 	a.nc.Close()
-	b.expect(0, call{op: cmdWrite, offset: 8192, data: []byte("old")})
-	b.expect(0, call{op: cmdWrite, offset: 8192, data: []byte("new")})
+	for _, off := range []uint64{8192, 12288} {
+		b.expect(0, write(off, "old"))
+		b.expect(0, write(off, "new"))
+	}
 	close(release)
 	checkError(t, <-a.err, errAny)
-	if got := b.expect(0, call{op: cmdRead, offset: 8192, length: 3}); string(got) != "new" {
-		t.Errorf("%q is stored", got)
+	for _, off := range []uint64{8192, 12288} {
+		if got := b.expect(0, call{op: cmdRead, offset: off, length: 3}); string(got) != "new" {
+			t.Errorf("at %d %q is stored", off, got)
+		}
 	}
 	b.disconnect()
 }
@@ -216,6 +221,7 @@ func TestHungUpWaiting(t *testing.T) {
 		<-time.After(time.Millisecond)
 	}
 	b.start(q)
+	<-time.After(20 * time.Millisecond) // Then its worker waits.
 	b.nc.Close()
 	checkError(t, <-b.err, errAny)
 	if calls := d.history(); len(calls) != 0 {
