@@ -174,38 +174,52 @@ func TestWaitingEnds(t *testing.T) {
 	})
 }
 
-// TestHungUp has a client hang up while the backend keeps it waiting: what lay unread in the connection is not executed any more.
+// TestHungUp has a client hang up while the backend keeps the loop waiting: what lay unread in the connection is not executed any
+// more.
 func TestHungUp(t *testing.T) {
-	d := newDisk(1 << 20)
-	entered, release := make(chan struct{}), make(chan struct{})
-	d.before = func(op string, off, n int64) error {
-		if op == "read" && off == 0 {
-			close(entered)
-			<-release
-		}
-		return nil
-	}
-	e := export(t, d, server.Options{})
-	a, b := connectSockets(t, e), connectSockets(t, e)
-	warm(a.client)
 	write := func(off uint64, s string) call { return call{op: cmdWrite, offset: off, data: []byte(s)} }
-	a.nc.Write(append(call{op: cmdRead, length: 512}.encode(1), write(8192, "old").encode(2)...)) // received together
-	<-entered
-	a.start(write(12288, "old"))
-	<-time.After(600 * time.Millisecond) // It takes that long to lose one's patience.
-	a.nc.Close()
-	for _, off := range []uint64{8192, 12288} {
-		b.expect(0, write(off, "old"))
-		b.expect(0, write(off, "new"))
+	tests := map[string]struct {
+		warm bool
+		o    server.Options
+	}{
+		"in a call":   {true, server.Options{}},
+		"at the gate": {false, server.Options{MaxInFlight: 1}},
 	}
-	close(release)
-	checkError(t, <-a.err, errAny)
-	for _, off := range []uint64{8192, 12288} {
-		if got := b.expect(0, call{op: cmdRead, offset: off, length: 3}); string(got) != "new" {
-			t.Errorf("at %d %q is stored", off, got)
-		}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			d := newDisk(1 << 20)
+			entered, release := make(chan struct{}), make(chan struct{})
+			d.before = func(op string, off, n int64) error {
+				if op == "read" && off == 0 {
+					close(entered)
+					<-release
+				}
+				return nil
+			}
+			e := export(t, d, tt.o)
+			a, b := connectSockets(t, e), connectSockets(t, e)
+			if tt.warm {
+				warm(a.client)
+			}
+			a.nc.Write(append(call{op: cmdRead, length: 512}.encode(1), write(8192, "old").encode(2)...)) // received together
+			<-entered
+			a.start(write(12288, "old"))
+			<-time.After(600 * time.Millisecond) // It takes that long to lose one's patience.
+			a.nc.Close()
+			for _, off := range []uint64{8192, 12288} {
+				b.expect(0, write(off, "old"))
+				b.expect(0, write(off, "new"))
+			}
+			close(release)
+			checkError(t, <-a.err, errAny)
+			for _, off := range []uint64{8192, 12288} {
+				if got := b.expect(0, call{op: cmdRead, offset: off, length: 3}); string(got) != "new" {
+					t.Errorf("at %d %q is stored", off, got)
+				}
+			}
+			b.disconnect()
+		})
 	}
-	b.disconnect()
 }
 
 // TestHungUpWaiting has a client hang up whose request waits for its turn: it is given up, and its connection ends at once.
