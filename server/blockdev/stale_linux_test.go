@@ -19,7 +19,7 @@ func TestKernelStaleWrite(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	tests := []struct {
 		name  string
-		quick bool // until then, so that the connection itself hangs, and more writes behind it
+		quick bool // until then, so that the connection itself hangs, with another write behind it
 		long  bool // for longer than the second connection lives, too
 	}{
 		{"hangs", false, false},
@@ -28,7 +28,7 @@ func TestKernelStaleWrite(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			const off = 65536
+			const off, behind = 65536, 131072
 			b := newRecorder(1 << 20)
 			d := connect(t, b, blockdev.Options{Connections: 2, Timeout: 2 * time.Second, DeadTimeout: time.Minute})
 			f := open(t, d, os.O_RDWR|syscall.O_DIRECT)
@@ -45,15 +45,26 @@ func TestKernelStaleWrite(t *testing.T) {
 			old, newer, other := aligned(t, 4096), aligned(t, 4096), aligned(t, 4096)
 			copy(old, bytes.Repeat([]byte("old "), 1024))
 			copy(newer, bytes.Repeat([]byte("new "), 1024))
-			start, first := time.Now(), make(chan error, 1)
-			go func() {
-				_, err := f.WriteAt(old, off)
-				first <- err
-			}()
+			start, first, second := time.Now(), make(chan error, 1), make(chan error, 1)
+			cpu := processors(t, d)[0] // Both are to take the same connection.
+			write := func(off int64, result chan<- error) {
+				onCPU(t, cpu, func() {
+					_, err := f.WriteAt(old, off)
+					result <- err
+				})
+			}
+			go write(off, first)
 			<-arrived
+			go write(behind, second)
 			await(t, func() bool { return len(first) > 0 || sum(d).InFlight > 1 })
 			t.Logf("repeated after %v", time.Since(start))
 			if _, err := f.ReadAt(other, 4096); err != nil {
+				t.Error(err)
+			}
+			if err := <-second; err != nil {
+				t.Error(err)
+			}
+			if _, err := f.WriteAt(newer, behind); err != nil {
 				t.Error(err)
 			}
 			if tt.long {
@@ -77,8 +88,10 @@ func TestKernelStaleWrite(t *testing.T) {
 			}
 			release()
 			awaitState(t, d, nbdnl.StateLive) // Nothing of the old connection is left then.
-			if got := b.stored(off, 4096); !bytes.Equal(got, newer) {
-				t.Errorf("the backend has %q…, want %q…", got[:4], newer[:4])
+			for _, off := range []int64{off, behind} {
+				if got := b.stored(off, 4096); !bytes.Equal(got, newer) {
+					t.Errorf("at %d the backend has %q…, want %q…", off, got[:4], newer[:4])
+				}
 			}
 			f.Close()
 		})
