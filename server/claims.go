@@ -31,6 +31,7 @@ type claims struct {
 	mu             sync.Mutex // guards all below, the claims in the list, and the claimed of each connection
 	gone           sync.Cond  // a claim, or a client
 	oldest, newest *claim
+	waiting        int // for their turn
 }
 
 // changes reports whether the request changes bytes.
@@ -40,9 +41,10 @@ func (h *header) changes() bool {
 
 // add puts k in the list, for the range of h, and reports whether it has to wait. It does not block.
 func (l *claims) add(k *claim, c *Conn, h *header) (wait bool) {
+	*k = claim{conn: c, first: h.offset, end: h.offset + uint64(h.length)}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	*k = claim{conn: c, first: h.offset, end: h.offset + uint64(h.length), older: l.newest}
+	k.older = l.newest
 	if k.older == nil {
 		l.oldest = k
 	} else {
@@ -94,7 +96,9 @@ func (l *claims) wait(k *claim) error {
 		if k.conn.abandoned() {
 			return errAbandoned
 		}
+		l.waiting++
 		l.gone.Wait()
+		l.waiting--
 	}
 	return nil
 }
@@ -118,8 +122,10 @@ func (l *claims) remove(k *claim) {
 	}
 	k.conn.claimed--
 	l.count.Add(-1)
-	*k = claim{}
-	l.gone.Broadcast()
+	k.conn = nil
+	if l.waiting > 0 {
+		l.gone.Broadcast()
+	}
 }
 
 // wake has those who wait look again.
