@@ -36,17 +36,23 @@ type Conn struct {
 	counters counters
 
 	// Of the goroutine that runs the loop.
-	inbox   inbox
-	batch   *batch  // nil while there is nothing in it
-	payload payload // of the write that is being executed
-	meter   meter
-	current header // of the request that the loop is at; in one place, because to copy what was just written is slow
-	inside  bool   // a call of the backend, for it
-	result  chan error
+	inbox         inbox
+	batch         *batch  // nil while there is nothing in it
+	payload       payload // of the write that is being executed
+	claim         claim   // what it changes, if it can take long
+	meter         meter
+	current       header        // of the request that the loop is at; in one place, because to copy what was just written is slow
+	inside        bool          // a call of the backend, for it
+	lookedAt      time.Duration // by clock(): the client was there, or what is to be executed had not arrived yet
+	mayHaveWaited bool          // for the backend, since then
+	result        chan error
+
+	claimed int // of the export's claims; guarded by their mu
 
 	disconnected atomic.Bool // the client said goodbye
 	stopping     atomic.Bool // the reader is to stop; set under mu
 	closed       atomic.Bool
+	left         atomic.Bool // the client has hung up
 
 	mu     sync.Mutex // guards the three below
 	phase  phase
@@ -96,6 +102,7 @@ func (c *Conn) Transmit() error {
 	go c.run()
 	err := <-c.result
 	close(c.stopped)
+	c.leave()
 	c.gate.drained(nil)
 	err = c.verdict(err)
 	c.end()
@@ -195,6 +202,7 @@ func (c *Conn) Close() error {
 	if c.closed.Swap(true) {
 		return nil
 	}
+	defer c.export.claims.wake()
 	return c.nc.Close()
 }
 

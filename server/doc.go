@@ -24,6 +24,15 @@
 // connection. FLUSH covers every write that was answered before, on any connection. FUA is kept also where the
 // backend has nothing of the kind.
 //
+// What changes bytes (WRITE, TRIM, WRITE_ZEROES) is not executed while something older is at work on, or waits for, some of the same
+// bytes for another connection, whether that is alive or dead. For a client that loses its patience sends a request again
+// over another connection, as Linux does, and the first one, had it still been in the backend, might have ended on top of
+// newer data. So a write that hangs delays who writes the same bytes, and nobody else: a request that waits occupies a place
+// among Options.MaxInFlight of its connection, and is given up when that is closed or the client hangs up. Of a connection whose
+// client has hung up meanwhile, nothing that lay unread behind a slow request is executed. Within a connection nothing is ordered.
+// Three things are left to others: a backend that does not keep the promise of [backends.WriterAtFrom] not to block; a
+// client that loses its patience within half a second; and a TCP client, of which the server can not tell that it has hung up.
+//
 // An export may change its size while it is served ([Export.Resize]); requests are checked against the size of the moment in which
 // their turn comes.
 //

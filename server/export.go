@@ -56,7 +56,9 @@ type Export struct {
 	requests    sync.Pool // of *request
 	batches     sync.Pool // of *batch
 	paces       paces
+	claims      claims
 	lastError   atomic.Pointer[RequestError]
+	several     atomic.Bool // there were two connections at the same time
 
 	mu       sync.Mutex         // guards the two below
 	live     map[*Conn]struct{} // in Transmit
@@ -81,6 +83,7 @@ func NewExport(b backends.Backend, o Options) (*Export, error) {
 		journal:     journal{log: o.Logger},
 		live:        make(map[*Conn]struct{}),
 	}
+	e.claims.gone.L = &e.claims.mu
 	size := dev.Size()
 	e.size.Store(size)
 	e.requests.New = func() any { return newRequest() }
@@ -163,6 +166,9 @@ func (e *Export) enlist(c *Conn) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.live[c] = struct{}{}
+	if len(e.live) > 1 {
+		e.several.Store(true)
+	}
 }
 
 // retire keeps the counts of c, which will not change any more, without keeping c.

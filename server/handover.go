@@ -36,9 +36,15 @@ func (c *Conn) execute(h *header) {
 func (c *Conn) start(h *header, payload *buffer) {
 	r := c.request(h)
 	r.payload = payload
-	if pace := c.export.pace(*h); pace != nil && h.length <= maxAlone && pace.alone.Load() {
+	if h.changes() && c.outdated() { // It has waited at the gate.
+		r.err = errAbandoned
+		go r.run()
+		return
+	}
+	wait := h.changes() && c.export.claims.add(&r.claim, c, h)
+	if pace := c.export.pace(*h); pace != nil && !wait && h.length <= maxAlone && pace.alone.Load() {
 		c.meter.settle(clock())
-		r.alone = true
+		r.alone, c.mayHaveWaited = true, true
 		r.run()
 		return
 	}
@@ -66,5 +72,6 @@ func (c *Conn) enter(cost int64) {
 	if !c.gate.tryEnter(cost) {
 		_ = c.flush()
 		c.gate.enter(cost)
+		c.mayHaveWaited = true
 	}
 }

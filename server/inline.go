@@ -19,9 +19,18 @@ func (c *Conn) readTo(h *header) (err error) {
 	return err
 }
 
+// claimFast reports whether a backend that says whether it would block may be asked, because nobody else is at work on the range. A
+// claim is for what has to wait for the client.
+func (c *Conn) claimFast(h *header, arrived bool) bool {
+	if arrived {
+		return c.export.claims.free(c, h)
+	}
+	return c.export.claims.tryAdd(&c.claim, c, h)
+}
+
 func (c *Conn) readAt(p []byte, h *header) (err error) {
 	defer c.recovered(&err)
-	c.inside = true
+	c.inside, c.mayHaveWaited = true, true
 	n, err := c.export.dev.ReadAt(p, int64(h.offset))
 	c.inside = false
 	return whole(n, len(p), err, io.ErrUnexpectedEOF)
@@ -37,7 +46,7 @@ func (c *Conn) writeFrom(h *header) (err error) {
 
 func (c *Conn) writeAt(p []byte, h *header) (err error) {
 	defer c.recovered(&err)
-	c.inside = true
+	c.inside, c.mayHaveWaited = true, true
 	n, err := c.export.dev.WriterAt.WriteAt(p, int64(h.offset))
 	c.inside = false
 	return whole(n, len(p), err, io.ErrShortWrite)
@@ -57,6 +66,7 @@ func (c *Conn) settle(h *header, err error) error {
 		c.settleRead(h, err)
 		return nil
 	}
+	c.export.claims.remove(&c.claim)
 	p := &c.payload
 	switch {
 	case p.err != nil:

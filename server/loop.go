@@ -86,6 +86,7 @@ func (c *Conn) wait() error {
 	if err := c.flush(); err != nil {
 		return err
 	}
+	c.lookedAt = c.inbox.arrived() // What had arrived until then has been executed.
 	return c.inbox.receive()
 }
 
@@ -132,6 +133,8 @@ func (c *Conn) dispatch(h *header) error {
 	e := c.export
 	refused := e.check(*h)
 	switch {
+	case h.changes() && c.outdated():
+		return errHungUp
 	case h.op == OpWrite:
 		return c.write(h, refused)
 	case refused != nil:
@@ -206,10 +209,10 @@ func (c *Conn) write(h *header, refused *refusal) error {
 		return c.succeed(h)
 	case e.durably(*h):
 		return c.receiveWrite(h, nil)
-	case e.dev.WriteFrom != nil:
+	case e.dev.WriteFrom != nil && c.claimFast(h, arrived):
 		c.payload = payload{inbox: &c.inbox, total: n, left: n, arrived: arrived}
 		return c.settle(h, c.writeFrom(h))
-	case arrived && n <= maxAlone && pace.alone.Load():
+	case e.dev.WriteFrom == nil && arrived && n <= maxAlone && pace.alone.Load() && e.claims.tryAdd(&c.claim, c, h):
 		p := c.inbox.take(n)
 		c.payload = payload{total: n}
 		c.meter.begin()

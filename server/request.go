@@ -14,6 +14,7 @@ type request struct {
 	payload *buffer // data of a WRITE, room for those of a READ; nil where there are none
 	cost    int64   // what the gate counts it for, in bytes
 	alone   bool    // executed by the connection's goroutine
+	claim   claim   // what it changes
 	arrived time.Duration
 
 	older, newer *request // in the flight of the connection
@@ -64,6 +65,11 @@ func (r *request) perform() error {
 		return r.err
 	}
 	e := r.conn.export
+	if r.claim.conn != nil && !r.alone {
+		if err := e.claims.wait(&r.claim); err != nil {
+			return err
+		}
+	}
 	var p []byte
 	if r.op == OpRead && r.length > 0 {
 		r.payload = e.buffers.get(int(r.length))
@@ -88,6 +94,7 @@ func (r *request) perform() error {
 // finish counts the request and hands its reply to the outbox. r must not be used afterwards.
 func (r *request) finish(err error) {
 	c := r.conn
+	c.export.claims.remove(&r.claim)
 	took := clock() - r.arrived
 	code := errnoNone
 	if err != nil {

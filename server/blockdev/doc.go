@@ -26,10 +26,14 @@
 // place of the dead one; [Device.State], [Device.Alive] and [Device.Changes] tell of it. With none left and nothing to wait for, or
 // when the kernel has given up, the device is [Device.Done].
 //
-// A new connection is offered when the backend has let go of every request of the old one: of a request that is executed twice, the
-// first time must not end after the second, for newer data may have been written in between. That does not hold for the connections
-// that are still there. So Timeout is to be above whatever the backend may take; a backend that takes longer, and has several
-// connections, may end up with an older write on top of a newer one.
+// Of a write that is executed twice, the first time must not end after the second, for newer data may have been written in between.
+// So a new connection is offered when the backend has let go of every request of the old one, and what is sent again over one that is
+// still there is not executed before the backend has let go of the first (package server, "What a client can rely on"). Reads
+// that hang are repeated at once.
+//
+// So more connections do not help against a backend that hangs in a write: each repetition waits for it, and costs the next
+// connection when its time is up. With DeadTimeout these are replaced, which takes a moment in which requests wait, and all but the
+// write goes on; without, the device ends with the last of them. Timeout is to be above whatever the backend may take.
 //
 // [Device.Kick] ends a device whose I/O is stuck, at once and with I/O errors for all of it.
 //

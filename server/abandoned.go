@@ -1,0 +1,61 @@
+package server
+
+import (
+	"errors"
+	"syscall"
+	"time"
+)
+
+// The backend can keep the loop waiting, and by the time it goes on, the client may have hung up and sent everything
+// again over another connection, also what lies unread in this one. That must not be executed any more: newer data may have
+// been written in between. Whether the client is there costs a system call to find out, so it is asked only when long enough has
+// passed for it to have lost its patience, and only about what changes bytes.
+
+// patience is shorter than that of the Linux client, whose timeout is in whole seconds.
+const patience = 500 * time.Millisecond
+
+// errHungUp is the reason to stop when there is nobody any more to execute requests for.
+var errHungUp = errors.New("the client hung up while the backend was at work; what had arrived since was not executed")
+
+// outdated reports whether the request that the loop is at has perhaps been sent again over another connection.
+func (c *Conn) outdated() bool {
+	if !c.mayHaveWaited || !c.export.several.Load() {
+		return false
+	}
+	if now := clock(); now-c.lookedAt >= patience {
+		c.lookedAt = now
+		c.leave()
+	}
+	c.mayHaveWaited = c.left.Load()
+	return c.mayHaveWaited
+}
+
+// abandoned reports whether nobody waits for replies any more.
+func (c *Conn) abandoned() bool { return c.closed.Load() || c.left.Load() }
+
+// leave has what still waits for its turn given up, if the client has hung up. A client that has merely sent its last request gets
+// all replies.
+func (c *Conn) leave() {
+	if c.hungUp() {
+		c.left.Store(true)
+		c.export.claims.wake()
+	}
+}
+
+// hungUp reports whether the client has shut down both directions of a socket, or closed it. Of a TCP connection, which does not tell
+// one from the other, it reports only that it was reset.
+func (c *Conn) hungUp() bool {
+	s, ok := c.nc.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return true
+	}
+	hung := false
+	if err := raw.Control(func(fd uintptr) { hung = hungUp(fd) }); err != nil {
+		return true // Closed on this side.
+	}
+	return hung
+}

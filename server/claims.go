@@ -1,0 +1,136 @@
+package server
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+)
+
+// A client with several connections sends a request again over another one when the first does not answer in time, as the Linux
+// client does (nbd_xmit_timeout), and the backend may still be at work on the old one. Were the two executed side by side, the new
+// one could be answered, newer data be written, and the old one end last, on top of them. So what changes bytes waits for
+// what was there before it for the same bytes, on another connection. Reads do not, nor does anything within a connection: a client
+// that has two writes of the same bytes in flight there does not care which one wins.
+
+// errAbandoned is the outcome of a request whose client has gone before its turn came. Nobody gets to see it but the log.
+var errAbandoned = errors.New("not executed: the client hung up while an older request for the same bytes was not finished")
+
+// A claim is the range that a request changes, from before the backend sees it until it has let go of it. The zero value is none.
+type claim struct {
+	conn       *Conn // nil: not in the list
+	first, end uint64
+
+	older, newer *claim
+}
+
+// claims are those of an export, in the order in which they came. Each waits only for older ones, so there is always one that
+// does not. The list is bounded by what connections may have in flight. Safe for concurrent use.
+type claims struct {
+	count atomic.Int32 // of those in the list; changes under mu
+
+	mu             sync.Mutex // guards all below, the claims in the list, and the claimed of each connection
+	gone           sync.Cond  // a claim, or a client
+	oldest, newest *claim
+	waiting        int // for their turn
+}
+
+// changes reports whether the request changes bytes.
+func (h *header) changes() bool {
+	return (h.op == OpWrite || h.op == OpTrim || h.op == OpWriteZeroes) && h.length > 0
+}
+
+// add puts k in the list, for the range of h, and reports whether it has to wait. It does not block.
+func (l *claims) add(k *claim, c *Conn, h *header) (wait bool) {
+	*k = claim{conn: c, first: h.offset, end: h.offset + uint64(h.length)}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	k.older = l.newest
+	if k.older == nil {
+		l.oldest = k
+	} else {
+		k.older.newer = k
+	}
+	l.newest = k
+	c.claimed++
+	l.count.Add(1)
+	return l.contested(k)
+}
+
+// tryAdd is add if that would not have to wait, and nothing else.
+func (l *claims) tryAdd(k *claim, c *Conn, h *header) bool {
+	if l.add(k, c, h) {
+		l.remove(k)
+		return false
+	}
+	return true
+}
+
+// free reports whether nobody but c has a claim to the range of h. It is for who will be done in no time.
+func (l *claims) free(c *Conn, h *header) bool {
+	if l.count.Load() == 0 {
+		return true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.contested(&claim{conn: c, first: h.offset, end: h.offset + uint64(h.length), older: l.newest})
+}
+
+// contested reports whether a claim that is older than k, of another connection, overlaps it. The caller holds mu.
+func (l *claims) contested(k *claim) bool {
+	if int(l.count.Load()) == k.conn.claimed {
+		return false
+	}
+	for o := k.older; o != nil; o = o.older {
+		if o.conn != k.conn && o.first < k.end && k.first < o.end {
+			return true
+		}
+	}
+	return false
+}
+
+// wait returns when it is the turn of k, or errAbandoned when its client has gone before.
+func (l *claims) wait(k *claim) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for l.contested(k) {
+		if k.conn.abandoned() {
+			return errAbandoned
+		}
+		l.waiting++
+		l.gone.Wait()
+		l.waiting--
+	}
+	return nil
+}
+
+// remove takes k out of the list, if it is there.
+func (l *claims) remove(k *claim) {
+	if k.conn == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if k.older == nil {
+		l.oldest = k.newer
+	} else {
+		k.older.newer = k.newer
+	}
+	if k.newer == nil {
+		l.newest = k.older
+	} else {
+		k.newer.older = k.older
+	}
+	k.conn.claimed--
+	l.count.Add(-1)
+	k.conn = nil
+	if l.waiting > 0 {
+		l.gone.Broadcast()
+	}
+}
+
+// wake has those who wait look again.
+func (l *claims) wake() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.gone.Broadcast()
+}
