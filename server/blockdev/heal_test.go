@@ -94,6 +94,27 @@ func TestHealRetries(t *testing.T) {
 	checkClean(t, k)
 }
 
+// TestHealPersists holds that a device goes on replacing a connection for as long as another one serves, even when the time is over in
+// which the kernel would fail requests if none did.
+func TestHealPersists(t *testing.T) {
+	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{Connections: 2})
+	d.mu.Lock()
+	d.timeout = time.Nanosecond // over before the first attempt
+	d.mu.Unlock()
+	before := k.Commands(nbdnltest.Reconfigure)
+	k.Fail(nbdnltest.Reconfigure, syscall.ENOMEM)
+	d.lose(0)
+	awaitState(t, d, nbdnl.StateDegraded)
+	awaitState(t, d, nbdnl.StateLive)
+	if n := k.Commands(nbdnltest.Reconfigure) - before; n < 2 {
+		t.Errorf("%d commands, want the one that failed, and another", n)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	checkClean(t, k)
+}
+
 // manual returns a device of one connection whose kernel's end the test has in its hands, too.
 func manual(t *testing.T, b *elastic, o Options) (*nbdnltest.Kernel, *Device, *net.UnixConn) {
 	k, m, lab := lab(t)
