@@ -62,6 +62,22 @@ func (e *SizeError) Error() string {
 	return fmt.Sprintf("file: %s: it is empty", e.Path)
 }
 
+// A TailError says that a file can't grow, because the bytes at its end that make no
+// whole block would be lost. Nothing has been done to it.
+type TailError struct {
+	Path      string
+	Have      int64 // bytes
+	BlockSize int   // bytes
+}
+
+func (e *TailError) Error() string {
+	unit := int64(e.BlockSize)
+	tail := e.Have % unit
+	return fmt.Sprintf("file: %s: it can't grow: the last %d of its %d bytes are less than a block of %d, are not part of the device, "+
+		"and would be lost; cut them off first (truncate -s %d), or make the block whole (truncate -s %d) and resize to that",
+		e.Path, tail, e.Have, e.BlockSize, e.Have-tail, e.Have-tail+unit)
+}
+
 // checkMode accepts what can hold a disk image.
 func checkMode(path string, mode fs.FileMode) error {
 	var is string

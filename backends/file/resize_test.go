@@ -16,7 +16,7 @@ import (
 )
 
 func TestResize(t *testing.T) {
-	path := image(t, bytes.Repeat([]byte{7}, 1300))
+	path := image(t, bytes.Repeat([]byte{7}, 1024))
 	f := open(t, path, file.Options{BlockSize: 512})
 	for _, tt := range []struct{ size, content int64 }{{2048, 1024}, {512, 512}, {512, 512}, {1 << 20, 512}} {
 		if err := f.Resize(tt.size); err != nil || f.Size() != tt.size || f.Tail() != 0 {
@@ -35,6 +35,52 @@ func TestResize(t *testing.T) {
 		if err := f.Resize(size); !errors.Is(err, fs.ErrInvalid) || f.Size() != 1<<20 {
 			t.Errorf("resize to %d: %v", size, err)
 		}
+	}
+}
+
+// The bytes behind the last whole block are not the device's: they are lost only with
+// what is cut off, and once somebody has taken them away the file grows.
+func TestResizeTail(t *testing.T) {
+	content := bytes.Repeat([]byte{7}, 1300)
+	whole := append(bytes.Clone(content), make([]byte, 1536-1300)...)
+	for _, tt := range []struct {
+		name       string
+		truncate   int64 // by somebody else; 0: not at all
+		size       int64
+		refused    bool
+		have, tail int64  // of the device
+		content    []byte // of the file
+	}{
+		{"growing", 0, 2048, true, 1024, 276, content},
+		{"growing by the rest of the block", 0, 1536, true, 1024, 276, content},
+		{"as it is", 0, 1024, false, 1024, 276, content},
+		{"shrinking", 0, 512, false, 512, 0, content[:512]},
+		{"growing after it was cut off", 1024, 2048, false, 2048, 0, append(bytes.Clone(content[:1024]), make([]byte, 1024)...)},
+		{"after it was cut off", 1024, 1024, false, 1024, 0, content[:1024]},
+		{"after its block was made whole", 1536, 1536, false, 1536, 0, whole},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			path := image(t, content)
+			f := open(t, path, file.Options{BlockSize: 512})
+			if tt.truncate > 0 {
+				if err := os.Truncate(path, tt.truncate); err != nil {
+					t.Fatal(err)
+				}
+			}
+			err := f.Resize(tt.size)
+			var tail *file.TailError
+			if tt.refused != errors.As(err, &tail) || !tt.refused && err != nil {
+				t.Errorf("error %v, want a TailError: %t", err, tt.refused)
+			} else if d := cmp.Diff(&file.TailError{Path: path, Have: 1300, BlockSize: 512}, tail); tt.refused && d != "" {
+				t.Errorf("error (-want +got):\n%s", d)
+			}
+			if f.Size() != tt.have || f.Tail() != tt.tail {
+				t.Errorf("size %d, tail %d, want %d, %d", f.Size(), f.Tail(), tt.have, tt.tail)
+			}
+			if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, tt.content) {
+				t.Errorf("the file has other content, %d bytes (%v)", len(got), err)
+			}
+		})
 	}
 }
 

@@ -56,12 +56,15 @@ func (f *File) Size() int64 {
 func (f *File) Tail() int64 { return f.tail.Load() }
 
 // Resize implements backends.Resizer for regular files that can be written; the
-// size of a block device is somebody else's. It is durable when Resize returns. The
-// tail is cut off in any case.
+// size of a block device is somebody else's. It is durable when Resize returns.
+//
+// A tail is in the way of what is added, which is to be zeros, and it is not the
+// device's to overwrite: growing fails with a *TailError then. It is lost with what
+// is cut off.
 //
 // If somebody else has changed the file's length, the error is a *SizeError and
 // nothing has been done; unless that is the size which is asked for, which then is
-// taken as it is, with what it contains.
+// taken as it is, with what it contains, or only the tail is gone.
 func (f *File) Resize(size int64) error {
 	switch {
 	case f.caps&backends.CapResize == 0:
@@ -71,38 +74,41 @@ func (f *File) Resize(size int64) error {
 	}
 	f.measuring.Lock()
 	defer f.measuring.Unlock()
-	old := f.size.Load()
 	length, err := f.length()
-	switch {
-	case err != nil:
-		return err
-	case length == old+f.tail.Load():
-		err = f.truncate(old, size)
-	case length != size:
-		return &SizeError{Path: f.path, Have: length, Want: old + f.tail.Load(), BlockSize: int(f.unit)}
-	}
 	if err != nil {
 		return err
+	}
+	switch old, tail := f.size.Load(), f.tail.Load(); {
+	case length == size: // Somebody else has made it so, or a Resize that could not sync.
+		if err := f.f.Sync(); err != nil {
+			return fmt.Errorf("file: resize: %w", err)
+		}
+	case length != old && length != old+tail:
+		return &SizeError{Path: f.path, Have: length, Want: old + tail, BlockSize: int(f.unit)}
+	case size == old:
+		return nil
+	case size > old && length > old:
+		return &TailError{Path: f.path, Have: length, BlockSize: int(f.unit)}
+	default:
+		if err := f.truncate(old, size); err != nil {
+			return err
+		}
 	}
 	f.set(size)
 	return nil
 }
 
-// truncate makes the file shorter or longer.
+// truncate makes the file shorter or longer, which adds zeros.
 func (f *File) truncate(old, size int64) error {
-	// What is added is to be zeros, and the tail lies in its way.
-	err := f.f.Truncate(min(old, size))
-	if err == nil && size > old {
-		err = f.f.Truncate(size)
-	}
+	err := f.f.Truncate(size)
 	if err == nil {
 		err = f.f.Sync()
 	}
-	if err != nil {
-		if size > old {
-			err = errors.Join(err, f.f.Truncate(old))
-		}
-		return fmt.Errorf("file: resize: %w", err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if size > old {
+		err = errors.Join(err, f.f.Truncate(old))
+	}
+	return fmt.Errorf("file: resize: %w", err)
 }

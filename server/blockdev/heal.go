@@ -21,8 +21,8 @@ const (
 // errDropped means that the kernel has not taken a connection: it knows of no dead one.
 var errDropped = errors.New("the kernel has not taken it, as if no connection were dead")
 
-// patience returns how long a dead connection is worth replacing: after that the kernel has failed what waited for it (each request
-// has its timeout, and then the wait for a connection). The caller holds mu.
+// patience returns how long it is worth replacing connections when all are dead: after that the kernel has failed what waited for
+// one (each request has its timeout, and then the wait for a connection). The caller holds mu.
 func (d *Device) patience() time.Duration { return d.timeout + d.deadTime }
 
 // heal replaces the dead connection in a slot, and reports whether it could.
@@ -30,10 +30,7 @@ func (d *Device) patience() time.Duration { return d.timeout + d.deadTime }
 // The old one must have ended: the kernel sends again, over another connection, what was in flight on it. A backend that is still
 // at work on the old request could, when newer data were written after the repetition, overwrite them.
 func (d *Device) heal(s *slot) bool {
-	d.mu.Lock()
-	ctx, cancel := context.WithTimeout(d.mending, d.patience())
-	d.mu.Unlock()
-	defer cancel()
+	ctx := d.mending // As long as another connection serves it is worth trying; with none left, died sets a limit.
 	select {
 	case <-d.attached:
 	case <-ctx.Done(): // A connect that has failed.
@@ -52,7 +49,11 @@ func (d *Device) heal(s *slot) bool {
 		timer := time.NewTimer(pause)
 		select {
 		case <-timer.C:
-			log.Debug("connection not replaced yet", "err", err)
+			if pause < longestPause && 2*pause >= longestPause {
+				log.Warn("connection can't be replaced at the moment, attempts go on", "err", err) // Said once.
+			} else {
+				log.Debug("connection not replaced yet", "err", err)
+			}
 		case <-ctx.Done():
 			timer.Stop()
 			if cause := context.Cause(ctx); cause != errEnded {

@@ -94,6 +94,29 @@ func TestHealRetries(t *testing.T) {
 	checkClean(t, k)
 }
 
+// TestHealPersists holds that a device goes on replacing a connection for as long as another one serves, even when the time is over in
+// which the kernel would fail requests if none did.
+func TestHealPersists(t *testing.T) {
+	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{Connections: 2})
+	d.mu.Lock()
+	d.timeout = time.Nanosecond // over before the first attempt
+	d.mu.Unlock()
+	before := k.Commands(nbdnltest.Reconfigure)
+	k.Fail(nbdnltest.Reconfigure, syscall.ENOMEM)
+	unblock := k.Block(nbdnltest.Reconfigure)
+	d.lose(0)
+	awaitState(t, d, nbdnl.StateDegraded)
+	unblock()
+	awaitState(t, d, nbdnl.StateLive)
+	if n := k.Commands(nbdnltest.Reconfigure) - before; n < 2 {
+		t.Errorf("%d commands, want the one that failed, and another", n)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	checkClean(t, k)
+}
+
 // manual returns a device of one connection whose kernel's end the test has in its hands, too.
 func manual(t *testing.T, b *elastic, o Options) (*nbdnltest.Kernel, *Device, *net.UnixConn) {
 	k, m, lab := lab(t)
@@ -169,6 +192,33 @@ func TestHealExpires(t *testing.T) {
 		t.Errorf("ended with %v, %s", d.Err(), d.State())
 	}
 	unblock()
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	checkClean(t, k)
+}
+
+// TestHealExpiresLate has the time run out at the moment in which a new connection is there: the device goes on, and can be mended again.
+func TestHealExpiresLate(t *testing.T) {
+	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: time.Hour})
+	var late *expiry
+	for range 2 {
+		unblock := k.Block(nbdnltest.Reconfigure)
+		d.lose(0)
+		awaitState(t, d, nbdnl.StateWaiting)
+		if late != nil {
+			d.expire(late) // It is not that of this wait.
+		}
+		d.mu.Lock()
+		late = d.expiry
+		d.mu.Unlock()
+		unblock()
+		awaitState(t, d, nbdnl.StateLive)
+		d.expire(late)
+		if d.mending.Err() != nil {
+			t.Fatalf("given up: %v", context.Cause(d.mending))
+		}
+	}
 	if err := d.Close(); err != nil {
 		t.Error(err)
 	}

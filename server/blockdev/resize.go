@@ -15,8 +15,8 @@ const undoTime = 5 * time.Second
 // Resize gives the device another size in bytes, a positive multiple of the block size, while it is in use.
 //
 // The backend must be a backends.Resizer, or have that size already: a disk that has grown by itself is only shown to the kernel.
-// Else the error matches errors.ErrUnsupported. File systems and partitions on the device stay as they are: grow them after it, and
-// shrink them before.
+// Else the error matches errors.ErrUnsupported, or says that the device is read-only, whose backend is never resized. File systems
+// and partitions on the device stay as they are: grow them after it, and shrink them before.
 //
 // Shrinking loses what lies behind the new end, so it is refused with a *nbdnl.BusyError while somebody uses the device;
 // ForceResize does it all the same. Whoever comes to open it exclusively meanwhile, as a mount does, is kept out.
@@ -66,7 +66,9 @@ func (d *Device) resizable(size int64) error {
 	switch have := d.backend.Size(); {
 	case size <= 0 || size%int64(d.BlockSize()) != 0:
 		return fmt.Errorf("blockdev: size %d is not a positive multiple of the block size, %d bytes", size, d.BlockSize())
-	case have != size && (d.backend.Resizer == nil || d.ReadOnly()):
+	case have != size && d.ReadOnly():
+		return fmt.Errorf("blockdev: %s is read-only: its backend keeps the size it has, %d bytes", d.Path(), have)
+	case have != size && d.backend.Resizer == nil:
 		return fmt.Errorf("blockdev: %s: the backend has %d bytes and can't be resized to %d: %w",
 			d.Path(), have, size, errors.ErrUnsupported)
 	}

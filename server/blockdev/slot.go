@@ -55,9 +55,7 @@ func (d *Device) keep(s *slot) {
 		return
 	}
 	d.giveUp(errEnded)
-	if d.expiry != nil {
-		d.expiry.Stop()
-	}
+	d.unexpire()
 	if !d.goodbye {
 		d.err = d.lost
 	}
@@ -115,10 +113,26 @@ func (d *Device) died(s *slot) {
 	case d.alive == 0 && d.deadTime == 0:
 		d.giveUp(errDead)
 	case d.alive == 0 && d.mending.Err() == nil:
-		limit := d.patience()
-		d.expiry = time.AfterFunc(limit, func() { d.giveUp(fmt.Errorf("all connections are dead for %v", limit)) })
+		e := &expiry{limit: d.patience()}
+		e.timer = time.AfterFunc(e.limit, func() { d.expire(e) })
+		d.expiry = e
 	}
 	d.changed()
+}
+
+// An expiry ends the wait for a new connection, while all are dead.
+type expiry struct {
+	limit time.Duration
+	timer *time.Timer
+}
+
+// expire gives up a wait, unless it has ended: its timer may fire while revive is at work, too late to be stopped.
+func (d *Device) expire(e *expiry) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.expiry == e {
+		d.giveUp(fmt.Errorf("all connections are dead for %v", e.limit))
+	}
 }
 
 // revive puts a new connection into a slot.
@@ -133,12 +147,17 @@ func (d *Device) revive(s *slot, c *server.Conn) error {
 	if d.alive++; d.alive == len(d.slots) {
 		d.lost = nil
 	}
-	if d.expiry != nil {
-		d.expiry.Stop()
-		d.expiry = nil
-	}
+	d.unexpire()
 	d.changed()
 	return nil
+}
+
+// unexpire ends a wait for a new connection, if there is one. The caller holds mu.
+func (d *Device) unexpire() {
+	if d.expiry != nil {
+		d.expiry.timer.Stop()
+		d.expiry = nil
+	}
 }
 
 // cut ends all connections at once, and for good. Their goroutines end when the backend calls in flight have.
