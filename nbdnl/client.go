@@ -13,6 +13,10 @@ import (
 // A driver is a way to give commands to the kernel. Its methods block for as long as the kernel does,
 // which may be for ever, and may be called concurrently.
 type driver interface {
+	// find looks for the driver in the kernel, and found tells, without asking the kernel, whether one
+	// such search has succeeded. The commands below need one that has.
+	find() error
+	found() bool
 	// connect configures the device with that index, or one of the kernel's choice for anyIndex, and
 	// returns its index. The kernel takes its own references to fds.
 	connect(index int, cfg *Config, fds []int) (int, error)
@@ -39,12 +43,12 @@ type Client struct {
 	memories map[int]memory // by index
 }
 
-// dialTimeout bounds the search for the driver, which waits behind a command that is stuck in the
-// kernel, be it another program's.
-const dialTimeout = 10 * time.Second
-
 // New returns a Client for the running kernel. The error matches ErrNoDriver when the kernel offers no
-// NBD control: the module is not loaded, or not there, or hidden in this network namespace.
+// NBD control: the module is not loaded, or not there.
+//
+// Where sysfs shows devices New does not ask the kernel, so that what sysfs tells can be had while the
+// kernel is stuck in some program's command. Then it is Probe, or the first command, whose error matches
+// ErrNoDriver when the driver is hidden in this network namespace.
 //
 // A Client needs no privilege to look at devices. To change them it needs CAP_SYS_ADMIN in the initial
 // user namespace; without, the error matches os.ErrPermission.
@@ -52,38 +56,21 @@ func New() (*Client, error) { return System{}.NewClient() }
 
 // NewClient returns a Client for the system, as New does for the running one.
 func (s System) NewClient() (*Client, error) {
-	ctx, cancel := context.WithTimeoutCause(context.Background(), dialTimeout,
-		errors.New("generic netlink does not answer, a command of some program may be stuck in the kernel"))
-	defer cancel()
 	c := &Client{sys: s, slots: make(chan struct{}, maxCommands), memories: make(map[int]memory)}
 	c.sysfs = newSysfs(&c.sys)
-	d, err := do(ctx, nil,
-		func() (*netlinkDriver, error) { return dialNetlink(c.sys.dial) },
-		func(d *netlinkDriver, err error) {
-			if err == nil {
-				_ = d.close()
-			}
-		})
-	if errors.Is(err, ErrNoDriver) {
-		err = c.explainNoDriver(err)
+	c.driver = &netlinkDriver{dial: c.sys.dial}
+	if c.shown() {
+		return c, nil
 	}
-	if err != nil {
-		return nil, newError("open", anyIndex, err)
+	// From Linux 6.12 on the search loads the module, whose devices then show.
+	if err := c.Probe(context.Background()); err != nil {
+		return nil, errors.Join(err, c.Close())
 	}
-	c.driver = d
 	return c, nil
 }
 
-// explainNoDriver tells a missing module from one that this network namespace does not see.
-func (c *Client) explainNoDriver(err error) error {
-	if indexes, _ := c.sysfs.indexes(); len(indexes) > 0 {
-		return fmt.Errorf("%w that this network namespace can see: up to Linux 6.1 only the initial one can", err)
-	}
-	return fmt.Errorf("%w: the nbd module is not loaded", err)
-}
-
 // Close releases the Client. Devices stay as they are. It does not wait for commands that are still in
-// the kernel after their context ended.
+// the kernel after their context ended, which release what they use when the kernel comes back.
 func (c *Client) Close() error { return newError("close", anyIndex, c.driver.close()) }
 
 // Connect makes the kernel choose a free device, or create one, and connects it. When it returns
@@ -136,6 +123,9 @@ func (c *Client) connect(ctx context.Context, index int, cfg Config) (int, error
 	}
 	if ctx.Err() != nil {
 		return 0, context.Cause(ctx)
+	}
+	if err := c.reach(ctx); err != nil {
+		return 0, err
 	}
 	later, cancel := delayed(ctx, answerGrace)
 	defer cancel()
@@ -301,6 +291,9 @@ func (c *Client) still(index int, l life) error {
 // disconnect gives the command, if the index is still in that use, and notes that the device is on its
 // way out.
 func (c *Client) disconnect(ctx context.Context, index int, l life) error {
+	if err := c.reach(ctx); err != nil {
+		return err
+	}
 	_, err := do(ctx, c.slots, func() (struct{}, error) {
 		if err := c.still(index, l); err != nil {
 			return struct{}{}, err

@@ -47,22 +47,6 @@ func ending(t *testing.T) (cfg nbdnl.Config, end func()) {
 	return cfg, func() { ours.Close() }
 }
 
-func TestNewWithoutDriver(t *testing.T) {
-	k := nbdnltest.New(t, nbdnltest.Options{NoModule: true})
-	_, err := k.System().NewClient()
-	if !errors.Is(err, nbdnl.ErrNoDriver) || !strings.Contains(err.Error(), "not loaded") {
-		t.Errorf("without the module: %v", err)
-	}
-	// The driver is there, but Linux 6.1 hides its family outside the initial network namespace.
-	if err := os.MkdirAll(k.Path("sys/block/nbd0"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	_, err = k.System().NewClient()
-	if !errors.Is(err, nbdnl.ErrNoDriver) || !strings.Contains(err.Error(), "network namespace") {
-		t.Errorf("in another network namespace: %v", err)
-	}
-}
-
 func TestConnectTellsTheKernel(t *testing.T) {
 	w, k := fakeWorld(t, nbdnltest.Options{})
 	cfg := unserved(t)

@@ -58,6 +58,11 @@
 // matches the context's; what a late connect did is undone. At most eight commands of a Client, and as
 // many threads, wait in the kernel at a time. Always pass a context that ends.
 //
+// A process of which a goroutine is stuck in the kernel can't exit, and no signal kills it, until the
+// kernel comes back. Even the search for the driver gets stuck. It is therefore put off until the first
+// command, and what sysfs shows, such as the [Client.Status] of a connected device, asks the kernel
+// nothing. [Client.Devices] asks for those that are not connected.
+//
 // # Kernels
 //
 // Seen to work with Linux 6.1 and 6.12. Before 5.14 there are no identifiers, so that a Client knows its own

@@ -21,26 +21,29 @@ const answerTimeout = 5 * time.Second
 type netlinkDriver struct {
 	dial func() (*genetlink.Conn, error)
 
-	mu     sync.Mutex // guards what follows
-	family genetlink.Family
+	mu     sync.Mutex       // guards what follows
+	family genetlink.Family // the zero value until it is found
 	// idle are the sockets that no command uses. They stay open until close: a kernel to come may
 	// disconnect devices when the socket that connected them closes.
 	idle   []*genetlink.Conn
 	closed bool
 }
 
-// dialNetlink returns a driver that has found the family.
-func dialNetlink(dial func() (*genetlink.Conn, error)) (*netlinkDriver, error) {
-	d := &netlinkDriver{dial: dial}
-	conn, err := dial()
+// find looks up the family. Searches may run concurrently, each on a socket of its own.
+func (d *netlinkDriver) find() error {
+	conn, err := d.take()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if err := d.lookup(conn); err != nil {
-		return nil, errors.Join(err, conn.Close())
-	}
-	d.idle = append(d.idle, conn)
-	return d, nil
+	err = d.lookup(conn)
+	d.settle(conn, err)
+	return err
+}
+
+func (d *netlinkDriver) found() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.family.ID != 0 // 0 is no family's: ids begin at GENL_MIN_ID
 }
 
 // lookup finds the family's id, which changes when the module is loaded anew.

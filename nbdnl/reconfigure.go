@@ -121,6 +121,9 @@ func untaken(pending []int, taken []bool) []int {
 // for the time of the command: TIMEOUT is obeyed before SOCKETS, and requests that begin in between have
 // it too, of weeks.
 func (c *Client) update(ctx context.Context, index int, l life, identifier string, u Update) ([]bool, error) {
+	if err := c.reach(ctx); err != nil {
+		return nil, err
+	}
 	if len(u.Sockets) > 0 {
 		// The answer says where the sockets are.
 		var cancel context.CancelFunc

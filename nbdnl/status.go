@@ -44,6 +44,9 @@ func (s *Status) Connected() bool { return s.State != StateIdle && s.State != St
 // Status returns the state of a device. It needs no privilege. The error matches os.ErrNotExist when
 // there is no such device.
 //
+// The kernel is asked only for a device that sysfs does not show as connected. When it can't be, the
+// Status is that of an idle device, which may then be held, along with the error.
+//
 // After a disconnect by another process, a device that is still held looks live until it is released:
 // the kernel shows no difference.
 func (c *Client) Status(ctx context.Context, index int) (Status, error) {
@@ -54,8 +57,9 @@ func (c *Client) Status(ctx context.Context, index int) (Status, error) {
 // Devices returns the states of all devices that exist, idle ones too, by ascending index. It needs no
 // privilege.
 //
-// When only the kernel's netlink answer is missing, as when it is stuck in another command, the devices
-// are returned along with the error; those that seem idle may then be held.
+// When only the kernel's netlink answer is missing, as when it is stuck in another command, or hides the
+// driver in this network namespace, the devices are returned along with the error; those that seem idle
+// may then be held. After the first answer that is missing the kernel is not asked for the others.
 func (c *Client) Devices(ctx context.Context) ([]Status, error) {
 	indexes, err := c.sysfs.indexes()
 	if err != nil {
@@ -89,6 +93,9 @@ func (c *Client) status(ctx context.Context, index int) (Status, error) {
 
 // idleOrHeld asks the kernel whether somebody has a device open that is not connected.
 func (c *Client) idleOrHeld(ctx context.Context, index int) (State, error) {
+	if err := c.reach(ctx); err != nil {
+		return StateIdle, err
+	}
 	held, err := do(ctx, c.slots, func() (bool, error) { return c.driver.configured(index) }, nil)
 	if held {
 		return StateHeld, err

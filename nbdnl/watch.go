@@ -106,6 +106,9 @@ func (w *Watch) Close() {
 // subscribe opens what the kernel says and begins to note it.
 func (w *Watch) subscribe() error {
 	c := w.client
+	if err := c.reach(w.ctx); err != nil {
+		return err
+	}
 	deaths, err := do(w.ctx, c.slots, c.driver.deaths, func(d deathSource, err error) {
 		if err == nil {
 			_ = d.Close()

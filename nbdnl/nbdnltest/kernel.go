@@ -40,6 +40,7 @@ type Kernel struct {
 	mute    map[Command]bool
 	counts  map[Command]int
 	readers map[*ueventReader]bool
+	sockets int              // netlink sockets that are open
 	group   map[*socket]bool // those who have joined the multicast group
 	ignored uint64           // server flags
 	rigid   bool             // sizes can't be changed
@@ -138,6 +139,13 @@ func (k *Kernel) Commands(c Command) int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.counts[c]
+}
+
+// Sockets returns how many netlink sockets are open.
+func (k *Kernel) Sockets() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.sockets
 }
 
 // Hold lets a made-up process open the device, until the function that it returns is called.
@@ -336,5 +344,8 @@ func (k *Kernel) reset() {
 func (k *Kernel) dial() (*genetlink.Conn, error) {
 	s := &socket{kernel: k, closed: make(chan struct{})}
 	s.wake = make(chan struct{}, 1)
+	k.mu.Lock()
+	k.sockets++
+	k.mu.Unlock()
 	return genetlink.NewConn(netlink.NewConn(s, uint32(os.Getpid()))), nil
 }

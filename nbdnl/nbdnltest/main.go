@@ -39,7 +39,10 @@ func kernelUsable() error {
 	if err != nil {
 		return err
 	}
-	return c.Close()
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), settleTime)
+	defer cancel()
+	return c.Probe(ctx)
 }
 
 // settleTime is how long what a test has let go of may take to disappear.

@@ -37,6 +37,9 @@ func (s *socket) Close() error {
 	s.once.Do(func() {
 		close(s.closed)
 		_ = s.LeaveGroup(groupID) // which it may not have joined
+		s.kernel.mu.Lock()
+		defer s.kernel.mu.Unlock()
+		s.kernel.sockets--
 	})
 	return nil
 }
