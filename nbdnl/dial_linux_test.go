@@ -75,6 +75,11 @@ func TestSysfsBesideStuckKernel(t *testing.T) {
 		if len(devices) != 2 {
 			t.Errorf("%d devices", len(devices))
 		}
+		connected, err := w.Connected()
+		w.wantDone("connected", err)
+		if len(connected) != 2 || connected[0].Index != 0 {
+			t.Errorf("connected are %+v", connected)
+		}
 		if d := time.Since(begin); d != 0 {
 			t.Errorf("took %v", d)
 		}

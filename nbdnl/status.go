@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -61,26 +62,43 @@ func (c *Client) Status(ctx context.Context, index int) (Status, error) {
 // driver in this network namespace, the devices are returned along with the error; those that seem idle
 // may then be held. After the first answer that is missing the kernel is not asked for the others.
 func (c *Client) Devices(ctx context.Context) ([]Status, error) {
+	devices, err := c.statuses()
+	if err != nil {
+		return nil, err
+	}
+	for i := range devices {
+		if d := &devices[i]; d.State == StateIdle && err == nil {
+			d.State, err = c.idleOrHeld(ctx, d.Index)
+		}
+	}
+	return devices, newError("list", anyIndex, err)
+}
+
+// Connected returns the states of the devices that are connected, by ascending index. It needs no
+// privilege, and waits for nobody, for sysfs tells it all.
+func (c *Client) Connected() ([]Status, error) {
+	devices, err := c.statuses()
+	return slices.DeleteFunc(devices, func(s Status) bool { return !s.Connected() }), err
+}
+
+// statuses reads the status of all devices from sysfs.
+func (c *Client) statuses() ([]Status, error) {
 	indexes, err := c.sysfs.indexes()
 	if err != nil {
 		return nil, newError("list", anyIndex, err)
 	}
-	var devices []Status
-	var failed error
+	devices := make([]Status, 0, len(indexes))
 	for _, index := range indexes {
 		s, err := c.statusOf(index)
 		if errors.Is(err, os.ErrNotExist) {
 			continue // it was removed meanwhile
-		}
-		if err == nil && s.State == StateIdle && failed == nil {
-			s.State, failed = c.idleOrHeld(ctx, index)
 		}
 		if err != nil {
 			return nil, newError("list", index, err)
 		}
 		devices = append(devices, s)
 	}
-	return devices, newError("list", anyIndex, failed)
+	return devices, nil
 }
 
 func (c *Client) status(ctx context.Context, index int) (Status, error) {

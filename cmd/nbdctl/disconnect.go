@@ -46,7 +46,7 @@ func disconnect(c *cli.Context) error {
 	}
 	names := c.Args().Slice()
 	if c.Bool("all") {
-		if names, err = ourDevices(ctx, store); err != nil {
+		if names, err = ourDevices(store); err != nil {
 			warn(c, []string{err.Error()})
 		}
 	}
@@ -67,8 +67,8 @@ func disconnect(c *cli.Context) error {
 const endPatience = 10 * time.Second
 
 // ourDevices names every connected device that is ours.
-func ourDevices(ctx context.Context, store *host.Store) (names []string, err error) {
-	devices, _, err := inventory(ctx, store)
+func ourDevices(store *host.Store) (names []string, err error) {
+	devices, _, err := inventory(store)
 	for _, d := range devices {
 		if d.connected() && d.ours() {
 			names = append(names, fmt.Sprintf("nbd%d", d.Index))

@@ -17,7 +17,7 @@ import (
 // loadDriver sees to it that the kernel's nbd driver is there, loading its
 // module if need be.
 func loadDriver(ctx context.Context) error {
-	err := probeDriver()
+	err := probeDriver(ctx)
 	if !errors.Is(err, nbdnl.ErrNoDriver) {
 		return err
 	}
@@ -30,7 +30,7 @@ func loadDriver(ctx context.Context) error {
 	var said bytes.Buffer
 	modprobe.Stderr = &said
 	failure := modprobe.Run()
-	if err := probeDriver(); !errors.Is(err, nbdnl.ErrNoDriver) {
+	if err := probeDriver(ctx); !errors.Is(err, nbdnl.ErrNoDriver) {
 		return err
 	}
 	if ctx.Err() != nil {
@@ -50,12 +50,12 @@ func loadDriver(ctx context.Context) error {
 }
 
 // probeDriver tells whether devices can be controlled here.
-func probeDriver() error {
+func probeDriver(ctx context.Context) error {
 	c, err := nbdnl.New()
 	if err != nil {
 		return err
 	}
-	return c.Close()
+	return errors.Join(c.Probe(ctx), c.Close())
 }
 
 func kernelRelease() string {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
@@ -100,9 +101,25 @@ func matches(st nbdnl.Status, e host.Entry) bool {
 	return !st.HasIdentifier || st.Identifier == e.Identifier
 }
 
-// inventory lists every device of the machine, ascending, and the records
-// that have none. Where there is no driver there are no devices.
-func inventory(ctx context.Context, store *host.Store) (devices []device, rest []host.Entry, err error) {
+// inventory lists the connected devices of the machine, ascending, and the
+// records that have none. Where there is no driver there are no devices. It
+// never waits for the kernel, where another program's command may be stuck.
+func inventory(store *host.Store) (devices []device, rest []host.Entry, err error) {
+	return inventoryOf(store, (*nbdnl.Client).Connected)
+}
+
+// inventoryAll lists the idle devices, too. If the kernel does not answer, which
+// of them are held is not known, and an error beside the devices.
+func inventoryAll(ctx context.Context, store *host.Store) (devices []device, rest []host.Entry, err error) {
+	ctx, cancel := context.WithTimeout(ctx, lookPatience)
+	defer cancel()
+	return inventoryOf(store, func(c *nbdnl.Client) ([]nbdnl.Status, error) { return c.Devices(ctx) })
+}
+
+// lookPatience bounds the wait for what sysfs does not tell.
+const lookPatience = 3 * time.Second
+
+func inventoryOf(store *host.Store, list func(*nbdnl.Client) ([]nbdnl.Status, error)) (devices []device, rest []host.Entry, err error) {
 	entries, damaged := store.Entries()
 	client, err := nbdnl.New()
 	if errors.Is(err, nbdnl.ErrNoDriver) {
@@ -112,8 +129,8 @@ func inventory(ctx context.Context, store *host.Store) (devices []device, rest [
 		return nil, nil, err
 	}
 	defer client.Close()
-	all, err := client.Devices(ctx)
-	if err != nil {
+	all, err := list(client)
+	if all == nil && err != nil {
 		return nil, nil, err
 	}
 	for _, st := range all {
@@ -121,7 +138,7 @@ func inventory(ctx context.Context, store *host.Store) (devices []device, rest [
 		d, entries = pair(st, entries)
 		devices = append(devices, d)
 	}
-	return devices, entries, damaged
+	return devices, entries, errors.Join(damaged, err)
 }
 
 // pair finds the record of the device that the kernel shows, and returns the
@@ -142,7 +159,7 @@ func sweep(ctx context.Context, store *host.Store) error {
 	if !store.Stale() {
 		return nil
 	}
-	devices, _, err := inventory(ctx, store)
+	devices, _, err := inventory(store)
 	if err != nil && devices == nil {
 		return err
 	}
@@ -157,7 +174,7 @@ func lookup(ctx context.Context, store *host.Store, name string) (device, error)
 	if index, err := nbdnl.ParseIndex(name); err == nil {
 		return lookupIndex(ctx, store, index)
 	}
-	devices, rest, err := inventory(ctx, store)
+	devices, rest, err := inventory(store)
 	if err != nil && devices == nil {
 		return device{}, err
 	}
@@ -184,6 +201,8 @@ func lookupIndex(ctx context.Context, store *host.Store, index int) (device, err
 		return device{}, err
 	}
 	defer client.Close()
+	ctx, cancel := context.WithTimeout(ctx, lookPatience)
+	defer cancel()
 	st, err := client.Status(ctx, index)
 	if errors.Is(err, fs.ErrNotExist) {
 		return device{}, noDevice(fmt.Sprintf("nbd%d", index))

@@ -112,6 +112,14 @@ func TestKernelKickDisconnect(t *testing.T) {
 	hung := nbdctlCommand(t, "disconnect", "--force", dev)
 	disconnect := begin(t, hung)
 	eventually(t, func() bool { return waitsIn(t, hung.Process.Pid, "nbd_") }, "the disconnect to hang")
+	// Who only looks is not drawn in: it ends, and soon.
+	looked := time.Now()
+	if d := listed(t, dev); d == nil || d["state"] != "live" {
+		t.Errorf("list shows %v", d)
+	}
+	if took := time.Since(looked); took > 5*time.Second {
+		t.Errorf("list took %s", took)
+	}
 	kicked(t, dev, writer, 40*time.Second)
 	<-disconnect
 }

@@ -39,7 +39,10 @@ func list(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	devices, _, err := inventory(ctx, store)
+	devices, _, err := inventory(store)
+	if c.Bool("all") {
+		devices, _, err = inventoryAll(ctx, store)
+	}
 	if err != nil && devices == nil {
 		return err
 	}
