@@ -324,6 +324,15 @@ func TestKernelDisconnectStuckInKernel(t *testing.T) {
 	if len(devices) < 16 {
 		t.Errorf("%d devices are listed while the kernel is stuck", len(devices))
 	}
+	// A program that begins only now sees what sysfs shows, which needs no search for the driver.
+	late, err := nbdnl.New()
+	w.wantDone("new", err)
+	defer late.Close()
+	world{T: t, Client: late}.wantState(index, nbdnl.StateLive)
+	ctx, cancel = context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	w.wantError(late.Probe(ctx), context.DeadlineExceeded)
+
 	r.ours.Close() // frees the sender, and the disconnect behind it
 	if err := <-written; err == nil {
 		t.Error("what the server never read counts as written")
