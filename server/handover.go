@@ -36,7 +36,7 @@ func (c *Conn) execute(h *header) {
 func (c *Conn) start(h *header, payload *buffer) {
 	r := c.request(h)
 	r.payload = payload
-	if pace := c.export.pace(*h); pace != nil && h.length <= maxAlone && pace.alone.Load() {
+	if pace := c.export.pace(*h); pace != nil && pace.alone.Load() {
 		c.meter.settle(clock())
 		r.alone = true
 		r.run()

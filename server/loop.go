@@ -173,7 +173,7 @@ func (c *Conn) read(h *header) error {
 			return err
 		}
 		p := c.batch.Buffer(n)
-		c.meter.begin()
+		c.meter.begin(pace)
 		err := c.readAt(p, h)
 		c.meter.end(pace, n)
 		return c.settle(h, err)
@@ -212,7 +212,7 @@ func (c *Conn) write(h *header, refused *refusal) error {
 	case arrived && n <= maxAlone && pace.alone.Load():
 		p := c.inbox.take(n)
 		c.payload = payload{total: n}
-		c.meter.begin()
+		c.meter.begin(pace)
 		err := c.writeAt(p, h)
 		c.meter.end(pace, n)
 		return c.settle(h, err)
