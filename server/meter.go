@@ -19,6 +19,7 @@ type meter struct {
 	watch            int // how many calls are still timed one by one
 	slow             [3]slowness
 	slept, preempted int64 // before the call
+	excused          bool  // the call before, for having been preempted
 
 	trials [3]int64 // of the paces, as far as the meter knows
 }
@@ -67,14 +68,16 @@ func (m *meter) end(p *pace, bytes int) {
 
 // innocent reports whether the call that has just been timed by itself may have taken its time for reasons other than what the
 // backend is like: it had to wait for workers that were making such calls, or it did not wait at all and somebody else had the
-// processor.
+// processor. The latter does not happen in one call after another; but a thread that is about to sleep, for its goroutine, may be
+// preempted for so long that it need not sleep any more.
 func (m *meter) innocent() bool {
 	if m.switches == nil {
 		return m.crowded
 	}
 	slept, preempted := m.switches()
 	runtime.UnlockOSThread()
-	return m.crowded || slept == m.slept && preempted != m.preempted
+	m.excused = !m.excused && slept == m.slept && preempted != m.preempted
+	return m.crowded || m.excused
 }
 
 // settle looks at the calls that were timed together until now. It is to be called before anything else that takes time.

@@ -117,16 +117,18 @@ func TestMeterInnocent(t *testing.T) {
 	tests := []struct {
 		name             string
 		busy             int64 // workers
-		slept, preempted int64 // in each call
+		slept, preempted int64 // in each slow call
 		took             time.Duration
+		every            int
 		want             bool // workers
 	}{
-		{"it has slept", 0, 1, 0, time.Millisecond, true},
-		{"it has computed", 0, 0, 0, time.Millisecond, true},
-		{"preempted", 0, 0, 2, 10 * time.Millisecond, false},
-		{"preempted, and has slept", 0, 1, 2, time.Millisecond, true},
-		{"behind workers", 1, 1, 0, time.Millisecond, false},
-		{"stuck", 1, 1, 0, paceStall, true},
+		{"it has slept", 0, 1, 0, time.Millisecond, 2, true},
+		{"it has computed", 0, 0, 0, time.Millisecond, 2, true},
+		{"preempted", 0, 0, 2, 10 * time.Millisecond, 2, false},
+		{"preempted in each call", 0, 0, 1, time.Millisecond, 1, true},
+		{"preempted, and has slept", 0, 1, 2, time.Millisecond, 2, true},
+		{"behind workers", 1, 1, 0, time.Millisecond, 1, false},
+		{"stuck behind workers", 1, 1, 0, paceStall, 1, true},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -136,10 +138,12 @@ func TestMeterInnocent(t *testing.T) {
 				all.write.busy.Store(tt.busy)
 				var slept, preempted int64
 				m := meter{paces: &all, switches: func() (int64, int64) { return slept, preempted }}
-				for range measureCalls + watchCalls {
+				for i := range measureCalls + watchCalls {
 					m.begin(&all.write)
-					time.Sleep(tt.took)
-					slept, preempted = slept+tt.slept, preempted+tt.preempted
+					if i%tt.every == 0 {
+						time.Sleep(tt.took)
+						slept, preempted = slept+tt.slept, preempted+tt.preempted
+					}
 					m.end(&all.write, 4096)
 					m.settle(clock())
 				}
