@@ -25,9 +25,9 @@ func TestPace(t *testing.T) {
 			t.Helper()
 			time.Sleep(lasted)
 			p.takeOver(lost)
-			time.Sleep(rest - 1)
+			time.Sleep(rest - time.Nanosecond)
 			work(10*paceProof, 0, false)
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond)
 			work(paceProof, 0, true)
 		}
 		work(10*paceProof, allowed(1, 4096)+paceTrial+1, false) // not worth a trial
