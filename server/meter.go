@@ -60,24 +60,25 @@ func (m *meter) end(p *pace, bytes int) {
 	case m.watch > 0:
 		took := clock() - m.start
 		m.calls, m.bytes = 0, 0
-		m.add(p, took, bytes, m.innocent())
+		m.add(p, took, bytes, m.innocent(took, bytes))
 	case m.calls >= measureCalls || m.bytes >= measureBytes:
 		m.settle(clock())
 	}
 }
 
-// innocent reports whether the call that has just been timed by itself may have taken its time for reasons other than what the
-// backend is like: it had to wait for workers that were making such calls, or it did not wait at all and somebody else had the
-// processor. The latter does not happen in one call after another; but a thread that is about to sleep, for its goroutine, may be
-// preempted for so long that it need not sleep any more.
-func (m *meter) innocent() bool {
+// innocent reports whether the call that has just been timed by itself may have taken its time for reasons other than that the
+// backend makes it wait. There are three: it was behind workers that were making such calls; it has done nothing but compute, and
+// not for long; somebody else had the processor. The last does not happen in one call after another; but a thread that is about to
+// sleep, for its goroutine, may be preempted for so long that it need not sleep any more.
+func (m *meter) innocent(took time.Duration, bytes int) bool {
 	if m.switches == nil {
 		return m.crowded
 	}
 	slept, preempted := m.switches()
 	runtime.UnlockOSThread()
-	m.excused = !m.excused && slept == m.slept && preempted != m.preempted
-	return m.crowded || m.excused
+	awake, alone := slept == m.slept, preempted == m.preempted
+	m.excused = awake && !alone && !m.excused
+	return m.crowded || m.excused || awake && alone && took <= computeShare*allowed(1, bytes)
 }
 
 // settle looks at the calls that were timed together until now. It is to be called before anything else that takes time.

@@ -23,6 +23,11 @@ const (
 	paceCall = 25 * time.Microsecond
 	paceByte = time.Nanosecond
 
+	// A call that does not wait, but computes, may take computeShare times as long. Workers would do it no faster, and at the
+	// same time only where processors are idle and it holds no lock: a file system may take 30 µs to find the place of 4 KiB in
+	// a large page, holding one.
+	computeShare = 4
+
 	// As many calls of workers lead to a trial, if on average they took at most paceTrial longer than quick ones do: the processor
 	// may have been with another process, or the calls with each other, for a part of it.
 	paceProof = 64

@@ -123,7 +123,8 @@ func TestMeterInnocent(t *testing.T) {
 		want             bool // workers
 	}{
 		{"it has slept", 0, 1, 0, time.Millisecond, 2, true},
-		{"it has computed", 0, 0, 0, time.Millisecond, 2, true},
+		{"it has computed", 0, 0, 0, computeShare * 29 * time.Microsecond, 1, false},
+		{"it has computed for long", 0, 0, 0, time.Millisecond, 2, true},
 		{"preempted", 0, 0, 2, 10 * time.Millisecond, 2, false},
 		{"preempted in each call", 0, 0, 1, time.Millisecond, 1, true},
 		{"preempted, and has slept", 0, 1, 2, time.Millisecond, 2, true},
