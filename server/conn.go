@@ -74,7 +74,7 @@ func (e *Export) NewConn(nc net.Conn, unread []byte) *Conn {
 		inbox:   inbox{io: raw, pool: &e.buffers, ahead: unread, full: raw.Window(), window: raw.Window()},
 		outbox:  outbox{io: raw},
 		gate:    newGate(e.maxInFlight, maxInFlightBytes),
-		meter:   meter{paces: &e.paces},
+		meter:   meter{paces: &e.paces, switches: threadSwitches},
 		result:  make(chan error, 1),
 		unread:  unread,
 		stopped: make(chan struct{}),

@@ -11,8 +11,8 @@
 //
 //   - [backends.ReaderAtTo] and [backends.WriterAtFrom] say for each request whether they would block. Data go from the backend's
 //     memory or file to the socket, and from the socket to the backend's memory, without a copy in between.
-//   - Plain calls are timed. They begin on workers and leave them when they have proved quick; a few slow ones, or a single one that
-//     stalls, bring them back. No flag says so.
+//   - Plain calls are timed. They begin on workers and leave them for a trial, if that can cost little; a few slow ones, or a single
+//     one that stalls, bring them back, and the next trial comes later than the last. No flag says so.
 //   - What makes data durable always goes to a worker.
 //
 // # What a client can rely on

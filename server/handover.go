@@ -42,7 +42,7 @@ func (c *Conn) start(h *header, payload *buffer) {
 		return
 	}
 	wait := h.changes() && c.export.claims.add(&r.claim, c, h)
-	if pace := c.export.pace(*h); pace != nil && !wait && h.length <= maxAlone && pace.alone.Load() {
+	if pace := c.export.pace(*h); pace != nil && !wait && pace.alone.Load() {
 		c.meter.settle(clock())
 		r.alone, c.mayHaveWaited = true, true
 		r.run()

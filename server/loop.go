@@ -176,7 +176,7 @@ func (c *Conn) read(h *header) error {
 			return err
 		}
 		p := c.batch.Buffer(n)
-		c.meter.begin()
+		c.meter.begin(pace)
 		err := c.readAt(p, h)
 		c.meter.end(pace, n)
 		return c.settle(h, err)
@@ -215,7 +215,7 @@ func (c *Conn) write(h *header, refused *refusal) error {
 	case e.dev.WriteFrom == nil && arrived && n <= maxAlone && pace.alone.Load() && e.claims.tryAdd(&c.claim, c, h):
 		p := c.inbox.take(n)
 		c.payload = payload{total: n}
-		c.meter.begin()
+		c.meter.begin(pace)
 		err := c.writeAt(p, h)
 		c.meter.end(pace, n)
 		return c.settle(h, err)

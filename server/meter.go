@@ -1,16 +1,27 @@
 package server
 
-import "time"
+import (
+	"runtime"
+	"time"
+)
 
-// A meter times the plain calls that a connection's goroutine makes. The zero value is ready to use.
+// A meter times the plain calls that a connection's goroutine makes. Without paces it is not usable; the rest may be zero.
 type meter struct {
 	paces *paces
+	// switches counts how often the calling thread has slept, and how often it was preempted. nil where nothing tells.
+	switches func() (slept, preempted int64)
 
 	start        time.Duration // of the calls that are being timed together
 	calls, bytes int
+	of           [3]bool // whose they are
+	crowded      bool    // workers were making such calls meanwhile
 
-	watch int // how many calls are still timed one by one
-	slow  [3]slowness
+	watch            int // how many calls are still timed one by one
+	slow             [3]slowness
+	slept, preempted int64 // before the call
+	excused          bool  // the call before, for having been preempted
+
+	trials [3]int64 // of the paces, as far as the meter knows
 }
 
 // slowness is what was found in a watch, for one operation.
@@ -20,10 +31,25 @@ type slowness struct {
 }
 
 // begin is to be called before each call.
-func (m *meter) begin() {
+func (m *meter) begin(p *pace) {
+	i := m.index(p)
+	if t := p.trials.Load(); t != m.trials[i] {
+		m.settle(clock())
+		m.trials[i] = t
+		m.watchClosely()
+	}
 	if m.calls == 0 {
+		m.crowded = false
+		m.of = [3]bool{}
+		if m.watch > 0 && m.switches != nil {
+			// On a thread of its own a goroutine sleeps if and only if the thread does.
+			runtime.LockOSThread()
+			m.slept, m.preempted = m.switches()
+		}
 		m.start = clock()
 	}
+	m.of[i] = true
+	m.crowded = m.crowded || p.busy.Load() > 0
 }
 
 // end is to be called after it.
@@ -34,10 +60,25 @@ func (m *meter) end(p *pace, bytes int) {
 	case m.watch > 0:
 		took := clock() - m.start
 		m.calls, m.bytes = 0, 0
-		m.add(p, took, bytes)
+		m.add(p, took, bytes, m.innocent(took, bytes))
 	case m.calls >= measureCalls || m.bytes >= measureBytes:
 		m.settle(clock())
 	}
+}
+
+// innocent reports whether the call that has just been timed by itself may have taken its time for reasons other than that the
+// backend makes it wait. There are three: it was behind workers that were making such calls; it has done nothing but compute, and
+// not for long; somebody else had the processor. The last does not happen in one call after another; but a thread that is about to
+// sleep, for its goroutine, may be preempted for so long that it need not sleep any more.
+func (m *meter) innocent(took time.Duration, bytes int) bool {
+	if m.switches == nil {
+		return m.crowded
+	}
+	slept, preempted := m.switches()
+	runtime.UnlockOSThread()
+	awake, alone := slept == m.slept, preempted == m.preempted
+	m.excused = awake && !alone && !m.excused
+	return m.crowded || m.excused || awake && alone && took <= computeShare*allowed(1, bytes)
 }
 
 // settle looks at the calls that were timed together until now. It is to be called before anything else that takes time.
@@ -47,11 +88,16 @@ func (m *meter) settle(now time.Duration) {
 	}
 	took := now - m.start
 	if took > allowed(m.calls, m.bytes) {
-		m.watchClosely()
+		if !m.crowded {
+			m.watchClosely()
+		}
 		if took >= paceStall {
-			m.paces.read.takeOver()
-			m.paces.write.takeOver()
-			m.paces.trim.takeOver()
+			// Whose doing it was is not known.
+			for i, p := range m.all() {
+				if m.of[i] {
+					p.takeOver(0)
+				}
+			}
 		}
 	}
 	m.calls, m.bytes = 0, 0
@@ -63,27 +109,29 @@ func (m *meter) watchClosely() {
 }
 
 // add takes note of a call that was timed by itself.
-func (m *meter) add(p *pace, took time.Duration, bytes int) {
-	excess := took - allowed(1, bytes)
-	if m.watch == 0 {
-		if excess <= 0 {
-			return
-		}
-		m.watchClosely()
+func (m *meter) add(p *pace, took time.Duration, bytes int, innocent bool) {
+	if !m.crowded {
+		m.watch--
 	}
-	m.watch--
 	s := &m.slow[m.index(p)]
-	if excess <= 0 {
+	excess := took - allowed(1, bytes)
+	switch {
+	case excess <= 0:
 		s.debt = max(0, s.debt-paceCredit)
+		return
+	case innocent:
 		return
 	}
 	s.events++
 	s.debt += excess
 	if s.events >= slowEvents && s.debt >= slowDebt || took >= paceStall {
+		lost := s.debt
 		*s = slowness{}
-		p.takeOver()
+		p.takeOver(lost)
 	}
 }
+
+func (m *meter) all() [3]*pace { return [3]*pace{&m.paces.read, &m.paces.write, &m.paces.trim} }
 
 func (m *meter) index(p *pace) int {
 	switch p {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"runtime"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,40 +11,43 @@ import (
 func TestPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var p pace
-		prove := func(calls int) {
+		work := func(calls int, took time.Duration, want bool) {
 			t.Helper()
-			for range calls - 1 {
-				p.worked(allowed(1, 4096), 4096)
+			for range calls {
+				p.worked(took, 4096)
 			}
-			if p.alone.Load() {
-				t.Fatalf("without workers after fewer than %d quick calls", calls)
-			}
-			p.worked(0, 4096)
-			if !p.alone.Load() {
-				t.Fatalf("still on workers after %d quick calls", calls)
+			if got := p.alone.Load(); got != want {
+				t.Fatalf("without workers: %v after %d calls of %v", got, calls, took)
 			}
 		}
-		for range 10 * paceProof { // slow once in a while
-			p.worked(time.Microsecond, 4096)
-			p.worked(time.Millisecond, 4096)
+		// trip has a trial last, and rest tells for how long there is no other afterwards.
+		trip := func(lasted, lost, rest time.Duration) {
+			t.Helper()
+			time.Sleep(lasted)
+			p.takeOver(lost)
+			time.Sleep(rest - time.Nanosecond)
+			work(10*paceProof, 0, false)
+			time.Sleep(time.Nanosecond)
+			work(paceProof, 0, true)
 		}
-		prove(paceProof)
-		p.takeOver()
-		prove(paceProof)
-		time.Sleep(paceMemory)
-		p.takeOver()
-		prove(2 * paceProof)
-		p.takeOver()
-		prove(4 * paceProof)
-		time.Sleep(2 * paceMemory)
-		p.takeOver()
-		prove(paceProof)
+		work(10*paceProof, allowed(1, 4096)+paceTrial+1, false) // not worth a trial
+		work(paceProof-1, 0, false)
+		work(1, paceProof*paceTrial, true) // no faster than workers behind a lock
+		trip(0, time.Millisecond, paceRest)
+		trip(0, time.Millisecond, 2*paceRest)
+		trip(0, time.Millisecond, 4*paceRest)
+		trip(4*paceRest, 0, paceRest) // worth it
+		trip(paceRest, paceRest/slowShare, paceRest)
+		trip(paceRest, paceRest/slowShare+1, 2*paceRest)
 		for range 20 {
-			p.takeOver()
+			p.takeOver(time.Second)
 			p.alone.Store(true)
 		}
-		p.takeOver()
-		prove(maxProof)
+		trip(0, time.Second, maxRest)
+		p.takeOver(0)
+		p.takeOver(0) // another connection has found the same
+		time.Sleep(maxRest)
+		work(paceProof, 0, true)
 	})
 }
 
@@ -81,7 +85,7 @@ func TestMeter(t *testing.T) {
 				m := meter{paces: &both}
 				for _, r := range tt.runs {
 					for range r.calls {
-						m.begin()
+						m.begin(&both.read)
 						time.Sleep(r.took)
 						m.end(&both.read, r.bytes)
 					}
@@ -103,7 +107,65 @@ func BenchmarkMeter(b *testing.B) {
 	var all paces
 	m := meter{paces: &all}
 	for b.Loop() {
-		m.begin()
+		m.begin(&all.read)
 		m.end(&all.read, 4096)
+	}
+}
+
+// TestMeterInnocent holds which slow calls are not the backend's doing.
+func TestMeterInnocent(t *testing.T) {
+	tests := []struct {
+		name             string
+		busy             int64 // workers
+		slept, preempted int64 // in each slow call
+		took             time.Duration
+		every            int
+		want             bool // workers
+	}{
+		{"it has slept", 0, 1, 0, time.Millisecond, 2, true},
+		{"it has computed", 0, 0, 0, computeShare * 29 * time.Microsecond, 1, false},
+		{"it has computed for long", 0, 0, 0, time.Millisecond, 2, true},
+		{"preempted", 0, 0, 2, 10 * time.Millisecond, 2, false},
+		{"preempted in each call", 0, 0, 1, time.Millisecond, 1, true},
+		{"preempted, and has slept", 0, 1, 2, time.Millisecond, 2, true},
+		{"behind workers", 1, 1, 0, time.Millisecond, 1, false},
+		{"stuck behind workers", 1, 1, 0, paceStall, 1, true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var all paces
+				all.write.alone.Store(true)
+				all.write.busy.Store(tt.busy)
+				var slept, preempted int64
+				m := meter{paces: &all, switches: func() (int64, int64) { return slept, preempted }}
+				for i := range measureCalls + watchCalls {
+					m.begin(&all.write)
+					if i%tt.every == 0 {
+						time.Sleep(tt.took)
+						slept, preempted = slept+tt.slept, preempted+tt.preempted
+					}
+					m.end(&all.write, 4096)
+					m.settle(clock())
+				}
+				if got := !all.write.alone.Load(); got != tt.want {
+					t.Errorf("workers: %v, want %v", got, tt.want)
+				}
+			})
+		})
+	}
+}
+
+// TestThreadSwitches holds that what the system counts can tell a call that sleeps from one that does not.
+func TestThreadSwitches(t *testing.T) {
+	if threadSwitches == nil {
+		t.Skip("this system does not count for one thread")
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before, _ := threadSwitches()
+	time.Sleep(time.Millisecond)
+	if after, _ := threadSwitches(); after == before {
+		t.Error("a sleep did not count")
 	}
 }

@@ -81,13 +81,20 @@ func (r *request) perform() error {
 	if pace == nil {
 		return e.execute(r.header, p)
 	}
+	if r.alone {
+		m := &r.conn.meter
+		m.begin(pace)
+		defer func() {
+			m.end(pace, paceBytes(r.header))
+			m.settle(clock()) // What follows is not the backend's.
+		}()
+		return e.execute(r.header, p)
+	}
+	pace.busy.Add(1)
+	defer pace.busy.Add(-1)
 	start := clock()
 	err := e.execute(r.header, p)
-	if took := clock() - start; r.alone {
-		r.conn.meter.add(pace, took, paceBytes(r.header))
-	} else {
-		pace.worked(took, paceBytes(r.header))
-	}
+	pace.worked(clock()-start, paceBytes(r.header))
 	return err
 }
 
