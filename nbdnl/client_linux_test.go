@@ -3,6 +3,7 @@ package nbdnl_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -707,5 +708,17 @@ func TestClaim(t *testing.T) {
 	}
 	if err := c.Release(); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestWaitReady(t *testing.T) {
+	w, k := fakeWorld(t, nbdnltest.Options{})
+	cfg := unserved(t)
+	index := w.connect(cfg)
+	k.Partition(index, 2)
+	partitions, err := w.WaitReady(t.Context(), index)
+	w.wantDone("wait until ready", err)
+	if diff := cmp.Diff([]string{fmt.Sprintf("nbd%dp2", index)}, partitions); diff != "" {
+		t.Errorf("partitions (-want +got):\n%s", diff)
 	}
 }

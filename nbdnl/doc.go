@@ -13,6 +13,9 @@
 // identifier is the only way to know a device again: indexes are used anew, and the owner in sysfs is
 // the number of a thread.
 //
+// What Connect returns can be used at once. [Client.WaitReady] waits for a device that another process
+// is connecting, and for partitions, which the kernel looks for in the first open.
+//
 // The kernel takes what it does not know, or can't do, without a word. So a connect looks at what has
 // become of it: a device that lacks what correctness depends on, such as flushes, is disconnected again,
 // and the error is an [UnsupportedError]. What is merely offered shows in [Status].Flags if it is in force.

@@ -174,6 +174,18 @@ var scenarios = []struct {
 			w.Errorf("status of a disconnected device (-want +got):\n%s", diff)
 		}
 	}},
+	{"a connected device is ready, and no other", func(w world) {
+		index := w.connect(config(serve(w)))
+		partitions, err := w.WaitReady(w.Context(), index)
+		w.wantDone("wait until ready", err)
+		if len(partitions) != 0 {
+			w.Errorf("partitions are %v", partitions)
+		}
+		w.wantDone("disconnect any", w.DisconnectAny(w.Context(), index))
+		w.wantDone("wait until free", w.WaitFree(w.Context(), index))
+		_, err = w.WaitReady(w.Context(), index)
+		w.wantError(err, nbdnl.ErrNotConnected)
+	}},
 	{"status shows the flags that are in force", func(w world) {
 		const required = nbdnl.FlagSendFlush | nbdnl.FlagSendFUA | nbdnl.FlagSendTrim
 		const offered = nbdnl.FlagSendWriteZeroes | nbdnl.FlagRotational

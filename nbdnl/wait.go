@@ -47,3 +47,52 @@ func (c *Client) waitEnd(ctx context.Context, index int, l life) error {
 		}
 	}
 }
+
+// WaitReady returns when everybody can use the device: it is connected, its size shows, its node can be
+// opened, and its partitions, whose names ("nbd3p1") it returns, are there. The kernel looks for them
+// within the first open after a connect or a resize, which this is if nobody was quicker, and reads from
+// the server for it. Sockets of the caller's must be served meanwhile.
+//
+// The error matches os.ErrNotExist or ErrNotConnected. WaitReady waits until ctx ends, also where the
+// server does not answer. It needs the right to open the device.
+func (c *Client) WaitReady(ctx context.Context, index int) ([]string, error) {
+	partitions, err := c.waitReady(ctx, index)
+	return partitions, newError("wait", index, err)
+}
+
+func (c *Client) waitReady(ctx context.Context, index int) ([]string, error) {
+	w := c.sys.watch(index)
+	defer w.close()
+	pause := newBackoff()
+	defer pause.stop()
+	for {
+		ready, err := c.ready(ctx, index)
+		if err != nil {
+			return nil, err
+		}
+		if ready {
+			return c.sysfs.partitions(index)
+		}
+		if err := pause.wait(ctx, w.changed); err != nil {
+			return nil, fmt.Errorf("it is not ready yet: %w", err)
+		}
+	}
+}
+
+// ready opens the device, unless it is still being made.
+func (c *Client) ready(ctx context.Context, index int) (bool, error) {
+	if _, err := c.connected(index); err != nil {
+		return false, err
+	}
+	if size, err := c.sysfs.size(index); err != nil || size == 0 {
+		return false, err // `pid` comes before the size (nbd_start_device)
+	}
+	dev, err := c.open(ctx, index, os.O_RDONLY)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil // it is for udev to make the node
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, dev.Close()
+}
