@@ -14,7 +14,7 @@ func TestKernelSparse(t *testing.T) {
 	pid := strconv.Itoa(int(listed(t, dev)["owner"].(map[string]any)["pid"].(float64)))
 	// What the serving process has of its store, in MiB.
 	store := func() int {
-		n, err := strconv.Atoi(sh(t, "stat -L -c %b /proc/"+pid+"/fd/$(ls -l /proc/"+pid+"/fd | awk '/memfd/ {print $9; exit}')"))
+		n, err := strconv.Atoi(sh(t, "for f in $(ls -l /proc/"+pid+"/fd | awk '/memfd/ {print $9}'); do stat -L -c %b /proc/"+pid+"/fd/$f; done | awk '{n += $1} END {print n}'"))
 		if err != nil {
 			t.Fatal(err)
 		}
