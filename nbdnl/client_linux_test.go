@@ -552,10 +552,23 @@ func TestOwnerGone(t *testing.T) {
 
 // The end of one use of the index is what is waited for, not an idle index.
 func TestWaitFreeReconnected(t *testing.T) {
-	w, _ := fakeWorld(t, nbdnltest.Options{})
+	k := nbdnltest.New(t, nbdnltest.Options{})
+	system := k.System()
+	uevents, looking := system.Uevents, make(chan struct{})
+	system.Uevents = func() (io.ReadCloser, error) {
+		close(looking) // at this use: it has been seen before
+		return uevents()
+	}
+	c, err := system.NewClient()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	w := world{T: t, Client: c}
 	index := w.connect(unserved(t))
 	done := make(chan error)
 	go func() { done <- w.WaitFree(t.Context(), index) }()
+	<-looking
 	w.wantDone("disconnect", w.DisconnectAny(t.Context(), index))
 	w.wantDone("connect", w.ConnectIndex(t.Context(), index, unserved(t)))
 	w.wantDone("wait", <-done)
