@@ -20,7 +20,7 @@ func kickCommand() *cli.Command {
 		Usage:     "end a device whose I/O is stuck",
 		ArgsUsage: "DEVICE",
 		Description: "Programs that wait for the device get an I/O error within seconds, whatever is stuck: the backend, the serving\n" +
-			"process, or the kernel in a disconnect. What was not written yet is lost, and the device has ended; a file\n" +
+			"process, or the kernel in a disconnect of it. What was not written yet is lost, and the device has ended; a file\n" +
 			"system above must be unmounted. Where nothing is stuck, use nbdctl disconnect.",
 		OnUsageError: onUsageError,
 		Action:       kick,
