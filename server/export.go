@@ -58,6 +58,7 @@ type Export struct {
 	paces       paces
 	claims      claims
 	lastError   atomic.Pointer[RequestError]
+	losses      losses
 	several     atomic.Bool // there were two connections at the same time
 
 	mu       sync.Mutex         // guards the two below
