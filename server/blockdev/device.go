@@ -19,7 +19,7 @@ type Device struct {
 	machine    machine
 	client     *nbdnl.Client
 	ownsClient bool
-	backend    backends.Device
+	backend    backends.Device // guarded by changing, once the device is attached
 	export     *server.Export
 	options    Options
 	flags      nbdnl.Flags
