@@ -161,10 +161,7 @@ func (c *Client) connect(ctx context.Context, index int, cfg Config) (int, error
 
 // examine looks whether a new device is what it was to be, and remembers what does not show.
 func (c *Client) examine(index int, cfg *Config) error {
-	s, l, err := c.look(index)
-	if err == nil && !l.connected {
-		err = ErrNotConnected
-	}
+	l, err := c.connected(index)
 	if err != nil {
 		return fmt.Errorf("it came and went: %w", err)
 	}
@@ -175,6 +172,10 @@ func (c *Client) examine(index int, cfg *Config) error {
 		m.connected, m.identifier = true, cfg.Identifier
 		m.timed, m.timeout = true, cfg.Timeout
 	})
+	s, err := c.sysfs.settings(index)
+	if err != nil {
+		return err
+	}
 	return cfg.missing(s)
 }
 
