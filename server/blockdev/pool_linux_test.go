@@ -299,7 +299,7 @@ func TestKernelPoolProbed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 20 {
+	for range 8 {
 		if err := oneDevice(t, p, "probed;", func() {}); err != nil {
 			t.Error(err)
 		}
