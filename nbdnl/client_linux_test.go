@@ -437,7 +437,7 @@ func TestOldKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := nbdnl.Status{
-		Index: index, State: nbdnl.StateLive, Size: mebi, BlockSize: 512, Mode: nbdnl.ModeUnknown, Flags: nbdnl.FlagSendFlush,
+		Index: index, State: nbdnl.StateLive, Size: mebi, BlockSize: 512, Mode: nbdnl.ModeNetlink, Flags: nbdnl.FlagSendFlush,
 	}
 	if diff := cmp.Diff(want, w.status(index)); diff != "" {
 		t.Errorf("status (-want +got):\n%s", diff)

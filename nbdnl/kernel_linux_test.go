@@ -25,7 +25,7 @@ import (
 func kernelWorld(t *testing.T) world {
 	t.Helper()
 	nbdnltest.RequireKernel(t)
-	return world{T: t, Client: newClient(t)}
+	return world{T: t, Client: newClient(t, nbdnl.System{})}
 }
 
 // disk returns the configuration of a device of some MiB that keeps what is written to it, and who
@@ -502,7 +502,7 @@ func testUnprivileged(t *testing.T, env string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := world{T: t, Client: newClient(t)}
+	w := world{T: t, Client: newClient(t, nbdnl.System{})}
 	if s := w.status(index); s.State != nbdnl.StateLive || s.Identifier != identifier || s.OwnerPID != os.Getppid() {
 		t.Errorf("status of a device of process %d, identifier %s: %+v", os.Getppid(), identifier, s)
 	}
