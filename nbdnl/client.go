@@ -256,6 +256,8 @@ func (c *Client) owned(index int, identifier string) (life, error) {
 		return l, fmt.Errorf("%w: its identifier is %q", ErrNotOwner, l.identifier)
 	case l.identified || m.connected && m.identifier == identifier:
 		return l, nil
+	case m.connected:
+		return l, fmt.Errorf("%w: this client has connected it with the identifier %q", ErrNotOwner, m.identifier)
 	case c.sysfs.identifiers:
 		return l, fmt.Errorf("%w: it was connected by ioctls", ErrNotOwner)
 	}

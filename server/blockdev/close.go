@@ -109,6 +109,9 @@ func (d *Device) gone(ctx context.Context) bool {
 	if err != nil {
 		return errors.Is(err, os.ErrNotExist)
 	}
+	if !st.HasIdentifier && d.birth != nil {
+		return !st.Connected() || !d.machine.same(d.index, d.birth)
+	}
 	return !st.Connected() || st.HasIdentifier && st.Identifier != d.Identifier()
 }
 
