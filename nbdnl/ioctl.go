@@ -97,7 +97,7 @@ func (d *ioctlDriver) start(index int, cfg *Config, fds []int) error {
 		closeAll(own)
 		return err
 	}
-	go s.run()
+	go ownThread(s.run)
 	return s.wait()
 }
 

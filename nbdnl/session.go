@@ -43,9 +43,26 @@ type session struct {
 	sockets []int      // copies, to shut down what keeps the kernel
 }
 
-// run is the session. Its goroutine never unlocks its thread, so that the thread ends with it.
+// ownThread runs f in a thread that nothing else runs in, and that ends with f.
+func ownThread(f func()) {
+	runtime.LockOSThread() // for good: a thread whose goroutine ends so ends too
+	if threadID() != os.Getpid() {
+		f()
+		return
+	}
+	// But for the first one of a process. While that is held here, it can't be the other's.
+	locked := make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		close(locked)
+		f()
+	}()
+	<-locked
+	runtime.UnlockOSThread()
+}
+
+// run is the session, in a thread of its own.
 func (s *session) run() {
-	runtime.LockOSThread()
 	defer close(s.done)
 	defer s.driver.remove(s)
 	defer s.closeSockets()
