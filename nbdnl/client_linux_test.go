@@ -455,7 +455,7 @@ func TestOldKernelKnowsItsOwn(t *testing.T) {
 	cfg := unserved(t)
 	index := w.connect(cfg)
 	timeout := 7 * time.Second
-	w.wantError(w.Disconnect(t.Context(), index, "test:other"), errors.ErrUnsupported)
+	w.wantError(w.Disconnect(t.Context(), index, "test:other"), nbdnl.ErrNotOwner)
 	w.wantDone("reconfigure", w.Reconfigure(t.Context(), index, cfg.Identifier, nbdnl.Update{Timeout: &timeout}))
 	w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
 	theirs := unserved(t)

@@ -152,10 +152,13 @@ func (d *ioctlDriver) disconnect(index int, still func() error) error {
 func (s *System) disconnect(dev Device) error {
 	return errors.Join(
 		s.ioctl(dev, ioctlDisconnect, 0),
-		// Until it has the answer of the server the first would leave it at that.
-		s.ioctl(dev, ioctlClearSock, 0),
+		// The first leaves the rest to the server, which is to close the connections.
+		s.clear(dev),
 	)
 }
+
+// clear cuts the connections of the open device, and ends what is in flight.
+func (s *System) clear(dev Device) error { return s.ioctl(dev, ioctlClearSock, 0) }
 
 // reconfigure changes a device of this driver's, which alone are known to it.
 func (d *ioctlDriver) reconfigure(index int, _ string, u *Update, fds []int) error {

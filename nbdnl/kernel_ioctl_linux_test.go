@@ -15,8 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mdlayher/genetlink"
-	"github.com/mdlayher/netlink"
 	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 	"golang.org/x/sys/unix"
@@ -348,20 +346,16 @@ func TestKernelIoctlHusk(t *testing.T) {
 // client finds the ioctls by itself.
 func TestKernelIoctlFallback(t *testing.T) {
 	nbdnltest.RequireKernel(t)
-	ns := networkNamespace(t)
-	dial := func() (*genetlink.Conn, error) { return genetlink.Dial(&netlink.Config{NetNS: int(ns.Fd())}) }
-	conn, err := dial()
-	if err != nil {
-		t.Fatal(err)
-	}
+	system := nbdnltest.PrivateNetwork(t)
+	system.Mode = nbdnl.ModeNetlink
 	want := nbdnl.ModeNetlink
-	if _, err := conn.GetFamily("nbd"); errors.Is(err, os.ErrNotExist) {
+	if err := newClient(t, system).Probe(t.Context()); errors.Is(err, nbdnl.ErrNoDriver) {
 		want = nbdnl.ModeIoctl
 	}
-	conn.Close()
 	t.Logf("a namespace of its own has %v", want)
 
-	w := world{T: t, Client: newClient(t, nbdnl.System{Dial: dial})}
+	system.Mode = nbdnl.ModeNone
+	w := world{T: t, Client: newClient(t, system)}
 	w.wantDone("probe", w.Probe(t.Context()))
 	cfg := config(serve(t))
 	index := w.connect(cfg)
@@ -371,34 +365,4 @@ func TestKernelIoctlFallback(t *testing.T) {
 	watch := w.watch()
 	w.wantDetached(index, cfg.Identifier)
 	watch.want(index, nbdnl.EventDisconnect)
-	if want == nbdnl.ModeIoctl {
-		c := newClient(t, nbdnl.System{Mode: nbdnl.ModeNetlink, Dial: dial})
-		w.wantError(c.Probe(t.Context()), nbdnl.ErrNoDriver)
-	}
-}
-
-// networkNamespace makes one.
-func networkNamespace(t *testing.T) *os.File {
-	t.Helper()
-	made := make(chan *os.File)
-	go func() {
-		defer close(made)
-		runtime.LockOSThread() // for good: the thread, which is in the namespace, ends with the goroutine
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			t.Error(err)
-			return
-		}
-		f, err := os.Open(filepath.Join("/proc/self/task", strconv.Itoa(unix.Gettid()), "ns/net"))
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		made <- f
-	}()
-	f := <-made
-	if f == nil {
-		t.FailNow()
-	}
-	t.Cleanup(func() { f.Close() })
-	return f
 }

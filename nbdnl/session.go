@@ -86,7 +86,7 @@ func (s *session) run() {
 		return // the sockets to clear are that one's
 	}
 	// What is in flight would wait for as long as somebody has the device open.
-	s.err = errors.Join(s.err, sys.ioctl(s.dev, ioctlClearSock, 0))
+	s.err = errors.Join(s.err, sys.clear(s.dev))
 }
 
 // setUp tells the kernel all but the beginning. The first socket claims the device.
@@ -218,7 +218,11 @@ func (s *session) disconnect() error {
 	case <-s.done:
 		return nil
 	}
-	err := s.driver.sys.disconnect(s.dev)
+	end := s.driver.sys.disconnect
+	if s.hungUp() {
+		end = s.driver.sys.clear // there is nobody to announce it to
+	}
+	err := end(s.dev)
 	if err != nil && !errors.Is(err, os.ErrClosed) { // closed: by run, at the end
 		return err
 	}
@@ -252,6 +256,13 @@ func (s *session) shutDown() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	shutDownAll(s.sockets)
+}
+
+// hungUp reports whether all connections have ended, and the device is about to.
+func (s *session) hungUp() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return hungUp(s.sockets)
 }
 
 func (s *session) closeSockets() {

@@ -95,6 +95,16 @@ func shutDownAll(fds []int) {
 	}
 }
 
+// hungUp reports whether the other ends of all the sockets are closed or shut down, or these are.
+func hungUp(fds []int) bool {
+	polled := make([]unix.PollFd, len(fds))
+	for i, fd := range fds {
+		polled[i] = unix.PollFd{Fd: int32(fd), Events: unix.POLLRDHUP}
+	}
+	n, err := unix.Poll(polled, 0)
+	return err == nil && n == len(fds)
+}
+
 // closeAll closes descriptors that were made here. The sockets themselves live on in the kernel.
 func closeAll(fds []int) {
 	for _, fd := range fds {

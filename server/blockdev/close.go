@@ -87,7 +87,7 @@ func (d *Device) detach(ctx context.Context, force bool) error {
 		// This kernel keeps no identifiers, but this is the device that was made for us.
 		err = d.client.Detach(ctx, d.index, nbdnl.DetachOptions{Any: true, Force: force})
 	}
-	if missing(err) && d.gone(ctx) {
+	if (missing(err) || errors.Is(err, errors.ErrUnsupported)) && d.gone(ctx) {
 		return nil
 	}
 	return err
@@ -109,8 +109,8 @@ func (d *Device) gone(ctx context.Context) bool {
 	if err != nil {
 		return errors.Is(err, os.ErrNotExist)
 	}
-	if !st.HasIdentifier && d.birth != nil {
-		return !st.Connected() || !d.machine.same(d.index, d.birth)
+	if st.Connected() && !st.HasIdentifier && d.birth != nil {
+		return !d.machine.same(d.index, d.birth)
 	}
 	return !st.Connected() || st.HasIdentifier && st.Identifier != d.Identifier()
 }
