@@ -35,6 +35,7 @@ type inbox struct {
 	stub    [maxStub]byte // stands in for buf while that is nil
 	stubLen int
 
+	yields  yields
 	before  int64         // since, when waiting began
 	waiting time.Duration // when readFull began to wait; 0 if it does not
 
@@ -78,7 +79,9 @@ func (in *inbox) receive() error {
 	}
 	in.end += n
 	if n > 0 {
-		in.since.Store(int64(clock()))
+		now := clock()
+		in.yields.end(now)
+		in.since.Store(int64(now))
 		return nil // An error beside bytes comes again.
 	}
 	if err == io.EOF && len(in.received()) > 0 {
@@ -103,8 +106,12 @@ func (in *inbox) Lend() []byte {
 	return room[:min(len(room), in.window)]
 }
 
+// Yield implements rawio.Lender.
+func (in *inbox) Yield() bool { return in.yields.begin() }
+
 // Park implements rawio.Lender: it gives the buffer back, unless most of a request lies in it.
 func (in *inbox) Park() {
+	in.yields.vain()
 	if in.buf != nil && in.end-in.start <= maxStub {
 		in.release()
 	}

@@ -20,6 +20,7 @@ type source struct {
 
 func (s *source) Recv(l rawio.Lender) (int, error) {
 	l.Lend()
+	l.Yield()
 	if s.parks++; s.parks%3 == 0 {
 		l.Park()
 	}

@@ -108,6 +108,7 @@ func (c *Conn) flush() error {
 			c.export.noteSlow(h, took)
 		}
 	}
+	c.inbox.yields.since = now
 	err := c.outbox.flush(b)
 	c.batch = nil
 	b.reset()

@@ -20,6 +20,8 @@ const MinLend = 4 << 10
 type Lender interface {
 	// Lend returns room for at least MinLend bytes.
 	Lend() []byte
+	// Yield is asked when there is nothing to receive yet: whether to give the processor away once before Recv waits in earnest.
+	Yield() bool
 	// Park tells that what Lend returned is not needed now: Recv is going to wait. Before anything is received it calls Lend
 	// again. So an idle connection need not hold on to a large buffer.
 	Park()

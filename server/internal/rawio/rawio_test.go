@@ -59,6 +59,7 @@ type lender struct {
 	lent   bool
 	parked chan struct{} // a token for each Park
 	waits  int
+	yield  bool
 }
 
 func newLender() *lender {
@@ -69,6 +70,8 @@ func (l *lender) Lend() []byte {
 	l.lent = true
 	return l.room
 }
+
+func (l *lender) Yield() bool { return l.yield }
 
 func (l *lender) Wait() { l.waits++ }
 

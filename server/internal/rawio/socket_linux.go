@@ -121,6 +121,10 @@ func (c *socket) Recv(l Lender) (int, error) {
 
 func (c *socket) tryRecv(fd uintptr) bool {
 	c.in.n, c.in.err = recv(fd, c.in.lender.Lend())
+	if c.in.err == syscall.EAGAIN && c.in.lender.Yield() {
+		_, _, _ = syscall.RawSyscall(syscall.SYS_SCHED_YIELD, 0, 0, 0)
+		c.in.n, c.in.err = recv(fd, c.in.lender.Lend())
+	}
 	if c.in.err == syscall.EAGAIN {
 		c.in.lender.Park()
 		return false
