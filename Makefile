@@ -14,6 +14,8 @@ PKG ?=
 QEMU_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$|Heal|ResizeUnderLoad|Trap(14|26))
 # How many devices make soak makes; make test makes 200.
 ROUNDS ?= 2000
+# The kernels of make matrix: those of Debian suites in User-Mode Linux, and this machine's own under QEMU.
+KERNELS ?= bullseye bookworm trixie sid qemu
 FUZZTIME ?= 10s
 # BENCH=quick: short rounds, to see that it works. The cases: of which name (memory/rr4k-q32, file/, kernel/, growth/, idle).
 BENCH ?= full
@@ -22,7 +24,7 @@ CASES ?=
 lab := testdata/lab
 stage := $(lab)/stage
 
-.PHONY: help build install test test-unit test-kernel test-qemu soak lab demo bench lint fuzz clean needs
+.PHONY: help build install test test-unit test-kernel test-qemu matrix soak lab demo bench lint fuzz clean needs
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -55,6 +57,10 @@ test-kernel: needs
 ## make test-qemu    kernel tests under QEMU, with four processors and -race: QEMU_RUN=REGEXP PKG=./nbdnl
 test-qemu: needs
 	@$(stage) 'kernel tests under QEMU' $(lab)/tests qemu '$(QEMU_RUN)' $(PKG)
+
+## make matrix      kernel tests on all KERNELS (5.10, 6.1, 6.12, 7.x; under QEMU), and a table: KERNELS='sid qemu' RUN=REGEXP PKG=./nbdnl
+matrix: needs
+	@$(stage) 'kernel matrix' $(lab)/matrix '$(KERNELS)' '$(RUN)' $(PKG)
 
 ## make soak         2,000 devices, made and ended while nbd-client and qemu-nbd do the same: ROUNDS=N
 soak: needs
