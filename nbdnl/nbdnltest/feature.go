@@ -55,6 +55,8 @@ var (
 	Autoload = &Feature{name: "loading by the family's name", since: version{6, 12}}
 	// WaitsForRequests: a new size waits for the requests that are in flight.
 	WaitsForRequests = &Feature{name: "resizes that wait for requests", since: version{6, 12}}
+	// StickyCache: a cache that an administrator has switched off is off for the next user of the index too.
+	StickyCache = &Feature{name: "caches that stay switched off", since: version{6, 12}}
 	// LargeBlocks: blocks may be larger than a page.
 	LargeBlocks = &Feature{name: "blocks larger than a page", since: version{7, 2}, config: hugePages, probe: probeLargeBlocks}
 )
