@@ -211,6 +211,7 @@ func threads(t *testing.T) (tids []int) {
 // is what a device is known by.
 func TestKernelTrap21OwnerIsThread(t *testing.T) {
 	w, k := trapWorld(t)
+	nbdnltest.Identifiers.Need(t) // and a driver whose owner can be asked for after that has gone
 	index := w.idle()
 	id := nbdnl.NewIdentifier("test")
 	s := observe(t)

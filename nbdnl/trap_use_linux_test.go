@@ -341,7 +341,12 @@ func TestKernelTrap30ReasonInLog(t *testing.T) {
 	defer f.Close()
 	cfg := config()
 	cfg.Sockets = []syscall.Conn{f}
-	_, err = w.Connect(t.Context(), cfg)
+	index, err = w.Connect(t.Context(), cfg)
+	if !nbdnltest.StreamSockets.In(t) { // Linux 5.10 takes it, and the device would answer nothing.
+		w.wantDone("connect", err)
+		w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
+		return
+	}
 	if !errors.Is(err, syscall.EINVAL) || !strings.Contains(err.Error(), "the kernel log has the reason") {
 		t.Errorf("error is %v, want EINVAL that points to the kernel's log", err)
 	}

@@ -95,7 +95,7 @@ func TestKernelKickOrphan(t *testing.T) {
 	dd := command(t, "dd", "if="+dev, "of=/dev/null", "bs=4k", "count=1", "iflag=direct")
 	ended := begin(t, dd)
 	eventually(t, func() bool {
-		return waitsIn(t, dd.Process.Pid, "wait_for_reconnect") || waitsIn(t, dd.Process.Pid, "io_schedule")
+		return waitsIn(t, dd.Process.Pid, "nbd_queue_rq") || waitsIn(t, dd.Process.Pid, "io_schedule")
 	}, "the read to hang")
 	kicked(t, dev, ended, 20*time.Second)
 }

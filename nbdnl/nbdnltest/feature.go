@@ -12,8 +12,9 @@ import (
 // test that asks fails if its kernel does not do as its version has been seen to: neither is a feature
 // missed that a kernel has, nor one taken for granted that it has not.
 type Feature struct {
-	name  string
-	since version
+	name string
+	// changes are the kernels in which it came, and went, and came again.
+	changes []version
 	// config reports whether the kernel is built with what the feature needs besides; nil if it needs nothing.
 	config func() bool
 	// probe tries it out; nil if it takes a test, which calls Seen.
@@ -34,31 +35,31 @@ func (v version) before(w version) bool {
 	return v.major < w.major || v.major == w.major && v.minor < w.minor
 }
 
-// The features. Versions are those of the oldest kernel on which the tests have seen it, not always the
-// first that had it.
+// The features. Versions are those of the kernels on which the tests have seen a change, which may have come
+// with one in between: they run on 5.10, 6.1, 6.12, 7.2 and 7.3.
 var (
 	// Identifiers: the kernel keeps the name that a connect gives a device, and shows it in sysfs.
-	Identifiers = &Feature{name: "identifiers", since: version{6, 1}, probe: probeIdentifiers}
+	Identifiers = &Feature{name: "identifiers", changes: []version{{6, 1}}, probe: probeIdentifiers}
 	// StreamSockets: a connect refuses sockets that are no streams.
-	StreamSockets = &Feature{name: "refusal of sockets that are no streams", since: version{6, 1}, probe: probeStreamSockets}
+	StreamSockets = &Feature{name: "refusal of sockets that are no streams", changes: []version{{6, 1}}, probe: probeStreamSockets}
 	// PositiveSizes: a connect refuses sizes of 2^63 bytes and more.
-	PositiveSizes = &Feature{name: "refusal of sizes from 2^63 bytes on", since: version{6, 1}, probe: probePositiveSizes}
+	PositiveSizes = &Feature{name: "refusal of sizes from 2^63 bytes on", changes: []version{{6, 1}}, probe: probePositiveSizes}
 	// ForgetsTrim: a device that has ended does not go on to offer the trims of the one before.
-	ForgetsTrim = &Feature{name: "trim limits that end with the device", since: version{6, 1}, probe: probeForgetsTrim}
+	ForgetsTrim = &Feature{name: "trim limits that end with the device", changes: []version{{6, 1}, {6, 12}, {7, 3}}, probe: probeForgetsTrim}
 	// WriteZeroes: ranges are zeroed by a request of that kind.
-	WriteZeroes = &Feature{name: "write-zeroes requests", since: version{6, 12}, probe: probeWriteZeroes}
+	WriteZeroes = &Feature{name: "write-zeroes requests", changes: []version{{6, 12}}, probe: probeWriteZeroes}
 	// Rotational: the server can say that its disk rotates.
-	Rotational = &Feature{name: "rotational disks", since: version{6, 12}, probe: probeRotational}
+	Rotational = &Feature{name: "rotational disks", changes: []version{{6, 12}}, probe: probeRotational}
 	// Namespaces: the family can be found from every network namespace.
-	Namespaces = &Feature{name: "use from other network namespaces", since: version{6, 12}, probe: probeNamespaces}
+	Namespaces = &Feature{name: "use from other network namespaces", changes: []version{{6, 12}}, probe: probeNamespaces}
 	// Autoload: who asks for the family by its name makes the kernel load the module.
-	Autoload = &Feature{name: "loading by the family's name", since: version{6, 12}}
+	Autoload = &Feature{name: "loading by the family's name", changes: []version{{6, 12}}}
 	// WaitsForRequests: a new size waits for the requests that are in flight.
-	WaitsForRequests = &Feature{name: "resizes that wait for requests", since: version{6, 12}}
+	WaitsForRequests = &Feature{name: "resizes that wait for requests", changes: []version{{6, 12}}}
 	// StickyCache: a cache that an administrator has switched off is off for the next user of the index too.
-	StickyCache = &Feature{name: "caches that stay switched off", since: version{6, 12}}
+	StickyCache = &Feature{name: "caches that stay switched off", changes: []version{{6, 12}}}
 	// LargeBlocks: blocks may be larger than a page.
-	LargeBlocks = &Feature{name: "blocks larger than a page", since: version{7, 2}, config: hugePages, probe: probeLargeBlocks}
+	LargeBlocks = &Feature{name: "blocks larger than a page", changes: []version{{7, 2}}, config: hugePages, probe: probeLargeBlocks}
 )
 
 // Features are all that can be asked for.
@@ -120,7 +121,13 @@ func (f *Feature) check(t testing.TB, has bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	expected := !running.before(f.since) && (f.config == nil || f.config())
+	expected := false
+	for _, v := range f.changes {
+		if !running.before(v) {
+			expected = !expected
+		}
+	}
+	expected = expected && (f.config == nil || f.config())
 	if has != expected {
 		t.Errorf("Linux %v, %s: %t, expected %t", running, f.name, has, expected)
 	}
