@@ -533,9 +533,7 @@ func testUnprivileged(t *testing.T, env string) {
 	w.wantError(w.DisconnectAny(t.Context(), index), os.ErrPermission)
 	w.wantError(w.Detach(t.Context(), index, nbdnl.DetachOptions{Any: true}), os.ErrPermission)
 	if w.anonymous {
-		identifier = "test:another's"
-		w.wantNotOwner(w.Disconnect(t.Context(), index, identifier))
-		w.wantNotOwner(w.Detach(t.Context(), index, nbdnl.DetachOptions{Identifier: identifier}))
+		w.wantNotOwner(w.Disconnect(t.Context(), index, "test:another's"))
 		return
 	}
 	w.wantError(w.Disconnect(t.Context(), index, identifier), os.ErrPermission)

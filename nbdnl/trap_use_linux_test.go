@@ -153,6 +153,7 @@ func TestKernelTrap13DisconnectOnClose(t *testing.T) {
 // even said as EBUSY.
 func TestKernelTrap14DestroyOnDisconnect(t *testing.T) {
 	w := kernelWorld(t)
+	nbdnltest.Removal.Need(t)
 	const index = 50
 	s := observe(t)
 	cfg := witnessed(s)

@@ -17,7 +17,7 @@ type Feature struct {
 	changes []version
 	// config reports whether the kernel is built with what the feature needs besides; nil if it needs nothing.
 	config func() bool
-	// probe tries it out; nil if it takes a test, which calls Seen.
+	// probe tries it out; nil if it takes a test, which calls Seen, or if that does harm: then the version decides.
 	probe func() (bool, error)
 
 	once sync.Once // guards what follows
@@ -27,8 +27,6 @@ type Feature struct {
 
 // A version is the first two numbers of a kernel's release.
 type version struct{ major, minor int }
-
-func (v version) String() string { return fmt.Sprintf("%d.%d", v.major, v.minor) }
 
 // before compares versions.
 func (v version) before(w version) bool {
@@ -46,6 +44,10 @@ var (
 	PositiveSizes = &Feature{name: "refusal of sizes from 2^63 bytes on", changes: []version{{6, 1}}, probe: probePositiveSizes}
 	// ForgetsTrim: a device that has ended does not go on to offer the trims of the one before.
 	ForgetsTrim = &Feature{name: "trim limits that end with the device", changes: []version{{6, 1}, {6, 12}, {7, 3}}, probe: probeForgetsTrim}
+	// Removal: a device that goes with its last user does not keep other commands waiting. Without, a connect of
+	// its index sleeps under the lock of all generic netlink, for good if it is the last user who wants to connect:
+	// not to be tried out.
+	Removal = &Feature{name: "removal of devices that does not hang", changes: []version{{6, 1}}}
 	// WriteZeroes: ranges are zeroed by a request of that kind.
 	WriteZeroes = &Feature{name: "write-zeroes requests", changes: []version{{6, 12}}, probe: probeWriteZeroes}
 	// Rotational: the server can say that its disk rotates.
@@ -64,13 +66,19 @@ var (
 
 // Features are all that can be asked for.
 var Features = []*Feature{
-	Identifiers, StreamSockets, PositiveSizes, ForgetsTrim, WriteZeroes, Rotational, Namespaces, LargeBlocks,
+	Identifiers, StreamSockets, PositiveSizes, Removal, ForgetsTrim, WriteZeroes, Rotational, Namespaces, LargeBlocks,
 }
 
 // In reports whether the running kernel has the feature, which it tries out once.
 func (f *Feature) In(t testing.TB) bool {
 	t.Helper()
-	f.once.Do(func() { f.has, f.err = f.probe() })
+	f.once.Do(func() {
+		if f.probe != nil {
+			f.has, f.err = f.probe()
+			return
+		}
+		f.has, f.err = f.expected()
+	})
 	if f.err != nil {
 		t.Fatalf("trying out %s: %v", f.name, f.err)
 	}
@@ -83,13 +91,6 @@ func (f *Feature) Need(t testing.TB) {
 	if !f.In(t) {
 		// The lab knows by the words and the file's name that this is no want of its own.
 		t.Skipf("n/a: this kernel has no %s", f.name)
-	}
-}
-
-// NeedNot skips the test on a kernel that has the feature.
-func (f *Feature) NeedNot(t testing.TB) {
-	if f.In(t) {
-		t.Skipf("n/a: this kernel has %s", f.name)
 	}
 }
 
@@ -117,20 +118,27 @@ func (f *Feature) check(t testing.TB, has bool) {
 	if os.Getenv(requireEnv) != "1" {
 		return
 	}
-	running, err := runningVersion()
+	expected, err := f.expected()
 	if err != nil {
 		t.Fatal(err)
 	}
-	expected := false
+	if has != expected {
+		t.Errorf("%s: %t, expected %t of this kernel's version", f.name, has, expected)
+	}
+}
+
+// expected reports whether the running kernel has the feature, by its version.
+func (f *Feature) expected() (has bool, err error) {
+	running, err := runningVersion()
+	if err != nil {
+		return false, err
+	}
 	for _, v := range f.changes {
 		if !running.before(v) {
-			expected = !expected
+			has = !has
 		}
 	}
-	expected = expected && (f.config == nil || f.config())
-	if has != expected {
-		t.Errorf("Linux %v, %s: %t, expected %t", running, f.name, has, expected)
-	}
+	return has && (f.config == nil || f.config()), nil
 }
 
 // runningVersion returns the version of the running kernel.
