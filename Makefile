@@ -11,11 +11,12 @@ LAB ?= uml
 RUN ?= ^TestKernel
 PKG ?=
 # Those that make test repeats with several processors and -race, in a machine that takes several times longer.
-QEMU_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$|Heal|ResizeUnderLoad|Trap(14|26))
+QEMU_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$|Heal|ResizeUnderLoad|Features|Private|Trap(14|26))
 # How many devices make soak makes; make test makes 200.
 ROUNDS ?= 2000
-# The kernels of make matrix: those of Debian suites in User-Mode Linux, and this machine's own under QEMU.
-KERNELS ?= bullseye bookworm trixie sid qemu
+# The kernels of make matrix: those of Debian suites in User-Mode Linux (5.10, 6.1, 6.12, 7.x), and under QEMU the machine's
+# own and the newest that there is.
+KERNELS ?= bullseye bookworm trixie sid qemu qemu:trixie-backports
 FUZZTIME ?= 10s
 # BENCH=quick: short rounds, to see that it works. The cases: of which name (memory/rr4k-q32, file/, kernel/, growth/, idle).
 BENCH ?= full
@@ -58,9 +59,11 @@ test-kernel: needs
 test-qemu: needs
 	@$(stage) 'kernel tests under QEMU' $(lab)/tests qemu '$(QEMU_RUN)' $(PKG)
 
-## make matrix      kernel tests on all KERNELS (5.10, 6.1, 6.12, 7.x; under QEMU), and a table: KERNELS='sid qemu' RUN=REGEXP PKG=./nbdnl
+## make matrix      kernel tests on 5.10, 6.1, 6.12, 7.x and, as test-qemu has them, under QEMU, and a table of them, in half an
+##                   hour: KERNELS='bullseye sid qemu' RUN=REGEXP PKG=./nbdnl
 matrix: needs
-	@$(stage) 'kernel matrix' $(lab)/matrix '$(KERNELS)' '$(RUN)' $(PKG)
+	@$(stage) 'kernel matrix' $(lab)/matrix '$(KERNELS)' '$(RUN)' \
+		'$(if $(filter file,$(origin RUN)),$(QEMU_RUN),$(RUN))' $(PKG)
 
 ## make soak         2,000 devices, made and ended while nbd-client and qemu-nbd do the same: ROUNDS=N
 soak: needs
