@@ -3,71 +3,87 @@ package doctor
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// opens counts how often a file is opened.
+// opens counts how often other processes open a file.
 type opens struct {
 	events *os.File
-	seen   chan int
+	done   chan struct{} // closed when who is complete
+	who    map[string]int
 }
 
-// watchOpens begins to count. Each time the file has been opened opened is
-// called, in a goroutine that ends with stop.
-func watchOpens(path string, opened func()) (*opens, error) {
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+// watchOpens begins to count, which on /dev is possible from Linux 5.13 on.
+func watchOpens(path string) (*opens, error) {
+	// Without file handles, fanotify tells of regular files and directories only.
+	fd, err := unix.FanotifyInit(unix.FAN_REPORT_FID|unix.FAN_CLASS_NOTIF|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK, unix.O_RDONLY|unix.O_CLOEXEC)
 	if err != nil {
-		return nil, os.NewSyscallError("inotify_init1", err)
+		return nil, os.NewSyscallError("fanotify_init", err)
 	}
-	o := &opens{events: os.NewFile(uintptr(fd), "inotify"), seen: make(chan int, 1)}
-	if _, err := unix.InotifyAddWatch(fd, path, unix.IN_OPEN); err != nil {
-		return nil, errors.Join(&os.PathError{Op: "inotify_add_watch", Path: path, Err: err}, o.events.Close())
+	o := &opens{events: os.NewFile(uintptr(fd), "fanotify"), done: make(chan struct{}), who: make(map[string]int)}
+	if err := unix.FanotifyMark(fd, unix.FAN_MARK_ADD, unix.FAN_OPEN, unix.AT_FDCWD, path); err != nil {
+		return nil, errors.Join(&os.PathError{Op: "fanotify_mark", Path: path, Err: err}, o.events.Close())
 	}
 	go func() {
-		n := 0
+		defer close(o.done)
 		buf := make([]byte, 4096)
 		for {
-			length, err := o.events.Read(buf)
+			n, err := o.events.Read(buf)
 			if err != nil {
-				o.seen <- n
 				return
 			}
-			n += countEvents(buf[:length])
-			opened()
+			for _, pid := range openedBy(buf[:n]) {
+				if pid != os.Getpid() {
+					o.who[processName(pid)]++
+				}
+			}
 		}
 	}()
 	return o, nil
 }
 
-// countEvents counts the events of inotify(7) in buf.
-func countEvents(buf []byte) (n int) {
-	for len(buf) >= unix.SizeofInotifyEvent {
-		// wd, mask, cookie and len, four bytes each, then the name.
-		name := binary.NativeEndian.Uint32(buf[12:])
-		if binary.NativeEndian.Uint32(buf[4:])&unix.IN_OPEN != 0 {
-			n++
+// eventSize is that of struct fanotify_event_metadata (fanotify(7)).
+const eventSize = 24
+
+// openedBy returns the processes of the events in buf.
+func openedBy(buf []byte) (pids []int) {
+	for len(buf) >= eventSize {
+		length := int(binary.NativeEndian.Uint32(buf))
+		pids = append(pids, int(int32(binary.NativeEndian.Uint32(buf[20:]))))
+		if length < eventSize || length > len(buf) {
+			break
 		}
-		buf = buf[min(len(buf), unix.SizeofInotifyEvent+int(name)):]
+		buf = buf[length:]
 	}
-	return n
+	return pids
 }
 
-// stop goes on counting for some time, or not at all if err is not nil, and
-// returns the number, and err.
-func (o *opens) stop(after time.Duration, err error) (int, error) {
-	if err != nil {
-		after = 0
+// processName names a process, which may be gone already or, with the number
+// 0, in a pid namespace that can't be seen from here.
+func processName(pid int) string {
+	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	switch {
+	case pid == 0:
+		return "a process outside of this container"
+	case err != nil:
+		return "a process that is gone"
 	}
-	deadlineErr := o.events.SetReadDeadline(time.Now().Add(after))
-	if deadlineErr != nil {
-		// It would never end otherwise.
-		deadlineErr = errors.Join(deadlineErr, o.events.Close())
-		<-o.seen
-		return 0, errors.Join(err, deadlineErr)
+	return fmt.Sprintf("%s (pid %d)", strings.TrimSpace(string(comm)), pid)
+}
+
+// stop goes on counting for some time and returns how often each process has
+// opened the file.
+func (o *opens) stop(after time.Duration) (map[string]int, error) {
+	if err := o.events.SetReadDeadline(time.Now().Add(after)); err != nil {
+		err = errors.Join(err, o.events.Close())
+		<-o.done
+		return nil, err
 	}
-	n := <-o.seen
-	return n, errors.Join(err, o.events.Close())
+	<-o.done
+	return o.who, o.events.Close()
 }

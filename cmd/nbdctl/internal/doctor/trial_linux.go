@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,10 +24,10 @@ import (
 type trial struct {
 	name      string
 	connected time.Duration
-	// opens is how often others have opened it after it was written, and openers
-	// are those of them that were still there to be seen.
-	opens   int
-	openers []string
+	// opens is how often other processes have opened it, by their names.
+	opens map[string]int
+	// unwatched is why that could not be seen.
+	unwatched error
 }
 
 // A disk is memory that counts what makes it durable.
@@ -84,18 +85,18 @@ func (b *bench) try(ctx context.Context) (_ *trial, err error) {
 	}
 	defer func() { err = errors.Join(err, b.disconnect(dev)) }()
 	t := &trial{name: filepath.Base(dev.Path()), connected: took}
-	watch, err := watchOpens(dev.Path(), func() { t.look(dev.Index()) })
-	if err != nil {
-		return nil, err
-	}
+	watch, watchErr := watchOpens(dev.Path())
 	err = d.exercise(dev.Path())
+	if t.unwatched = watchErr; watchErr != nil {
+		return t, err
+	}
 	if err == nil {
 		// What udev and its like do when a device changes, they do now.
 		err = os.WriteFile(filepath.Join("/sys/block", t.name, "uevent"), []byte("change"), 0o200)
 	}
-	t.opens, err = watch.stop(openPatience, err)
-	t.opens-- // our own
-	return t, err
+	opens, stopErr := watch.stop(openPatience)
+	t.opens = opens
+	return t, errors.Join(err, stopErr)
 }
 
 // openPatience is how long those who open devices that change are waited for.
@@ -152,44 +153,39 @@ func (d *disk) exercise(path string) (err error) {
 	return nil
 }
 
-// look notes who has the device open at this moment.
-func (t *trial) look(index int) {
-	holders, err := nbdnl.Holders(index)
-	if err != nil {
-		return // the device is going, and they with it
-	}
-	for _, h := range holders {
-		who := fmt.Sprintf("process %d (%s)", h.PID, h.Comm)
-		if h.Kind != nbdnl.HolderProcess {
-			who = h.String()
-		}
-		if h.PID != os.Getpid() && !slices.Contains(t.openers, who) {
-			t.openers = append(t.openers, who)
-		}
-	}
-}
-
 // openers tells who opens devices that are none of their business.
 func (m *Machine) openers(ctx context.Context) []Finding {
 	if _, needs := m.openBench(ctx); needs != "" {
 		return []Finding{unknown(needs)}
 	}
 	t := m.trial
-	if t == nil {
-		return []Finding{unknown("a device that works")}
-	}
-	const why = "a device that is open can't be connected anew, and stays after a disconnect; nbdctl waits some seconds for who has it open"
-	times := fmt.Sprintf("%d times", t.opens)
-	if t.opens == 1 {
-		times = "once"
-	}
 	switch {
-	case t.opens <= 0 && t.openers == nil:
-		return []Finding{ok("nobody opened %s when it changed", t.name)}
-	case t.openers == nil:
-		return []Finding{warning("somebody opened %s %s when it changed, too briefly to be seen", t.name, times).because(why).
-			do("find who it is: fatrace, or bpftrace -e 'tracepoint:syscalls:sys_enter_openat { printf(\"%%s %%s\\n\", comm, str(args->filename)); }'")}
+	case t == nil:
+		return []Finding{unknown("a device that works")}
+	case t.unwatched != nil:
+		return []Finding{unknown("a kernel from 5.13 on, which tells who opens devices: " + t.unwatched.Error())}
+	case len(t.opens) == 0:
+		return []Finding{ok("nobody opened %s when it was written and changed", t.name)}
 	}
-	return []Finding{warning("%s opened %s when it changed (%s)", strings.Join(t.openers, ", "), t.name, times).because(why).
-		do("if it is udev: see there; otherwise make it leave nbd devices alone")}
+	return []Finding{openersOf(t)}
+}
+
+// openersOf is the finding about those who have opened a device.
+func openersOf(t *trial) Finding {
+	var who []string
+	others := false
+	for _, name := range slices.Sorted(maps.Keys(t.opens)) {
+		others = others || !strings.HasPrefix(name, "(udev-worker) ") && !strings.HasPrefix(name, "systemd-udevd ") && !strings.HasPrefix(name, "udevd ")
+		if n := t.opens[name]; n > 1 {
+			name += fmt.Sprintf(" %d times", n)
+		}
+		who = append(who, name)
+	}
+	seen := fmt.Sprintf("%s was opened when it was written and changed, by %s", t.name, few(who))
+	if !others {
+		return ok("%s, for whom nbdctl waits", seen)
+	}
+	return warning("%s", seen).
+		because("a device that is open can't be connected anew, and stays after a disconnect; nbdctl waits for some seconds until it is let go").
+		do("make these processes leave nbd devices alone, or let go of them at once")
 }

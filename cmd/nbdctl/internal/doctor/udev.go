@@ -40,23 +40,29 @@ func (m *Machine) udev(context.Context) []Finding {
 	return []Finding{ok("udev runs, and has no rules for nbd devices")}
 }
 
-// ruleParts are the comparisons and assignments of a rule.
-var ruleParts = regexp.MustCompile(`([A-Z_]+(?:\{[^}]*\})?)\s*(==|!=|\+=|-=|:=|=)\s*"([^"]*)"`)
-
 // udevRules reads the rules in their order and returns whether, according to
 // the last of them that says so, devices are watched, and where that is; and
 // which of them run programs for nbd devices in particular.
 func (m *Machine) udevRules() (watched bool, by string, programs []string) {
 	final := false
 	for _, file := range m.configFiles(".rules", udevDirs...) {
+		label := "" // to which a rule of this file has jumped
 		for _, line := range m.configLines(file) {
 			r := ruleFor(line, "nbd0")
+			if label != "" && r.label != label {
+				continue
+			}
+			label = ""
 			if !r.fits {
 				continue
 			}
 			if r.named && r.program != "" {
 				programs = append(programs, fmt.Sprintf("%s: %s", file, r.program))
 			}
+			if r.conditional {
+				continue
+			}
+			label = r.jump
 			if r.option != "" && !final {
 				watched, by, final = r.option == "watch", file, r.final
 			}
@@ -65,38 +71,56 @@ func (m *Machine) udevRules() (watched bool, by string, programs []string) {
 	return watched, by, programs
 }
 
-// A rule is what a line of a rules file does with a block device.
+// A rule is what a line of a rules file does with a block device that changes.
 type rule struct {
-	fits    bool   // unless something else than its name keeps the rule from it
-	named   bool   // devices of its kind are named in the rule
-	option  string // "watch" or "nowatch"
-	final   bool   // and no later rule can change that
-	program string
+	fits        bool   // unless something keeps the rule from it that is not looked at here,
+	conditional bool   // and there is such a thing
+	named       bool   // devices of its kind are named in the rule
+	option      string // "watch" or "nowatch"
+	final       bool   // and no later rule can change that
+	program     string
+	label, jump string
 }
+
+// ruleParts are the comparisons and assignments of a rule.
+var ruleParts = regexp.MustCompile(`([A-Z_]+(?:\{[^}]*\})?)\s*(==|!=|\+=|-=|:=|=)\s*"([^"]*)"`)
 
 // ruleFor reads a line as it applies to the device of that name.
 func ruleFor(line, device string) rule {
 	r := rule{fits: true}
+	subjects := map[string]string{"KERNEL": device, "SUBSYSTEM": "block", "ACTION": "change"}
 	for _, part := range ruleParts.FindAllStringSubmatch(line, -1) {
 		key, operator, value := part[1], part[2], part[3]
+		subject, looked := subjects[key]
+		looked = looked || strings.HasPrefix(key, "ENV{DM_") // which only devices of device mapper have
 		switch {
-		case key == "KERNEL" && (operator == "==" || operator == "!="):
-			matches := false
-			for pattern := range strings.SplitSeq(value, "|") {
-				if ok, _ := path.Match(pattern, device); ok { // a bad pattern matches nothing
-					matches = true
-					r.named = r.named || operator == "==" && strings.HasPrefix(pattern, "nbd")
-				}
-			}
+		case looked && (operator == "==" || operator == "!="):
+			pattern, matches := matching(value, subject)
 			r.fits = r.fits && matches == (operator == "==")
-		case key == "SUBSYSTEM" && operator == "==":
-			matches, _ := path.Match(value, "block")
-			r.fits = r.fits && matches
+			r.named = r.named || key == "KERNEL" && operator == "==" && strings.HasPrefix(pattern, "nbd")
+		case key == "PROGRAM", key == "IMPORT{program}":
+			r.program, r.conditional = value, true
+		case operator == "==", operator == "!=", strings.HasPrefix(key, "IMPORT"):
+			r.conditional = true
 		case key == "OPTIONS" && (value == "watch" || value == "nowatch"):
 			r.option, r.final = value, operator == ":="
-		case key == "RUN", key == "RUN{program}", key == "PROGRAM", key == "IMPORT{program}":
+		case key == "RUN", key == "RUN{program}":
 			r.program = value
+		case key == "GOTO":
+			r.jump = value
+		case key == "LABEL":
+			r.label = value
 		}
 	}
 	return r
+}
+
+// matching returns which of the patterns, separated by bars, the subject matches.
+func matching(patterns, subject string) (string, bool) {
+	for pattern := range strings.SplitSeq(patterns, "|") {
+		if matches, err := path.Match(pattern, subject); matches && err == nil {
+			return pattern, true
+		}
+	}
+	return "", false
 }
