@@ -24,6 +24,9 @@ func TestKernelSession(t *testing.T) {
 		{"file", func(t *testing.T) []string {
 			return []string{"file", "--create", "--size", "256M", filepath.Join(imageDir(t), "disk.img")}
 		}},
+		{"file, direct", func(t *testing.T) []string {
+			return []string{"file", "-o", "direct=on", "--create", "--size", "256M", filepath.Join(imageDir(t), "disk.img")}
+		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			requireKernel(t)
@@ -46,7 +49,7 @@ func TestKernelSession(t *testing.T) {
 			if size := sysfs(t, dev, "size"); size != "0" {
 				t.Errorf("after disconnect the size is %s", size)
 			}
-			if tt.name == "file" {
+			if tt.name != "memory" {
 				image := args[len(args)-1]
 				sh(t, "e2fsck -fn "+image)
 				if got, want := sh(t, "debugfs -R 'cat /data' "+image+" 2>/dev/null | sha256sum"), sh(t, "sha256sum </tmp/data"); got != want {
