@@ -27,6 +27,8 @@ type world struct {
 	cut func(index int, r *responder)
 	// another returns another program's client.
 	another func() *nbdnl.Client
+	// anonymous: the kernel keeps no identifiers, so that devices are known to those only who have connected them.
+	anonymous bool
 	// mode is how devices are connected.
 	mode nbdnl.Mode
 }
@@ -51,6 +53,7 @@ func TestScenarios(t *testing.T) {
 
 func TestKernelScenarios(t *testing.T) {
 	nbdnltest.RequireKernel(t)
+	anonymous := !nbdnltest.Identifiers.In(t)
 	runScenarios(t, func(t *testing.T, mode nbdnl.Mode) world {
 		client := func() *nbdnl.Client { return newClient(t, nbdnl.System{Mode: mode}) }
 		return world{T: t, Client: client(), another: client, hold: func(index int) func() {
@@ -60,7 +63,7 @@ func TestKernelScenarios(t *testing.T) {
 			}
 			t.Cleanup(func() { f.Close() })
 			return func() { f.Close() }
-		}, cut: func(_ int, r *responder) { r.ours.Close() }, mode: mode}
+		}, cut: func(_ int, r *responder) { r.ours.Close() }, mode: mode, anonymous: anonymous}
 	})
 }
 
@@ -154,6 +157,16 @@ func (w world) wantError(err error, targets ...error) {
 	}
 }
 
+// wantNotOwner checks that a command with another identifier than the device's was refused.
+func (w world) wantNotOwner(err error) {
+	w.Helper()
+	if w.anonymous {
+		w.wantError(err, errors.ErrUnsupported) // whose it is can't be told
+		return
+	}
+	w.wantError(err, nbdnl.ErrNotOwner)
+}
+
 func (w world) wantDone(what string, err error) {
 	w.Helper()
 	if err != nil {
@@ -177,13 +190,16 @@ var scenarios = []struct {
 		if w.mode == nbdnl.ModeNetlink {
 			want.Identifier, want.HasIdentifier = cfg.Identifier, true
 		}
+		if w.anonymous {
+			want.Identifier, want.HasIdentifier, want.OwnerPID = "", false, 0
+		}
 		got := w.status(index)
 		got.Flags &^= nbdnl.FlagRotational | nbdnl.FlagSendWriteZeroes // may be left from another test
 		if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(nbdnl.Status{}, "OwnerTID")); diff != "" {
 			w.Errorf("status of a connected device (-want +got):\n%s", diff)
 		}
-		if got.OwnerTID == 0 {
-			w.Error("no owner thread")
+		if (got.OwnerTID == 0) != w.anonymous { // the driver of such a kernel must not be asked
+			w.Errorf("owner thread is %d", got.OwnerTID)
 		}
 		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
 		<-r.done
@@ -470,6 +486,10 @@ var scenarios = []struct {
 		cfg.Timeout = 0
 		index := w.connect(cfg)
 		other := w.another()
+		if w.anonymous {
+			w.wantNotOwner(other.Reconfigure(w.Context(), index, cfg.Identifier, sockets(r)))
+			return
+		}
 		w.wantError(other.Reconfigure(w.Context(), index, cfg.Identifier, sockets(r)), nbdnl.ErrNotVerified)
 		old.ours.Close()
 		update := sockets(r)

@@ -160,8 +160,11 @@ func TestDeadConnection(t *testing.T) {
 	if k.Setting(d.Index()).Sockets != 1 || k.Commands(nbdnltest.Reconfigure) != 0 {
 		t.Error("the kernel has let go of the device by itself, or was asked for something")
 	}
+	if err := d.Close(); !errors.Is(err, d.Err()) {
+		t.Errorf("Close: %v, want what ended it", err)
+	}
 	if err := d.Close(); err != nil {
-		t.Error(err)
+		t.Errorf("second Close: %v", err)
 	}
 	checkClean(t, k)
 }
@@ -178,8 +181,8 @@ func TestNoIdentifiers(t *testing.T) {
 	k, d = connectedOn(t, old)
 	d.cut()
 	<-d.Done()
-	if err := d.Close(); err != nil {
-		t.Errorf("dead: %v", err)
+	if err := d.Close(); !errors.Is(err, d.Err()) {
+		t.Errorf("dead: %v, want %v", err, d.Err())
 	}
 	checkClean(t, k)
 

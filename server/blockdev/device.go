@@ -19,7 +19,7 @@ type Device struct {
 	machine    machine
 	client     *nbdnl.Client
 	ownsClient bool
-	backend    backends.Device
+	backend    backends.Device // guarded by changing, once the device is attached
 	export     *server.Export
 	options    Options
 	flags      nbdnl.Flags
@@ -48,8 +48,11 @@ type Device struct {
 	leaving  bool       // by Kick, or all is cut
 	lost     error      // what ended the connection that died first of those that are dead
 	expiry   *expiry    // of the wait for a new connection, while all are dead
-	timeout  time.Duration
-	deadTime time.Duration
+	unserved time.Time  // since when they are, or were the last time
+	// undelivered says what the kernel may have lost because there was no connection; nil if nobody need be told.
+	undelivered error
+	timeout     time.Duration
+	deadTime    time.Duration
 
 	// mending ends when no connection is to be replaced any more.
 	mending context.Context
