@@ -107,13 +107,15 @@ func TestKernelFlags(t *testing.T) {
 			t.Errorf("status says %s: %v, want %v", key, status[key], want)
 		}
 	}
-	identifier, _ := status["identifier"].(string)
-	if !regexp.MustCompile(`^nbdctl:[0-9a-f-]{36}$`).MatchString(identifier) {
-		t.Errorf("the identifier is %q", identifier)
-	}
 	attributes := map[string]string{"size": "131072", "ro": "1", "queue/logical_block_size": "4096", "queue/max_sectors_kb": "1024"}
+	identifier, _ := status["identifier"].(string)
 	if nbdnltest.Identifiers.In(t) {
 		attributes["backend"] = identifier
+		if !regexp.MustCompile(`^nbdctl:[0-9a-f-]{36}$`).MatchString(identifier) {
+			t.Errorf("the identifier is %q", identifier)
+		}
+	} else if identifier != "" {
+		t.Errorf("the identifier is %q, of a kernel that keeps none", identifier)
 	}
 	for attribute, want := range attributes {
 		if got := sysfs(t, dev, attribute); got != want {
