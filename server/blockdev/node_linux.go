@@ -38,8 +38,24 @@ func readFirst(ctx context.Context, path, number string, n int) error {
 	if got := fmt.Sprintf("%d:%d", unix.Major(uint64(st.Rdev)), unix.Minor(uint64(st.Rdev))); got != number {
 		return fmt.Errorf("%s has the number %s, the kernel's device has %s: it is a stale node", path, got, number)
 	}
-	_, err = f.ReadAt(make([]byte, n), 0)
-	return err
+	if _, err := f.ReadAt(make([]byte, n), 0); err != nil {
+		return err
+	}
+	forgetErrors(f)
+	return nil
+}
+
+// forgetErrors has the kernel report what was not written of the device's pages, without asking the server for a flush. Nothing was
+// written yet: what is reported belongs to a former user of the index, whose device has ended under him, and of whom the next
+// fsync would tell otherwise, as if it had failed.
+func forgetErrors(f *os.File) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		_ = unix.SyncFileRange(int(fd), 0, 0, unix.SYNC_FILE_RANGE_WAIT_BEFORE)
+	})
 }
 
 // openNode opens a device node that may not be there yet. Read-only: the end of a write access would make udev look at the device
