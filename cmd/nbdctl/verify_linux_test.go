@@ -53,10 +53,11 @@ func TestKernelMultiVerify(t *testing.T) {
 					t.Errorf("fio, once more: exit code %d\n%s%s", out.code, out.stdout, out.stderr)
 				}
 			}
-			// The checks can fail: a few bytes in the middle of a stretch are others.
-			sh(t, "printf 'never written' | dd of="+dev+" bs=1 seek=2100000 conv=notrunc,fsync status=none; blockdev --flushbufs "+dev)
-			if out := finish(t, command(t, "fio", verifyJobs(dev, connections, "--verify_only=1")...)); out.code == 0 {
-				t.Error("fio verifies what was not written")
+			if backend == "memory" { // The checks can fail: a few bytes in the middle of a stretch are others.
+				sh(t, "printf 'never written' | dd of="+dev+" bs=1 seek=2100000 conv=notrunc,fsync status=none; blockdev --flushbufs "+dev)
+				if out := finish(t, command(t, "fio", verifyJobs(dev, connections, "--verify_only=1")...)); out.code == 0 {
+					t.Error("fio verifies what was not written")
+				}
 			}
 			must(t, "disconnect", dev)
 		})
