@@ -139,7 +139,7 @@ func (b *bench) overTCP(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(b.life(ctx, nbdnl.Config{Sockets: l.kernel}, nil), l.close())
+	return errors.Join(b.lifeOver(ctx, nbdnl.Config{Sockets: l.kernel}, nil, b.end), l.close())
 }
 
 // overSeqpacket connects a device over a socket of another kind, which nobody serves.
@@ -149,5 +149,5 @@ func (b *bench) overSeqpacket(ctx context.Context) error {
 		return os.NewSyscallError("socketpair", err)
 	}
 	f, peer := os.NewFile(uintptr(fds[0]), "kernel"), os.NewFile(uintptr(fds[1]), "server")
-	return errors.Join(b.life(ctx, nbdnl.Config{Sockets: []syscall.Conn{f}}, nil), f.Close(), peer.Close())
+	return errors.Join(b.lifeOver(ctx, nbdnl.Config{Sockets: []syscall.Conn{f}}, nil, b.cut), f.Close(), peer.Close())
 }

@@ -106,6 +106,7 @@ const openPatience = 300 * time.Millisecond
 func (b *bench) connect(ctx context.Context, d *disk, connections int) (*blockdev.Device, time.Duration, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, lifePatience, fmt.Errorf("not within %s", lifePatience))
 	defer cancel()
+	b.settle(ctx)
 	begin := time.Now()
 	dev, err := blockdev.ConnectIndex(ctx, b.index, d, blockdev.Options{
 		Client: b.client, Connections: connections, Timeout: deviceTimeout, Identifier: nbdnl.NewIdentifier(host.IdentifierPrefix),
