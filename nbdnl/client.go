@@ -10,25 +10,6 @@ import (
 	"time"
 )
 
-// A driver is a way to give commands to the kernel. Its methods block for as long as the kernel does,
-// which may be for ever, and may be called concurrently.
-type driver interface {
-	// find looks for the driver in the kernel, and found tells, without asking the kernel, whether one
-	// such search has succeeded. The commands below need one that has.
-	find() error
-	found() bool
-	// connect configures the device with that index, or one of the kernel's choice for anyIndex, and
-	// returns its index. The kernel takes its own references to fds.
-	connect(index int, cfg *Config, fds []int) (int, error)
-	disconnect(index int) error
-	reconfigure(index int, identifier string, u *Update, fds []int) error
-	// deaths opens what the kernel says of connections that died.
-	deaths() (deathSource, error)
-	// configured reports whether the device has a configuration, which each opener makes too.
-	configured(index int) (bool, error)
-	close() error
-}
-
 // A Client controls the NBD devices of the machine. It may be used by many goroutines at a time.
 //
 // Keep the Client that connected a device open for as long as the device is to live: present kernels do
@@ -58,7 +39,7 @@ func New() (*Client, error) { return System{}.NewClient() }
 func (s System) NewClient() (*Client, error) {
 	c := &Client{sys: s, slots: make(chan struct{}, maxCommands), memories: make(map[int]memory)}
 	c.sysfs = newSysfs(&c.sys)
-	c.driver = &netlinkDriver{dial: c.sys.dial}
+	c.driver = c.sys.newDriver()
 	if c.shown() {
 		return c, nil
 	}
@@ -106,7 +87,7 @@ func (c *Client) ConnectIndex(ctx context.Context, index int, cfg Config) error 
 		if l.connected {
 			return newError("connect", index, fmt.Errorf("%w: it is connected already", err))
 		}
-		holders, _ := c.sys.holders(index, descriptor{}) // who they are is known or not
+		holders, _ := c.sys.holders(index) // who they are is known or not
 		if lifeErr != nil || time.Since(begin) >= patience(holders, connectPatience) || pause.wait(ctx, nil) != nil {
 			return newError("connect", index, fmt.Errorf("%w: %w", &BusyError{Index: index, Holders: holders}, err))
 		}
@@ -172,7 +153,7 @@ func (c *Client) examine(index int, cfg *Config) error {
 		return fmt.Errorf("it came and went: %w: its identifier is %q", ErrNotOwner, l.identifier)
 	}
 	c.remember(index, l, func(m *memory) {
-		m.connected, m.identifier = true, cfg.Identifier
+		m.connected, m.identifier, m.mode = true, cfg.Identifier, c.driver.mode()
 		m.timed, m.timeout = true, cfg.Timeout
 	})
 	return cfg.missing(s)
@@ -202,6 +183,9 @@ func (c *Client) undoConnect(ctx context.Context, index int, identifier string) 
 	l, err := c.sysfs.life(index)
 	if err != nil || !l.connected || l.identified && l.identifier != identifier {
 		return err // gone already, and perhaps another's by now
+	}
+	if !l.identified && c.driver.mode() == ModeIoctl && !c.driver.serves(index) {
+		return nil // so it is
 	}
 	if err := c.disconnect(ctx, index, l); err != nil {
 		return err
@@ -272,14 +256,16 @@ func (c *Client) owned(index int, identifier string) (life, error) {
 		return l, fmt.Errorf("%w: its identifier is %q", ErrNotOwner, l.identifier)
 	case l.identified || m.connected && m.identifier == identifier:
 		return l, nil
+	case m.connected:
+		return l, fmt.Errorf("%w: this client has connected it with the identifier %q", ErrNotOwner, m.identifier)
 	case c.sysfs.identifiers:
 		return l, fmt.Errorf("%w: it was connected by ioctls", ErrNotOwner)
 	}
 	return l, fmt.Errorf("this kernel keeps no identifiers, and this client has not connected it with that one: %w", errors.ErrUnsupported)
 }
 
-// still returns why the index is no longer in the same use. The kernel has no command on a condition,
-// but for the identifier of a reconfigure, so that this look comes right before the command.
+// still returns why the index is no longer in the same use. Netlink has no command on a condition, but for
+// the identifier of a reconfigure, so that this look comes right before the command.
 func (c *Client) still(index int, l life) error {
 	now, err := c.connected(index)
 	if err == nil && now != l {
@@ -295,10 +281,7 @@ func (c *Client) disconnect(ctx context.Context, index int, l life) error {
 		return err
 	}
 	_, err := do(ctx, c.slots, func() (struct{}, error) {
-		if err := c.still(index, l); err != nil {
-			return struct{}{}, err
-		}
-		return struct{}{}, c.driver.disconnect(index)
+		return struct{}{}, c.driver.disconnect(index, func() error { return c.still(index, l) })
 	}, nil)
 	if err == nil {
 		c.remember(index, l, func(m *memory) { m.disconnected = true })
