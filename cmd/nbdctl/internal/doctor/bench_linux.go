@@ -58,8 +58,8 @@ func (m *Machine) openBench(ctx context.Context) (*bench, string) {
 	}
 	b := &bench{client: c}
 	// Linux 5.10 waits for the end of a device that is to go in a way that may
-	// take all of generic netlink with it.
-	if !m.release().before(6, 1, 0) && m.hasDevtmpfs() {
+	// take all of generic netlink with it. By ioctls none can be made.
+	if !m.release().before(6, 1, 0) && m.hasDevtmpfs() && !m.byIoctl {
 		b.fresh, b.index = true, m.nextIndex()
 	} else if b.index = m.idleIndex(ctx, c); b.index < 0 {
 		_ = c.Close() // nothing was done with it
@@ -123,17 +123,19 @@ func queue(index int, setting string) string {
 }
 
 // restore puts the settings back that the index had.
-func (b *bench) restore() error {
+func (m *Machine) restore(b *bench) error {
+	now := m.readSettings(b.index)
 	var errs []error
 	for name, value := range b.settings {
+		if value == now[name] {
+			continue // also where /sys is read-only, as in a container
+		}
 		if name == "scheduler" {
 			// "mq-deadline [none]"
 			_, value, _ = strings.Cut(value, "[")
 			value, _, _ = strings.Cut(value, "]")
 		}
-		if value != "" {
-			errs = append(errs, os.WriteFile("/"+queue(b.index, name), []byte(value), 0o644))
-		}
+		errs = append(errs, os.WriteFile(m.path(queue(b.index, name)), []byte(value), 0o644))
 	}
 	return errors.Join(errs...)
 }
@@ -149,7 +151,7 @@ func (m *Machine) Close() error {
 	defer b.client.Close()
 	defer m.removeState()
 	if !b.fresh {
-		return b.restore()
+		return m.restore(b)
 	}
 	if !m.exists("sys/block", b.name()) {
 		return nil

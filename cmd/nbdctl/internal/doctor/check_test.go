@@ -126,13 +126,17 @@ func TestControl(t *testing.T) {
 		needs   string // what later checks say
 	}{
 		{"answers", nbdnltest.Options{}, false, OK, exit.OK, "netlink answers", ""},
-		{"hidden", nbdnltest.Options{NoModule: true, Release: "6.1.0"}, false, Problem, exit.Unsupported, "does not show in this network namespace", "the control interface"},
+		{"hidden", nbdnltest.Options{NoModule: true, Release: "6.1.0"}, false, Warning, exit.Unsupported, "does not show in this network namespace", ""},
+		{"hidden, and no devices", nbdnltest.Options{NoModule: true, Release: "6.1.0"}, false, Problem, exit.Unsupported, "as with kernels up to 6.1", "the control interface"},
 		{"stuck", nbdnltest.Options{}, true, Problem, exit.Failure, "the kernel does not answer", "an answer of the kernel"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			k := nbdnltest.New(t, tt.options)
 			m := &Machine{System: k.System()}
 			show(t, k, files{"sys/module/nbd/initstate": "live\n"})
+			if tt.name == "hidden" {
+				show(t, k, files{"sys/block/nbd0/size": "0\n"})
+			}
 			if tt.stuck {
 				unblock := k.Block(nbdnltest.Status)
 				stuck := make(chan error)

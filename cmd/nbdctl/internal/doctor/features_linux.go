@@ -39,6 +39,9 @@ func (m *Machine) features(ctx context.Context) []Finding {
 	if needs != "" {
 		return []Finding{unknown(needs)}
 	}
+	if m.byIoctl {
+		return []Finding{unknown("netlink")} // ioctls have no identifiers on any kernel
+	}
 	cfg := nbdnl.Config{Flags: nbdnl.FlagCanMultiConn}
 	var asked nbdnl.Flags
 	for _, o := range offered {
