@@ -28,8 +28,9 @@ type Client struct {
 // NBD control: the module is not loaded, or not there.
 //
 // Where sysfs shows devices New does not ask the kernel, so that what sysfs tells can be had while the
-// kernel is stuck in some program's command. Then it is Probe, or the first command, whose error matches
-// ErrNoDriver when the driver is hidden in this network namespace.
+// kernel is stuck in some program's command. Then it is Probe, or the first command, that finds out which
+// interface to use: ioctls if netlink is hidden in this network namespace. For a System whose Mode is
+// ModeNetlink its error then matches ErrNoDriver.
 //
 // A Client needs no privilege to look at devices. To change them it needs CAP_SYS_ADMIN in the initial
 // user namespace; without, the error matches os.ErrPermission.
@@ -50,11 +51,14 @@ func (s System) NewClient() (*Client, error) {
 	return c, nil
 }
 
-// Close releases the Client. Devices stay as they are. It does not wait for commands that are still in
-// the kernel after their context ended, which release what they use when the kernel comes back.
+// Close releases the Client. Devices stay as they are, but for those that it has connected by ioctls, which
+// it disconnects, without writing what is cached; for a server that does not read it waits two seconds. It
+// does not wait for commands that are still in the kernel after their context ended, which release what
+// they use when the kernel comes back.
 func (c *Client) Close() error { return newError("close", anyIndex, c.driver.close()) }
 
-// Connect makes the kernel choose a free device, or create one, and connects it. When it returns
+// Connect makes the kernel choose a free device, or create one, and connects it. By ioctls it chooses one
+// itself, and the error matches ErrBusy if none is free. When it returns
 // without an error the device is usable and is what cfg requires. A device that this kernel makes
 // otherwise is disconnected again, and the error is an *UnsupportedError, or several that are joined.
 //
@@ -215,7 +219,7 @@ func explainConnect(err error, cfg *Config) error {
 //
 // The error matches os.ErrNotExist, ErrNotConnected or ErrNotOwner. Linux before 5.14 keeps no
 // identifiers: there a Client knows those that it has connected itself, and of the others the error
-// matches errors.ErrUnsupported.
+// matches errors.ErrUnsupported. Of devices that were connected by ioctls a Client knows its own on every kernel.
 //
 // The command can take for ever, when Timeout is 0 and the server has stopped reading; then only ctx
 // ends the wait, and every other control command of the machine waits as well.

@@ -10,7 +10,8 @@ import (
 
 var (
 	// ErrNoDriver means that the kernel offers no NBD control interface here: the nbd module is absent
-	// or not loaded, or, up to Linux 6.1, the process is in another network namespace than init.
+	// or not loaded, or, up to Linux 6.1 and for a Client that is to use netlink only, the process is in
+	// another network namespace than init.
 	ErrNoDriver = errors.New("no nbd driver in this kernel")
 
 	// ErrNotOwner means that the device carries another identifier than the caller's.

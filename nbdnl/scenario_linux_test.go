@@ -191,7 +191,7 @@ var scenarios = []struct {
 			want.Identifier, want.HasIdentifier = cfg.Identifier, true
 		}
 		if w.anonymous {
-			want.Identifier, want.HasIdentifier, want.OwnerPID, want.Mode = "", false, 0, nbdnl.ModeUnknown
+			want.Identifier, want.HasIdentifier, want.OwnerPID = "", false, 0
 		}
 		got := w.status(index)
 		got.Flags &^= nbdnl.FlagRotational | nbdnl.FlagSendWriteZeroes // may be left from another test
@@ -282,9 +282,9 @@ var scenarios = []struct {
 	{"another's device is left alone", nbdnl.ModeNone, func(w world) {
 		index := w.connect(config(serve(w)))
 		timeout := time.Second
-		w.wantNotOwner(w.Disconnect(w.Context(), index, "test:other"))
-		w.wantNotOwner(w.Detach(w.Context(), index, nbdnl.DetachOptions{Identifier: "test:other", Force: true}))
-		w.wantNotOwner(w.Reconfigure(w.Context(), index, "test:other", nbdnl.Update{Timeout: &timeout}))
+		w.wantError(w.Disconnect(w.Context(), index, "test:other"), nbdnl.ErrNotOwner)
+		w.wantError(w.Detach(w.Context(), index, nbdnl.DetachOptions{Identifier: "test:other", Force: true}), nbdnl.ErrNotOwner)
+		w.wantError(w.Reconfigure(w.Context(), index, "test:other", nbdnl.Update{Timeout: &timeout}), nbdnl.ErrNotOwner)
 		w.wantState(index, nbdnl.StateLive)
 		w.wantDone("disconnect any", w.DisconnectAny(w.Context(), index))
 		w.wantState(index, nbdnl.StateIdle)

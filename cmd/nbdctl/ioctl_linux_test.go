@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
-	"github.com/nbdctl/nbdctl/nbdnl"
-	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
 // TestKernelIoctlKilled kills the serving process while fio runs: with it goes
@@ -169,49 +167,5 @@ func TestKernelSideBySide(t *testing.T) {
 	left := listJSON(t)
 	if len(left) != 2 || listed(t, strangers) == nil || listed(t, "/dev/nbd7") == nil {
 		t.Errorf("disconnect --all leaves %v, want the strangers'", left)
-	}
-}
-
-// TestKernelIoctlNamespace connects and disconnects in a network namespace
-// that has no netlink family up to Linux 6.1: there ioctls serve, and a
-// warning says so.
-func TestKernelIoctlNamespace(t *testing.T) {
-	requireKernel(t)
-	inside := func(args ...string) result {
-		cmd := nbdctlCommand(t, args...)
-		cmd.Args = append([]string{"unshare", "-n"}, append([]string{cmd.Path}, args...)...)
-		cmd.Path = "/usr/bin/unshare"
-		return finish(t, cmd)
-	}
-	system := nbdnltest.PrivateNetwork(t)
-	system.Mode = nbdnl.ModeNetlink
-	client, err := system.NewClient()
-	if err != nil {
-		t.Fatal(err)
-	}
-	hidden := errors.Is(client.Probe(t.Context()), nbdnl.ErrNoDriver)
-	client.Close()
-	r := inside("connect", "memory", "--size", "1M", "--name", "private")
-	if r.code != 0 || strings.Contains(r.stderr, "by ioctls") != hidden {
-		t.Fatalf("connect: code %d, %q, hidden %v", r.code, r.stderr, hidden)
-	}
-	dev := strings.TrimSpace(r.stdout)
-	mode := map[bool]string{true: "ioctl", false: "netlink"}[hidden]
-	if d := listed(t, dev); d["mode"] != mode || d["state"] != "live" || d["owner"].(map[string]any)["ours"] != true {
-		t.Errorf("list shows %v, want mode %s", d, mode)
-	}
-	sh(t, "mkfs.ext4 -q "+dev)
-	if r := inside("disconnect", "private"); r.code != 0 {
-		t.Errorf("disconnect: code %d, %q", r.code, r.stderr)
-	}
-	if d := listed(t, dev); d != nil {
-		t.Errorf("after disconnect list shows %v", d)
-	}
-	// Netlink outside takes what was connected inside, and the other way round.
-	dev = strings.TrimSpace(inside("connect", "memory", "--size", "1M").stdout)
-	must(t, "disconnect", dev)
-	dev = connected(t, "memory", "--size", "1M")
-	if r := inside("disconnect", dev); r.code != 0 {
-		t.Errorf("disconnect inside of what was connected outside: code %d, %q", r.code, r.stderr)
 	}
 }

@@ -15,12 +15,12 @@ import (
 // TestKernelSession is the main job, on each backend: connect, list, a file
 // system with data that survives the page cache, fsck, fio's verify at queue
 // depth 32, disconnect.
-func TestKernelSession(t *testing.T) { session(t, "netlink") }
+func TestKernelSession(t *testing.T) { mainJob(t, "netlink") }
 
 // TestKernelIoctlSession is the same by ioctls.
-func TestKernelIoctlSession(t *testing.T) { session(t, "ioctl", "--ioctl") }
+func TestKernelIoctlSession(t *testing.T) { mainJob(t, "ioctl", "--ioctl") }
 
-func session(t *testing.T, mode string, flags ...string) {
+func mainJob(t *testing.T, mode string, flags ...string) {
 	for _, tt := range []struct {
 		name string
 		args func(t *testing.T) []string
