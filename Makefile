@@ -20,7 +20,8 @@ ROUNDS ?= 2000
 # own and the newest that there is.
 KERNELS ?= bullseye bookworm trixie sid qemu qemu:trixie-backports
 FUZZTIME ?= 10s
-# BENCH=quick: short rounds, to see that it works. The cases: of which name (memory/rr4k-q32, file/, kernel/, growth/, idle).
+# BENCH=quick: short rounds, to see that it works. The cases: of which name (memory/rr4k-q32, file/, kernel/, growth/, idle; tuning/ is
+# measured only when it is named).
 BENCH ?= full
 CASES ?=
 

@@ -209,10 +209,10 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	return n, fmt.Errorf("file: %w", err)
 }
 
-// writePiece is the longest single write, in bytes. Linux gives the data of one
-// write the largest pages that it fits, and ext4 goes through all blocks of a page
-// for each later write to any of them: 4 KiB in a page of 1 MiB take five times as
-// long as in one of 128 KiB. Direct writes make no pages.
+// writePiece is the longest single write, in bytes, that may make pages in the page
+// cache. Linux gives the data of one write the largest pages that it fits, and ext4
+// goes through all blocks of a page for each later write to any of them: 4 KiB in a
+// page of 1 MiB take five times as long as in one of 128 KiB.
 const writePiece = 128 << 10
 
 // WriteAt implements io.WriterAt.
@@ -221,7 +221,7 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	longest := writePiece
-	if f.direct != nil {
+	if len(p) > writePiece && f.makesNoPages(off, len(p)) {
 		longest = len(p)
 	}
 	done := 0
@@ -236,4 +236,16 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 			return done, nil
 		}
 	}
+}
+
+// makesNoPages reports whether a write changes pages that are there, and then it is
+// fastest in one piece: if somebody has made them large, each piece would go through
+// all blocks of them. Or it is past the page cache.
+func (f *File) makesNoPages(off int64, n int) bool {
+	if f.direct != nil {
+		return true
+	}
+	q := f.queries.Get().(*query)
+	defer f.queries.Put(q)
+	return q.resident(off, n)
 }

@@ -201,7 +201,7 @@ func TestNoIdentifiers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := d.Close(); err != nil || isDone(next) {
+		if err := d.Close(); !errors.Is(err, d.Err()) || isDone(next) {
 			t.Errorf("replaced by %s: %v, and another's device was ended: %t", by, err, isDone(next))
 		}
 		if err := next.Close(); err != nil {
