@@ -15,7 +15,12 @@ import (
 // TestKernelSession is the main job, on each backend: connect, list, a file
 // system with data that survives the page cache, fsck, fio's verify at queue
 // depth 32, disconnect.
-func TestKernelSession(t *testing.T) {
+func TestKernelSession(t *testing.T) { mainJob(t, "netlink") }
+
+// TestKernelIoctlSession is the same by ioctls.
+func TestKernelIoctlSession(t *testing.T) { mainJob(t, "ioctl", "--ioctl") }
+
+func mainJob(t *testing.T, mode string, flags ...string) {
 	for _, tt := range []struct {
 		name string
 		args func(t *testing.T) []string
@@ -30,11 +35,11 @@ func TestKernelSession(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			requireKernel(t)
-			args := tt.args(t)
+			args := append(flags, tt.args(t)...)
 			dev := connected(t, args...)
 			d := listed(t, dev)
 			want := map[string]any{"state": "live", "size": float64(256 << 20), "block_size": 512.0, "read_only": false,
-				"mode": "netlink", "connections": 1.0, "connections_alive": 1.0, "timeout": 30.0, "dead_timeout": 0.0, "label": nil, "path": dev}
+				"mode": mode, "connections": 1.0, "connections_alive": 1.0, "timeout": 30.0, "dead_timeout": 0.0, "label": nil, "path": dev}
 			for key, v := range want {
 				if d[key] != v {
 					t.Errorf("list says %s: %v, want %v", key, d[key], v)

@@ -58,8 +58,8 @@ func (m *Machine) openBench(ctx context.Context) (*bench, string) {
 	}
 	b := &bench{client: c}
 	// Linux 5.10 waits for the end of a device that is to go in a way that may
-	// take all of generic netlink with it.
-	if !m.release().before(6, 1, 0) && m.hasDevtmpfs() {
+	// take all of generic netlink with it. By ioctls none can be made.
+	if !m.release().before(6, 1, 0) && m.hasDevtmpfs() && !m.byIoctl {
 		b.fresh, b.index = true, m.nextIndex()
 	} else if b.index = m.idleIndex(ctx, c); b.index < 0 {
 		_ = c.Close() // nothing was done with it
@@ -123,17 +123,19 @@ func queue(index int, setting string) string {
 }
 
 // restore puts the settings back that the index had.
-func (b *bench) restore() error {
+func (m *Machine) restore(b *bench) error {
+	now := m.readSettings(b.index)
 	var errs []error
 	for name, value := range b.settings {
+		if value == now[name] {
+			continue // also where /sys is read-only, as in a container
+		}
 		if name == "scheduler" {
 			// "mq-deadline [none]"
 			_, value, _ = strings.Cut(value, "[")
 			value, _, _ = strings.Cut(value, "]")
 		}
-		if value != "" {
-			errs = append(errs, os.WriteFile("/"+queue(b.index, name), []byte(value), 0o644))
-		}
+		errs = append(errs, os.WriteFile(m.path(queue(b.index, name)), []byte(value), 0o644))
 	}
 	return errors.Join(errs...)
 }
@@ -149,7 +151,7 @@ func (m *Machine) Close() error {
 	defer b.client.Close()
 	defer m.removeState()
 	if !b.fresh {
-		return b.restore()
+		return m.restore(b)
 	}
 	if !m.exists("sys/block", b.name()) {
 		return nil
@@ -176,52 +178,98 @@ func (m *Machine) removeState() {
 	}
 }
 
-// life connects a device, looks at it, and ends it. Where cfg has no sockets it
-// gets connections to a server of memory.
+// life connects a device of memory over Unix sockets, as many as its flags
+// allow, looks at it, and ends it.
 func (b *bench) life(ctx context.Context, cfg nbdnl.Config, look func(nbdnl.Status)) (err error) {
 	if cfg.BlockSize == 0 {
 		cfg.BlockSize = host.DefaultBlockSize
 	}
-	cfg.Size, cfg.Timeout, cfg.Identifier = deviceSize, deviceTimeout, nbdnl.NewIdentifier(host.IdentifierPrefix)
-	if cfg.Sockets == nil {
-		n := 1
-		if cfg.Flags&nbdnl.FlagCanMultiConn != 0 {
-			n = 2
-		}
-		links, err := serveUnix(n, cfg.BlockSize)
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, links.close()) }()
-		cfg.Sockets = links.kernel
+	n := 1
+	if cfg.Flags&nbdnl.FlagCanMultiConn != 0 {
+		n = 2
 	}
+	links, err := serveUnix(n, cfg.BlockSize)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, links.close()) }()
+	cfg.Sockets = links.kernel
+	return b.lifeOver(ctx, cfg, look, b.end)
+}
+
+// lifeOver is life with the sockets of cfg, and with a way of its own to end
+// the device.
+func (b *bench) lifeOver(ctx context.Context, cfg nbdnl.Config, look func(nbdnl.Status), end func(identifier string) error) (err error) {
+	if cfg.BlockSize == 0 {
+		cfg.BlockSize = host.DefaultBlockSize
+	}
+	cfg.Size, cfg.Timeout, cfg.Identifier = deviceSize, deviceTimeout, nbdnl.NewIdentifier(host.IdentifierPrefix)
+	b.settle(ctx)
 	if err := b.client.ConnectIndex(ctx, b.index, cfg); err != nil {
 		return err
 	}
 	if look != nil {
-		st, statusErr := b.client.Status(ctx, b.index)
-		if statusErr == nil {
+		var st nbdnl.Status
+		if st, err = b.client.Status(ctx, b.index); err == nil {
 			look(st)
 		}
-		err = statusErr
 	}
-	return errors.Join(err, b.end(cfg.Identifier))
+	return errors.Join(err, end(cfg.Identifier))
 }
 
-// end disconnects the device, with nobody's data on it. Whoever looks at it has
-// some time to let go of it.
+// settle waits some time until nobody has the idle device open, as udev does
+// after each disconnect. ConnectIndex would wait too, but each of its attempts
+// costs a line in the kernel's log.
+func (b *bench) settle(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, settlePatience)
+	defer cancel()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		st, err := b.client.Status(ctx, b.index)
+		if err != nil || st.State != nbdnl.StateHeld {
+			return // what is wrong the connect says
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// settlePatience bounds that wait; ConnectIndex has some patience of its own.
+const settlePatience = 3 * time.Second
+
+// end disconnects the device when those who look at it have let go of it.
 func (b *bench) end(identifier string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), endPatience)
+	defer cancel()
+	err := b.client.Detach(ctx, b.index, nbdnl.DetachOptions{Identifier: identifier})
+	if errors.Is(err, errors.ErrUnsupported) {
+		// No identifiers here; it was connected a moment ago.
+		err = b.client.Detach(ctx, b.index, nbdnl.DetachOptions{Any: true})
+	}
+	switch {
+	case err == nil, errors.Is(err, nbdnl.ErrNotConnected), errors.Is(err, fs.ErrNotExist):
+		return nil // which is what a device that goes as a whole may look like
+	}
+	return b.cut(identifier)
+}
+
+// cut disconnects the device, whoever uses it: there is nobody's data on it.
+func (b *bench) cut(identifier string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), endPatience)
 	defer cancel()
 	err := b.client.Disconnect(ctx, b.index, identifier)
 	if errors.Is(err, errors.ErrUnsupported) {
-		err = b.client.DisconnectAny(ctx, b.index) // no identifiers here; it was connected a moment ago
+		err = b.client.DisconnectAny(ctx, b.index)
+	}
+	if err == nil {
+		err = b.client.WaitFree(ctx, b.index)
 	}
 	if errors.Is(err, nbdnl.ErrNotConnected) || errors.Is(err, fs.ErrNotExist) {
 		return nil
-	}
-	if waitErr := b.client.WaitFree(ctx, b.index); !errors.Is(waitErr, fs.ErrNotExist) { // it may be one that goes as a whole
-		err = errors.Join(err, waitErr)
 	}
 	return err
 }

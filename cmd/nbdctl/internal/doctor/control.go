@@ -23,13 +23,18 @@ func (m *Machine) control(ctx context.Context) []Finding {
 		m.silent = errors.New("the nbd module")
 		return []Finding{unknown(m.silent.Error())}
 	}
-	m.silent = nil
-	err := m.ask(ctx)
-	switch {
-	case errors.Is(err, nbdnl.ErrNoDriver):
+	m.silent, m.byIoctl = nil, false
+	err := m.ask(ctx, nbdnl.ModeNetlink)
+	if errors.Is(err, nbdnl.ErrNoDriver) {
+		if err = m.ask(ctx, nbdnl.ModeIoctl); err == nil {
+			m.byIoctl = true
+			return []Finding{m.hidden(Warning).
+				because("nbdctl connects by ioctls then: of such a device dead connections are not replaced, and nothing in the kernel shows whose it is")}
+		}
 		m.silent = errors.New("the control interface")
-		return []Finding{m.hidden()}
-	case err != nil:
+		return []Finding{m.hidden(Problem).because("and there is no device on which ioctls would do")}
+	}
+	if err != nil {
 		m.silent = errors.New("an answer of the kernel")
 		return []Finding{m.stuck(err)}
 	}
@@ -41,9 +46,11 @@ func (m *Machine) control(ctx context.Context) []Finding {
 	return []Finding{ok("netlink answers")}
 }
 
-// ask asks the kernel for its driver.
-func (m *Machine) ask(ctx context.Context) error {
-	c, err := m.System.NewClient()
+// ask asks the kernel for its driver, by one interface.
+func (m *Machine) ask(ctx context.Context, mode nbdnl.Mode) error {
+	system := m.System
+	system.Mode = mode
+	c, err := system.NewClient()
 	if err != nil {
 		return err
 	}
@@ -52,17 +59,13 @@ func (m *Machine) ask(ctx context.Context) error {
 	return errors.Join(c.Probe(ctx), c.Close())
 }
 
-// hidden says why a kernel that has the driver does not show it.
-func (m *Machine) hidden() Finding {
-	f := problem(exit.Unsupported, "the netlink family of the loaded module does not show in this network namespace").
-		do("nsenter --net=/proc/1/ns/net nbdctl …")
-	if first, known := m.network(); known && !first {
-		f.Seen = "this network namespace is not the first one, and the netlink family of nbd does not show here"
+// hidden is the finding about a kernel that has the driver and does not show it.
+func (m *Machine) hidden(r Result) Finding {
+	seen := "the netlink family of the loaded module does not show in this network namespace"
+	if m.release().before(6, 12, 0) {
+		seen += ", as with kernels up to 6.1 in all but the first one"
 	}
-	if !m.release().before(6, 12, 0) {
-		return f
-	}
-	return f.because("kernels up to 6.1, and some after, have it in the first one only")
+	return Finding{Result: r, Code: exit.Unsupported, Seen: seen}.do("nsenter --net=/proc/1/ns/net nbdctl …")
 }
 
 // stuck says who keeps the kernel from answering.

@@ -39,6 +39,9 @@ func (m *Machine) features(ctx context.Context) []Finding {
 	if needs != "" {
 		return []Finding{unknown(needs)}
 	}
+	if m.byIoctl {
+		return []Finding{unknown("netlink")} // ioctls have no identifiers on any kernel
+	}
 	cfg := nbdnl.Config{Flags: nbdnl.FlagCanMultiConn}
 	var asked nbdnl.Flags
 	for _, o := range offered {
@@ -139,7 +142,7 @@ func (b *bench) overTCP(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(b.life(ctx, nbdnl.Config{Sockets: l.kernel}, nil), l.close())
+	return errors.Join(b.lifeOver(ctx, nbdnl.Config{Sockets: l.kernel}, nil, b.end), l.close())
 }
 
 // overSeqpacket connects a device over a socket of another kind, which nobody serves.
@@ -149,5 +152,5 @@ func (b *bench) overSeqpacket(ctx context.Context) error {
 		return os.NewSyscallError("socketpair", err)
 	}
 	f, peer := os.NewFile(uintptr(fds[0]), "kernel"), os.NewFile(uintptr(fds[1]), "server")
-	return errors.Join(b.life(ctx, nbdnl.Config{Sockets: []syscall.Conn{f}}, nil), f.Close(), peer.Close())
+	return errors.Join(b.lifeOver(ctx, nbdnl.Config{Sockets: []syscall.Conn{f}}, nil, b.cut), f.Close(), peer.Close())
 }

@@ -9,11 +9,11 @@ import (
 // kernel tells which one it is, and whether it can be seen at all.
 func (m *Machine) kernel(context.Context) []Finding {
 	var findings []Finding
-	for _, fs := range []struct{ path, name string }{{"proc/self", "proc"}, {"sys/block", "sysfs"}} {
-		if !m.exists(fs.path) {
-			findings = append(findings, problem(exit.Failure, "/%s is not there", fs.path).
+	for _, fs := range []struct{ shows, kind, point string }{{"proc/self", "proc", "/proc"}, {"sys/block", "sysfs", "/sys"}} {
+		if !m.exists(fs.shows) {
+			findings = append(findings, problem(exit.Failure, "%s is not there", fs.point).
 				because("all that is known of devices and of who uses them is read there").
-				do("mount -t %s %s %s", fs.name, fs.name, "/"+map[string]string{"proc": "proc", "sysfs": "sys"}[fs.name]))
+				do("mount -t %s %s %s", fs.kind, fs.kind, fs.point))
 		}
 	}
 	if findings != nil {

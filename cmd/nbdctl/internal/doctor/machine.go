@@ -23,6 +23,8 @@ type Machine struct {
 
 	// silent is why the kernel can't be controlled; nil if it can.
 	silent error
+	// byIoctl is that it is controlled by ioctls, for want of netlink.
+	byIoctl bool
 	// nodeless is that devices have no nodes in /dev.
 	nodeless bool
 	// newState is the state directory if it is not there.

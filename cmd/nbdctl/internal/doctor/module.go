@@ -85,11 +85,12 @@ func (m *Machine) install() string {
 		case "ubuntu":
 			return "apt-get install linux-modules-extra-" + release
 		case "debian":
-			_, arch, _ := strings.Cut(release, "-cloud-")
-			if arch == "" {
-				arch = release[strings.LastIndexByte(release, '-')+1:]
+			// "6.1.0-42-amd64", "6.1.0-42-cloud-amd64"; other kernels are not Debian's own.
+			dash := strings.LastIndexByte(release, '-')
+			if dash < 0 {
+				return "apt-get install linux-image-$(dpkg --print-architecture) && reboot"
 			}
-			return "apt-get install linux-image-" + arch + " && reboot"
+			return "apt-get install linux-image" + release[dash:] + " && reboot"
 		case "fedora":
 			return "dnf install kernel-modules-" + release
 		}

@@ -6,9 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 )
@@ -36,8 +33,8 @@ func (m *Machine) stateDirectory(dir string) Finding {
 	case !info.IsDir():
 		return problem(exit.Failure, "%s is not a directory", dir).do("rm %s", dir)
 	}
-	if st, known := info.Sys().(*syscall.Stat_t); known && st.Uid != 0 && int(st.Uid) != os.Geteuid() {
-		return problem(exit.Failure, "%s belongs to user %d", dir, st.Uid).
+	if uid, known := ownerOf(info); known && uid != 0 && uid != os.Geteuid() {
+		return problem(exit.Failure, "%s belongs to user %d", dir, uid).
 			because("who can write there can make nbdctl believe anything of devices and processes").
 			do("chown 0:0 %s", dir)
 	}
@@ -60,7 +57,7 @@ func (m *Machine) writable(dir string, f Finding) Finding {
 	if !m.privileged() {
 		return f
 	}
-	if err := unix.Access(m.path(dir), unix.W_OK); err != nil {
+	if err := mayWrite(m.path(dir)); err != nil {
 		return problem(exit.Failure, "%s can't be written: %v", dir, err).
 			because("nbdctl connect keeps a record of each device there").
 			do("mount a tmpfs there, or set NBDCTL_STATE_DIR to a directory that can be written")

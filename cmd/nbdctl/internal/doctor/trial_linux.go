@@ -90,10 +90,9 @@ func (b *bench) try(ctx context.Context) (_ *trial, err error) {
 	if t.unwatched = watchErr; watchErr != nil {
 		return t, err
 	}
-	if err == nil {
-		// What udev and its like do when a device changes, they do now.
-		err = os.WriteFile(filepath.Join("/sys/block", t.name, "uevent"), []byte("change"), 0o200)
-	}
+	// What udev and its like do when a device changes, they do now, unless /sys
+	// is read-only, as in a container.
+	_ = os.WriteFile(filepath.Join("/sys/block", t.name, "uevent"), []byte("change"), 0o200)
 	opens, stopErr := watch.stop(openPatience)
 	t.opens = opens
 	return t, errors.Join(err, stopErr)
@@ -106,6 +105,7 @@ const openPatience = 300 * time.Millisecond
 func (b *bench) connect(ctx context.Context, d *disk, connections int) (*blockdev.Device, time.Duration, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, lifePatience, fmt.Errorf("not within %s", lifePatience))
 	defer cancel()
+	b.settle(ctx)
 	begin := time.Now()
 	dev, err := blockdev.ConnectIndex(ctx, b.index, d, blockdev.Options{
 		Client: b.client, Connections: connections, Timeout: deviceTimeout, Identifier: nbdnl.NewIdentifier(host.IdentifierPrefix),
