@@ -67,7 +67,7 @@ func TestKernelMultiVerify(t *testing.T) {
 // verifyJobs are the stretches one after the other, with as many jobs at a time as there
 // are connections.
 func verifyJobs(dev string, jobs int, how string) []string {
-	args := strings.Fields(how + " --filename=" + dev + " --ioengine=libaio --direct=1 --rw=randwrite --verify=crc32c --verify_fatal=1 --verify_backlog=0 --randseed=4711 --minimal")
+	args := strings.Fields(how + " --filename=" + dev + " --ioengine=libaio --direct=1 --rw=randwrite --verify=crc32c --verify_fatal=1 --verify_state_save=0 --randseed=4711 --minimal")
 	offset := 0 // KiB
 	for i, s := range stretches {
 		for cpu := range jobs {
