@@ -48,6 +48,8 @@ var (
 	// its index sleeps under the lock of all generic netlink, for good if it is the last user who wants to connect:
 	// not to be tried out.
 	Removal = &Feature{name: "removal of devices that does not hang", changes: []version{{6, 1}}}
+	// ForgetsZeroes: a device whose server does not offer write-zeroes requests has none that the former user's did.
+	ForgetsZeroes = &Feature{name: "write-zeroes that end with the device", changes: []version{{}, {6, 12}, {7, 3}}, probe: probeForgetsZeroes}
 	// WriteZeroes: ranges are zeroed by a request of that kind.
 	WriteZeroes = &Feature{name: "write-zeroes requests", changes: []version{{6, 12}}, probe: probeWriteZeroes}
 	// Rotational: the server can say that its disk rotates.
@@ -66,7 +68,7 @@ var (
 
 // Features are all that can be asked for.
 var Features = []*Feature{
-	Identifiers, StreamSockets, PositiveSizes, Removal, ForgetsTrim, WriteZeroes, Rotational, Namespaces, LargeBlocks,
+	Identifiers, StreamSockets, PositiveSizes, Removal, ForgetsTrim, ForgetsZeroes, WriteZeroes, Rotational, Namespaces, LargeBlocks,
 }
 
 // In reports whether the running kernel has the feature, which it tries out once.
