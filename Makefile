@@ -11,7 +11,9 @@ LAB ?= uml
 RUN ?= ^TestKernel
 PKG ?=
 # Those that make test repeats with several processors and -race, in a machine that takes several times longer.
-QEMU_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$|Heal|ResizeUnderLoad|Features|Private|Trap(14|26))
+QEMU_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$|Heal|ResizeUnderLoad|Features|Private|Ioctl|Trap(14|26))
+# Unit tests of bytes that other machines read.
+BYTES_RUN ?= ^Test(ByteOrder|Encode|Decode|Numbers|Ioctl|Put|Handshake|Transmit)
 # How many devices make soak makes; make test makes 200.
 ROUNDS ?= 2000
 # The kernels of make matrix: those of Debian suites in User-Mode Linux (5.10, 6.1, 6.12, 7.x), and under QEMU the machine's
@@ -49,6 +51,11 @@ test-unit: needs
 	@$(stage) 'unit tests without -race' bash -c "set -o pipefail; \
 		go test -v -skip '^TestKernel' ./server ./server/internal/... ./backends/... 2>&1 | \
 			awk -v name='unit tests without -race' -v quiet=1 -f $(lab)/tally"
+	@# Those of the control interface and the wire protocol, on processors of the other byte order and of the other size.
+	@$(stage) 'unit tests, big-endian' bash -c "set -o pipefail; \
+		GOARCH=s390x go test -v -exec qemu-s390x -run '$(BYTES_RUN)' ./nbdnl ./server 2>&1 | awk -v name='unit tests, big-endian' -v quiet=1 -f $(lab)/tally"
+	@$(stage) 'unit tests, 32-bit' bash -c "set -o pipefail; \
+		GOARCH=386 go test -v -run '$(BYTES_RUN)' ./nbdnl ./server 2>&1 | awk -v name='unit tests, 32-bit' -v quiet=1 -f $(lab)/tally"
 	@$(stage) 'unit tests of the benchmarks' go -C testdata/bench test ./...
 
 ## make test-kernel  kernel tests in User-Mode Linux: RUN=REGEXP PKG=./nbdnl

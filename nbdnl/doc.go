@@ -1,5 +1,5 @@
 // Package nbdnl controls the Linux kernel's network block devices: it connects sockets to /dev/nbdN,
-// looks at devices, and disconnects them, by the kernel's generic netlink family.
+// looks at devices, and disconnects them, by the kernel's generic netlink family, or by ioctls.
 //
 // # Connecting
 //
@@ -42,6 +42,29 @@
 // claim could put another device in the place of this one. A reconfigure the kernel itself refuses if
 // the identifier is another.
 //
+// # Netlink and ioctls
+//
+// The kernel has two interfaces to the same devices, and a Client uses either: netlink, unless the kernel
+// hides it, as up to Linux 6.1 in every network namespace but the initial one. There it uses ioctls, and so it does
+// where [System].Mode asks for them. Devices of both live side by side, and each interface disconnects those of
+// the other. [Status].Mode says how a device was connected. By ioctls
+//
+//   - a device lives by a thread, which the Client has for it and which is in the kernel for as long as the device lives.
+//     It ends when the process ends or is stopped (SIGSTOP, a debugger, a suspended machine), when the last
+//     connection dies, and when the Client is closed. A signal does not end it.
+//   - there is no identifier. The Client that has connected a device knows it, to others it is a stranger's, which
+//     they disconnect without regard to the owner ([Client.DisconnectAny], [DetachOptions].Any) or not at all.
+//   - size, block size and timeout can be changed by the Client that has connected the device. Connections can't be
+//     replaced, and there are no DeadConnTimeout and no ClientFlags: an [UnsupportedError] says so.
+//   - no new device is made. Connect takes a free one, which it claims (see [Claim]), for the kernel does not choose;
+//     ConnectIndex leaves the claim to the caller. Of two programs that set up the same device by ioctls, the one that
+//     comes second may end what the first has begun: this package does not, and keeps away from idle
+//     devices that somebody has open.
+//   - the server's process has the device open. That does not count as use; before Linux 6.1 [DetachOptions].Server
+//     must say which process that is, where it is another.
+//   - [Client.Status] tells idle from held by who can be seen to have the device open, and a [Watch] hears of no
+//     dead connections.
+//
 // # State
 //
 // The kernel's status command reports as "connected" what is merely open, and goes on to do so for what
@@ -73,11 +96,11 @@
 // fails them. Versions are those of these kernels; a change may have come with one in between.
 //
 //   - Up to 5.10 the kernel keeps no identifiers. A Client knows those devices that it has connected itself;
-//     commands with the identifier of another match errors.ErrUnsupported, and a device's mode and owner are
+//     commands with the identifier of another match errors.ErrUnsupported, and others' mode and owner are
 //     unknown (its driver would look up a thread that may have ended). Any kind of socket is taken, and so are
 //     sizes of 2^63 bytes and more. DestroyOnDisconnect can stop all of generic netlink for good: leave it alone.
-//   - Up to 6.1 only processes in the initial network namespace find the driver, and nobody but modprobe loads
-//     it; since 6.12 who looks for it does.
+//   - Up to 6.1 only processes in the initial network namespace find the netlink family, and nobody but modprobe
+//     loads the module; since 6.12 who looks for the family does.
 //   - Up to 6.1 FlagSendWriteZeroes and FlagRotational are ignored. Where they are not, up to 7.2, the next user
 //     of the index inherits them.
 //   - Since 6.12 a new size waits for the requests that are in flight, with all other commands behind it.

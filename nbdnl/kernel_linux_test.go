@@ -25,7 +25,7 @@ import (
 func kernelWorld(t *testing.T) world {
 	t.Helper()
 	nbdnltest.RequireKernel(t)
-	return world{T: t, Client: newClient(t), anonymous: !nbdnltest.Identifiers.In(t)}
+	return world{T: t, Client: newClient(t, nbdnl.System{}), anonymous: !nbdnltest.Identifiers.In(t)}
 }
 
 // disk returns the configuration of a device of some MiB that keeps what is written to it, and who
@@ -502,7 +502,7 @@ func testUnprivileged(t *testing.T, env string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := world{T: t, Client: newClient(t), anonymous: identifier == ""}
+	w := world{T: t, Client: newClient(t, nbdnl.System{}), anonymous: identifier == ""}
 	parent := os.Getppid()
 	if w.anonymous {
 		parent = 0

@@ -279,7 +279,7 @@ func TestKernelTrap22AnswerAndAcknowledgement(t *testing.T) {
 		taken := w.connect(cfg)
 		w.wantState(taken, nbdnl.StateLive)
 		w.wantError(w.ConnectIndex(t.Context(), taken, witnessed(observe(t))), nbdnl.ErrBusy)
-		w.wantNotOwner(w.Disconnect(t.Context(), taken, "test:other"))
+		w.wantError(w.Disconnect(t.Context(), taken, "test:other"), nbdnl.ErrNotOwner)
 		w.wantDone("disconnect", w.Disconnect(t.Context(), taken, cfg.Identifier))
 		w.wantState(taken, nbdnl.StateIdle)
 	}

@@ -42,12 +42,13 @@ type Options struct {
 }
 
 // An Export is a backend on offer: what all its connections share. It does not own the backend, which must stay open until
-// every Transmit has returned. Safe for concurrent use.
+// every Transmit has returned, or Swap has. Safe for concurrent use.
 type Export struct {
-	dev         backends.Device
-	size        atomic.Int64 // requests are checked against it
+	dev         backends.Device // for who is in Transmit; Swap changes it while they are held up
+	size        atomic.Int64    // requests are checked against it
 	blockSize   int
 	maxLength   uint32 // of a READ or WRITE, in bytes
+	preferred   int    // block size that is offered
 	flags       Flags
 	maxInFlight int
 	slowRequest time.Duration
@@ -58,13 +59,15 @@ type Export struct {
 	paces       paces
 	claims      claims
 	lastError   atomic.Pointer[RequestError]
+	losses      losses
 	several     atomic.Bool // there were two connections at the same time
 
-	mu       sync.Mutex         // guards the two below
+	mu       sync.Mutex         // guards the three below
 	live     map[*Conn]struct{} // in Transmit
 	finished Stats              // of those that were
+	held     chan struct{}      // unless nil, until it is closed no connection may begin
 
-	resizing sync.Mutex // held in Resize
+	resizing sync.Mutex // held in Resize and Swap
 }
 
 // NewExport offers b. The size of b is taken now, and stays until Resize; the methods of b are called concurrently, and never with
@@ -78,6 +81,7 @@ func NewExport(b backends.Backend, o Options) (*Export, error) {
 		dev:         dev,
 		blockSize:   o.BlockSize,
 		maxLength:   maxPayload,
+		preferred:   dev.BlockSizes.Preferred,
 		maxInFlight: o.MaxInFlight,
 		slowRequest: o.SlowRequest,
 		journal:     journal{log: o.Logger},
@@ -165,6 +169,12 @@ func (e *Export) LastError() *RequestError { return e.lastError.Load() }
 func (e *Export) enlist(c *Conn) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	for e.held != nil {
+		held := e.held
+		e.mu.Unlock()
+		<-held
+		e.mu.Lock()
+	}
 	e.live[c] = struct{}{}
 	if len(e.live) > 1 {
 		e.several.Store(true)

@@ -48,11 +48,16 @@ func (p *panicError) Error() string { return fmt.Sprintf("the backend panicked: 
 var errNoReturn = errors.New("the backend ended its goroutine instead of returning")
 
 // fail remembers and logs that a request failed, took after it was received, and returns the number for the client.
-func (e *Export) fail(h header, err error, took time.Duration) errno {
+func (c *Conn) fail(h header, err error, took time.Duration) errno {
+	e := c.export
 	code, now := wireErrno(err), time.Now()
-	e.lastError.Store(&RequestError{
+	failed := &RequestError{
 		Op: h.op, Offset: h.offset, Length: h.length, Err: err, Errno: uint32(code), Time: now, Took: took,
-	})
+	}
+	e.lastError.Store(failed)
+	if c.loses(h) {
+		e.losses.note(failed)
+	}
 	ev := event{trouble: troubleFailed, header: h, err: err, time: now, took: took}
 	if _, ok := err.(*refusal); ok {
 		ev.trouble = troubleRefused

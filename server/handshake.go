@@ -199,7 +199,7 @@ func (h *handshake) info(data []byte) *Export {
 	if asked || e.blockSize > 1 {
 		b = binary.BigEndian.AppendUint16(b[:0], infoBlockSize)
 		b = binary.BigEndian.AppendUint32(b, uint32(e.blockSize))
-		b = binary.BigEndian.AppendUint32(b, uint32(max(e.blockSize, e.dev.BlockSizes.Preferred, preferredBlock)))
+		b = binary.BigEndian.AppendUint32(b, uint32(max(e.blockSize, e.preferred, preferredBlock)))
 		h.reply(repInfo, binary.BigEndian.AppendUint32(b, e.maxLength))
 	}
 	h.reply(repAck, nil)

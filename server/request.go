@@ -105,7 +105,7 @@ func (r *request) finish(err error) {
 	took := clock() - r.arrived
 	code := errnoNone
 	if err != nil {
-		code = c.export.fail(r.header, err, took)
+		code = c.fail(r.header, err, took)
 	} else {
 		c.export.noteSlow(r.header, took)
 	}

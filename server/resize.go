@@ -29,19 +29,21 @@ func (e *Export) Resize(ctx context.Context, size int64) error {
 	if size >= old {
 		return nil
 	}
-	if err := e.drain(ctx); err != nil {
+	if err := e.drain(ctx, nil); err != nil {
 		e.size.Store(old)
 		return fmt.Errorf("server: requests beyond byte %d have not come to an end: %w", size, err)
 	}
 	return nil
 }
 
-// drain returns when every request that was let in before the call has been answered.
-func (e *Export) drain(ctx context.Context) error {
+// drain returns when every request that was let in before the call has been answered. Unless release is nil, no other one is let in
+// until it is closed, on any connection, also of those that begin meanwhile; held is to be cleared before.
+func (e *Export) drain(ctx context.Context, release chan struct{}) error {
 	e.mu.Lock()
+	e.held = release
 	fences := make(map[*Conn]*fence, len(e.live))
 	for c := range e.live {
-		fences[c] = c.block()
+		fences[c] = c.block(release)
 	}
 	e.mu.Unlock()
 	var err error
@@ -65,16 +67,17 @@ func (e *Export) drain(ctx context.Context) error {
 type fence struct {
 	passed  chan struct{} // closed
 	dropped atomic.Bool   // nobody waits for it any more
+	release chan struct{} // that keep the loop until it is closed, or nil
 }
 
 // block puts a fence in front of the loop, in place of one that was dropped. It returns nil if nothing is in flight.
-func (c *Conn) block() *fence {
+func (c *Conn) block(release chan struct{}) *fence {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.phase != phaseServing {
 		return nil
 	}
-	c.fence = &fence{passed: make(chan struct{})}
+	c.fence = &fence{passed: make(chan struct{}), release: release}
 	_ = c.nc.SetReadDeadline(time.Unix(1, 0)) // Fails on a closed connection, whose loop ends by itself.
 	return c.fence
 }
@@ -98,6 +101,11 @@ func (c *Conn) pass(err error) bool {
 		return false
 	}
 	drained := c.gate.drained(&f.dropped)
+	if drained && f.release != nil {
+		close(f.passed)
+		<-f.release
+		drained = false // That has been told.
+	}
 
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -130,9 +130,14 @@ func TestKernelStateLost(t *testing.T) {
 
 // TestKernelTerminated shows that SIGTERM ends a serving process whose device
 // nobody holds, data flushed, and not one whose device is mounted.
-func TestKernelTerminated(t *testing.T) {
+func TestKernelTerminated(t *testing.T) { terminated(t) }
+
+// TestKernelIoctlTerminated is the same for a device that was connected by ioctls.
+func TestKernelIoctlTerminated(t *testing.T) { terminated(t, "--ioctl") }
+
+func terminated(t *testing.T, flags ...string) {
 	requireKernel(t)
-	dev := connected(t, "memory", "--size", "64M", "--name", "terminated")
+	dev := connected(t, append(flags, "memory", "--size", "64M", "--name", "terminated")...)
 	pid := int(listed(t, dev)["owner"].(map[string]any)["pid"].(float64))
 	mnt := t.TempDir()
 	sh(t, "mkfs.ext4 -q "+dev+"; mount "+dev+" "+mnt)

@@ -196,7 +196,7 @@ func stranger(t *testing.T) string {
 	ctx := context.WithoutCancel(t.Context())
 	t.Cleanup(func() {
 		// Where no identifiers are kept nothing but the test disconnects it.
-		if st, err := client.Status(ctx, index); err == nil && st.Connected() && (st.Identifier == "stranger:1" || st.Mode == nbdnl.ModeUnknown) {
+		if st, err := client.Status(ctx, index); err == nil && st.Connected() && (st.Identifier == "stranger:1" || !st.HasIdentifier) {
 			if err := client.DisconnectAny(ctx, index); err != nil {
 				t.Error(err)
 			}

@@ -21,7 +21,7 @@ const (
 // Disconnect ends the device in good order: it makes sure that nobody uses it, writes what is cached, disconnects, and waits until
 // the index is free and no request is served any more. If somebody uses the device, the error is a *nbdnl.BusyError that says who,
 // and the device goes on; so it does after any other error before the disconnect. A device that has gone already, by
-// whomever's doing, is no error.
+// whomever's doing, is no error. What was lost earlier is for Flush to tell, or for Close, also after Disconnect.
 func (d *Device) Disconnect(ctx context.Context) error {
 	select {
 	case d.ending <- struct{}{}:
@@ -47,18 +47,18 @@ func (d *Device) Disconnect(ctx context.Context) error {
 
 // Close ends the device even if somebody uses it, who gets I/O errors from then on. What is cached is written first, if the backend
 // takes it within a few seconds. Close returns when the index is free and no request is served any more, after 30 seconds at the
-// latest, even if the backend never does; the error says what was lost or is left. A device that has gone already is no error. Further
-// calls do nothing.
+// latest, even if the backend never does. The error says what is left, and what was lost, now or earlier, unless Flush has told that
+// (see there). A device that has gone already is no error. Further calls do nothing.
 func (d *Device) Close() error {
 	d.ending <- struct{}{}
 	defer func() { <-d.ending }()
 	if d.ended {
-		return nil
+		return d.takeLoss()
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), closePatience)
 	defer cancel()
 	d.ended = true
-	return errors.Join(d.end(ctx), d.release())
+	return errors.Join(d.end(ctx), d.release(), d.takeLoss())
 }
 
 // end disconnects the device by force and ends its connections.
@@ -87,7 +87,7 @@ func (d *Device) detach(ctx context.Context, force bool) error {
 		// This kernel keeps no identifiers, but this is the device that was made for us.
 		err = d.client.Detach(ctx, d.index, nbdnl.DetachOptions{Any: true, Force: force})
 	}
-	if missing(err) && d.gone(ctx) {
+	if (missing(err) || errors.Is(err, errors.ErrUnsupported)) && d.gone(ctx) {
 		return nil
 	}
 	return err
@@ -108,6 +108,9 @@ func (d *Device) gone(ctx context.Context) bool {
 	st, err := d.client.Status(ctx, d.index)
 	if err != nil {
 		return errors.Is(err, os.ErrNotExist)
+	}
+	if st.Connected() && !st.HasIdentifier && d.birth != nil {
+		return !d.machine.same(d.index, d.birth)
 	}
 	return !st.Connected() || st.HasIdentifier && st.Identifier != d.Identifier()
 }

@@ -19,13 +19,14 @@ type Device struct {
 	machine    machine
 	client     *nbdnl.Client
 	ownsClient bool
-	backend    backends.Device
+	backend    backends.Device // guarded by changing, once the device is attached
 	export     *server.Export
 	options    Options
 	flags      nbdnl.Flags
 	log        *slog.Logger
 
 	index int          // set by attach
+	mode  nbdnl.Mode   // set by ready
 	birth os.FileInfo  // of the kernel's device, to know it by where there are no identifiers; set by ready
 	size  atomic.Int64 // that the kernel has, in bytes
 
@@ -47,8 +48,11 @@ type Device struct {
 	leaving  bool       // by Kick, or all is cut
 	lost     error      // what ended the connection that died first of those that are dead
 	expiry   *expiry    // of the wait for a new connection, while all are dead
-	timeout  time.Duration
-	deadTime time.Duration
+	unserved time.Time  // since when they are, or were the last time
+	// undelivered says what the kernel may have lost because there was no connection; nil if nobody need be told.
+	undelivered error
+	timeout     time.Duration
+	deadTime    time.Duration
 
 	// mending ends when no connection is to be replaced any more.
 	mending context.Context
@@ -67,6 +71,9 @@ func (d *Device) Path() string { return nbdnl.Path(d.index) }
 
 // Identifier returns the mark by which the kernel's device is known as this one.
 func (d *Device) Identifier() string { return d.options.Identifier }
+
+// Mode returns the interface by which the kernel was told. Of a device that was connected by ioctls no connection can be replaced.
+func (d *Device) Mode() nbdnl.Mode { return d.mode }
 
 // Size returns the size in bytes, as the kernel has it.
 func (d *Device) Size() int64 { return d.size.Load() }

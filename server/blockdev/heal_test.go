@@ -192,8 +192,8 @@ func TestHealExpires(t *testing.T) {
 		t.Errorf("ended with %v, %s", d.Err(), d.State())
 	}
 	unblock()
-	if err := d.Close(); err != nil {
-		t.Error(err)
+	if err := d.Close(); !errors.Is(err, d.Err()) {
+		t.Errorf("Close: %v, want %v", err, d.Err())
 	}
 	checkClean(t, k)
 }
@@ -235,8 +235,8 @@ func TestHealGone(t *testing.T) {
 		t.Error(err)
 	}
 	<-d.Done()
-	if err := d.Close(); err != nil {
-		t.Error(err)
+	if err := d.Close(); !errors.Is(err, d.Err()) {
+		t.Errorf("Close: %v, want %v", err, d.Err())
 	}
 	checkClean(t, k)
 
@@ -244,13 +244,13 @@ func TestHealGone(t *testing.T) {
 	k.Fail(nbdnltest.Reconfigure, syscall.EPERM)
 	d.lose(0)
 	<-d.Done()
-	if err := d.Close(); err != nil {
-		t.Error(err)
+	if err := d.Close(); !errors.Is(err, d.Err()) {
+		t.Errorf("Close: %v, want %v", err, d.Err())
 	}
 	checkClean(t, k)
 }
 
-// TestCloseWaiting ends devices that wait for a connection.
+// TestCloseWaiting ends devices that wait for a connection. That it never came is told by Close, unless it was meant.
 func TestCloseWaiting(t *testing.T) {
 	for name, end := range map[string]func(*Device) error{
 		"Close":      (*Device).Close,
@@ -267,10 +267,11 @@ func TestCloseWaiting(t *testing.T) {
 			shutdown(t, kernel)
 			awaitState(t, d, nbdnl.StateWaiting)
 			time.AfterFunc(100*time.Millisecond, func() { close(release) })
-			if err := end(d); err != nil {
-				t.Error(err)
-			}
+			err := end(d)
 			<-d.Done()
+			if told := err != nil; told != (name == "Close") || told && !errors.Is(err, d.Err()) {
+				t.Errorf("error %v, and of the device %v", err, d.Err())
+			}
 			checkClean(t, k)
 		})
 	}

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
 const (
@@ -38,24 +40,38 @@ func readFirst(ctx context.Context, path, number string, n int) error {
 	if got := fmt.Sprintf("%d:%d", unix.Major(uint64(st.Rdev)), unix.Minor(uint64(st.Rdev))); got != number {
 		return fmt.Errorf("%s has the number %s, the kernel's device has %s: it is a stale node", path, got, number)
 	}
-	if _, err := f.ReadAt(make([]byte, n), 0); err != nil {
+	if _, err = f.ReadAt(make([]byte, n), 0); err != nil {
 		return err
 	}
 	forgetErrors(f)
 	return nil
 }
 
-// forgetErrors has the kernel report what was not written of the device's pages, without asking the server for a flush. Nothing was
-// written yet: what is reported belongs to a former user of the index, whose device has ended under him, and of whom the next
-// fsync would tell otherwise, as if it had failed.
+// forgetErrors has the kernel take the errors of writes to an index as seen. It keeps with the index what nobody has seen, also from
+// one use to the next, and would tell it to the first who syncs the new device.
 func forgetErrors(f *os.File) {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return
 	}
-	_ = raw.Control(func(fd uintptr) {
-		_ = unix.SyncFileRange(int(fd), 0, 0, unix.SYNC_FILE_RANGE_WAIT_BEFORE)
-	})
+	// This looks at the errors without writing anything (file_fdatawait_range); they are the business of the former user.
+	_ = raw.Control(func(fd uintptr) { _ = unix.SyncFileRange(int(fd), 0, 0, unix.SYNC_FILE_RANGE_WAIT_BEFORE) })
+}
+
+// syncFileSystem writes what the file system on an open device has not written yet, if there is one.
+func syncFileSystem(dev nbdnl.Device) error {
+	c, ok := dev.(syscall.Conn)
+	if !ok {
+		return nil
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var ioctl error
+	// It swallows the errors of what it writes, which the server knows.
+	err = raw.Control(func(fd uintptr) { ioctl = unix.IoctlSetInt(int(fd), unix.BLKFLSBUF, 0) })
+	return errors.Join(err, os.NewSyscallError("ioctl BLKFLSBUF", ioctl))
 }
 
 // openNode opens a device node that may not be there yet. Read-only: the end of a write access would make udev look at the device

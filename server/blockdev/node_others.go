@@ -5,8 +5,12 @@ package blockdev
 import (
 	"context"
 	"errors"
+
+	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
 func readFirst(ctx context.Context, path, number string, n int) error {
 	return errors.ErrUnsupported
 }
+
+func syncFileSystem(dev nbdnl.Device) error { return errors.ErrUnsupported }

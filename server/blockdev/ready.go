@@ -18,6 +18,7 @@ func (d *Device) ready(ctx context.Context, p *probe) error {
 	if err != nil {
 		return err
 	}
+	d.mode = st.Mode
 	if err := d.verify(st); err != nil {
 		return err
 	}

@@ -17,6 +17,10 @@ var (
 	errDead  = errors.New("all connections are dead, and the kernel waits for no new one")
 )
 
+// hasty is how much earlier than DeadTimeout says the kernel may fail what waits for a connection, because it has taken the last one
+// for dead before it showed here.
+const hasty = 100 * time.Millisecond
+
 // A slot is one of the kernel's places for a connection. When the connection in it dies, another one is put there. Its fields are
 // guarded by the device's mu.
 type slot struct {
@@ -58,6 +62,7 @@ func (d *Device) keep(s *slot) {
 	d.unexpire()
 	if !d.goodbye {
 		d.err = d.lost
+		d.misses(d.lost)
 	}
 	close(d.done)
 	d.changed()
@@ -105,7 +110,9 @@ func (d *Device) died(s *slot) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s.alive = false
-	d.alive--
+	if d.alive--; d.alive == 0 {
+		d.unserved = time.Now()
+	}
 	switch {
 	case s.conn.Disconnected():
 		d.goodbye = true
@@ -144,6 +151,9 @@ func (d *Device) revive(s *slot, c *server.Conn) error {
 	}
 	s.past = s.stats()
 	s.conn, s.alive = c, true
+	if gap := time.Since(d.unserved); d.alive == 0 && gap+hasty >= d.deadTime {
+		d.misses(fmt.Errorf("there was none for %v", gap))
+	}
 	if d.alive++; d.alive == len(d.slots) {
 		d.lost = nil
 	}

@@ -1,0 +1,238 @@
+package blockdev_test
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
+	"github.com/nbdctl/nbdctl/server"
+	"github.com/nbdctl/nbdctl/server/blockdev"
+)
+
+// full has writes fail with ENOSPC while the function that it returns has last said so.
+func (r *recorder) full() func(bool) {
+	var now atomic.Bool
+	hook := func(op string, _ int64) error {
+		if now.Load() && op == "write" {
+			return syscall.ENOSPC
+		}
+		return nil
+	}
+	r.before.Store(&hook)
+	return now.Store
+}
+
+// checkLoss fails the test unless err tells of writes that failed with ENOSPC.
+func checkLoss(t *testing.T, when string, err error) {
+	t.Helper()
+	var loss *server.LossError
+	if !errors.As(err, &loss) || loss.Requests == 0 || loss.First.Op != server.OpWrite || !errors.Is(loss, syscall.ENOSPC) {
+		t.Errorf("%s: %v, want writes that failed with ENOSPC", when, err)
+	}
+}
+
+// ended closes a device of which a loss is expected, or not.
+func ended(t *testing.T, d *blockdev.Device) error {
+	t.Helper()
+	err := d.Close()
+	checkFree(t, d.Index(), d.Identifier())
+	return err
+}
+
+// TestKernelFlushBuffered loses a write of which somebody else is told: its owner is too, once, and not of the next one that goes well.
+func TestKernelFlushBuffered(t *testing.T) {
+	nbdnltest.RequireKernel(t)
+	b := newRecorder(1 << 20)
+	full := b.full()
+	d, err := blockdev.Connect(t.Context(), b, blockdev.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lose := func() {
+		t.Helper()
+		full(true)
+		f, err := os.OpenFile(d.Path(), os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteAt(bytes.Repeat([]byte("x"), 8192), 4096); err != nil {
+			t.Fatalf("a write to the cache: %v", err)
+		}
+		if err := f.Sync(); !errors.Is(err, syscall.EIO) {
+			t.Errorf("sync by somebody else: %v, want EIO", err)
+		}
+		f.Close()
+		full(false)
+	}
+	lose()
+	checkLoss(t, "Flush", d.Flush(t.Context()))
+	if err := d.Flush(t.Context()); err != nil {
+		t.Errorf("second Flush: %v", err)
+	}
+	if err := os.WriteFile(d.Path(), []byte("goes well"), 0); err != nil {
+		t.Fatal(err)
+	}
+	syncs := b.syncs.Load()
+	if err := d.Flush(t.Context()); err != nil || b.syncs.Load() == syncs || !bytes.HasPrefix(b.stored(0, 9), []byte("goes well")) {
+		t.Errorf("error %v, %d syncs, the backend begins with %q", err, b.syncs.Load()-syncs, b.stored(0, 9))
+	}
+	lose()
+	checkLoss(t, "Close", ended(t, d))
+	if err := d.Close(); err != nil {
+		t.Errorf("second Close: %v", err)
+	}
+}
+
+// TestKernelFlushFileSystem loses the data of a file, whose file system is told and then unmounted, and writes those of another one
+// that nobody has synced.
+func TestKernelFlushFileSystem(t *testing.T) {
+	nbdnltest.RequireKernel(t)
+	b := newRecorder(32 << 20)
+	full := b.full()
+	d, err := blockdev.Connect(t.Context(), b, blockdev.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	command(t, "mkfs.ext4", "-q", "-O", "^has_journal", d.Path())
+	dir := t.TempDir()
+	if err := unix.Mount(d.Path(), dir, "ext4", 0, ""); err != nil {
+		t.Fatalf("mount: %v", err)
+	}
+	mounted := true
+	unmount := func() {
+		if mounted {
+			if err := unix.Unmount(dir, 0); err != nil {
+				t.Errorf("unmount: %v", err)
+			}
+		}
+		mounted = false
+	}
+	defer unmount()
+
+	content := bytes.Repeat([]byte("cached by a file system, "), 4000)
+	if err := os.WriteFile(filepath.Join(dir, "kept"), content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Contains(b.stored(0, 32<<20), content[:4096]) {
+		t.Fatal("the file system keeps nothing back: there is nothing to show")
+	}
+	if err := d.Flush(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if !bytes.Contains(b.stored(0, 32<<20), content[:4096]) {
+		t.Error("the backend has not got what the file system had cached")
+	}
+
+	full(true)
+	if err := os.WriteFile(filepath.Join(dir, "lost"), content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	unix.Sync() // Tells nobody.
+	full(false)
+	unmount()
+	checkLoss(t, "Flush", d.Flush(t.Context()))
+	if err := ended(t, d); err != nil {
+		t.Errorf("Close: %v, after Flush has told it", err)
+	}
+}
+
+// TestKernelFlushPartition finds what is cached of a partition.
+func TestKernelFlushPartition(t *testing.T) {
+	nbdnltest.RequireKernel(t)
+	b := newRecorder(8 << 20)
+	copy(b.data[446:], []byte{0, 0, 0, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 16, 0, 0}) // 4096 sectors from 2048 on
+	copy(b.data[510:], []byte{0x55, 0xaa})
+	d := connect(t, b, blockdev.Options{})
+	f, err := os.OpenFile(d.Path()+"p1", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte("in a partition"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Flush(t.Context()); err != nil || !bytes.HasPrefix(b.stored(1<<20, 20), []byte("in a partition")) {
+		t.Errorf("error %v, the partition begins with %q", err, b.stored(1<<20, 20))
+	}
+}
+
+// TestKernelFlushDead has a backend hang until the kernel gives it up: what was cached is lost, and Close says so.
+func TestKernelFlushDead(t *testing.T) {
+	nbdnltest.RequireKernel(t)
+	b := newRecorder(1 << 20)
+	release := make(chan struct{})
+	hang := func(op string, _ int64) error {
+		if op == "write" {
+			<-release
+		}
+		return nil
+	}
+	d, err := blockdev.Connect(t.Context(), b, blockdev.Options{Timeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.before.Store(&hang)
+	if err := os.WriteFile(d.Path(), []byte("lost"), 0); err != nil {
+		t.Fatal(err)
+	}
+	f := open(t, d, os.O_RDONLY)
+	if err := f.Sync(); !errors.Is(err, syscall.EIO) {
+		t.Errorf("sync by somebody else: %v, want EIO", err)
+	}
+	f.Close()
+	close(release)
+	<-d.Done()
+	if err := ended(t, d); err == nil || !errors.Is(err, d.Err()) {
+		t.Errorf("Close: %v, want %v", err, d.Err())
+	}
+	if err := d.Close(); err != nil {
+		t.Errorf("second Close: %v", err)
+	}
+}
+
+// TestKernelStaleError loses a write without anybody being told: the next device with that index has nothing to do with it.
+func TestKernelStaleError(t *testing.T) {
+	nbdnltest.RequireKernel(t)
+	b := newRecorder(1 << 20)
+	b.full()(true)
+	d, err := blockdev.Connect(t.Context(), b, blockdev.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(d.Path(), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("lost"), 0); err != nil {
+		t.Fatal(err)
+	}
+	f.Close() // The last close writes, and tells nobody.
+	if err := d.Kick(t.Context()); err != nil {
+		t.Error(err)
+	}
+	checkLoss(t, "Close", ended(t, d))
+
+	next, err := blockdev.ConnectIndex(t.Context(), d.Index(), newRecorder(1<<20), blockdev.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f = open(t, next, os.O_RDWR)
+	if err := f.Sync(); err != nil {
+		t.Errorf("the first sync of the next device: %v", err)
+	}
+	f.Close()
+	if err := next.Flush(t.Context()); err != nil {
+		t.Errorf("its first Flush: %v", err)
+	}
+	if err := ended(t, next); err != nil {
+		t.Errorf("its end: %v", err)
+	}
+}

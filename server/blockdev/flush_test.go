@@ -1,0 +1,117 @@
+package blockdev
+
+import (
+	"context"
+	"errors"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
+	"github.com/nbdctl/nbdctl/server"
+)
+
+// TestFlush holds that Flush syncs the device, says why it can't, and leaves the device alone.
+func TestFlush(t *testing.T) {
+	k, d := connected(t)
+	if err := d.Flush(t.Context()); err != nil || k.Syncs(d.Index()) == 0 {
+		t.Errorf("error %v, %d syncs", err, k.Syncs(d.Index()))
+	}
+	k.FailSync(d.Index(), syscall.ENOSPC)
+	if err := d.Flush(t.Context()); !errors.Is(err, syscall.ENOSPC) || isDone(d) {
+		t.Errorf("error %v, done %t, want ENOSPC, and that the device goes on", err, isDone(d))
+	}
+	k.FailSync(d.Index(), nil)
+	k.Hang(d.Index())
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	for range 2 { // The second one finds the context ended.
+		if err := d.Flush(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error %v, want that of the context", err)
+		}
+	}
+	if err := d.Close(); err == nil {
+		t.Error("Close says nothing of a sync that does not end")
+	}
+	if err := d.Flush(t.Context()); !errors.Is(err, nbdnl.ErrNotConnected) {
+		t.Errorf("after the end: %v, want ErrNotConnected", err)
+	}
+	checkClean(t, k)
+}
+
+// fails has the server fail a write, as the kernel would send it.
+func fails(t *testing.T, d *Device, kernel interface{ Write([]byte) (int, error) }) {
+	t.Helper()
+	beyond := []byte("\x25\x60\x95\x13\x00\x00\x00\x01cookie..\x00\x00\x00\x00\x7f\x00\x00\x00\x00\x00\x02\x00" + string(make([]byte, 512)))
+	before := d.Export().Stats().Write.Errors
+	kernel.Write(beyond)
+	for d.Export().Stats().Write.Errors == before {
+		select {
+		case <-d.Done():
+			t.Fatal(d.Err())
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// TestLossTold holds that each write that failed is told of once, by whoever comes first.
+func TestLossTold(t *testing.T) {
+	k, d, kernel := manual(t, newElastic(), Options{})
+	for range 2 {
+		fails(t, d, kernel)
+	}
+	var loss *server.LossError
+	if err := d.Flush(t.Context()); !errors.As(err, &loss) || loss.Requests != 2 || loss.First.Offset != 0x7f000000 {
+		t.Errorf("error %v, want that of two writes", err)
+	}
+	if err := d.Flush(t.Context()); err != nil {
+		t.Errorf("second Flush: %v", err)
+	}
+	fails(t, d, kernel)
+	if err := d.Close(); !errors.As(err, &loss) || loss.Requests != 1 {
+		t.Errorf("error %v, want that of one write", err)
+	}
+	if err := d.Close(); err != nil {
+		t.Errorf("second Close: %v", err)
+	}
+	checkClean(t, k)
+
+	k, d, kernel = manual(t, newElastic(), Options{})
+	fails(t, d, kernel)
+	if err := d.Disconnect(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := d.Close(); !errors.As(err, &loss) || loss.Requests != 1 {
+		t.Errorf("Close after Disconnect: %v, want that of one write", err)
+	}
+	checkClean(t, k)
+}
+
+// TestGapTold holds that a device tells of it when requests may have waited for longer than the kernel lets them.
+func TestGapTold(t *testing.T) {
+	for _, tt := range []struct {
+		deadTimeout time.Duration
+		readOnly    bool
+		told        bool
+	}{
+		{time.Second, false, true},
+		{time.Second, true, false},
+		{time.Hour, false, false},
+	} {
+		k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: tt.deadTimeout, ReadOnly: tt.readOnly})
+		unblock := k.Block(nbdnltest.Reconfigure)
+		d.lose(0)
+		awaitState(t, d, nbdnl.StateWaiting)
+		time.AfterFunc(time.Second, unblock)
+		awaitState(t, d, nbdnl.StateLive)
+		err := d.Flush(t.Context())
+		if told := err != nil; told != tt.told || isDone(d) {
+			t.Errorf("%+v: error %v", tt, err)
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+		checkClean(t, k)
+	}
+}

@@ -1,0 +1,138 @@
+package blockdev_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nbdctl/nbdctl/backends"
+	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
+	"github.com/nbdctl/nbdctl/server/blockdev"
+)
+
+// TestKernelSwap swaps the backend of a device 20 times, to a copy that is made in the quiet moment, while fio writes and verifies.
+// What is swapped out is spoilt at once.
+func TestKernelSwap(t *testing.T) {
+	nbdnltest.RequireKernel(t)
+	const size, swaps = 16 << 20, 20
+	now := newRecorder(size)
+	d := connect(t, now, blockdev.Options{Connections: 2})
+	load := exec.CommandContext(t.Context(), "fio", "--name=swap", "--filename="+d.Path(), "--ioengine=libaio", "--direct=1", "--iodepth=16",
+		"--rw=randrw", "--bs=4k", "--size=16m", "--verify=crc32c", "--verify_backlog=64", "--verify_fatal=1", "--time_based",
+		"--runtime=15", "--randrepeat=0", "--thread")
+	var output bytes.Buffer
+	load.Stdout, load.Stderr = &output, &output
+	if err := load.Start(); err != nil {
+		t.Fatal(err)
+	}
+	finished := make(chan error, 1)
+	go func() { finished <- load.Wait() }()
+	var longest time.Duration
+	for i := range swaps {
+		before := d.Export().Stats()
+		for { // so that there is something to swap under
+			now := d.Export().Stats()
+			if now.Write.Requests >= before.Write.Requests+200 && now.Read.Requests >= before.Read.Requests+50 {
+				break
+			}
+			select {
+			case err := <-finished:
+				t.Fatalf("fio ended before swap %d: %v\n%s", i, err, &output)
+			case <-time.After(time.Millisecond):
+			}
+		}
+		old := now
+		start := time.Now()
+		if err := d.SwapFunc(t.Context(), func(context.Context) (backends.Backend, error) {
+			now = newRecorder(size)
+			copy(now.data, old.data)
+			return now, nil
+		}); err != nil {
+			t.Fatalf("swap %d: %v", i, err)
+		}
+		longest = max(longest, time.Since(start))
+		for i := range old.data {
+			old.data[i] = 0xff
+		}
+	}
+	if err := <-finished; err != nil {
+		t.Errorf("fio: %v\n%s", err, &output)
+	}
+	st := d.Export().Stats()
+	t.Logf("%d reads, %d writes, the longest swap took %v", st.Read.Requests, st.Write.Requests, longest)
+	if failed := st.Read.Errors + st.Write.Errors; failed > 0 {
+		t.Errorf("%d requests failed", failed)
+	}
+}
+
+// TestKernelSwapPlain shows who gets what, what is refused, and that a backend that hangs is kept.
+func TestKernelSwapPlain(t *testing.T) {
+	nbdnltest.RequireKernel(t)
+	old, next := newRecorder(1<<20), newRecorder(1<<20)
+	d := connect(t, old, blockdev.Options{})
+	f := open(t, d, os.O_RDWR|syscall.O_DIRECT)
+	p := aligned(t, 4096)
+	write := func(s string, off int64) {
+		t.Helper()
+		copy(p, s)
+		if _, err := f.WriteAt(p, off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("one", 0)
+	syncs := old.syncs.Load()
+	if err := d.Swap(t.Context(), next); err != nil {
+		t.Fatal(err)
+	}
+	if old.syncs.Load() == syncs {
+		t.Error("what was written to the old backend is not durable")
+	}
+	write("two", 4096)
+	if !bytes.HasPrefix(old.stored(0, 4096), []byte("one")) || !bytes.HasPrefix(next.stored(4096, 4096), []byte("two")) {
+		t.Error("a write has gone to the wrong backend")
+	}
+	if bytes.HasPrefix(old.stored(4096, 4096), []byte("two")) {
+		t.Error("a write has gone to both")
+	}
+
+	for _, b := range []backends.Backend{newRecorder(2 << 20), backends.Backend(bytes.NewReader(make([]byte, 1<<20))), nil} {
+		if err := d.Swap(t.Context(), b); err == nil {
+			t.Errorf("swapped to %T", b)
+		}
+	}
+
+	release := make(chan struct{})
+	hang := func(op string, _ int64) error {
+		if op == "write" {
+			<-release
+		}
+		return nil
+	}
+	next.before.Store(&hang)
+	written := make(chan error, 1)
+	go func() {
+		_, err := f.WriteAt(p, 8192)
+		written <- err
+	}()
+	for d.Export().Stats().InFlight == 0 {
+		<-time.After(time.Millisecond)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if err := d.Swap(ctx, old); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("with a request that hangs: %v", err)
+	}
+	close(release)
+	if err := <-written; err != nil {
+		t.Errorf("the request that hung: %v", err)
+	}
+	write("on", 12288)
+	if !bytes.HasPrefix(next.stored(8192, 4096), []byte("two")) || !bytes.HasPrefix(next.stored(12288, 4096), []byte("on")) {
+		t.Error("the device does not go on with the backend that it had")
+	}
+}
