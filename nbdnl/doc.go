@@ -99,6 +99,8 @@
 //     commands with the identifier of another match errors.ErrUnsupported, and others' mode and owner are
 //     unknown (its driver would look up a thread that may have ended). Any kind of socket is taken, and so are
 //     sizes of 2^63 bytes and more. DestroyOnDisconnect can stop all of generic netlink for good: leave it alone.
+//     A disconnect waits while requests wait for a new connection, for as long as DeadConnTimeout, and every
+//     command behind it: keep that short.
 //   - Up to 6.1 only processes in the initial network namespace find the netlink family, and nobody but modprobe
 //     loads the module; since 6.12 who looks for the family does.
 //   - Up to 6.1 FlagSendWriteZeroes and FlagRotational are ignored. Where they are not, up to 7.2, the next user
