@@ -11,18 +11,24 @@ LAB ?= uml
 RUN ?= ^TestKernel
 PKG ?=
 # Those that make test repeats with several processors and -race, in a machine that takes several times longer.
-QEMU_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$|Heal|ResizeUnderLoad|Trap(14|26))
+QEMU_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$|Heal|ResizeUnderLoad|Features|Private|Ioctl|Trap(14|26))
+# Unit tests of bytes that other machines read.
+BYTES_RUN ?= ^Test(ByteOrder|Encode|Decode|Numbers|Ioctl|Put|Handshake|Transmit)
 # How many devices make soak makes; make test makes 200.
 ROUNDS ?= 2000
+# The kernels of make matrix: those of Debian suites in User-Mode Linux (5.10, 6.1, 6.12, 7.x), and under QEMU the machine's
+# own and the newest that there is.
+KERNELS ?= bullseye bookworm trixie sid qemu qemu:trixie-backports
 FUZZTIME ?= 10s
-# BENCH=quick: short rounds, to see that it works. The cases: of which name (memory/rr4k-q32, file/, kernel/, growth/, idle).
+# BENCH=quick: short rounds, to see that it works. The cases: of which name (memory/rr4k-q32, file/, kernel/, growth/, idle; tuning/ is
+# measured only when it is named).
 BENCH ?= full
 CASES ?=
 
 lab := testdata/lab
 stage := $(lab)/stage
 
-.PHONY: help build install test test-unit test-kernel test-qemu soak lab demo bench lint fuzz clean needs
+.PHONY: help build install test test-unit test-kernel test-qemu matrix soak lab demo bench lint fuzz clean needs
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -46,6 +52,11 @@ test-unit: needs
 	@$(stage) 'unit tests without -race' bash -c "set -o pipefail; \
 		go test -v -skip '^TestKernel' ./server ./server/internal/... ./backends/... 2>&1 | \
 			awk -v name='unit tests without -race' -v quiet=1 -f $(lab)/tally"
+	@# Those of the control interface and the wire protocol, on processors of the other byte order and of the other size.
+	@$(stage) 'unit tests, big-endian' bash -c "set -o pipefail; \
+		GOARCH=s390x go test -v -exec qemu-s390x -run '$(BYTES_RUN)' ./nbdnl ./server 2>&1 | awk -v name='unit tests, big-endian' -v quiet=1 -f $(lab)/tally"
+	@$(stage) 'unit tests, 32-bit' bash -c "set -o pipefail; \
+		GOARCH=386 go test -v -run '$(BYTES_RUN)' ./nbdnl ./server 2>&1 | awk -v name='unit tests, 32-bit' -v quiet=1 -f $(lab)/tally"
 	@$(stage) 'unit tests of the benchmarks' go -C testdata/bench test ./...
 
 ## make test-kernel  kernel tests in User-Mode Linux: RUN=REGEXP PKG=./nbdnl
@@ -55,6 +66,12 @@ test-kernel: needs
 ## make test-qemu    kernel tests under QEMU, with four processors and -race: QEMU_RUN=REGEXP PKG=./nbdnl
 test-qemu: needs
 	@$(stage) 'kernel tests under QEMU' $(lab)/tests qemu '$(QEMU_RUN)' $(PKG)
+
+## make matrix      kernel tests on 5.10, 6.1, 6.12, 7.x and, as test-qemu has them, under QEMU, and a table of them, in half an
+##                   hour: KERNELS='bullseye sid qemu' RUN=REGEXP PKG=./nbdnl
+matrix: needs
+	@$(stage) 'kernel matrix' $(lab)/matrix '$(KERNELS)' '$(RUN)' \
+		'$(if $(filter file,$(origin RUN)),$(QEMU_RUN),$(RUN))' $(PKG)
 
 ## make soak         2,000 devices, made and ended while nbd-client and qemu-nbd do the same: ROUNDS=N
 soak: needs

@@ -26,16 +26,21 @@ func newBackoff() *backoff {
 // wait returns after the pause, or when something comes from wake, which makes the next pauses short
 // again, or with an error when ctx has ended.
 func (b *backoff) wait(ctx context.Context, wake <-chan struct{}) error {
-	b.timer.Reset(b.next)
-	b.next = min(2*b.next, maxPause)
 	select {
-	case <-b.timer.C:
+	case <-b.after():
 	case <-wake:
 		b.next = minPause
 	case <-ctx.Done():
 	}
 	b.timer.Stop()
 	return context.Cause(ctx)
+}
+
+// after begins a pause, and returns what tells its end.
+func (b *backoff) after() <-chan time.Time {
+	b.timer.Reset(b.next)
+	b.next = min(2*b.next, maxPause)
+	return b.timer.C
 }
 
 func (b *backoff) stop() { b.timer.Stop() }

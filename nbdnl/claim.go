@@ -42,14 +42,10 @@ func (s *System) claim(ctx context.Context, index int) (*Claimed, error) {
 	if index < 0 || index > maxIndex {
 		return nil, fmt.Errorf("index is not within 0 and %d: %w", maxIndex, os.ErrInvalid)
 	}
-	path := filepath.Join(s.stateDir(), "claims", name(index))
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
-	}
 	pause := newBackoff()
 	defer pause.stop()
 	for {
-		c, err := tryClaim(path)
+		c, err := s.tryClaim(index)
 		if err != nil {
 			return nil, err
 		}
@@ -61,6 +57,15 @@ func (s *System) claim(ctx context.Context, index int) (*Claimed, error) {
 			return nil, fmt.Errorf("another process is at work on it: %w", err)
 		}
 	}
+}
+
+// tryClaim returns nil when somebody else has the claim at this moment.
+func (s *System) tryClaim(index int) (*Claimed, error) {
+	path := filepath.Join(s.stateDir(), "claims", name(index))
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	return tryClaim(path)
 }
 
 func (s *System) stateDir() string {

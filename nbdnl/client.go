@@ -10,25 +10,6 @@ import (
 	"time"
 )
 
-// A driver is a way to give commands to the kernel. Its methods block for as long as the kernel does,
-// which may be for ever, and may be called concurrently.
-type driver interface {
-	// find looks for the driver in the kernel, and found tells, without asking the kernel, whether one
-	// such search has succeeded. The commands below need one that has.
-	find() error
-	found() bool
-	// connect configures the device with that index, or one of the kernel's choice for anyIndex, and
-	// returns its index. The kernel takes its own references to fds.
-	connect(index int, cfg *Config, fds []int) (int, error)
-	disconnect(index int) error
-	reconfigure(index int, identifier string, u *Update, fds []int) error
-	// deaths opens what the kernel says of connections that died.
-	deaths() (deathSource, error)
-	// configured reports whether the device has a configuration, which each opener makes too.
-	configured(index int) (bool, error)
-	close() error
-}
-
 // A Client controls the NBD devices of the machine. It may be used by many goroutines at a time.
 //
 // Keep the Client that connected a device open for as long as the device is to live: present kernels do
@@ -47,8 +28,9 @@ type Client struct {
 // NBD control: the module is not loaded, or not there.
 //
 // Where sysfs shows devices New does not ask the kernel, so that what sysfs tells can be had while the
-// kernel is stuck in some program's command. Then it is Probe, or the first command, whose error matches
-// ErrNoDriver when the driver is hidden in this network namespace.
+// kernel is stuck in some program's command. Then it is Probe, or the first command, that finds out which
+// interface to use: ioctls if netlink is hidden in this network namespace. For a System whose Mode is
+// ModeNetlink its error then matches ErrNoDriver.
 //
 // A Client needs no privilege to look at devices. To change them it needs CAP_SYS_ADMIN in the initial
 // user namespace; without, the error matches os.ErrPermission.
@@ -58,7 +40,7 @@ func New() (*Client, error) { return System{}.NewClient() }
 func (s System) NewClient() (*Client, error) {
 	c := &Client{sys: s, slots: make(chan struct{}, maxCommands), memories: make(map[int]memory)}
 	c.sysfs = newSysfs(&c.sys)
-	c.driver = &netlinkDriver{dial: c.sys.dial}
+	c.driver = c.sys.newDriver()
 	if c.shown() {
 		return c, nil
 	}
@@ -69,11 +51,14 @@ func (s System) NewClient() (*Client, error) {
 	return c, nil
 }
 
-// Close releases the Client. Devices stay as they are. It does not wait for commands that are still in
-// the kernel after their context ended, which release what they use when the kernel comes back.
+// Close releases the Client. Devices stay as they are, but for those that it has connected by ioctls, which
+// it disconnects, without writing what is cached; for a server that does not read it waits two seconds. It
+// does not wait for commands that are still in the kernel after their context ended, which release what
+// they use when the kernel comes back.
 func (c *Client) Close() error { return newError("close", anyIndex, c.driver.close()) }
 
-// Connect makes the kernel choose a free device, or create one, and connects it. When it returns
+// Connect makes the kernel choose a free device, or create one, and connects it. By ioctls it chooses one
+// itself, and the error matches ErrBusy if none is free. When it returns
 // without an error the device is usable and is what cfg requires. A device that this kernel makes
 // otherwise is disconnected again, and the error is an *UnsupportedError, or several that are joined.
 //
@@ -106,7 +91,7 @@ func (c *Client) ConnectIndex(ctx context.Context, index int, cfg Config) error 
 		if l.connected {
 			return newError("connect", index, fmt.Errorf("%w: it is connected already", err))
 		}
-		holders, _ := c.sys.holders(index, descriptor{}) // who they are is known or not
+		holders, _ := c.sys.holders(index) // who they are is known or not
 		if lifeErr != nil || time.Since(begin) >= patience(holders, connectPatience) || pause.wait(ctx, nil) != nil {
 			return newError("connect", index, fmt.Errorf("%w: %w", &BusyError{Index: index, Holders: holders}, err))
 		}
@@ -169,7 +154,7 @@ func (c *Client) examine(index int, cfg *Config) error {
 		return fmt.Errorf("it came and went: %w: its identifier is %q", ErrNotOwner, l.identifier)
 	}
 	c.remember(index, l, func(m *memory) {
-		m.connected, m.identifier = true, cfg.Identifier
+		m.connected, m.identifier, m.mode = true, cfg.Identifier, c.driver.mode()
 		m.timed, m.timeout = true, cfg.Timeout
 	})
 	s, err := c.sysfs.settings(index)
@@ -204,6 +189,9 @@ func (c *Client) undoConnect(ctx context.Context, index int, identifier string) 
 	if err != nil || !l.connected || l.identified && l.identifier != identifier {
 		return err // gone already, and perhaps another's by now
 	}
+	if !l.identified && c.driver.mode() == ModeIoctl && !c.driver.serves(index) {
+		return nil // so it is
+	}
 	if err := c.disconnect(ctx, index, l); err != nil {
 		return err
 	}
@@ -232,7 +220,7 @@ func explainConnect(err error, cfg *Config) error {
 //
 // The error matches os.ErrNotExist, ErrNotConnected or ErrNotOwner. Linux before 5.14 keeps no
 // identifiers: there a Client knows those that it has connected itself, and of the others the error
-// matches errors.ErrUnsupported.
+// matches errors.ErrUnsupported. Of devices that were connected by ioctls a Client knows its own on every kernel.
 //
 // The command can take for ever, when Timeout is 0 and the server has stopped reading; then only ctx
 // ends the wait, and every other control command of the machine waits as well.
@@ -273,14 +261,16 @@ func (c *Client) owned(index int, identifier string) (life, error) {
 		return l, fmt.Errorf("%w: its identifier is %q", ErrNotOwner, l.identifier)
 	case l.identified || m.connected && m.identifier == identifier:
 		return l, nil
+	case m.connected:
+		return l, fmt.Errorf("%w: this client has connected it with the identifier %q", ErrNotOwner, m.identifier)
 	case c.sysfs.identifiers:
 		return l, fmt.Errorf("%w: it was connected by ioctls", ErrNotOwner)
 	}
 	return l, fmt.Errorf("this kernel keeps no identifiers, and this client has not connected it with that one: %w", errors.ErrUnsupported)
 }
 
-// still returns why the index is no longer in the same use. The kernel has no command on a condition,
-// but for the identifier of a reconfigure, so that this look comes right before the command.
+// still returns why the index is no longer in the same use. Netlink has no command on a condition, but for
+// the identifier of a reconfigure, so that this look comes right before the command.
 func (c *Client) still(index int, l life) error {
 	now, err := c.connected(index)
 	if err == nil && now != l {
@@ -296,10 +286,7 @@ func (c *Client) disconnect(ctx context.Context, index int, l life) error {
 		return err
 	}
 	_, err := do(ctx, c.slots, func() (struct{}, error) {
-		if err := c.still(index, l); err != nil {
-			return struct{}{}, err
-		}
-		return struct{}{}, c.driver.disconnect(index)
+		return struct{}{}, c.driver.disconnect(index, func() error { return c.still(index, l) })
 	}, nil)
 	if err == nil {
 		c.remember(index, l, func(m *memory) { m.disconnected = true })

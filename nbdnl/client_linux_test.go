@@ -437,7 +437,7 @@ func TestOldKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := nbdnl.Status{
-		Index: index, State: nbdnl.StateLive, Size: mebi, BlockSize: 512, Mode: nbdnl.ModeUnknown, Flags: nbdnl.FlagSendFlush,
+		Index: index, State: nbdnl.StateLive, Size: mebi, BlockSize: 512, Mode: nbdnl.ModeNetlink, Flags: nbdnl.FlagSendFlush,
 	}
 	if diff := cmp.Diff(want, w.status(index)); diff != "" {
 		t.Errorf("status (-want +got):\n%s", diff)
@@ -455,7 +455,7 @@ func TestOldKernelKnowsItsOwn(t *testing.T) {
 	cfg := unserved(t)
 	index := w.connect(cfg)
 	timeout := 7 * time.Second
-	w.wantError(w.Disconnect(t.Context(), index, "test:other"), errors.ErrUnsupported)
+	w.wantError(w.Disconnect(t.Context(), index, "test:other"), nbdnl.ErrNotOwner)
 	w.wantDone("reconfigure", w.Reconfigure(t.Context(), index, cfg.Identifier, nbdnl.Update{Timeout: &timeout}))
 	w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
 	theirs := unserved(t)

@@ -29,7 +29,7 @@ type Config struct {
 	// connected. The others are offers, of which Status.Flags shows what the kernel has made.
 	Flags Flags
 
-	// ClientFlags are sent only when not zero.
+	// ClientFlags are sent only when not zero. There are none by ioctls.
 	ClientFlags ClientFlags
 
 	// Timeout bounds each request; a connection that exceeds it is shut down. Whole seconds. With 0 and
@@ -38,11 +38,11 @@ type Config struct {
 	Timeout time.Duration
 
 	// DeadConnTimeout is how long requests wait for a new socket once all connections are dead. Whole
-	// seconds; always sent.
+	// seconds; always sent. There is none by ioctls.
 	DeadConnTimeout time.Duration
 
 	// Identifier marks the device as the caller's (see NewIdentifier). Printable, at most 1024 bytes,
-	// shown in /sys/block/nbdN/backend from Linux 5.14. Empty: none.
+	// shown in /sys/block/nbdN/backend from Linux 5.14. Empty: none. By ioctls only the Client knows it.
 	Identifier string
 }
 

@@ -21,6 +21,12 @@ type DetachOptions struct {
 	// Dead says that the device's server is gone for good. What is cached is then given up, since there
 	// is nobody to write it to; those who use the device are respected all the same.
 	Dead bool
+	// Server is the process that serves a device connected by ioctls. It has the device open, without which
+	// the device would not be, and that does not count as use. It need be given only where the kernel
+	// does not tell: before Linux 6.1, or from another pid namespace than the initial one.
+	Server int
+
+	keeper descriptor // Server's, set by detach
 }
 
 // Detach disconnects a device in good order: it makes sure that the device is the caller's and that
@@ -53,6 +59,12 @@ func (c *Client) detach(ctx context.Context, index int, o DetachOptions) (err er
 	l, err := c.lifeFor(index, o)
 	if err != nil {
 		return err
+	}
+	if o.keeper = (descriptor{o.Server, someFD}); c.driver.serves(index) {
+		o.keeper.pid = os.Getpid()
+	}
+	if l.identified {
+		o.keeper = descriptor{} // netlink keeps no device open
 	}
 	opened, flushErr := c.flush(ctx, index, o)
 	defer opened.close()
@@ -95,7 +107,7 @@ func (c *Client) flush(ctx context.Context, index int, o DetachOptions) (*seizur
 		return opened, nil
 	}
 	// The write may have taken long enough for somebody to open the device.
-	return opened, c.vacant(ctx, index, opened.descriptor())
+	return opened, c.vacant(ctx, index, o.keeper, opened.descriptor())
 }
 
 // seize opens the device. Read-only is enough to fsync, and does not make udev probe the device again
@@ -113,14 +125,14 @@ func (c *Client) seize(ctx context.Context, index int, o DetachOptions) (*seizur
 		}
 		return &seizure{dev: dev}, err
 	}
-	if err := c.vacant(ctx, index, descriptor{}); err != nil {
+	if err := c.vacant(ctx, index, o.keeper); err != nil {
 		return &seizure{}, err
 	}
 	// Exclusively, so that nothing can be mounted on it from here on.
 	dev, err := c.open(ctx, index, os.O_RDONLY|syscall.O_EXCL)
 	switch {
 	case errors.Is(err, syscall.EBUSY):
-		holders, _ := c.sys.holders(index, descriptor{})
+		holders, _ := c.sys.holders(index, o.keeper)
 		if len(holders) == 0 {
 			holders = []Holder{{Kind: HolderExclusive, Device: name(index)}}
 		}
@@ -131,12 +143,12 @@ func (c *Client) seize(ctx context.Context, index int, o DetachOptions) (*seizur
 	return &seizure{dev: dev}, err
 }
 
-// vacant waits a little until nobody holds the device, but for one descriptor.
-func (c *Client) vacant(ctx context.Context, index int, except descriptor) error {
+// vacant waits a little until nobody holds the device, but for some descriptors.
+func (c *Client) vacant(ctx context.Context, index int, except ...descriptor) error {
 	pause := newBackoff()
 	defer pause.stop()
 	for begin := time.Now(); ; {
-		holders, err := c.sys.holders(index, except)
+		holders, err := c.sys.holders(index, except...)
 		if err != nil || len(holders) == 0 {
 			return err
 		}
@@ -169,7 +181,7 @@ func (c *Client) waitRelease(ctx context.Context, index int, l life) error {
 		if err == nil || !expired {
 			return err
 		}
-		holders, _ := c.sys.holders(index, descriptor{}) // who they are is known or not
+		holders, _ := c.sys.holders(index) // who they are is known or not
 		if time.Since(begin) >= patience(holders, releasePatience) {
 			return &BusyError{Index: index, Holders: holders, Disconnected: true}
 		}

@@ -43,8 +43,11 @@ func (c *Client) shown() bool {
 
 // explainNoDriver tells a missing module from one that this network namespace does not see.
 func (c *Client) explainNoDriver(err error) error {
-	if c.shown() {
+	if c.shown() { // and netlink was asked for, or else ioctls would do
 		return fmt.Errorf("%w that this network namespace can see: up to Linux 6.1 only the initial one can", err)
+	}
+	if c.driver.mode() == ModeIoctl {
+		return fmt.Errorf("%w: there is no device to make an ioctl on, for the nbd module is not loaded, or with nbds_max=0", err)
 	}
 	return fmt.Errorf("%w: the nbd module is not loaded", err)
 }

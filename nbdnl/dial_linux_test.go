@@ -32,7 +32,9 @@ func TestDriverHidden(t *testing.T) {
 	k := nbdnltest.New(t, nbdnltest.Options{NoModule: true})
 	k.ConnectIoctl(0, mebi)
 	k.Hold(1)
-	w := world{T: t, Client: k.Client()}
+	system := k.System()
+	system.Mode = nbdnl.ModeNetlink
+	w := world{T: t, Client: newClient(t, system)}
 	w.wantState(0, nbdnl.StateLive)
 	devices, err := w.Devices(t.Context())
 	if len(devices) != 2 || devices[0].State != nbdnl.StateLive {
@@ -48,6 +50,25 @@ func TestDriverHidden(t *testing.T) {
 			t.Errorf("%s: %v", command, err)
 		}
 	}
+}
+
+// Whoever has not asked for netlink gets ioctls where the family is hidden.
+func TestDriverHiddenFallback(t *testing.T) {
+	k := nbdnltest.New(t, nbdnltest.Options{HideFamily: true})
+	w := world{T: t, Client: k.Client()}
+	k.Hold(0)
+	w.wantDone("probe", w.Probe(t.Context()))
+	w.wantState(0, nbdnl.StateHeld)
+	cfg := config(serve(t))
+	index := w.connect(cfg)
+	if s := w.status(index); index != 1 || s.Mode != nbdnl.ModeIoctl || s.State != nbdnl.StateLive {
+		t.Errorf("connected nbd%d: %+v", index, s)
+	}
+	if n := k.Commands(nbdnltest.Connect); n != 0 {
+		t.Errorf("%d netlink connects", n)
+	}
+	w.wantDone("detach", w.Detach(t.Context(), index, nbdnl.DetachOptions{Identifier: cfg.Identifier}))
+	w.wantState(index, nbdnl.StateIdle)
 }
 
 // stuckWorld returns a kernel in which somebody else's disconnect of nbd1 is stuck, until unblock is

@@ -1,5 +1,5 @@
 // Package nbdnl controls the Linux kernel's network block devices: it connects sockets to /dev/nbdN,
-// looks at devices, and disconnects them, by the kernel's generic netlink family.
+// looks at devices, and disconnects them, by the kernel's generic netlink family, or by ioctls.
 //
 // # Connecting
 //
@@ -42,6 +42,29 @@
 // claim could put another device in the place of this one. A reconfigure the kernel itself refuses if
 // the identifier is another.
 //
+// # Netlink and ioctls
+//
+// The kernel has two interfaces to the same devices, and a Client uses either: netlink, unless the kernel
+// hides it, as up to Linux 6.1 in every network namespace but the initial one. There it uses ioctls, and so it does
+// where [System].Mode asks for them. Devices of both live side by side, and each interface disconnects those of
+// the other. [Status].Mode says how a device was connected. By ioctls
+//
+//   - a device lives by a thread, which the Client has for it and which is in the kernel for as long as the device lives.
+//     It ends when the process ends or is stopped (SIGSTOP, a debugger, a suspended machine), when the last
+//     connection dies, and when the Client is closed. A signal does not end it.
+//   - there is no identifier. The Client that has connected a device knows it, to others it is a stranger's, which
+//     they disconnect without regard to the owner ([Client.DisconnectAny], [DetachOptions].Any) or not at all.
+//   - size, block size and timeout can be changed by the Client that has connected the device. Connections can't be
+//     replaced, and there are no DeadConnTimeout and no ClientFlags: an [UnsupportedError] says so.
+//   - no new device is made. Connect takes a free one, which it claims (see [Claim]), for the kernel does not choose;
+//     ConnectIndex leaves the claim to the caller. Of two programs that set up the same device by ioctls, the one that
+//     comes second may end what the first has begun: this package does not, and keeps away from idle
+//     devices that somebody has open.
+//   - the server's process has the device open. That does not count as use; before Linux 6.1 [DetachOptions].Server
+//     must say which process that is, where it is another.
+//   - [Client.Status] tells idle from held by who can be seen to have the device open, and a [Watch] hears of no
+//     dead connections.
+//
 // # State
 //
 // The kernel's status command reports as "connected" what is merely open, and goes on to do so for what
@@ -68,11 +91,33 @@
 //
 // # Kernels
 //
-// Seen to work with Linux 6.1 and 6.12. Before 5.14 there are no identifiers, so that a Client knows its own
-// devices only, and a device's mode is unknown.
-// Up to 6.1 only processes in the initial network namespace find the driver. FlagSendWriteZeroes and
-// FlagRotational are ignored before 6.12. Block sizes beyond the page size need 7.2 with transparent
-// huge pages. Changing devices takes CAP_SYS_ADMIN in the initial user namespace, always.
+// Seen to work with Linux 5.10, 6.1, 6.12, 7.2 and 7.3, on all of which the tests run ("make matrix"). Each
+// difference below is tried out there (features of package nbdnltest), and a kernel that does otherwise
+// fails them. Versions are those of these kernels; a change may have come with one in between.
+//
+//   - Up to 5.10 the kernel keeps no identifiers. A Client knows those devices that it has connected itself;
+//     commands with the identifier of another match errors.ErrUnsupported, and others' mode and owner are
+//     unknown (its driver would look up a thread that may have ended). Any kind of socket is taken, and so are
+//     sizes of 2^63 bytes and more. DestroyOnDisconnect can stop all of generic netlink for good: leave it alone.
+//     A disconnect waits while requests wait for a new connection, for as long as DeadConnTimeout, and every
+//     command behind it: keep that short.
+//   - Up to 6.1 only processes in the initial network namespace find the netlink family, and nobody but modprobe
+//     loads the module; since 6.12 who looks for the family does.
+//   - Up to 6.1 FlagSendWriteZeroes and FlagRotational are ignored. Where they are not, up to 7.2, the next user
+//     of the index inherits them.
+//   - Since 6.12 a new size waits for the requests that are in flight, with all other commands behind it.
+//   - Since 6.12 a write cache that an administrator has switched off (queue/write_cache) stays so for the next
+//     user of the index, to whom no flushes would be sent. Connect then fails with an [UnsupportedError] for the
+//     setting "flush"; earlier drivers switch it on again.
+//   - With 5.10, 6.12 and 7.2 an idle device goes on to show how long the trims of its last user could be, which
+//     means nothing; with 6.1 and 7.3 it does not.
+//   - After 6.1 and before 7.2 a signal to a thread that does I/O on the device can break a connection in
+//     the middle of a request; package server/blockdev has the remedy.
+//   - With all of them a socket that Reconfigure puts in the place of one which died in the same moment may be
+//     declared dead with it, and 7.2 was seen to crash: wait a tenth of a second, as package server/blockdev does.
+//   - Block sizes beyond the page size need 7.2, built with transparent huge pages.
+//
+// Changing devices takes CAP_SYS_ADMIN in the initial user namespace, always.
 //
 // On other systems than Linux everything returns errors.ErrUnsupported.
 package nbdnl

@@ -10,7 +10,8 @@ import (
 
 var (
 	// ErrNoDriver means that the kernel offers no NBD control interface here: the nbd module is absent
-	// or not loaded, or, up to Linux 6.1, the process is in another network namespace than init.
+	// or not loaded, or, up to Linux 6.1 and for a Client that is to use netlink only, the process is in
+	// another network namespace than init.
 	ErrNoDriver = errors.New("no nbd driver in this kernel")
 
 	// ErrNotOwner means that the device carries another identifier than the caller's.
@@ -81,22 +82,28 @@ func newError(op string, index int, err error) error {
 	return &Error{Op: op, Index: index, Err: err}
 }
 
-// An UnsupportedError is a setting that this kernel accepts, but does not put in force. It matches
-// errors.ErrUnsupported.
+// An UnsupportedError is a setting that this kernel accepts, but does not put in force, or one that ioctls can't
+// make. It matches errors.ErrUnsupported.
 //
-// The reason may also be a setting of the index that outlives its users: from Linux 6.10 on, a cache that
+// If Reason does not say, the reason may also be a setting of the index that outlives its users: from Linux 6.10 on, a cache that
 // somebody has switched off in queue/write_cache takes flush and FUA from all who come, until it is
 // switched on again.
 type UnsupportedError struct {
 	Index int
-	// Setting is its name: "size", "block size", "read-only", "flush", "fua" or "trim".
+	// Setting is its name: "size", "block size", "read-only", "flush", "fua" or "trim"; with a Reason also "dead
+	// connection timeout", "client flags" or "replacing connections".
 	Setting string
 	// Want is what was asked for, Got what sysfs shows: bytes for the sizes, "true" or "false".
 	Want, Got string
+	// Reason is why it was not even tried.
+	Reason string
 }
 
 // Error names the device, the setting and its values.
 func (e *UnsupportedError) Error() string {
+	if e.Reason != "" {
+		return fmt.Sprintf("%s (%s) is not possible: %s", e.Setting, e.Want, e.Reason)
+	}
 	return fmt.Sprintf("this kernel gives %s %s %s instead of %s", name(e.Index), e.Setting, e.Got, e.Want)
 }
 

@@ -13,7 +13,7 @@ import (
 )
 
 // Holders returns who uses the device or a partition of it: processes that have it open, this one
-// included, file systems mounted in any mount namespace that a process is in, swap, and device mapper,
+// included, but for the descriptor by which ioctls keep a device connected; file systems mounted in any mount namespace that a process is in, swap, and device mapper,
 // md and loop devices made of it. Without privilege it finds what the caller may see, and that is no
 // error.
 //
@@ -23,24 +23,33 @@ func Holders(index int) ([]Holder, error) { return System{}.Holders(index) }
 
 // Holders is the function Holders for the system.
 func (s System) Holders(index int) ([]Holder, error) {
-	holders, err := s.holders(index, descriptor{})
+	holders, err := s.holders(index)
 	return holders, newError("holders", index, err)
 }
 
-// A descriptor is one of some process.
+// A descriptor is one of some process, or with someFD any one, but one only.
 type descriptor struct{ pid, fd int }
+
+const someFD = -1
 
 // A search looks for the holders of one device.
 type search struct {
-	sys *System
+	sys  *System
+	disk string // its name
 	// names are the names of the device and its partitions, by number: "43:96" is "nbd3".
 	names map[string]string
 	found []Holder
+	// except are descriptors that do not count.
+	except map[descriptor]bool
 }
 
-// holders looks for all holders, but for one descriptor that the caller knows of.
-func (s *System) holders(index int, except descriptor) ([]Holder, error) {
-	q := search{sys: s, names: make(map[string]string)}
+// holders looks for all holders, but for descriptors that the caller knows of, and for the one without
+// which a device that was connected by ioctls would not be.
+func (s *System) holders(index int, except ...descriptor) ([]Holder, error) {
+	q := search{sys: s, disk: name(index), names: make(map[string]string), except: make(map[descriptor]bool)}
+	for _, d := range append(except, s.keeper(index)) {
+		q.except[d] = true
+	}
 	disk := s.block(index)
 	partitions, err := filepath.Glob(filepath.Join(disk, name(index)+"p*"))
 	if err != nil {
@@ -60,8 +69,19 @@ func (s *System) holders(index int, except descriptor) ([]Holder, error) {
 	q.loops()
 	q.mounts()
 	q.swaps()
-	q.processes(except)
+	q.processes()
 	return q.found, nil
+}
+
+// keeper returns the descriptor through which NBD_DO_IT keeps the device connected, if that can be told.
+func (s *System) keeper(index int) descriptor {
+	fs := newSysfs(s)
+	l, err := fs.life(index)
+	if err != nil || !l.connected || l.identified || !fs.identifiers {
+		return descriptor{}
+	}
+	pid, _ := s.processOf(l.tid)
+	return descriptor{pid, someFD}
 }
 
 // add notes a holder, unless it is known.
@@ -162,7 +182,7 @@ func (q *search) swaps() {
 }
 
 // processes finds processes that have the device open.
-func (q *search) processes(except descriptor) {
+func (q *search) processes() {
 	for _, pid := range q.processIDs() {
 		if pid == self {
 			continue // comes again under its number
@@ -174,10 +194,7 @@ func (q *search) processes(except descriptor) {
 			}
 			number, ok := q.sys.deviceNumber(q.sys.path("proc", pid, "fd", fd))
 			device, ours := q.names[number]
-			if !ok || !ours || pid == strconv.Itoa(except.pid) && fd == strconv.Itoa(except.fd) {
-				continue
-			}
-			if q.isPathOnly(pid, fd) {
+			if !ok || !ours || q.isPathOnly(pid, fd) || q.excepted(pid, fd, device) {
 				continue
 			}
 			h := Holder{Kind: HolderProcess, Path: path, Device: device}
@@ -185,6 +202,24 @@ func (q *search) processes(except descriptor) {
 			q.add(h)
 		}
 	}
+}
+
+// excepted reports whether a descriptor of the device does not count.
+func (q *search) excepted(pid, fd, device string) bool {
+	p, err1 := strconv.Atoi(pid)
+	n, err2 := strconv.Atoi(fd)
+	if err1 != nil || err2 != nil {
+		return false
+	}
+	some := descriptor{p, someFD}
+	switch {
+	case q.except[descriptor{p, n}]:
+		return true
+	case q.except[some] && device == q.disk:
+		delete(q.except, some) // one is enough
+		return true
+	}
+	return false
 }
 
 // isPathOnly reports whether a descriptor was opened with O_PATH, which does not open the device.

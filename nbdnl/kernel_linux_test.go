@@ -25,7 +25,7 @@ import (
 func kernelWorld(t *testing.T) world {
 	t.Helper()
 	nbdnltest.RequireKernel(t)
-	return world{T: t, Client: newClient(t)}
+	return world{T: t, Client: newClient(t, nbdnl.System{}), anonymous: !nbdnltest.Identifiers.In(t)}
 }
 
 // disk returns the configuration of a device of some MiB that keeps what is written to it, and who
@@ -462,7 +462,7 @@ func TestKernelUnprivileged(t *testing.T) {
 	index := w.connect(cfg)
 	defer w.keepChanging(index, cfg, r)()
 	cmd := exec.Command("/proc/self/exe", "-test.run", "^TestKernelUnprivileged$", "-test.v")
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %s", asNobody, index, cfg.Identifier))
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %s", asNobody, index, w.status(index).Identifier))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	out, err := cmd.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "PASS: TestKernelUnprivileged") {
@@ -502,9 +502,13 @@ func testUnprivileged(t *testing.T, env string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := world{T: t, Client: newClient(t)}
-	if s := w.status(index); s.State != nbdnl.StateLive || s.Identifier != identifier || s.OwnerPID != os.Getppid() {
-		t.Errorf("status of a device of process %d, identifier %s: %+v", os.Getppid(), identifier, s)
+	w := world{T: t, Client: newClient(t, nbdnl.System{}), anonymous: identifier == ""}
+	parent := os.Getppid()
+	if w.anonymous {
+		parent = 0
+	}
+	if s := w.status(index); s.State != nbdnl.StateLive || s.Identifier != identifier || s.OwnerPID != parent {
+		t.Errorf("status of a device of process %d, identifier %q: %+v", parent, identifier, s)
 	}
 	devices, err := w.Devices(t.Context())
 	w.wantDone("devices", err)
@@ -526,6 +530,12 @@ func testUnprivileged(t *testing.T, env string) {
 	w.wantDone("holders", err)
 	_, err = w.Connect(t.Context(), config(serve(t)))
 	w.wantError(err, os.ErrPermission)
+	w.wantError(w.DisconnectAny(t.Context(), index), os.ErrPermission)
+	w.wantError(w.Detach(t.Context(), index, nbdnl.DetachOptions{Any: true}), os.ErrPermission)
+	if w.anonymous {
+		w.wantNotOwner(w.Disconnect(t.Context(), index, "test:another's"))
+		return
+	}
 	w.wantError(w.Disconnect(t.Context(), index, identifier), os.ErrPermission)
 	w.wantError(w.Detach(t.Context(), index, nbdnl.DetachOptions{Identifier: identifier}), os.ErrPermission)
 }

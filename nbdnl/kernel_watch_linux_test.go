@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 	"golang.org/x/sys/unix"
 )
 
@@ -184,6 +185,7 @@ func TestKernelConnectWithoutFlush(t *testing.T) {
 	cfg = config(serve(t))
 	err := w.ConnectIndex(t.Context(), index, cfg)
 	t.Logf("connect: %v", err)
+	nbdnltest.StickyCache.Seen(t, err != nil)
 	var unsupported *nbdnl.UnsupportedError
 	if err == nil {
 		if w.status(index).Flags&nbdnl.FlagSendFlush == 0 {

@@ -9,6 +9,7 @@ type memory struct {
 	// not keep.
 	identifier string
 	connected  bool // by this Client
+	mode       Mode // of that connect
 	// timeout is the device's request timeout, if timed: told by this Client.
 	timeout time.Duration
 	timed   bool
@@ -40,7 +41,9 @@ func (c *Client) remember(index int, l life, change func(*memory)) {
 	c.memories[index] = m
 }
 
-// hasDisconnected reports whether this Client has disconnected this very use of the index.
-func (c *Client) hasDisconnected(index int, l life) bool {
-	return l.connected && c.recall(index, l).disconnected
+// hasEnded reports whether this Client has disconnected this very use of the index, or has kept it
+// connected by ioctls and does so no more.
+func (c *Client) hasEnded(index int, l life) bool {
+	m := c.recall(index, l)
+	return l.connected && (m.disconnected || m.connected && m.mode == ModeIoctl && !c.driver.serves(index))
 }

@@ -64,6 +64,11 @@ func (d *netlinkDriver) lookup(conn *genetlink.Conn) error {
 	return nil
 }
 
+func (d *netlinkDriver) mode() Mode { return ModeNetlink }
+
+// serves is always false: what netlink has connected lives by itself.
+func (d *netlinkDriver) serves(int) bool { return false }
+
 func (d *netlinkDriver) connect(index int, cfg *Config, fds []int) (int, error) {
 	attrs, err := encodeConnect(index, cfg, fds)
 	if err != nil {
@@ -83,8 +88,11 @@ func (d *netlinkDriver) connect(index int, cfg *Config, fds []int) (int, error) 
 	return 0, errAnswerLost
 }
 
-func (d *netlinkDriver) disconnect(index int) error {
+func (d *netlinkDriver) disconnect(index int, still func() error) error {
 	attrs, err := encodeIndex(index)
+	if err == nil {
+		err = still()
+	}
 	if err != nil {
 		return err
 	}

@@ -19,8 +19,10 @@ import (
 // seconds after the end of ctx.
 //
 // A size or block size that is not in force matches errors.ErrUnsupported (see UnsupportedError), and
-// the device stays changed. Otherwise the error matches what that of Disconnect does. A device that was
-// connected by ioctls can't be changed.
+// the device stays changed. Otherwise the error matches what that of Disconnect does.
+//
+// Of a device that was connected by ioctls, this Client, which has connected it, can change the size, the
+// block size and the timeout. The rest is refused with an UnsupportedError before anything is changed.
 func (c *Client) Reconfigure(ctx context.Context, index int, identifier string, u Update) error {
 	return newError("reconfigure", index, c.reconfigure(ctx, index, identifier, u))
 }
@@ -123,6 +125,9 @@ func untaken(pending []int, taken []bool) []int {
 func (c *Client) update(ctx context.Context, index int, l life, identifier string, u Update) ([]bool, error) {
 	if err := c.reach(ctx); err != nil {
 		return nil, err
+	}
+	if l.identified && c.driver.mode() == ModeIoctl {
+		return nil, fmt.Errorf("it was connected by netlink, and ioctls can't change it: %w", errors.ErrUnsupported)
 	}
 	if len(u.Sockets) > 0 {
 		// The answer says where the sockets are.

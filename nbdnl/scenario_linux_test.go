@@ -27,44 +27,62 @@ type world struct {
 	cut func(index int, r *responder)
 	// another returns another program's client.
 	another func() *nbdnl.Client
+	// anonymous: the kernel keeps no identifiers, so that devices are known to those only who have connected them.
+	anonymous bool
+	// mode is how devices are connected.
+	mode nbdnl.Mode
 }
 
 func TestScenarios(t *testing.T) {
-	for _, s := range scenarios {
-		t.Run(s.name, func(t *testing.T) {
-			t.Setenv("NBDCTL_STATE_DIR", "") // the fake's is below its own root
-			k := nbdnltest.New(t, nbdnltest.Options{})
-			s.run(world{T: t, Client: k.Client(), another: k.Client, hold: func(index int) func() {
-				_, release := k.Hold(index)
-				t.Cleanup(release)
-				return release
-			}, cut: func(index int, r *responder) {
-				r.ours.Close()
-				k.LinkDead(index)
-			}})
-		})
-	}
+	runScenarios(t, func(t *testing.T, mode nbdnl.Mode) world {
+		t.Setenv("NBDCTL_STATE_DIR", "") // the fake's is below its own root
+		k := nbdnltest.New(t, nbdnltest.Options{})
+		system := k.System()
+		system.Mode = mode
+		client := func() *nbdnl.Client { return newClient(t, system) }
+		return world{T: t, Client: client(), another: client, hold: func(index int) func() {
+			_, release := k.Hold(index)
+			t.Cleanup(release)
+			return release
+		}, cut: func(index int, r *responder) {
+			r.ours.Close()
+			k.LinkDead(index)
+		}, mode: mode}
+	})
 }
 
 func TestKernelScenarios(t *testing.T) {
 	nbdnltest.RequireKernel(t)
-	for _, s := range scenarios {
-		t.Run(s.name, func(t *testing.T) {
-			s.run(world{T: t, Client: newClient(t), another: func() *nbdnl.Client { return newClient(t) }, hold: func(index int) func() {
-				f, err := os.Open(nbdnl.Path(index))
-				if err != nil {
-					t.Fatal(err)
+	anonymous := !nbdnltest.Identifiers.In(t)
+	runScenarios(t, func(t *testing.T, mode nbdnl.Mode) world {
+		client := func() *nbdnl.Client { return newClient(t, nbdnl.System{Mode: mode}) }
+		return world{T: t, Client: client(), another: client, hold: func(index int) func() {
+			f, err := os.Open(nbdnl.Path(index))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { f.Close() })
+			return func() { f.Close() }
+		}, cut: func(_ int, r *responder) { r.ours.Close() }, mode: mode, anonymous: anonymous}
+	})
+}
+
+// runScenarios runs each scenario by each interface that it is for.
+func runScenarios(t *testing.T, make func(*testing.T, nbdnl.Mode) world) {
+	for _, mode := range []nbdnl.Mode{nbdnl.ModeNetlink, nbdnl.ModeIoctl} {
+		t.Run(mode.String(), func(t *testing.T) {
+			for _, s := range scenarios {
+				if s.needs == nbdnl.ModeNone || s.needs == mode {
+					t.Run(s.name, func(t *testing.T) { s.run(make(t, mode)) })
 				}
-				t.Cleanup(func() { f.Close() })
-				return func() { f.Close() }
-			}, cut: func(_ int, r *responder) { r.ours.Close() }})
+			}
 		})
 	}
 }
 
-func newClient(t *testing.T) *nbdnl.Client {
+func newClient(t *testing.T, system nbdnl.System) *nbdnl.Client {
 	t.Helper()
-	c, err := nbdnl.New()
+	c, err := system.NewClient()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,6 +157,16 @@ func (w world) wantError(err error, targets ...error) {
 	}
 }
 
+// wantNotOwner checks that a command with another identifier than the device's was refused.
+func (w world) wantNotOwner(err error) {
+	w.Helper()
+	if w.anonymous {
+		w.wantError(err, errors.ErrUnsupported) // whose it is can't be told
+		return
+	}
+	w.wantError(err, nbdnl.ErrNotOwner)
+}
+
 func (w world) wantDone(what string, err error) {
 	w.Helper()
 	if err != nil {
@@ -147,24 +175,31 @@ func (w world) wantDone(what string, err error) {
 }
 
 var scenarios = []struct {
-	name string
-	run  func(w world)
+	name  string
+	needs nbdnl.Mode // the only interface that can do it; ModeNone: both can
+	run   func(w world)
 }{
-	{"connect, look, disconnect", func(w world) {
+	{"connect, look, disconnect", nbdnl.ModeNone, func(w world) {
 		r := serve(w)
 		cfg := config(r)
 		index := w.connect(cfg)
 		want := nbdnl.Status{
-			Index: index, State: nbdnl.StateLive, Size: mebi, BlockSize: 512, Mode: nbdnl.ModeNetlink,
-			Flags: nbdnl.FlagSendFlush, Identifier: cfg.Identifier, HasIdentifier: true, OwnerPID: os.Getpid(),
+			Index: index, State: nbdnl.StateLive, Size: mebi, BlockSize: 512, Mode: w.mode,
+			Flags: nbdnl.FlagSendFlush, OwnerPID: os.Getpid(),
+		}
+		if w.mode == nbdnl.ModeNetlink {
+			want.Identifier, want.HasIdentifier = cfg.Identifier, true
+		}
+		if w.anonymous {
+			want.Identifier, want.HasIdentifier, want.OwnerPID = "", false, 0
 		}
 		got := w.status(index)
 		got.Flags &^= nbdnl.FlagRotational | nbdnl.FlagSendWriteZeroes // may be left from another test
 		if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(nbdnl.Status{}, "OwnerTID")); diff != "" {
 			w.Errorf("status of a connected device (-want +got):\n%s", diff)
 		}
-		if got.OwnerTID == 0 {
-			w.Error("no owner thread")
+		if (got.OwnerTID == 0) != w.anonymous { // the driver of such a kernel must not be asked
+			w.Errorf("owner thread is %d", got.OwnerTID)
 		}
 		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
 		<-r.done
@@ -174,7 +209,7 @@ var scenarios = []struct {
 			w.Errorf("status of a disconnected device (-want +got):\n%s", diff)
 		}
 	}},
-	{"a connected device is ready, and no other", func(w world) {
+	{"a connected device is ready, and no other", nbdnl.ModeNone, func(w world) {
 		index := w.connect(config(serve(w)))
 		partitions, err := w.WaitReady(w.Context(), index)
 		w.wantDone("wait until ready", err)
@@ -186,7 +221,7 @@ var scenarios = []struct {
 		_, err = w.WaitReady(w.Context(), index)
 		w.wantError(err, nbdnl.ErrNotConnected)
 	}},
-	{"status shows the flags that are in force", func(w world) {
+	{"status shows the flags that are in force", nbdnl.ModeNone, func(w world) {
 		const required = nbdnl.FlagSendFlush | nbdnl.FlagSendFUA | nbdnl.FlagSendTrim
 		const offered = nbdnl.FlagSendWriteZeroes | nbdnl.FlagRotational
 		for _, flags := range []nbdnl.Flags{
@@ -208,7 +243,7 @@ var scenarios = []struct {
 			w.Errorf("flags in force are %#x for FUA alone", got)
 		}
 	}},
-	{"devices are listed by index", func(w world) {
+	{"devices are listed by index", nbdnl.ModeNone, func(w world) {
 		a, b := w.connect(config(serve(w))), w.connect(config(serve(w)))
 		devices, err := w.Devices(w.Context())
 		w.wantDone("devices", err)
@@ -226,7 +261,7 @@ var scenarios = []struct {
 			w.Errorf("%d of the 2 connected devices among the %d", live, len(devices))
 		}
 	}},
-	{"a taken index is busy, and leaves the sockets alone", func(w world) {
+	{"a taken index is busy, and leaves the sockets alone", nbdnl.ModeNone, func(w world) {
 		index := w.connect(config(serve(w)))
 		r := serve(w)
 		cfg := config(r)
@@ -237,14 +272,14 @@ var scenarios = []struct {
 		}
 		w.wantState(other, nbdnl.StateLive)
 	}},
-	{"an index beyond the module's devices is made", func(w world) {
+	{"an index beyond the module's devices is made", nbdnl.ModeNetlink, func(w world) {
 		cfg := config(serve(w))
 		w.wantDone("connect", w.ConnectIndex(w.Context(), 40, cfg))
 		w.wantState(40, nbdnl.StateLive)
 		w.wantDone("disconnect", w.Disconnect(w.Context(), 40, cfg.Identifier))
 		w.wantState(40, nbdnl.StateIdle)
 	}},
-	{"another's device is left alone", func(w world) {
+	{"another's device is left alone", nbdnl.ModeNone, func(w world) {
 		index := w.connect(config(serve(w)))
 		timeout := time.Second
 		w.wantError(w.Disconnect(w.Context(), index, "test:other"), nbdnl.ErrNotOwner)
@@ -254,7 +289,7 @@ var scenarios = []struct {
 		w.wantDone("disconnect any", w.DisconnectAny(w.Context(), index))
 		w.wantState(index, nbdnl.StateIdle)
 	}},
-	{"what is not connected can't be disconnected", func(w world) {
+	{"what is not connected can't be disconnected", nbdnl.ModeNone, func(w world) {
 		index := w.connect(config(serve(w)))
 		w.wantDone("disconnect any", w.DisconnectAny(w.Context(), index))
 		w.wantState(index, nbdnl.StateIdle)
@@ -267,7 +302,7 @@ var scenarios = []struct {
 		w.wantError(err, os.ErrNotExist)
 		w.wantDone("wait for an idle device", w.WaitFree(w.Context(), index))
 	}},
-	{"an idle device that is open is held, and busy until it is closed", func(w world) {
+	{"an idle device that is open is held, and busy until it is closed", nbdnl.ModeNone, func(w world) {
 		release := w.hold(5)
 		w.wantState(5, nbdnl.StateHeld)
 		ctx, cancel := context.WithTimeout(w.Context(), 50*time.Millisecond)
@@ -278,7 +313,7 @@ var scenarios = []struct {
 		w.wantDone("connect while it is being closed", w.ConnectIndex(w.Context(), 5, cfg))
 		w.wantDone("disconnect", w.Disconnect(w.Context(), 5, cfg.Identifier))
 	}},
-	{"a disconnected device stays until its last opener closes", func(w world) {
+	{"a disconnected device stays until its last opener closes", nbdnl.ModeNone, func(w world) {
 		cfg := config(serve(w))
 		index := w.connect(cfg)
 		release := w.hold(index)
@@ -292,7 +327,7 @@ var scenarios = []struct {
 		w.wantDone("wait", w.WaitFree(w.Context(), index))
 		w.wantState(index, nbdnl.StateIdle)
 	}},
-	{"detach leaves nothing", func(w world) {
+	{"detach leaves nothing", nbdnl.ModeNone, func(w world) {
 		r := serve(w)
 		cfg := config(r)
 		index := w.connect(cfg)
@@ -304,7 +339,7 @@ var scenarios = []struct {
 		w.wantDone("detach again", w.Detach(w.Context(), index, nbdnl.DetachOptions{Any: true}))
 		w.wantState(index, nbdnl.StateIdle)
 	}},
-	{"detach refuses a device that is open, and says who", func(w world) {
+	{"detach refuses a device that is open, and says who", nbdnl.ModeNone, func(w world) {
 		cfg := config(serve(w))
 		index := w.connect(cfg)
 		release := w.hold(index)
@@ -321,14 +356,14 @@ var scenarios = []struct {
 		release()
 		w.wantDone("detach after release", w.Detach(w.Context(), index, nbdnl.DetachOptions{Identifier: cfg.Identifier}))
 	}},
-	{"detach waits for a prober", func(w world) {
+	{"detach waits for a prober", nbdnl.ModeNone, func(w world) {
 		cfg := config(serve(w))
 		index := w.connect(cfg)
 		time.AfterFunc(100*time.Millisecond, w.hold(index))
 		w.wantDone("detach", w.Detach(w.Context(), index, nbdnl.DetachOptions{Identifier: cfg.Identifier}))
 		w.wantState(index, nbdnl.StateIdle)
 	}},
-	{"forced detach of an open device says that it is not free", func(w world) {
+	{"forced detach of an open device says that it is not free", nbdnl.ModeNone, func(w world) {
 		r := serve(w)
 		cfg := config(r)
 		index := w.connect(cfg)
@@ -343,7 +378,7 @@ var scenarios = []struct {
 		release()
 		w.wantDone("wait", w.WaitFree(w.Context(), index))
 	}},
-	{"the first of two detaches does it", func(w world) {
+	{"the first of two detaches does it", nbdnl.ModeNone, func(w world) {
 		cfg := config(serve(w))
 		index := w.connect(cfg)
 		errs := make(chan error, 2)
@@ -358,7 +393,7 @@ var scenarios = []struct {
 		}
 		w.wantError(errors.Join(a, b), nbdnl.ErrNotConnected)
 	}},
-	{"reconfigure sets the size", func(w world) {
+	{"reconfigure sets the size", nbdnl.ModeNone, func(w world) {
 		cfg := config(serve(w))
 		index := w.connect(cfg)
 		size, timeout := int64(2*mebi), 9*time.Second
@@ -370,7 +405,7 @@ var scenarios = []struct {
 		w.wantState(index, nbdnl.StateIdle)
 		w.wantError(w.Reconfigure(w.Context(), index, cfg.Identifier, nbdnl.Update{Size: &size}), nbdnl.ErrNotConnected)
 	}},
-	{"reconfigure sets the block size of a size that it fits", func(w world) {
+	{"reconfigure sets the block size of a size that it fits", nbdnl.ModeNone, func(w world) {
 		cfg := config(serve(w))
 		cfg.Size = 2048 + 512
 		index := w.connect(cfg)
@@ -387,7 +422,7 @@ var scenarios = []struct {
 			w.Errorf("size is %d with blocks of %d", got.Size, got.BlockSize)
 		}
 	}},
-	{"a socket takes the place of a dead connection", func(w world) {
+	{"a socket takes the place of a dead connection", nbdnl.ModeNetlink, func(w world) {
 		old, r := serve(w), serve(w)
 		cfg := config(old)
 		cfg.DeadConnTimeout = 30 * time.Second
@@ -397,7 +432,7 @@ var scenarios = []struct {
 		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
 		<-r.done
 	}},
-	{"a socket is dropped when no connection is dead, and is as good as new", func(w world) {
+	{"a socket is dropped when no connection is dead, and is as good as new", nbdnl.ModeNetlink, func(w world) {
 		old, r := serve(w), serve(w)
 		cfg := config(old)
 		index := w.connect(cfg)
@@ -411,7 +446,7 @@ var scenarios = []struct {
 		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
 		<-r.done
 	}},
-	{"of several sockets those that find no dead connection are named", func(w world) {
+	{"of several sockets those that find no dead connection are named", nbdnl.ModeNetlink, func(w world) {
 		first, second := serve(w), serve(w)
 		a, b, c := serve(w), serve(w), serve(w)
 		cfg := config(first, second)
@@ -431,7 +466,7 @@ var scenarios = []struct {
 		default:
 		}
 	}},
-	{"a device without a timeout takes sockets as well", func(w world) {
+	{"a device without a timeout takes sockets as well", nbdnl.ModeNetlink, func(w world) {
 		old, r := serve(w), serve(w)
 		cfg := config(old)
 		cfg.Timeout = 0
@@ -445,12 +480,16 @@ var scenarios = []struct {
 		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
 		<-r.done
 	}},
-	{"another program can replace a connection if it knows the timeout", func(w world) {
+	{"another program can replace a connection if it knows the timeout", nbdnl.ModeNetlink, func(w world) {
 		old, r := serve(w), serve(w)
 		cfg := config(old)
 		cfg.Timeout = 0
 		index := w.connect(cfg)
 		other := w.another()
+		if w.anonymous {
+			w.wantNotOwner(other.Reconfigure(w.Context(), index, cfg.Identifier, sockets(r)))
+			return
+		}
 		w.wantError(other.Reconfigure(w.Context(), index, cfg.Identifier, sockets(r)), nbdnl.ErrNotVerified)
 		old.ours.Close()
 		update := sockets(r)
@@ -464,7 +503,7 @@ var scenarios = []struct {
 		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
 		<-next.done
 	}},
-	{"a watch sees what happens, whoever does it", func(w world) {
+	{"a watch sees what happens, whoever does it", nbdnl.ModeNetlink, func(w world) {
 		other := w.another()
 		before := config(serve(w))
 		old := w.connect(before)
@@ -499,7 +538,7 @@ var scenarios = []struct {
 		w.wantDone("disconnect", w.Disconnect(w.Context(), old, before.Identifier))
 		watch.want(old, nbdnl.EventDisconnect)
 	}},
-	{"a watch does not miss a use of an index between two looks", func(w world) {
+	{"a watch does not miss a use of an index between two looks", nbdnl.ModeNone, func(w world) {
 		watch := w.watch()
 		cfg := config(serve(w))
 		index := w.connect(cfg)
@@ -516,7 +555,7 @@ var scenarios = []struct {
 		}
 		w.wantDone("disconnect", w.Disconnect(w.Context(), index, next.Identifier))
 	}},
-	{"a watch ends with its context", func(w world) {
+	{"a watch ends with its context", nbdnl.ModeNone, func(w world) {
 		ctx, cancel := context.WithCancelCause(w.Context())
 		watch, err := w.Watch(ctx)
 		if err != nil {
@@ -540,7 +579,7 @@ var scenarios = []struct {
 		}
 		w.wantError(err, os.ErrClosed)
 	}},
-	{"read-only and several sockets", func(w world) {
+	{"read-only and several sockets", nbdnl.ModeNone, func(w world) {
 		cfg := config(serve(w), serve(w))
 		w.wantRefusal(cfg, "FlagCanMultiConn")
 		cfg.Flags |= nbdnl.FlagReadOnly | nbdnl.FlagCanMultiConn
@@ -550,7 +589,7 @@ var scenarios = []struct {
 		}
 		w.wantDone("detach", w.Detach(w.Context(), index, nbdnl.DetachOptions{Identifier: cfg.Identifier}))
 	}},
-	{"what is no stream socket is refused", func(w world) {
+	{"what is no stream socket is refused", nbdnl.ModeNone, func(w world) {
 		f, err := os.Open("/dev/null")
 		if err != nil {
 			w.Fatal(err)
@@ -561,7 +600,7 @@ var scenarios = []struct {
 		_, err = w.Connect(w.Context(), cfg)
 		w.wantError(err, syscall.ENOTSOCK)
 	}},
-	{"closed sockets are refused", func(w world) {
+	{"closed sockets are refused", nbdnl.ModeNone, func(w world) {
 		r := serve(w)
 		if err := r.kernel.(net.Conn).Close(); err != nil {
 			w.Fatal(err)
@@ -569,7 +608,7 @@ var scenarios = []struct {
 		_, err := w.Connect(w.Context(), config(r))
 		w.wantError(err, net.ErrClosed)
 	}},
-	{"an ended context does nothing", func(w world) {
+	{"an ended context does nothing", nbdnl.ModeNone, func(w world) {
 		ctx, cancel := context.WithCancelCause(w.Context())
 		cause := errors.New("no time")
 		cancel(cause)
@@ -584,9 +623,9 @@ var scenarios = []struct {
 }
 
 // carries reports whether the status is that of a device with the configuration's identifier, which not
-// all kernels keep.
+// all kernels keep, and of no device that was connected by ioctls.
 func carries(s nbdnl.Status, cfg nbdnl.Config) bool {
-	return s.Mode == nbdnl.ModeUnknown || s.Identifier == cfg.Identifier
+	return !s.HasIdentifier || s.Identifier == cfg.Identifier
 }
 
 // sockets is an update with the sockets of responders.

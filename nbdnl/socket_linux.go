@@ -74,7 +74,38 @@ func restoreSendLimits(fds []int, limits []unix.Timeval, except []bool) error {
 	return errors.Join(errs...)
 }
 
-// closeAll closes descriptors that dupSockets made. The sockets themselves live on in the kernel.
+// dupDescriptors returns copies of descriptors.
+func dupDescriptors(fds []int) ([]int, error) {
+	copies := make([]int, 0, len(fds))
+	for i, fd := range fds {
+		c, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			closeAll(copies)
+			return nil, fmt.Errorf("socket %d: %w", i, err)
+		}
+		copies = append(copies, c)
+	}
+	return copies, nil
+}
+
+// shutDownAll ends the connections of sockets, for whoever else has them too.
+func shutDownAll(fds []int) {
+	for _, fd := range fds {
+		_ = unix.Shutdown(fd, unix.SHUT_RDWR) // it may be so already, or be no socket
+	}
+}
+
+// hungUp reports whether the other ends of all the sockets are closed or shut down, or these are.
+func hungUp(fds []int) bool {
+	polled := make([]unix.PollFd, len(fds))
+	for i, fd := range fds {
+		polled[i] = unix.PollFd{Fd: int32(fd), Events: unix.POLLRDHUP}
+	}
+	n, err := unix.Poll(polled, 0)
+	return err == nil && n == len(fds)
+}
+
+// closeAll closes descriptors that were made here. The sockets themselves live on in the kernel.
 func closeAll(fds []int) {
 	for _, fd := range fds {
 		_ = unix.Close(fd) // fails for no socket that is open

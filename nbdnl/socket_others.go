@@ -16,3 +16,9 @@ func sendLimited([]int) ([]bool, error) { return nil, errors.ErrUnsupported }
 func restoreSendLimits([]int, []struct{}, []bool) error { return errors.ErrUnsupported }
 
 func closeAll([]int) {}
+
+func dupDescriptors([]int) ([]int, error) { return nil, errors.ErrUnsupported }
+
+func shutDownAll([]int) {}
+
+func hungUp([]int) bool { return false }

@@ -14,7 +14,7 @@ const (
 	StateLive                       // connected
 	StateDegraded                   // connected, some connections are dead
 	StateWaiting                    // connected, all connections are dead, requests wait for a new one
-	StateDisconnecting              // disconnected by this Client, but not released by its holders
+	StateDisconnecting              // this Client's, and ended, but not released by its holders
 	StateOrphaned                   // connected, and its server is gone
 )
 

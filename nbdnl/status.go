@@ -174,9 +174,9 @@ func (c *Client) statusIn(index int, l life) (Status, error) {
 	s.Identifier, s.HasIdentifier = l.identifier, l.identified
 	s.OwnerTID = l.tid
 	s.OwnerPID, s.OwnerGone = c.sys.processOf(l.tid)
-	s.Mode = c.modeOf(l)
+	s.Mode = c.modeOf(index, l)
 	switch {
-	case c.hasDisconnected(index, l):
+	case c.hasEnded(index, l):
 		s.State = StateDisconnecting
 	case s.Size == 0:
 		// `pid` comes before the size at connect, and goes after it at the end.
@@ -187,12 +187,15 @@ func (c *Client) statusIn(index int, l life) (Status, error) {
 	return s, nil
 }
 
-func (c *Client) modeOf(l life) Mode {
+func (c *Client) modeOf(index int, l life) Mode {
 	switch {
 	case l.identified:
 		return ModeNetlink
 	case c.sysfs.identifiers:
 		return ModeIoctl
+	}
+	if m := c.recall(index, l); m.connected {
+		return m.mode
 	}
 	return ModeUnknown
 }
@@ -201,11 +204,17 @@ func (c *Client) modeOf(l life) Mode {
 // linux/proc_ns.h.
 const initialPIDNamespace = "pid:[4026531836]"
 
-// processOf returns the process that a thread belongs to, or 0, and whether the thread is known to have
-// ended. The kernel gives numbers of the initial pid namespace, which mean other threads in any other.
-func (s *System) processOf(tid int) (pid int, gone bool) {
+// initialPIDs reports whether the kernel's numbers of threads mean the same here: those are of the initial
+// pid namespace, and mean other threads in any other.
+func (s *System) initialPIDs() bool {
 	ns, err := os.Readlink(s.path("proc/self/ns/pid"))
-	if tid <= 0 || err != nil || ns != initialPIDNamespace {
+	return err == nil && ns == initialPIDNamespace
+}
+
+// processOf returns the process that a thread belongs to, or 0, and whether the thread is known to have
+// ended.
+func (s *System) processOf(tid int) (pid int, gone bool) {
+	if tid <= 0 || !s.initialPIDs() {
 		return 0, false
 	}
 	f, err := os.Open(s.path("proc", strconv.Itoa(tid), "status"))

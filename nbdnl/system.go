@@ -1,11 +1,14 @@
 package nbdnl
 
 import (
+	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/mdlayher/genetlink"
 	"github.com/mdlayher/netlink"
@@ -16,6 +19,10 @@ import (
 //
 // The fields must not change while a Client uses them.
 type System struct {
+	// Mode is the interface by which devices are controlled: ModeNetlink, or ModeIoctl, or, when it is
+	// ModeNone, netlink if the kernel shows its family in this network namespace, and ioctls if not.
+	Mode Mode
+
 	// Root is the directory that holds sys, proc, dev and run; empty is the root directory.
 	Root string
 
@@ -32,6 +39,10 @@ type System struct {
 
 	// Open opens a device by its path, with the flags of os.OpenFile; nil is os.OpenFile.
 	Open func(path string, flag int) (Device, error)
+
+	// Ioctl makes an ioctl on what Open has opened, and blocks for as long as the kernel does; nil is
+	// ioctl(2).
+	Ioctl func(d Device, request, arg uintptr) error
 }
 
 // A Device is an open block device, such as an *os.File.
@@ -84,6 +95,24 @@ func (s *System) open(index, flag int) (Device, error) {
 		return nil, err // and no Device that holds a nil pointer
 	}
 	return f, nil
+}
+
+// ioctl makes an ioctl on an open device. The error matches os.ErrClosed when it was closed meanwhile.
+func (s *System) ioctl(d Device, request, arg uintptr) error {
+	if s.Ioctl != nil {
+		return s.Ioctl(d, request, arg)
+	}
+	conn, ok := d.(syscall.Conn)
+	if !ok {
+		return fmt.Errorf("a %T takes no ioctls: %w", d, errors.ErrUnsupported)
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	err = os.ErrClosed
+	_ = raw.Control(func(fd uintptr) { err = ioctl(int(fd), request, arg) }) // fails for what is closed
+	return err
 }
 
 // uevents opens the kernel's uevents.

@@ -3,7 +3,6 @@ package nbdnl_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"runtime"
 	"syscall"
@@ -117,28 +116,10 @@ func TestKernelTrap10ResizeWaitsForRequests(t *testing.T) {
 		t.Errorf("size is %d, want %d", got, size)
 	}
 	took := time.Since(begin)
-	waited := took > cfg.Timeout/2
-	major, minor := release(t)
-	mayWait, mustWait := major > 6 || major == 6 && minor > 1, major > 6 || major == 6 && minor >= 12
-	if waited && !mayWait || !waited && mustWait {
-		t.Errorf("Linux %d.%d: a resize took %v while a request with a timeout of %v was in flight", major, minor, took, cfg.Timeout)
-	}
+	nbdnltest.WaitsForRequests.Seen(t, took > cfg.Timeout/2)
 	if err := w.within("the read", soon, inFlight); !errors.Is(err, syscall.EIO) {
 		t.Errorf("read: %v, want EIO", err)
 	}
-}
-
-// release returns the first two numbers of the kernel's version.
-func release(t *testing.T) (major, minor int) {
-	t.Helper()
-	b, err := os.ReadFile("/proc/sys/kernel/osrelease")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := fmt.Sscanf(string(b), "%d.%d", &major, &minor); err != nil {
-		t.Fatal(err)
-	}
-	return major, minor
 }
 
 // A CONNECT that fails has shut down the sockets that it was given, unless it failed because of EBUSY.

@@ -153,6 +153,7 @@ func TestKernelTrap13DisconnectOnClose(t *testing.T) {
 // even said as EBUSY.
 func TestKernelTrap14DestroyOnDisconnect(t *testing.T) {
 	w := kernelWorld(t)
+	nbdnltest.Removal.Need(t)
 	const index = 50
 	s := observe(t)
 	cfg := witnessed(s)
@@ -341,7 +342,12 @@ func TestKernelTrap30ReasonInLog(t *testing.T) {
 	defer f.Close()
 	cfg := config()
 	cfg.Sockets = []syscall.Conn{f}
-	_, err = w.Connect(t.Context(), cfg)
+	index, err = w.Connect(t.Context(), cfg)
+	if !nbdnltest.StreamSockets.In(t) { // Linux 5.10 takes it, and the device would answer nothing.
+		w.wantDone("connect", err)
+		w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
+		return
+	}
 	if !errors.Is(err, syscall.EINVAL) || !strings.Contains(err.Error(), "the kernel log has the reason") {
 		t.Errorf("error is %v, want EINVAL that points to the kernel's log", err)
 	}

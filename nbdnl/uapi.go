@@ -47,6 +47,18 @@ const (
 	attrDeviceConnected = 2 // NBD_DEVICE_CONNECTED, u8, inside NBD_DEVICE_ITEM
 )
 
+// Requests of the ioctl interface: _IO(0xab, n) in linux/nbd.h. Their numbers depend on the architecture (ioctlNone).
+const (
+	ioctlSetSock       = ioctlNone | 0xab00 // NBD_SET_SOCK, a descriptor
+	ioctlSetBlockSize  = ioctlNone | 0xab01 // NBD_SET_BLKSIZE, bytes
+	ioctlDoIt          = ioctlNone | 0xab03 // NBD_DO_IT
+	ioctlClearSock     = ioctlNone | 0xab04 // NBD_CLEAR_SOCK
+	ioctlSetSizeBlocks = ioctlNone | 0xab07 // NBD_SET_SIZE_BLOCKS
+	ioctlDisconnect    = ioctlNone | 0xab08 // NBD_DISCONNECT
+	ioctlSetTimeout    = ioctlNone | 0xab09 // NBD_SET_TIMEOUT, seconds
+	ioctlSetFlags      = ioctlNone | 0xab0a // NBD_SET_FLAGS, NBD_FLAG_*
+)
+
 // Flags are the properties that a server promises for its export: NBD_FLAG_* of linux/nbd.h. They
 // are fixed when the device is connected, a reconfigure does not change them.
 type Flags uint64

@@ -52,6 +52,38 @@ var flagNumbers = map[string]uint64{
 	"NBD_CFLAG_DISCONNECT_ON_CLOSE":   uint64(DisconnectOnClose),
 }
 
+// ioctlNumbers are this package's requests by their names in linux/nbd.h, where they are _IO(0xab, number).
+var ioctlNumbers = map[string]uint64{
+	"NBD_SET_SOCK":        ioctlSetSock,
+	"NBD_SET_BLKSIZE":     ioctlSetBlockSize,
+	"NBD_DO_IT":           ioctlDoIt,
+	"NBD_CLEAR_SOCK":      ioctlClearSock,
+	"NBD_SET_SIZE_BLOCKS": ioctlSetSizeBlocks,
+	"NBD_DISCONNECT":      ioctlDisconnect,
+	"NBD_SET_TIMEOUT":     ioctlSetTimeout,
+	"NBD_SET_FLAGS":       ioctlSetFlags,
+}
+
+func TestIoctlsOfHeader(t *testing.T) {
+	text, err := os.ReadFile("/usr/include/linux/nbd.h")
+	if errors.Is(err, os.ErrNotExist) && os.Getenv("NBD_TEST_REQUIRE") != "1" {
+		t.Skipf("no kernel headers here: %v", err)
+	}
+	theirs := make(map[string]uint64)
+	for _, m := range regexp.MustCompile(`(?m)^#define\s+(NBD_\w+)\s+_IO\(\s*0xab,\s*(\d+)\s*\)`).FindAllStringSubmatch(string(text), -1) {
+		n, err := strconv.ParseUint(m[2], 10, 8)
+		if err != nil {
+			t.Fatal(err)
+		}
+		theirs[m[1]] = n
+	}
+	for name, ours := range ioctlNumbers {
+		if n, ok := theirs[name]; !ok || ours != ioctlNone|0xab00|n {
+			t.Errorf("%s is %#x, want _IO(0xab, %d)", name, ours, n)
+		}
+	}
+}
+
 // TestNumbersOfHeaders compares this package's numbers with those of the machine's headers. Numbers that
 // an older header lacks are fine, those that it has must be known.
 func TestNumbersOfHeaders(t *testing.T) {

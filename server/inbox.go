@@ -35,6 +35,10 @@ type inbox struct {
 	stub    [maxStub]byte // stands in for buf while that is nil
 	stubLen int
 
+	yields  yields
+	before  int64         // since, when waiting began
+	waiting time.Duration // when readFull began to wait; 0 if it does not
+
 	// since is when the requests were received that are being executed, by clock(); 0 while it is the client that is waited for.
 	// Others may load it.
 	since atomic.Int64
@@ -75,7 +79,9 @@ func (in *inbox) receive() error {
 	}
 	in.end += n
 	if n > 0 {
-		in.since.Store(int64(clock()))
+		now := clock()
+		in.yields.end(now)
+		in.since.Store(int64(now))
 		return nil // An error beside bytes comes again.
 	}
 	if err == io.EOF && len(in.received()) > 0 {
@@ -100,8 +106,12 @@ func (in *inbox) Lend() []byte {
 	return room[:min(len(room), in.window)]
 }
 
+// Yield implements rawio.Lender.
+func (in *inbox) Yield() bool { return in.yields.begin() }
+
 // Park implements rawio.Lender: it gives the buffer back, unless most of a request lies in it.
 func (in *inbox) Park() {
+	in.yields.vain()
 	if in.buf != nil && in.end-in.start <= maxStub {
 		in.release()
 	}
@@ -135,14 +145,19 @@ func (in *inbox) readFull(p []byte) (int, error) {
 	if n == len(p) {
 		return n, nil
 	}
-	since, before := in.since.Swap(0), clock()
-	m, err := in.io.ReadFull(p[n:])
-	in.since.Store(since + int64(clock()-before))
+	m, err := in.io.ReadFull(p[n:], in)
+	if in.waiting != 0 {
+		in.since.Store(in.before + int64(clock()-in.waiting))
+		in.waiting = 0
+	}
 	if err == io.EOF {
 		err = io.ErrUnexpectedEOF
 	}
 	return n + m, err
 }
+
+// Wait implements rawio.Waiter: the client is waited for in the middle of a request.
+func (in *inbox) Wait() { in.before, in.waiting = in.since.Swap(0), clock() }
 
 // putBack makes b the first bytes again. Only for an empty inbox.
 func (in *inbox) putBack(b []byte) { in.ahead = b }

@@ -20,13 +20,17 @@ type source struct {
 
 func (s *source) Recv(l rawio.Lender) (int, error) {
 	l.Lend()
+	l.Yield()
 	if s.parks++; s.parks%3 == 0 {
 		l.Park()
 	}
 	return s.Read(l.Lend())
 }
 
-func (s *source) ReadFull(p []byte) (int, error) {
+func (s *source) ReadFull(p []byte, w rawio.Waiter) (int, error) {
+	if s.parks++; s.parks%3 == 0 {
+		w.Wait()
+	}
 	n, err := io.ReadFull(s.Reader, p)
 	if err == io.ErrUnexpectedEOF {
 		err = io.EOF

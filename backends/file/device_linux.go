@@ -10,12 +10,12 @@ import (
 	"github.com/nbdctl/nbdctl/backends"
 )
 
-// accessMode tells whether an open file is for reading only, and refuses one that
-// is of no use.
-func accessMode(f *os.File) (readOnly bool, err error) {
+// accessMode tells whether an open file is for reading only, and whether it goes past
+// the page cache. It refuses one that is of no use.
+func accessMode(f *os.File) (readOnly, direct bool, err error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
-		return false, fmt.Errorf("file: %s: %w", f.Name(), err)
+		return false, false, fmt.Errorf("file: %s: %w", f.Name(), err)
 	}
 	var flags int
 	closed := raw.Control(func(fd uintptr) {
@@ -23,15 +23,15 @@ func accessMode(f *os.File) (readOnly bool, err error) {
 	})
 	switch {
 	case closed != nil:
-		return false, fmt.Errorf("file: %s: %w", f.Name(), fs.ErrClosed)
+		return false, false, fmt.Errorf("file: %s: %w", f.Name(), fs.ErrClosed)
 	case err != nil:
-		return false, fmt.Errorf("file: %s: %w", f.Name(), err)
+		return false, false, fmt.Errorf("file: %s: %w", f.Name(), err)
 	case flags&unix.O_APPEND != 0: // Linux would append, whatever the offset
-		return false, fmt.Errorf("file: %s: open for appending: %w", f.Name(), fs.ErrInvalid)
+		return false, false, fmt.Errorf("file: %s: open for appending: %w", f.Name(), fs.ErrInvalid)
 	case flags&unix.O_ACCMODE == unix.O_WRONLY:
-		return false, fmt.Errorf("file: %s: open for writing only: %w", f.Name(), fs.ErrInvalid)
+		return false, false, fmt.Errorf("file: %s: open for writing only: %w", f.Name(), fs.ErrInvalid)
 	}
-	return flags&unix.O_ACCMODE == unix.O_RDONLY, nil
+	return flags&unix.O_ACCMODE == unix.O_RDONLY, flags&unix.O_DIRECT != 0, nil
 }
 
 // sectorSizes asks a block device.

@@ -13,6 +13,33 @@
 // A block device for writing is opened exclusively, which keeps out mounts,
 // swap, RAID and whoever else does so; one that is read-only is not locked.
 //
+// # Direct I/O
+//
+// With Options.Direct a file is read and written past the page cache (O_DIRECT):
+// what the user of the device caches is not cached a second time, and there is no
+// write-back that comes all at once. Reads are never served from memory then. For
+// the same traffic, on ext4 on a virtual disk, of an image of 512 MiB that
+// fits into the page cache (requests/s and µs of the server's CPU time for each):
+//
+//	                   cached          direct
+//	4 KiB read, one    32k    20 µs    8.9k   71 µs
+//	4 KiB read, 32    270k     3 µs     16k   38 µs
+//	4 KiB write, one   13k    57 µs    8.5k   67 µs
+//	4 KiB write, 32    22k    44 µs     15k   44 µs
+//	128 KiB read, 16   22k    25 µs    3.6k   83 µs
+//	128 KiB write, 16  10k    80 µs    4.1k   97 µs
+//
+// Afterwards the page cache had 512 MiB of the image, and 0 bytes.
+//
+// Requests are whole blocks: as the file system says since Linux 6.1, else sectors
+// of its disk, else 4096 bytes. BlockSizes tells, so that a device gets blocks of
+// that size; a disk with sectors of 4096 bytes thus hides the partitions of images
+// that were made for 512. A file system in memory, or one without direct I/O, is
+// refused: a *DirectError. Sync is fdatasync all the same, because the disk has a
+// cache too, and so has the file system for where it has put the blocks. Others who
+// read or write the file through the page cache see what the device does; the kernel
+// keeps the two together, at the cost of writing back and dropping the cached pages.
+//
 // # Errors of Sync
 //
 // A kernel reports a failed write-back once, and may have thrown the data away by

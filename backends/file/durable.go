@@ -58,7 +58,7 @@ func (f *File) WriteAtFUA(p []byte, off int64) (int, error) {
 	}
 	var fua error
 	if !d.noFUA {
-		if fua = f.writeDurably(p, off); fua == nil {
+		if _, fua = f.direct.write(p, off, f.writeDurably); fua == nil {
 			return len(p), nil
 		}
 		if d.noFUA = errors.Is(fua, errors.ErrUnsupported); d.noFUA {

@@ -10,22 +10,22 @@ func (f *File) sync() error {
 
 // writeDurably writes and syncs these bytes only. The error matches
 // errors.ErrUnsupported where that is not to be had.
-func (f *File) writeDurably(p []byte, off int64) error {
-	for len(p) > 0 {
+func (f *File) writeDurably(p []byte, off int64) (done int, err error) {
+	for done < len(p) {
 		err := f.control(func(fd int) error {
-			n, err := unix.Pwritev2(fd, [][]byte{p}, off, unix.RWF_DSYNC)
+			n, err := unix.Pwritev2(fd, [][]byte{p[done:]}, off+int64(done), unix.RWF_DSYNC)
 			if err != nil {
 				return err
 			}
 			if n == 0 {
 				return unix.EIO
 			}
-			p, off = p[n:], off+int64(n)
+			done += n
 			return nil
 		})
 		if err != nil {
-			return err
+			return done, err
 		}
 	}
-	return nil
+	return done, nil
 }

@@ -78,6 +78,20 @@ func (e *TailError) Error() string {
 		e.Path, tail, e.Have, e.BlockSize, e.Have-tail, e.Have-tail+unit)
 }
 
+// A DirectError says that a file cannot be read and written past the page cache, as
+// Options.Direct asks for. It matches errors.ErrUnsupported.
+type DirectError struct {
+	Path   string
+	Reason string
+}
+
+func (e *DirectError) Error() string {
+	return fmt.Sprintf("file: %s: no direct I/O: %s", e.Path, e.Reason)
+}
+
+// Is reports whether target is errors.ErrUnsupported.
+func (e *DirectError) Is(target error) bool { return target == errors.ErrUnsupported }
+
 // checkMode accepts what can hold a disk image.
 func checkMode(path string, mode fs.FileMode) error {
 	var is string

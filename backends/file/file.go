@@ -43,6 +43,11 @@ type Options struct {
 	// BlockSize, in bytes, makes the device end at its last whole multiple: see
 	// Tail. 0 stands for 1.
 	BlockSize int
+
+	// Direct reads and writes past the page cache (O_DIRECT). BlockSizes then tells
+	// the smallest request, of which the size of the device is a multiple too. It is
+	// an error, a *DirectError, where that is not to be had.
+	Direct bool
 }
 
 // File is a block device in a file. All methods may be called concurrently.
@@ -57,6 +62,7 @@ type File struct {
 	tail    atomic.Int64
 	caps    backends.Caps
 	sizes   backends.BlockSizes
+	direct  *direct // nil: through the page cache
 
 	durable   durable
 	punch     ability
@@ -69,8 +75,8 @@ type File struct {
 }
 
 // New makes a device of an open file, which is to be a regular file or a block
-// device, and locks it. It is read-only if either the options or f say so. On
-// success the File owns f; on failure f is the caller's still, if maybe locked.
+// device, and locks it. It is read-only, and direct, if either the options or f say
+// so. On success the File owns f; on failure f is the caller's still, if maybe locked.
 //
 // A block device should have been opened with O_EXCL: there is no way to do so
 // afterwards.
@@ -81,11 +87,12 @@ func New(f *os.File, opts Options) (*File, error) {
 	if err := opts.check(f.Name()); err != nil {
 		return nil, err
 	}
-	readOnly, err := accessMode(f)
+	readOnly, direct, err := accessMode(f)
 	if err != nil {
 		return nil, err
 	}
 	opts.ReadOnly = opts.ReadOnly || readOnly
+	opts.Direct = opts.Direct || direct
 	file := &File{f: f, path: f.Name()}
 	if err := file.setUp(opts); err != nil {
 		return nil, err
@@ -129,12 +136,25 @@ func (f *File) setUp(opts Options) error {
 			return err
 		}
 	}
+	if opts.Direct {
+		if f.direct, err = f.findDirect(); err != nil {
+			return err
+		}
+		f.sizes.Minimum = max(f.sizes.Minimum, int(f.direct.unit))
+		f.sizes.Preferred = max(f.sizes.Preferred, f.sizes.Minimum)
+		opts.BlockSize = f.direct.multiple(opts.BlockSize)
+	}
 	if err := f.measure(opts); err != nil {
 		return err
 	}
+	if f.direct != nil {
+		if err := f.goDirect(); err != nil {
+			return err
+		}
+	}
 	f.caps = backends.CapExtents
 	f.queries.New = f.newQuery
-	if f.canReadCached() {
+	if f.direct == nil && f.canReadCached() {
 		f.caps |= backends.CapReadTo
 	}
 	if !opts.ReadOnly {
@@ -150,7 +170,7 @@ func (f *File) setUp(opts Options) error {
 }
 
 // BlockSizes returns the sector sizes of a block device. A regular file has no
-// opinion.
+// opinion, unless it is read and written past the page cache.
 func (f *File) BlockSizes() backends.BlockSizes { return f.sizes }
 
 // Caps says whether the device can be written and trimmed.
@@ -179,7 +199,7 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	if err := f.check(off, int64(len(p))); err != nil {
 		return 0, err
 	}
-	n, err := f.f.ReadAt(p, off)
+	n, err := f.direct.read(p, off, f.f.ReadAt)
 	switch {
 	case n == len(p):
 		return n, end
@@ -189,10 +209,10 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	return n, fmt.Errorf("file: %w", err)
 }
 
-// writePiece is the longest single write, in bytes. Linux gives the data of one
-// write the largest pages that it fits, and ext4 goes through all blocks of a page
-// for each later write to any of them: 4 KiB in a page of 1 MiB take five times as
-// long as in one of 128 KiB.
+// writePiece is the longest single write, in bytes, that may make pages in the page
+// cache. Linux gives the data of one write the largest pages that it fits, and ext4
+// goes through all blocks of a page for each later write to any of them: 4 KiB in a
+// page of 1 MiB take five times as long as in one of 128 KiB.
 const writePiece = 128 << 10
 
 // WriteAt implements io.WriterAt.
@@ -200,10 +220,14 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 	if err := f.check(off, int64(len(p))); err != nil {
 		return 0, err
 	}
+	longest := writePiece
+	if len(p) > writePiece && f.makesNoPages(off, len(p)) {
+		longest = len(p)
+	}
 	done := 0
 	for {
-		piece := p[done:min(len(p), done+writePiece)]
-		n, err := f.f.WriteAt(piece, off+int64(done))
+		piece := p[done:min(len(p), done+longest)]
+		n, err := f.direct.write(piece, off+int64(done), f.f.WriteAt)
 		done += n
 		switch {
 		case err != nil:
@@ -212,4 +236,16 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 			return done, nil
 		}
 	}
+}
+
+// makesNoPages reports whether a write changes pages that are there, and then it is
+// fastest in one piece: if somebody has made them large, each piece would go through
+// all blocks of them. Or it is past the page cache.
+func (f *File) makesNoPages(off int64, n int) bool {
+	if f.direct != nil {
+		return true
+	}
+	q := f.queries.Get().(*query)
+	defer f.queries.Put(q)
+	return q.resident(off, n)
 }

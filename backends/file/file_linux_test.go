@@ -31,10 +31,12 @@ func sectors(t *testing.T, path string) int64 {
 	return st.Sys().(*syscall.Stat_t).Blocks
 }
 
-func TestHolesGiveSpaceBack(t *testing.T) {
+func TestHolesGiveSpaceBack(t *testing.T) { bothWays(t, testHolesGiveSpaceBack) }
+
+func testHolesGiveSpaceBack(t *testing.T, direct bool) {
 	const size = 1 << 20
 	path := image(t, bytes.Repeat([]byte{1}, size))
-	f := open(t, path, file.Options{})
+	f := open(t, path, file.Options{Direct: direct})
 	if f.Caps()&backends.CapTrim == 0 {
 		t.Skip("this file system has no holes")
 	}
@@ -60,9 +62,11 @@ func TestHolesGiveSpaceBack(t *testing.T) {
 	}
 }
 
-func TestExtents(t *testing.T) {
+func TestExtents(t *testing.T) { bothWays(t, testExtents) }
+
+func testExtents(t *testing.T, direct bool) {
 	const size = 1 << 30
-	f := open(t, filepath.Join(t.TempDir(), "disk.img"), file.Options{Create: true, Size: size})
+	f := open(t, filepath.Join(t.TempDir(), "disk.img"), file.Options{Create: true, Size: size, Direct: direct})
 	if f.Caps()&backends.CapTrim == 0 {
 		t.Skip("this file system has no holes")
 	}
@@ -86,7 +90,9 @@ func TestExtents(t *testing.T) {
 	}
 }
 
-func TestLocks(t *testing.T) {
+func TestLocks(t *testing.T) { bothWays(t, testLocks) }
+
+func testLocks(t *testing.T, direct bool) {
 	for _, tt := range []struct {
 		name          string
 		first, second bool // read-only
@@ -99,8 +105,8 @@ func TestLocks(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			path := image(t, make([]byte, 4096))
-			first := open(t, path, file.Options{ReadOnly: tt.first})
-			second, err := file.Open(path, file.Options{ReadOnly: tt.second})
+			first := open(t, path, file.Options{ReadOnly: tt.first, Direct: direct})
+			second, err := file.Open(path, file.Options{ReadOnly: tt.second, Direct: direct})
 			if tt.ok {
 				if err != nil {
 					t.Fatal(err)
@@ -121,11 +127,11 @@ func TestLocks(t *testing.T) {
 			// Other descriptors of the file come and go: POSIX locks would be lost now.
 			other, _ := os.Open(path)
 			other.Close()
-			if _, err := file.Open(path, file.Options{}); !errors.Is(err, file.ErrLocked) {
+			if _, err := file.Open(path, file.Options{Direct: direct}); !errors.Is(err, file.ErrLocked) {
 				t.Errorf("after another descriptor was closed: %v", err)
 			}
 			first.Close()
-			if f, err := file.Open(path, file.Options{ReadOnly: tt.second}); err != nil {
+			if f, err := file.Open(path, file.Options{ReadOnly: tt.second, Direct: direct}); err != nil {
 				t.Errorf("after Close: %v", err)
 			} else {
 				f.Close()
@@ -292,10 +298,12 @@ func loop(t testing.TB, size int64) string {
 	return dev
 }
 
-func TestBlockDevice(t *testing.T) {
+func TestBlockDevice(t *testing.T) { bothWays(t, testBlockDevice) }
+
+func testBlockDevice(t *testing.T, direct bool) {
 	const size = 8 << 20
 	dev := loop(t, size)
-	f := open(t, dev, file.Options{Size: size})
+	f := open(t, dev, file.Options{Size: size, Direct: direct})
 	if want := (backends.BlockSizes{Minimum: 512, Preferred: 512}); f.Size() != size || f.BlockSizes() != want {
 		t.Errorf("size %d, %+v", f.Size(), f.BlockSizes())
 	}
@@ -303,7 +311,7 @@ func TestBlockDevice(t *testing.T) {
 		t.Errorf("a loop device discards, but is not offered as one: %v", f.Caps())
 	}
 
-	_, err := file.Open(dev, file.Options{})
+	_, err := file.Open(dev, file.Options{Direct: direct})
 	var locked *file.LockedError
 	if !errors.As(err, &locked) {
 		t.Fatalf("second writer: %v, want a LockedError", err)
@@ -329,12 +337,12 @@ func TestBlockDevice(t *testing.T) {
 	}
 	f.Close()
 
-	ro := open(t, dev, file.Options{ReadOnly: true})
-	ro2 := open(t, dev, file.Options{ReadOnly: true})
+	ro := open(t, dev, file.Options{ReadOnly: true, Direct: direct})
+	ro2 := open(t, dev, file.Options{ReadOnly: true, Direct: direct})
 	ro.Close()
 	ro2.Close()
 
 	backendtest.Test(t, func(t testing.TB) backends.Backend {
-		return open(t, dev, file.Options{})
+		return open(t, dev, file.Options{Direct: direct})
 	}, backendtest.Options{Operations: 200})
 }

@@ -40,29 +40,53 @@ func open(t testing.TB, path string, opts file.Options) *file.File {
 	return f
 }
 
-func TestConformance(t *testing.T) {
+// bothWays runs a test on files with the page cache and without.
+func bothWays(t *testing.T, test func(t *testing.T, direct bool)) {
+	t.Run("cached", func(t *testing.T) { test(t, false) })
+	t.Run("direct", func(t *testing.T) {
+		f, err := file.Open(image(t, make([]byte, 4096)), file.Options{Direct: true})
+		if errors.Is(err, errors.ErrUnsupported) {
+			t.Skip(err)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if unit := f.BlockSizes().Minimum; unit > 512 {
+			t.Skipf("direct I/O takes multiples of %d bytes, not sectors", unit)
+		}
+		test(t, true)
+	})
+}
+
+func TestConformance(t *testing.T) { bothWays(t, testConformance) }
+
+func testConformance(t *testing.T, direct bool) {
 	reopen := func(t testing.TB, b backends.Backend) backends.Backend {
 		if err := b.(*file.File).Close(); err != nil {
 			t.Fatal(err)
 		}
-		return open(t, b.(*file.File).Name(), file.Options{})
+		return open(t, b.(*file.File).Name(), file.Options{Direct: direct})
 	}
 	for name, size := range map[string]int64{"odd": 300_001, "long": 5 << 20, "sparse": 1 << 40} {
+		if direct {
+			size = size / 512 * 512
+		}
 		t.Run(name, func(t *testing.T) {
 			backendtest.Test(t, func(t testing.TB) backends.Backend {
-				return open(t, filepath.Join(t.TempDir(), "disk.img"), file.Options{Create: true, Size: size})
+				return open(t, filepath.Join(t.TempDir(), "disk.img"), file.Options{Create: true, Size: size, Direct: direct})
 			}, backendtest.Options{Operations: 200, TrimZeroes: true, Reopen: reopen})
 		})
 	}
 	t.Run("read-only", func(t *testing.T) {
 		path := image(t, bytes.Repeat([]byte("read-only"), 50_000))
 		backendtest.Test(t, func(t testing.TB) backends.Backend {
-			return open(t, path, file.Options{ReadOnly: true})
+			return open(t, path, file.Options{ReadOnly: true, Direct: direct})
 		}, backendtest.Options{Operations: 200})
 	})
 	t.Run("nothing supported", func(t *testing.T) {
 		backendtest.Test(t, func(t testing.TB) backends.Backend {
-			f := open(t, filepath.Join(t.TempDir(), "disk.img"), file.Options{Create: true, Size: 1 << 20})
+			f := open(t, filepath.Join(t.TempDir(), "disk.img"), file.Options{Create: true, Size: 1 << 20, Direct: direct})
 			f.WithoutSupport()
 			return f
 		}, backendtest.Options{Operations: 200, Reopen: reopen})
@@ -130,9 +154,11 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-func TestCreate(t *testing.T) {
+func TestCreate(t *testing.T) { bothWays(t, testCreate) }
+
+func testCreate(t *testing.T, direct bool) {
 	t.Chdir(t.TempDir())
-	f, err := file.Open("disk.img", file.Options{Create: true, Size: 1 << 30})
+	f, err := file.Open("disk.img", file.Options{Create: true, Size: 1 << 30, Direct: direct})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,18 +173,18 @@ func TestCreate(t *testing.T) {
 	if st.Size() != 1<<30 || st.Sys().(*syscall.Stat_t).Blocks*512 > 1<<20 || st.Mode() != 0o600 {
 		t.Errorf("size %d, %d sectors, mode %v", st.Size(), st.Sys().(*syscall.Stat_t).Blocks, st.Mode())
 	}
-	if _, err := f.WriteAt([]byte("kept"), 0); err != nil {
+	if _, err := f.WriteAt(bytes.Repeat([]byte("kept"), 128), 0); err != nil {
 		t.Fatal(err)
 	}
 	f.Close()
 
 	// The second time it is there, and stays what it is.
-	f, err = file.Open("disk.img", file.Options{Create: true, Size: 1 << 30})
+	f, err = file.Open("disk.img", file.Options{Create: true, Size: 1 << 30, Direct: direct})
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := make([]byte, 4)
-	if f.ReadAt(got, 0); f.Created() || string(got) != "kept" {
+	got := make([]byte, 512)
+	if f.ReadAt(got, 0); f.Created() || string(got[:4]) != "kept" {
 		t.Errorf("created %v, content %q", f.Created(), got)
 	}
 	if err := f.Discard(); err != nil {
@@ -213,9 +239,11 @@ func TestDiscard(t *testing.T) {
 	}
 }
 
-func TestTail(t *testing.T) {
+func TestTail(t *testing.T) { bothWays(t, testTail) }
+
+func testTail(t *testing.T, direct bool) {
 	path := image(t, bytes.Repeat([]byte{7}, 1300))
-	f := open(t, path, file.Options{BlockSize: 512, Size: 1300})
+	f := open(t, path, file.Options{BlockSize: 512, Size: 1300, Direct: direct})
 	if f.Size() != 1024 || f.Tail() != 276 {
 		t.Errorf("size %d, tail %d", f.Size(), f.Tail())
 	}
@@ -263,9 +291,11 @@ func TestOutside(t *testing.T) {
 }
 
 // A file that is cut under the device gives errors, not zeros.
-func TestShrunk(t *testing.T) {
+func TestShrunk(t *testing.T) { bothWays(t, testShrunk) }
+
+func testShrunk(t *testing.T, direct bool) {
 	path := image(t, bytes.Repeat([]byte{1}, 10_000))
-	f := open(t, path, file.Options{})
+	f := open(t, path, file.Options{Direct: direct})
 	if err := os.Truncate(path, 5000); err != nil {
 		t.Fatal(err)
 	}
@@ -278,15 +308,19 @@ func TestShrunk(t *testing.T) {
 	}
 }
 
-func TestReadOnly(t *testing.T) {
-	path := image(t, []byte("content"))
-	d := backends.Probe(open(t, path, file.Options{ReadOnly: true}))
+func TestReadOnly(t *testing.T) { bothWays(t, testReadOnly) }
+
+func testReadOnly(t *testing.T, direct bool) {
+	path := image(t, bytes.Repeat([]byte("content."), 64))
+	d := backends.Probe(open(t, path, file.Options{ReadOnly: true, Direct: direct}))
 	if d.Caps&^backends.CapReadTo != backends.CapExtents {
 		t.Errorf("read-only file: %v", d.Caps)
 	}
 }
 
-func TestNew(t *testing.T) {
+func TestNew(t *testing.T) { bothWays(t, testNew) }
+
+func testNew(t *testing.T, direct bool) {
 	path := image(t, bytes.Repeat([]byte{1}, 4096))
 	for _, tt := range []struct {
 		name string
@@ -309,9 +343,11 @@ func TestNew(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer osf.Close()
+			tt.opts.Direct = direct
 			f, err := file.New(osf, tt.opts)
 			var size *file.SizeError
 			if errors.As(err, &size) {
+				size.BlockSize = 0
 				if d := cmp.Diff(tt.want, error(size)); d != "" {
 					t.Error(d)
 				}
@@ -332,7 +368,7 @@ func TestNew(t *testing.T) {
 	}
 	closed, _ := os.Open(path)
 	closed.Close()
-	if _, err := file.New(closed, file.Options{}); !errors.Is(err, fs.ErrClosed) {
+	if _, err := file.New(closed, file.Options{Direct: direct}); !errors.Is(err, fs.ErrClosed) {
 		t.Errorf("closed file: %v", err)
 	}
 	r, w, err := os.Pipe()
@@ -341,13 +377,15 @@ func TestNew(t *testing.T) {
 	}
 	defer r.Close()
 	defer w.Close()
-	if _, err := file.New(r, file.Options{}); !errors.Is(err, file.ErrNotDisk) {
+	if _, err := file.New(r, file.Options{Direct: direct}); !errors.Is(err, file.ErrNotDisk) {
 		t.Errorf("pipe: %v", err)
 	}
 }
 
-func TestClosed(t *testing.T) {
-	f := open(t, image(t, make([]byte, 4096)), file.Options{})
+func TestClosed(t *testing.T) { bothWays(t, testClosed) }
+
+func testClosed(t *testing.T, direct bool) {
+	f := open(t, image(t, make([]byte, 4096)), file.Options{Direct: direct})
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}

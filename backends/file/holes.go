@@ -84,7 +84,7 @@ func (f *File) writeZeros(off, n int64) error {
 	zeros := make([]byte, min(n, 256<<10))
 	for n > 0 {
 		p := zeros[:min(n, int64(len(zeros)))]
-		if _, err := f.f.WriteAt(p, off); err != nil {
+		if _, err := f.direct.write(p, off, f.f.WriteAt); err != nil {
 			return err
 		}
 		off, n = off+int64(len(p)), n-int64(len(p))

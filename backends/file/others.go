@@ -14,7 +14,13 @@ import (
 
 func (f *File) sync() error { return f.f.Sync() }
 
-func (f *File) writeDurably(p []byte, off int64) error { return errors.ErrUnsupported }
+func (f *File) writeDurably(p []byte, off int64) (int, error) { return 0, errors.ErrUnsupported }
+
+func (f *File) findDirect() (*direct, error) {
+	return nil, &DirectError{Path: f.path, Reason: "only on Linux there is a way"}
+}
+
+func (f *File) goDirect() error { return errors.ErrUnsupported }
 
 func (f *File) punchHole(off, n int64) error { return errors.ErrUnsupported }
 
@@ -26,7 +32,7 @@ func (f *File) canTrim() bool { return false }
 
 func (f *File) sectorSizes() (backends.BlockSizes, error) { return backends.BlockSizes{}, nil }
 
-func accessMode(f *os.File) (readOnly bool, err error) { return false, nil }
+func accessMode(f *os.File) (readOnly, direct bool, err error) { return false, false, nil }
 
 // errNotCached says that a read would have to wait for the disk.
 var errNotCached = errors.New("not in memory")

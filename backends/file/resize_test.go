@@ -15,9 +15,11 @@ import (
 	"github.com/nbdctl/nbdctl/backends/file"
 )
 
-func TestResize(t *testing.T) {
+func TestResize(t *testing.T) { bothWays(t, testResize) }
+
+func testResize(t *testing.T, direct bool) {
 	path := image(t, bytes.Repeat([]byte{7}, 1024))
-	f := open(t, path, file.Options{BlockSize: 512})
+	f := open(t, path, file.Options{BlockSize: 512, Direct: direct})
 	for _, tt := range []struct{ size, content int64 }{{2048, 1024}, {512, 512}, {512, 512}, {1 << 20, 512}} {
 		if err := f.Resize(tt.size); err != nil || f.Size() != tt.size || f.Tail() != 0 {
 			t.Fatalf("resize to %d: size %d, tail %d, %v", tt.size, f.Size(), f.Tail(), err)
@@ -40,7 +42,9 @@ func TestResize(t *testing.T) {
 
 // The bytes behind the last whole block are not the device's: they are lost only with
 // what is cut off, and once somebody has taken them away the file grows.
-func TestResizeTail(t *testing.T) {
+func TestResizeTail(t *testing.T) { bothWays(t, testResizeTail) }
+
+func testResizeTail(t *testing.T, direct bool) {
 	content := bytes.Repeat([]byte{7}, 1300)
 	whole := append(bytes.Clone(content), make([]byte, 1536-1300)...)
 	for _, tt := range []struct {
@@ -61,7 +65,7 @@ func TestResizeTail(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			path := image(t, content)
-			f := open(t, path, file.Options{BlockSize: 512})
+			f := open(t, path, file.Options{BlockSize: 512, Direct: direct})
 			if tt.truncate > 0 {
 				if err := os.Truncate(path, tt.truncate); err != nil {
 					t.Fatal(err)
@@ -86,9 +90,11 @@ func TestResizeTail(t *testing.T) {
 
 // A file that somebody else has made longer keeps what it contains: it is taken as
 // it is, or not at all.
-func TestResizeByOther(t *testing.T) {
+func TestResizeByOther(t *testing.T) { bothWays(t, testResizeByOther) }
+
+func testResizeByOther(t *testing.T, direct bool) {
 	path := image(t, bytes.Repeat([]byte{7}, 1024))
-	f := open(t, path, file.Options{BlockSize: 512})
+	f := open(t, path, file.Options{BlockSize: 512, Direct: direct})
 	if err := os.WriteFile(path, bytes.Repeat([]byte{8}, 2048), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -110,9 +116,11 @@ func TestResizeByOther(t *testing.T) {
 }
 
 // A read-only file cannot be resized, but tells when it has grown.
-func TestResizeReadOnly(t *testing.T) {
+func TestResizeReadOnly(t *testing.T) { bothWays(t, testResizeReadOnly) }
+
+func testResizeReadOnly(t *testing.T, direct bool) {
 	path := image(t, bytes.Repeat([]byte{7}, 1024))
-	f := open(t, path, file.Options{BlockSize: 512, ReadOnly: true})
+	f := open(t, path, file.Options{BlockSize: 512, ReadOnly: true, Direct: direct})
 	if backends.Probe(f).Resizer != nil {
 		t.Error("it offers to resize")
 	}

@@ -201,11 +201,12 @@ func (s *memfdStore) writeAt(p []byte, off int64) error {
 	return err
 }
 
-// copyIn copies p to the device. Fresh memory is filled through the file, which
-// spares a page fault for every page.
+// copyIn copies p to the device. Fresh memory is filled through the file and then
+// mapped at once, which spares a page fault for every page.
 func (s *memfdStore) copyIn(p []byte, off int64, fresh bool) error {
 	if fresh {
 		_, err := s.data.WriteAt(p, off)
+		s.populate(off, int64(len(p)))
 		return err
 	}
 	for len(p) > 0 {
@@ -244,6 +245,20 @@ func (s *memfdStore) writeFrom(r backends.Payload, off, n int64) error {
 	s.mark(lo, hi, 0) // the whole span: what did arrive must stay
 	runtime.KeepAlive(s)
 	return err
+}
+
+// populate has the pages of the chunks that a range touches mapped, which are
+// allocated. Where that fails, as before Linux 5.14, page faults will do it.
+func (s *memfdStore) populate(off, n int64) {
+	lo, hi := span(off, n)
+	for at, end := lo*chunkSize, hi*chunkSize; at < end; {
+		b, length := s.at(at, end-at)
+		if b != nil {
+			_ = unix.Madvise(b, unix.MADV_POPULATE_WRITE)
+		}
+		at += length
+	}
+	runtime.KeepAlive(s)
 }
 
 // allocate makes room for the chunks from lo to hi that have no content, and

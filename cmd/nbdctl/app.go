@@ -62,6 +62,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			kickCommand(),
 			watchCommand(),
 			serveCommand(),
+			doctorCommand(),
 			{
 				Name:   host.Command,
 				Hidden: true,

@@ -54,6 +54,12 @@ func TestSpec(t *testing.T) {
 	}
 }
 
+func TestSpecIoctl(t *testing.T) {
+	if !parse(t, "connect memory --size 1M --ioctl").Ioctl {
+		t.Error("--ioctl is lost")
+	}
+}
+
 func TestSpecDefaults(t *testing.T) {
 	want := host.Spec{Kind: "file", Arg: "/disk.img", Connections: 1, Timeout: 30e9}
 	if diff := cmp.Diff(want, parse(t, "connect file /disk.img")); diff != "" {
@@ -111,6 +117,7 @@ func TestUsageErrors(t *testing.T) {
 		{"connect memory --size 1M --timeout 0", "--timeout 0: a duration is whole seconds from 1s to 24h"},
 		{"connect memory --size 1M --timeout 1500ms", "--timeout 1500ms"},
 		{"connect memory --size 1M --dead-timeout 25h", "--dead-timeout 25h: a duration is whole seconds from 0s to 24h"},
+		{"connect memory --size 1M --ioctl --dead-timeout 1s", "--ioctl: has no --dead-timeout"},
 		{"connect memory --size 1M --device sda", "--device sda"},
 		{"connect memory --size 1M --name nbd7", "--name nbd7"},
 		{"connect memory --size 1M --name 7", "--name 7"},
@@ -123,7 +130,8 @@ func TestUsageErrors(t *testing.T) {
 		{"connect memory --size 1M --nonsense", "nonsense"},
 		{"connect file", "file needs a path"},
 		{"connect file a b", `"b" is too much`},
-		{"connect file a.img -o cache=none", "file takes no options"},
+		{"connect file a.img -o cache=none", `no option "cache", only direct`},
+		{"connect file a.img -o direct=maybe", "-o direct=maybe: must be on or off"},
 		{"connect file a.img --create", "--create needs --size"},
 		{"connect file a.img --create --size 1M --read-only", "exclude each other"},
 		{"serve memory --size 1M", "serve needs --listen"},

@@ -32,6 +32,7 @@ func connectCommand() *cli.Command {
 			&cli.StringFlag{Name: "timeout", Value: "30s", Usage: "fail a request that takes longer, 1s to 24h, whole seconds"},
 			&cli.StringFlag{Name: "dead-timeout", Value: "0s", Usage: "hold requests for so long after all connections died, 0s to 24h"},
 			&cli.StringFlag{Name: "name", Usage: "a `NAME` of your own for the device, to find it again"},
+			&cli.BoolFlag{Name: "ioctl", Usage: "connect by ioctls, as is done anyway where netlink is out of sight; no --dead-timeout then"},
 			&cli.BoolFlag{Name: "foreground", Usage: "serve in the foreground until disconnected or interrupted"},
 			&cli.BoolFlag{Name: "json", Usage: "print the device as JSON, as status --json does"},
 		}, backendFlags...),

@@ -120,6 +120,7 @@ func detach(ctx context.Context, c *cli.Context, client *nbdnl.Client, d device,
 	err = client.Detach(ctx, d.Index, nbdnl.DetachOptions{
 		Identifier: d.Identifier,
 		Any:        !d.HasIdentifier,
+		Server:     d.server(),
 		Force:      force,
 		// No server is left to write anything to, which is no reason to keep
 		// the device. Its users are.

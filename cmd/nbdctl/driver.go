@@ -37,8 +37,8 @@ func loadDriver(ctx context.Context) error {
 		return fmt.Errorf("loading the nbd module: %w", context.Cause(ctx))
 	}
 	if _, err := os.Stat("/sys/module/nbd"); err == nil {
-		return exit.With(exit.Unsupported, "the nbd module is loaded, but its netlink family does not show in this network namespace "+
-			"(kernels up to 6.1 have it in the first one only); run nbdctl there: nsenter --net=/proc/1/ns/net nbdctl …")
+		return exit.With(exit.Unsupported, "the nbd module is loaded, without devices, and the netlink family that could make some "+
+			"does not show in this network namespace (kernels up to 6.1 have it in the first one only); run nbdctl there: nsenter --net=/proc/1/ns/net nbdctl …")
 	}
 	reason := strings.TrimSpace(said.String())
 	if reason == "" {

@@ -69,6 +69,14 @@ func (d device) pid() int {
 	return d.OwnerPID
 }
 
+// server is the process that serves our device, 0 if it is not ours.
+func (d device) server() int {
+	if d.entry == nil {
+		return 0
+	}
+	return d.entry.PID
+}
+
 // connector names the process that connected the device.
 func (d device) connector() string {
 	pid := d.pid()
@@ -98,7 +106,15 @@ func matches(st nbdnl.Status, e host.Entry) bool {
 		// already shows its identifier.
 		return e.Index == nil && st.HasIdentifier && st.Identifier == e.Identifier
 	}
-	return !st.HasIdentifier || st.Identifier == e.Identifier
+	if st.HasIdentifier {
+		return st.Identifier == e.Identifier
+	}
+	// Without one the record decides, unless the kernel shows otherwise.
+	if st.Mode != nbdnl.ModeUnknown && e.Mode != "" && e.Mode != st.Mode.String() {
+		return false
+	}
+	// The process's number is another in a container.
+	return st.OwnerPID == 0 || e.Alive && (st.OwnerPID == e.PID || comm(st.OwnerPID) == "nbdctl")
 }
 
 // inventory lists the connected devices of the machine, ascending, and the
@@ -145,7 +161,13 @@ func inventoryOf(store *host.Store, list func(*nbdnl.Client) ([]nbdnl.Status, er
 // other records.
 func pair(st nbdnl.Status, entries []host.Entry) (device, []host.Entry) {
 	d := device{Status: st}
-	i := slices.IndexFunc(entries, func(e host.Entry) bool { return d.connected() && matches(st, e) })
+	i := -1
+	for j, e := range entries {
+		// Where no identifier tells, the process of a former user of the index may not have ended yet.
+		if d.connected() && matches(st, e) && (i < 0 || e.Since.After(entries[i].Since)) {
+			i = j
+		}
+	}
 	if i >= 0 {
 		e := entries[i]
 		d.entry = &e

@@ -35,11 +35,21 @@ var ordinary = regexp.MustCompile(`^block nbd\d+: (NBD_DISCONNECT|shutting down 
 // check reports the suspicious lines that are neither ordinary nor allowed.
 func (l *kernelLog) check(t testing.TB, allowed []string) {
 	t.Helper()
-	defer unix.Close(l.fd)
 	known := []*regexp.Regexp{ordinary}
 	for _, a := range allowed {
 		known = append(known, regexp.MustCompile(a))
 	}
+	l.lines(t, func(line string) {
+		if suspicious.MatchString(line) && !slices.ContainsFunc(known, func(r *regexp.Regexp) bool { return r.MatchString(line) }) {
+			t.Errorf("the kernel says: %s", line)
+		}
+	})
+}
+
+// lines passes on what the kernel has said by now, and closes the log.
+func (l *kernelLog) lines(t testing.TB, each func(string)) {
+	t.Helper()
+	defer unix.Close(l.fd)
 	buf := make([]byte, 8192)
 	for {
 		n, err := unix.Read(l.fd, buf)
@@ -55,8 +65,6 @@ func (l *kernelLog) check(t testing.TB, allowed []string) {
 		// "priority,sequence,time,flags;text\n KEY=value…"
 		_, line, _ := strings.Cut(string(buf[:n]), ";")
 		line, _, _ = strings.Cut(line, "\n")
-		if suspicious.MatchString(line) && !slices.ContainsFunc(known, func(r *regexp.Regexp) bool { return r.MatchString(line) }) {
-			t.Errorf("the kernel says: %s", line)
-		}
+		each(line)
 	}
 }

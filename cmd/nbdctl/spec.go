@@ -33,12 +33,13 @@ func specOf(c *cli.Context) (host.Spec, error) {
 	if err != nil {
 		return s, err
 	}
-	s.Label = c.String("name")
+	s.Label, s.Ioctl = c.String("name"), c.Bool("ioctl")
 	for _, read := range []func() error{
 		func() error { return readDevice(c, &s) },
 		func() error { return readConnections(c, &s) },
 		func() (err error) { s.Timeout, err = readSeconds(c, "timeout", time.Second); return },
 		func() (err error) { s.DeadTimeout, err = readSeconds(c, "dead-timeout", 0); return },
+		func() error { return checkIoctl(s) },
 		func() error { return checkLabel(c, s.Label) },
 	} {
 		if err := read(); err != nil {
@@ -157,6 +158,14 @@ func readSeconds(c *cli.Context, flag string, least time.Duration) (time.Duratio
 		return 0, exit.Usagef("--%s %s: %w", flag, c.String(flag), err)
 	}
 	return d, nil
+}
+
+// checkIoctl refuses what no kernel can do by ioctls.
+func checkIoctl(s host.Spec) error {
+	if s.Ioctl && s.DeadTimeout > 0 {
+		return exit.Usagef("--ioctl: has no --dead-timeout, since by ioctls no connection can be replaced")
+	}
+	return nil
 }
 
 // checkLabel refuses a name that could be taken for a device, or that would

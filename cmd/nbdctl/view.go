@@ -80,7 +80,6 @@ func viewOf(d device) view {
 		v.Timeout = known(int64(e.Spec.Timeout/time.Second), true)
 		v.DeadTimeout = known(int64(e.Spec.DeadTimeout/time.Second), true)
 		v.Since = &e.Since
-		v.Identifier = known(e.Identifier, true)
 	}
 	return v
 }

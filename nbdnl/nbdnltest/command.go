@@ -170,14 +170,20 @@ func (k *Kernel) start(d *device, r *request) syscall.Errno {
 	if k.identifiers() {
 		k.tree.write(c.setting.Identifier+"\n", attribute(d.index, "backend"))
 	}
-	k.tree.write(itoa(os.Getpid())+"\n", attribute(d.index, "pid"))
+	k.show(d, os.Getpid())
+	return 0
+}
+
+// show shows a device that a thread has started (nbd_start_device).
+func (k *Kernel) show(d *device, tid int) {
+	c := d.config
+	k.tree.write(itoa(tid)+"\n", attribute(d.index, "pid"))
 	k.tree.write(bit(c.setting.ServerFlags&nbdFlagReadOnly != 0), attribute(d.index, "ro"))
 	k.tree.queue(d.index, k.acted(c.setting.ServerFlags))
 	k.tree.write(itoa(int(c.setting.BlockSize))+"\n", attribute(d.index, "queue/logical_block_size"))
 	k.tree.size(d.index, c.setting.Size)
 	c.shown = true
 	k.announce("change", d.index)
-	return 0
 }
 
 // setSize is nbd_genl_size_set.
@@ -240,11 +246,7 @@ func (k *Kernel) reconfigure(r *request) syscall.Errno {
 	if errno := c.setSize(r); errno != 0 {
 		return errno
 	}
-	if c.setting.Size != before.Size {
-		k.tree.size(d.index, c.setting.Size)
-		k.announce("change", d.index, "RESIZE=1")
-	}
-	k.tree.write(itoa(int(c.setting.BlockSize))+"\n", attribute(d.index, "queue/logical_block_size"))
+	k.resized(d, before.Size)
 	replace(&c.setting.Timeout, r.timeout)
 	replace(&c.setting.DeadConnTimeout, r.deadConnTimeout)
 	replace(&c.setting.ClientFlags, r.clientFlags)
@@ -258,6 +260,16 @@ func (k *Kernel) reconfigure(r *request) syscall.Errno {
 		}
 	}
 	return 0
+}
+
+// resized shows the sizes of a device whose size may be another now.
+func (k *Kernel) resized(d *device, before uint64) {
+	now := d.config.setting
+	if now.Size != before {
+		k.tree.size(d.index, now.Size)
+		k.announce("change", d.index, "RESIZE=1")
+	}
+	k.tree.write(itoa(int(now.BlockSize))+"\n", attribute(d.index, "queue/logical_block_size"))
 }
 
 // reconnect is nbd_reconnect_socket: it puts a socket in the place of the first dead one. Where none is

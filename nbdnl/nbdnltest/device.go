@@ -5,7 +5,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 
 	"github.com/nbdctl/nbdctl/nbdnl"
@@ -33,6 +32,7 @@ type config struct {
 	bound   bool // NBD_RT_BOUND: connected by netlink
 	ref     bool // NBD_RT_HAS_CONFIG_REF: the connection holds a reference
 	shown   bool // `pid` is there
+	setter  int  // the thread that sets it up by ioctls (task_setup); 0: none yet
 }
 
 // hold takes a reference to the config, and makes one where there is none, as nbd_open does.
@@ -70,13 +70,19 @@ func (d *device) disconnect() {
 		shutdown(fd)
 	}
 	c.bound = false
-	if d.hung != nil {
-		close(d.hung)
-		d.hung = nil
-	}
+	c.setter = 0
+	d.release()
 	if c.ref {
 		c.ref = false
 		d.put()
+	}
+}
+
+// release lets an fsync that hangs fail.
+func (d *device) release() {
+	if d.hung != nil {
+		close(d.hung)
+		d.hung = nil
 	}
 }
 
@@ -116,7 +122,7 @@ func (k *Kernel) open(path string, flag int) (nbdnl.Device, error) {
 type opened struct {
 	device    *device
 	exclusive bool
-	once      sync.Once
+	closed    bool // guarded by the kernel's mu
 }
 
 // Sync does what FailSync and Hang ordered.
@@ -135,14 +141,16 @@ func (o *opened) Sync() error {
 
 // Close releases the device.
 func (o *opened) Close() error {
-	o.once.Do(func() {
-		d := o.device
-		d.kernel.mu.Lock()
-		defer d.kernel.mu.Unlock()
-		if o.exclusive {
-			d.exclusive = false
-		}
-		d.put()
-	})
+	d := o.device
+	d.kernel.mu.Lock()
+	defer d.kernel.mu.Unlock()
+	if o.closed {
+		return os.ErrClosed
+	}
+	o.closed = true
+	if o.exclusive {
+		d.exclusive = false
+	}
+	d.put()
 	return nil
 }

@@ -40,6 +40,19 @@ func isDead(fd int) bool {
 	return err == nil && n > 0 && p[0].Revents&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR) != 0
 }
 
+// waitDead returns when the other end is closed or shut down, or this one is.
+func waitDead(fd int) {
+	for {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+		if _, err := unix.Poll(p, -1); err != unix.EINTR {
+			return
+		}
+	}
+}
+
+// threadID returns the calling thread's number.
+func threadID() int { return unix.Gettid() }
+
 // limitSends sets sk_sndtimeo, in seconds.
 func limitSends(fd int, seconds uint64) {
 	tv := unix.NsecToTimeval(int64(seconds) * 1e9)

@@ -12,3 +12,5 @@ func isDead(int) bool                          { return false }
 func limitSends(int, uint64)                   {}
 func shutdown(int)                             {}
 func closeFD(int)                              {}
+func waitDead(int)                             {}
+func threadID() int                            { return 0 }

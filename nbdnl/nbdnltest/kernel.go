@@ -19,8 +19,9 @@ type Options struct {
 	Devices int
 	// Release is the kernel's; it decides what /sys shows. Empty is "6.12.0".
 	Release string
-	// NoModule hides the driver's netlink family, NoPrivilege refuses what needs CAP_SYS_ADMIN.
-	NoModule, NoPrivilege bool
+	// NoModule is a kernel without the driver. HideFamily hides the driver's netlink family, as up to Linux 6.1
+	// outside of the initial network namespace. NoPrivilege refuses what needs CAP_SYS_ADMIN.
+	NoModule, HideFamily, NoPrivilege bool
 }
 
 // A Kernel is a fake NBD driver. Its methods may be called concurrently.
@@ -89,6 +90,7 @@ func (k *Kernel) System() nbdnl.System {
 		Uevents:      k.openUevents,
 		DeviceNumber: k.tree.deviceNumber,
 		Open:         k.open,
+		Ioctl:        k.ioctl,
 	}
 }
 

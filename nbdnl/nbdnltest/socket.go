@@ -242,7 +242,7 @@ func (k *Kernel) family(g genetlink.Message) ([]byte, syscall.Errno) {
 		return nil, syscall.EINVAL
 	}
 	for ad.Next() {
-		if ad.Type() == ctrlAttrFamilyName && ad.String() == "nbd" && !k.options.NoModule {
+		if ad.Type() == ctrlAttrFamilyName && ad.String() == "nbd" && !k.options.NoModule && !k.options.HideFamily {
 			ae := netlink.NewAttributeEncoder()
 			ae.Uint16(ctrlAttrFamilyID, familyID)
 			ae.String(ctrlAttrFamilyName, "nbd")

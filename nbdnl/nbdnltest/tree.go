@@ -28,7 +28,12 @@ func (t *tree) init(release string) {
 	t.write("", "proc/self/mountinfo")
 	t.link("pid:[4026531836]", "proc/self/ns/pid")
 	t.link("mnt:[1]", "proc/self/ns/mnt")
-	t.write(fmt.Sprintf("Name:\tserver\nTgid:\t%d\n", os.Getpid()), "proc", itoa(os.Getpid()), "status")
+	t.thread(os.Getpid())
+}
+
+// thread shows a thread of this process.
+func (t *tree) thread(tid int) {
+	t.write(fmt.Sprintf("Name:\tserver\nTgid:\t%d\n", os.Getpid()), "proc", itoa(tid), "status")
 }
 
 // add shows a device.

@@ -14,6 +14,18 @@ const (
 	Status      Command = 5
 )
 
+// Requests of the ioctl interface, on the architectures where the tests run.
+const (
+	nbdSetSock       = 0xab00
+	nbdSetBlockSize  = 0xab01
+	nbdDoIt          = 0xab03
+	nbdClearSock     = 0xab04
+	nbdSetSizeBlocks = 0xab07
+	nbdDisconnect    = 0xab08
+	nbdSetTimeout    = 0xab09
+	nbdSetFlags      = 0xab0a
+)
+
 const (
 	genlVersion = 1
 

@@ -87,7 +87,7 @@ func (d *Device) detach(ctx context.Context, force bool) error {
 		// This kernel keeps no identifiers, but this is the device that was made for us.
 		err = d.client.Detach(ctx, d.index, nbdnl.DetachOptions{Any: true, Force: force})
 	}
-	if missing(err) && d.gone(ctx) {
+	if (missing(err) || errors.Is(err, errors.ErrUnsupported)) && d.gone(ctx) {
 		return nil
 	}
 	return err
@@ -108,6 +108,9 @@ func (d *Device) gone(ctx context.Context) bool {
 	st, err := d.client.Status(ctx, d.index)
 	if err != nil {
 		return errors.Is(err, os.ErrNotExist)
+	}
+	if st.Connected() && !st.HasIdentifier && d.birth != nil {
+		return !d.machine.same(d.index, d.birth)
 	}
 	return !st.Connected() || st.HasIdentifier && st.Identifier != d.Identifier()
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"os"
 	"sync"
 	"syscall"
 	"testing"
@@ -187,29 +186,29 @@ func TestNoIdentifiers(t *testing.T) {
 	}
 	checkClean(t, k)
 
-	k, d = connectedOn(t, old)
-	// Unlike sysfs, this file system would use the number of a removed file again at once.
-	keep, err := os.Open(k.Path("sys/block/nbd0/pid"))
-	if err != nil {
-		t.Fatal(err)
+	for _, by := range []string{"the same client", "another"} {
+		k, d = connectedOn(t, old)
+		client := d.client
+		if by == "another" {
+			client = k.Client()
+		}
+		d.cut()
+		<-d.Done()
+		if err := client.DisconnectAny(t.Context(), d.Index()); err != nil {
+			t.Fatal(err)
+		}
+		next, err := d.machine.connect(t.Context(), d.Index(), newStore(), Options{Client: client})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Close(); !errors.Is(err, d.Err()) || isDone(next) {
+			t.Errorf("replaced by %s: %v, and another's device was ended: %t", by, err, isDone(next))
+		}
+		if err := next.Close(); err != nil {
+			t.Error(err)
+		}
+		checkClean(t, k)
 	}
-	defer keep.Close()
-	d.cut()
-	<-d.Done()
-	if err := d.client.DisconnectAny(t.Context(), d.Index()); err != nil {
-		t.Fatal(err)
-	}
-	next, err := d.machine.connect(t.Context(), d.Index(), newStore(), Options{Client: d.client})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := d.Close(); !errors.Is(err, errors.ErrUnsupported) || isDone(next) {
-		t.Errorf("replaced: %v, and another's device was ended: %t", err, isDone(next))
-	}
-	if err := next.Close(); err != nil {
-		t.Error(err)
-	}
-	checkClean(t, k)
 }
 
 // TestGoodbye tells a goodbye from a connection that merely ends.

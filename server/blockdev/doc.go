@@ -7,7 +7,9 @@
 //	if err != nil { … }
 //	defer dev.Close()
 //
-// It needs the nbd module, and CAP_SYS_ADMIN in the initial user namespace.
+// It needs the nbd module, and CAP_SYS_ADMIN in the initial user namespace. Where netlink is out of sight, or
+// [Options].Client is one of nbdnl.System{Mode: nbdnl.ModeIoctl}, the device is connected by ioctls, which is less (package nbdnl,
+// "Netlink and ioctls"): a connection that dies is not replaced, and the device ends with the last one.
 //
 // # Settings of the kernel
 //

@@ -14,6 +14,10 @@ const (
 	// old one is dead, and drops the new one until then.
 	firstPause   = 10 * time.Millisecond
 	longestPause = 2 * time.Second
+	// settleTime is given to the kernel before a connection is replaced that it has declared dead. The worker which received from
+	// that one may not have noticed yet, and it holds no reference: RECONFIGURE takes the socket away under it
+	// (nbd_reconnect_socket). Linux 7.2 was seen to crash of it (recv_work, scm_recv_unix).
+	settleTime = 100 * time.Millisecond
 	// commandPatience bounds one attempt: a command of somebody else may be stuck in the kernel.
 	commandPatience = 10 * time.Second
 )
@@ -37,6 +41,12 @@ func (d *Device) heal(s *slot) bool {
 		return false
 	}
 	log := d.log.With("device", d.Identifier(), "connection", s.number)
+	settled := time.NewTimer(settleTime)
+	defer settled.Stop()
+	select {
+	case <-settled.C:
+	case <-ctx.Done(): // The first attempt sees to that.
+	}
 	for pause := firstPause; ; pause = min(2*pause, longestPause) {
 		err := d.replace(ctx, s)
 		if err == nil {

@@ -12,12 +12,24 @@ import (
 	"time"
 )
 
-// measureInside attaches all kinds of devices and gives the loads to them in turn; results go to a file as JSON.
+// measureInside measures devices of all kinds; results go to a file as JSON.
 func measureInside(ctx context.Context, o options, path string) error {
-	b := &bench{suite: suite{name: "kernel", loads: deviceLoads()}.selected(o.wanted), timed: o.fio}
-	b.attach(ctx, &workspace{dir: o.out, shm: "/dev/shm"})
-	b.each(func(d *attached) error { return verifyDevice(d.path) })
 	var results []*result
+	for _, s := range deviceSuites(o) {
+		results = append(results, s.run(ctx, o)...)
+	}
+	out, err := json.Marshal(results)
+	if err != nil {
+		return err
+	}
+	return errors.Join(ctx.Err(), os.WriteFile(path, out, 0o644))
+}
+
+// run attaches the devices and gives the loads to them in turn.
+func (s deviceSuite) run(ctx context.Context, o options) (results []*result) {
+	b := &bench{suite: s.suite, timed: o.fio}
+	b.attach(ctx, s.devices, &workspace{dir: o.out, shm: "/dev/shm"})
+	b.each(func(d *attached) error { return verifyDevice(d.path) })
 	for _, l := range b.loads {
 		results = append(results, b.measure(ctx, l, o.rounds))
 	}
@@ -28,11 +40,7 @@ func measureInside(ctx context.Context, o options, path string) error {
 		failed[i] = d.failed
 	}
 	disqualify(results, failed)
-	out, err := json.Marshal(results)
-	if err != nil {
-		return err
-	}
-	return errors.Join(ctx.Err(), os.WriteFile(path, out, 0o644))
+	return results
 }
 
 // A bench is the devices under test.
@@ -51,8 +59,8 @@ type attached struct {
 }
 
 // attach attaches the devices one after the other, and fails where it cannot.
-func (b *bench) attach(ctx context.Context, w *workspace) {
-	for i, d := range devices() {
+func (b *bench) attach(ctx context.Context, devices []device, w *workspace) {
+	for i, d := range devices {
 		b.devices = append(b.devices, &attached{device: d, path: fmt.Sprintf("/dev/nbd%d", 8+i)})
 	}
 	b.each(func(d *attached) (err error) {
@@ -74,7 +82,7 @@ func (b *bench) each(f func(*attached) error) {
 			continue
 		}
 		if err := f(d); err != nil {
-			log.Printf("kernel: %s fails: %v", d.name, err)
+			log.Printf("%s: %s fails: %v", b.name, d.name, err)
 			d.failed = err
 		}
 	}
@@ -95,7 +103,7 @@ func (b *bench) measure(ctx context.Context, l load, rounds int) *result {
 			}
 			s, err := fio(ctx, d.path, l, b.timed)
 			if err != nil {
-				log.Printf("kernel: %s fails: %v", d.name, err)
+				log.Printf("%s: %s fails: %v", b.name, d.name, err)
 				d.failed = err
 			}
 			r.Servers[i].Samples = append(r.Servers[i].Samples, s)

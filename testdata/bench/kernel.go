@@ -12,6 +12,27 @@ import (
 	"time"
 )
 
+// A deviceSuite is devices that get loads in turn, in the lab's kernel.
+type deviceSuite struct {
+	suite
+	devices []device
+}
+
+// deviceSuites lists those of which some cases are wanted. What settings do is measured only if it is named.
+func deviceSuites(o options) []deviceSuite {
+	suites := []deviceSuite{{suite{name: "kernel", loads: deviceLoads()}, devices()}}
+	if o.wanted.String() != "" {
+		suites = append(suites, deviceSuite{suite{name: "tuning", loads: tuningLoads()}, tunings()})
+	}
+	var wanted []deviceSuite
+	for _, s := range suites {
+		if s.suite = s.selected(o.wanted); s.loads != nil {
+			wanted = append(wanted, s)
+		}
+	}
+	return wanted
+}
+
 // deviceLoads are what fio does to devices: random, 4k and 128k, one and 32 in flight.
 func deviceLoads() []load {
 	var loads []load
@@ -29,7 +50,8 @@ func deviceLoads() []load {
 
 // measureKernel measures devices in the lab's kernel: this program starts itself inside.
 func measureKernel(ctx context.Context, o options, w *workspace) ([]*result, error) {
-	if (suite{name: "kernel", loads: deviceLoads()}).selected(o.wanted).loads == nil {
+	suites := deviceSuites(o)
+	if suites == nil {
 		return nil, nil
 	}
 	self, err := os.Executable()
@@ -55,9 +77,11 @@ func measureKernel(ctx context.Context, o options, w *workspace) ([]*result, err
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	for _, r := range results {
-		for _, l := range deviceLoads() {
-			if r.Case == "kernel/"+l.name {
-				r.block = l.block
+		for _, s := range suites {
+			for _, l := range s.loads {
+				if r.Case == s.caseName(l) {
+					r.block = l.block
+				}
 			}
 		}
 	}

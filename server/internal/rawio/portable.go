@@ -30,7 +30,10 @@ func (c *portable) Recv(l Lender) (int, error) {
 	return copy(l.Lend(), c.first[:n]), nil
 }
 
-func (c *portable) ReadFull(p []byte) (int, error) { return fillFrom(c.nc, p) }
+func (c *portable) ReadFull(p []byte, w Waiter) (int, error) {
+	w.Wait()
+	return fillFrom(c.nc, p)
+}
 
 func (c *portable) Send(v *Vec, more bool) error {
 	c.vec = v.Bufs

@@ -20,9 +20,16 @@ const MinLend = 4 << 10
 type Lender interface {
 	// Lend returns room for at least MinLend bytes.
 	Lend() []byte
+	// Yield is asked when there is nothing to receive yet: whether to give the processor away once before Recv waits in earnest.
+	Yield() bool
 	// Park tells that what Lend returned is not needed now: Recv is going to wait. Before anything is received it calls Lend
 	// again. So an idle connection need not hold on to a large buffer.
 	Park()
+}
+
+// A Waiter is told that a call is going to wait for the peer, or, where that can't be known, that it may.
+type Waiter interface {
+	Wait()
 }
 
 // A Conn is a connected stream socket. One goroutine may receive while another one sends. An error of a method does not lose bytes
@@ -30,8 +37,9 @@ type Lender interface {
 type Conn interface {
 	// Recv waits until there is something to receive, and receives once. The error is io.EOF at the end of the stream.
 	Recv(l Lender) (int, error)
-	// ReadFull receives until p is full. With an error it says how much of p was filled; io.EOF is one at any place.
-	ReadFull(p []byte) (int, error)
+	// ReadFull receives until p is full, and calls w once if it has to wait for that. With an error it says how much of p was
+	// filled; io.EOF is one at any place.
+	ReadFull(p []byte, w Waiter) (int, error)
 	// Send sends all of v. more says that the rest of the message follows at once.
 	Send(v *Vec, more bool) error
 	// SendFile sends n bytes of f from off on, without reading them into this process. It fails with io.ErrUnexpectedEOF if

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 )
@@ -57,6 +58,8 @@ type lender struct {
 	room   []byte
 	lent   bool
 	parked chan struct{} // a token for each Park
+	waits  int
+	yield  bool
 }
 
 func newLender() *lender {
@@ -67,6 +70,10 @@ func (l *lender) Lend() []byte {
 	l.lent = true
 	return l.room
 }
+
+func (l *lender) Yield() bool { return l.yield }
+
+func (l *lender) Wait() { l.waits++ }
 
 func (l *lender) Park() {
 	l.lent = false
@@ -119,24 +126,61 @@ func TestDeadline(t *testing.T) {
 		}
 		nc.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
 		got := make([]byte, 3000)
-		n, err := c.ReadFull(got)
+		n, err := c.ReadFull(got, newLender())
 		if n != len(want) || !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("ReadFull: %d, %v", n, err)
 		}
 		nc.SetReadDeadline(time.Time{})
 		peer.Write(pattern(3000)[1000:])
-		if m, err := c.ReadFull(got[n:]); err != nil || !bytes.Equal(got, pattern(3000)) {
+		if m, err := c.ReadFull(got[n:], newLender()); err != nil || !bytes.Equal(got, pattern(3000)) {
 			t.Errorf("the rest: %d, %v", m, err)
 		}
 		peer.Write(want)
 		peer.CloseWrite()
-		if n, err := c.ReadFull(got); n != len(want) || err != io.EOF {
+		if n, err := c.ReadFull(got, newLender()); n != len(want) || err != io.EOF {
 			t.Errorf("at the end: %d, %v", n, err)
 		}
-		if n, err := c.ReadFull(got); n != 0 || err != io.EOF {
+		if n, err := c.ReadFull(got, newLender()); n != 0 || err != io.EOF {
 			t.Errorf("behind the end: %d, %v", n, err)
 		}
 	})
+}
+
+// TestWait holds that a waiter hears of a wait once, and from a socket only then.
+func TestWait(t *testing.T) {
+	each(t, func(t *testing.T, c Conn, nc, peer *net.UnixConn) {
+		want := pattern(3000)
+		got := make([]byte, len(want))
+		peer.Write(want)
+		there := newLender()
+		if _, err := c.ReadFull(got, there); err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := c.(*portable); !ok && there.waits != 0 {
+			t.Errorf("%d waits for what was there", there.waits)
+		}
+		late := &lateWriter{peer: peer, p: want}
+		if _, err := c.ReadFull(got, late); err != nil || !bytes.Equal(got, want) {
+			t.Fatal(err)
+		}
+		if late.waits != 1 {
+			t.Errorf("%d waits", late.waits)
+		}
+	})
+}
+
+// A lateWriter writes in pieces when it is waited for.
+type lateWriter struct {
+	peer  *net.UnixConn
+	p     []byte
+	waits int
+}
+
+func (w *lateWriter) Wait() {
+	w.waits++
+	for part := range slices.Chunk(w.p, 1000) {
+		w.peer.Write(part)
+	}
 }
 
 // TestSend sends more pieces than one system call takes, and more bytes than the socket does.

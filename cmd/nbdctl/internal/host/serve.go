@@ -93,9 +93,9 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 	defer h.logFile.Close()
 	h.log = newLogger(h.logFile, h.Tee)
 
-	// This netlink socket sends CONNECT and stays open for the life of the
-	// device.
-	client, err := nbdnl.New()
+	// Its netlink socket sends CONNECT and stays open for the life of the
+	// device, or its thread keeps the device connected.
+	client, err := h.Spec.system().NewClient()
 	if err != nil {
 		return err
 	}
@@ -160,7 +160,7 @@ func (h *Host) publish(ctx context.Context, device *blockdev.Device, warnings []
 	index := device.Index()
 	if err := h.update(func(r *Record) {
 		r.Index = &index
-		r.Mode = "netlink"
+		r.Mode = device.Mode().String()
 		r.Phase = PhaseLive
 		r.Serving = device.Alive()
 		r.Size = device.Size()
@@ -182,6 +182,11 @@ func (h *Host) publish(ctx context.Context, device *blockdev.Device, warnings []
 	}()
 	if n := runtime.NumCPU(); h.Spec.Connections > n {
 		warnings = append(warnings, fmt.Sprintf("--connections %d: the kernel uses no more than there are processors, which is %d", h.Spec.Connections, n))
+	}
+	if device.Mode() == nbdnl.ModeIoctl && !h.Spec.Ioctl {
+		warnings = append(warnings, fmt.Sprintf("%s is connected by ioctls, for netlink is not to be seen in this network namespace: "+
+			"no connection can be replaced that dies, and the device ends if its process is stopped; "+
+			"nsenter --net=/proc/1/ns/net nbdctl … uses netlink, and --ioctl says that this is meant", nbdnl.Path(index)))
 	}
 	for _, w := range warnings {
 		h.log.Warn(w)
@@ -282,7 +287,8 @@ func (h *Host) lost(device *blockdev.Device, err error) error {
 // holder closes it, and a list should name its owner for so long.
 func (h *Host) waitFree(ctx context.Context, client *nbdnl.Client, device *blockdev.Device) error {
 	st, err := client.Status(ctx, device.Index())
-	if err != nil || !st.Connected() || st.HasIdentifier && st.Identifier != h.record.Identifier {
+	if err != nil || !st.Connected() || st.HasIdentifier && st.Identifier != h.record.Identifier ||
+		device.Mode() == nbdnl.ModeIoctl && st.State != nbdnl.StateDisconnecting {
 		return nil // free, or somebody else's already
 	}
 	if err := h.update(func(r *Record) { r.Phase = PhaseDisconnecting }); err != nil {

@@ -1,6 +1,10 @@
 package host
 
-import "time"
+import (
+	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl"
+)
 
 // Command is the hidden command that the serving process runs as.
 const Command = "__serve"
@@ -23,7 +27,9 @@ type Spec struct {
 	Create   bool `json:"create,omitempty"`
 	ReadOnly bool `json:"read_only,omitempty"`
 	// BlockSize in bytes; 0: the backend's own, else 512.
-	BlockSize   int           `json:"block_size,omitempty"`
+	BlockSize int `json:"block_size,omitempty"`
+	// Ioctl asks for ioctls, where netlink would do.
+	Ioctl       bool          `json:"ioctl,omitempty"`
 	Connections int           `json:"connections"`
 	Timeout     time.Duration `json:"timeout"`
 	DeadTimeout time.Duration `json:"dead_timeout"`
@@ -35,4 +41,12 @@ func (s Spec) Backend() string {
 		return s.Kind
 	}
 	return s.Kind + " " + s.Arg
+}
+
+// system is the machine as it is to be controlled.
+func (s Spec) system() nbdnl.System {
+	if s.Ioctl {
+		return nbdnl.System{Mode: nbdnl.ModeIoctl}
+	}
+	return nbdnl.System{}
 }

@@ -36,6 +36,9 @@ func OpenStore() (*Store, error) {
 	return &Store{dir: dir}, nil
 }
 
+// Dir returns the directory, which may not exist.
+func (s *Store) Dir() string { return s.dir }
+
 const uuidForLength = "00000000-0000-0000-0000-000000000000"
 
 // An Entry is what the store knows of one device.

@@ -14,8 +14,9 @@ import (
 var fileKind = Kind{
 	Name:      "file",
 	Synopsis:  "file PATH",
-	Summary:   "a raw image or a block device; --create --size 10G makes a sparse image",
+	Summary:   "a raw image or a block device; --create --size 10G makes a sparse image; -o direct=on goes past the page cache",
 	takesPath: true,
+	options:   []string{"direct"},
 	check: func(s host.Spec) error {
 		switch {
 		case s.Arg == "":
@@ -25,23 +26,51 @@ var fileKind = Kind{
 		case s.Create && s.ReadOnly:
 			return exit.Usagef("--create and --read-only exclude each other: a new image would stay empty")
 		}
-		return nil
+		_, err := fileDirect(s)
+		return err
 	},
 	open: openFile,
 }
 
+// fileDirect is the value of -o direct, false if there is none.
+func fileDirect(s host.Spec) (bool, error) {
+	switch v, ok := option(s, "direct"); {
+	case !ok, v == "off", v == "false":
+		return false, nil
+	case v == "on", v == "true":
+		return true, nil
+	default:
+		return false, exit.Usagef("-o direct=%s: must be on or off", v)
+	}
+}
+
 func openFile(s host.Spec) (*host.Backing, error) {
+	direct, err := fileDirect(s)
+	if err != nil {
+		return nil, err
+	}
 	block := s.BlockSize
 	if block == 0 {
 		block = host.DefaultBlockSize
 	}
-	f, err := file.Open(s.Arg, file.Options{ReadOnly: s.ReadOnly, Create: s.Create, Size: s.Size, BlockSize: block})
+	f, err := file.Open(s.Arg, file.Options{ReadOnly: s.ReadOnly, Create: s.Create, Size: s.Size, BlockSize: block, Direct: direct})
 	if err != nil {
 		return nil, adviseFile(s, err)
+	}
+	if need := f.BlockSizes().Minimum; need > block {
+		if s.BlockSize != 0 {
+			err := fmt.Errorf("%s has blocks of %d bytes: --block-size must be a multiple of that", s.Arg, need)
+			return nil, errors.Join(err, f.Discard())
+		}
+		block = need
 	}
 	b := &host.Backing{Backend: f, Close: f.Close}
 	if f.Created() {
 		b.Discard = f.Discard
+	}
+	if direct && block != s.BlockSize && block > host.DefaultBlockSize {
+		b.Warnings = append(b.Warnings,
+			fmt.Sprintf("%s: the device has blocks of %d bytes, as direct I/O needs them here: no partitions of %d are found", s.Arg, block, host.DefaultBlockSize))
 	}
 	if tail := f.Tail(); tail != 0 {
 		b.Warnings = append(b.Warnings,
@@ -53,7 +82,10 @@ func openFile(s host.Spec) (*host.Backing, error) {
 // adviseFile adds to an error of opening a file what to do about it.
 func adviseFile(s host.Spec, err error) error {
 	var size *file.SizeError
+	var direct *file.DirectError
 	switch {
+	case errors.As(err, &direct):
+		return fmt.Errorf("%w; leave out -o direct", err)
 	case errors.As(err, &size) && s.Size != 0:
 		return exit.With(exit.Usage, "--size: %w; leave --size out to take the file as it is", err)
 	case errors.Is(err, fs.ErrNotExist) && !s.Create:

@@ -1,0 +1,182 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/doctor"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/nbdnl"
+)
+
+// notLoaded tells whether the kernel has no driver at this moment. From Linux
+// 6.12 on, merely to ask it for one would load the module.
+func notLoaded() bool {
+	_, err := os.Stat("/sys/module/nbd")
+	return err != nil
+}
+
+// inventoryIfLoaded is inventory for who must not load the module.
+func inventoryIfLoaded(store *host.Store) (devices []device, rest []host.Entry, err error) {
+	if notLoaded() {
+		entries, damaged := store.Entries()
+		return nil, entries, damaged
+	}
+	return inventory(store)
+}
+
+// devicesCheck tells what is connected, and how the devices of nbdctl fare.
+func devicesCheck(store *host.Store) doctor.Check {
+	return doctor.Check{Name: "devices", Look: func(context.Context) []doctor.Finding {
+		devices, _, err := inventoryIfLoaded(store)
+		if err != nil && devices == nil && !notLoaded() {
+			return []doctor.Finding{{Result: doctor.Problem, Code: exit.Failure, Seen: err.Error()}}
+		}
+		var findings []doctor.Finding
+		ours := 0
+		var others []string
+		for _, d := range devices {
+			if !d.ours() {
+				others = append(others, fmt.Sprintf("nbd%d by %s", d.Index, d.connector()))
+				continue
+			}
+			ours++
+			if f, ill := illness(d); ill {
+				findings = append(findings, f)
+			}
+		}
+		if findings != nil {
+			return findings
+		}
+		seen := fmt.Sprintf("%d of nbdctl, %d of other programs", ours, len(others))
+		if others != nil {
+			seen += ": " + strings.Join(others, ", ")
+		}
+		return []doctor.Finding{{Result: doctor.OK, Seen: seen}}
+	}}
+}
+
+// illness is the finding about a device of ours that does not do well. Orphans
+// have a check of their own.
+func illness(d device) (doctor.Finding, bool) {
+	f := doctor.Finding{Result: doctor.Warning, Remedy: fmt.Sprintf("nbdctl status nbd%d", d.Index)}
+	switch d.state() {
+	case nbdnl.StateDegraded:
+		f.Seen = fmt.Sprintf("nbd%d is degraded: some of its connections are dead", d.Index)
+		f.Why = "they are replaced when the backend has let go of what was on them"
+	case nbdnl.StateWaiting:
+		f.Seen = fmt.Sprintf("nbd%d is waiting: its connections are dead, and its requests wait for a new one", d.Index)
+		f.Why = "it comes when the backend has let go of what was on the old ones, or requests fail"
+	case nbdnl.StateDisconnecting:
+		f.Seen = fmt.Sprintf("nbd%d was disconnected and is not free yet", d.Index)
+		f.Why = "somebody has it open: " + users(d.Index)
+	default:
+		return f, false
+	}
+	return f, true
+}
+
+// leftoversCheck looks for what killed processes of nbdctl have left: devices
+// that nobody serves, and records. Both are ours to remove.
+func leftoversCheck(store *host.Store) doctor.Check {
+	return doctor.Check{Name: "leftovers", Look: func(ctx context.Context) []doctor.Finding {
+		devices, rest, err := inventoryIfLoaded(store)
+		var findings []doctor.Finding
+		orphans := false // with a record
+		for _, d := range devices {
+			if d.connected() && d.ours() && d.state() == nbdnl.StateOrphaned {
+				findings = append(findings, orphan(ctx, store, d))
+				orphans = orphans || d.entry != nil
+			}
+		}
+		findings = append(findings, lingering(rest)...)
+		dead := slices.ContainsFunc(rest, func(e host.Entry) bool { return !e.Alive })
+		if dead || err != nil || !orphans && store.Stale() {
+			findings = append(findings, staleState(ctx, store, err))
+		}
+		if findings == nil {
+			return []doctor.Finding{{Result: doctor.OK, Seen: "no killed process of nbdctl has left anything"}}
+		}
+		return findings
+	}}
+}
+
+// orphan is the finding about a device of ours whose process has ended.
+func orphan(ctx context.Context, store *host.Store, d device) doctor.Finding {
+	f := doctor.Finding{
+		Result: doctor.Problem,
+		Code:   exit.Failure,
+		Seen:   fmt.Sprintf("nbd%d is orphaned: the process that served it (pid %d) was killed", d.Index, d.pid()),
+		Why:    "every access to it fails, and its index is taken",
+		Remedy: fmt.Sprintf("nbdctl disconnect nbd%d", d.Index),
+	}
+	if holders, err := nbdnl.Holders(d.Index); err != nil || len(holders) > 0 {
+		f.Seen += ", and it is in use: " + users(d.Index)
+		f.Remedy = fmt.Sprintf("unmount or close it, then nbdctl disconnect nbd%d", d.Index)
+		return f
+	}
+	if !d.HasIdentifier {
+		// Without a mark in the kernel it could be another's who has taken the
+		// index since; that is for somebody to decide who knows.
+		return f
+	}
+	f.Fix = func() (string, error) {
+		client, err := nbdnl.New()
+		if err != nil {
+			return "", err
+		}
+		defer client.Close()
+		ctx, cancel := context.WithTimeoutCause(ctx, fixPatience, fmt.Errorf("not within %s", fixPatience))
+		defer cancel()
+		if err := client.Detach(ctx, d.Index, nbdnl.DetachOptions{Identifier: d.Identifier, Dead: true}); err != nil {
+			return "", err
+		}
+		return fmt.Sprintf("nbd%d disconnected", d.Index), sweep(ctx, store)
+	}
+	return f
+}
+
+// fixPatience bounds the end of an orphan, on which nobody has anything to wait for.
+const fixPatience = 30 * time.Second
+
+// lingering are the findings about processes that serve and have no device any more.
+func lingering(rest []host.Entry) (findings []doctor.Finding) {
+	for _, e := range rest {
+		if e.Alive && e.Phase != host.PhaseConnecting && !e.Ended() {
+			findings = append(findings, doctor.Finding{
+				Result: doctor.Warning,
+				Seen:   fmt.Sprintf("pid %d still serves %s, though its device has gone", e.PID, e.Spec.Backend()),
+				Why:    "it ends when its backend lets it, and keeps an image locked until then",
+				Remedy: fmt.Sprintf("see what its backend waits for (%s)", e.Log),
+			})
+		}
+	}
+	return findings
+}
+
+// staleState is the finding about records that belong to no device.
+func staleState(ctx context.Context, store *host.Store, damaged error) doctor.Finding {
+	f := doctor.Finding{
+		Result: doctor.Warning,
+		Seen:   fmt.Sprintf("%s has records of processes that were killed, of devices that are gone", store.Dir()),
+		Why:    "they do no harm; the next nbdctl connect removes them",
+		Remedy: "nbdctl doctor --fix",
+	}
+	if damaged != nil {
+		f.Seen = strings.ReplaceAll(damaged.Error(), "\n", "; ")
+		f.Why = "nbdctl does not know the device that this belongs to, if there is one"
+	}
+	f.Fix = func() (string, error) {
+		if notLoaded() {
+			// Without a driver there is no device that a record could belong to.
+			return "records removed", store.Sweep(ctx, func(host.Entry) bool { return false })
+		}
+		return "records removed", sweep(ctx, store)
+	}
+	return f
+}

@@ -1,0 +1,296 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/nbdnl"
+)
+
+const (
+	// deviceSize is that of the devices that are made, in bytes.
+	deviceSize = 1 << 20
+	// deviceTimeout is what the kernel has by itself: an index keeps that of its last user.
+	deviceTimeout = 30 * time.Second
+	// lifePatience bounds the life of one device, endPatience its end.
+	lifePatience = 10 * time.Second
+	endPatience  = 20 * time.Second
+)
+
+// A bench is the index on which devices are made to see how they do.
+//
+// An index keeps settings from one use to the next (from Linux 6.12 to 7.2 even
+// what its server could do), and devices of doctor are to leave none. So where
+// that is possible it is an index that did not exist before, and does not
+// thereafter.
+type bench struct {
+	client *nbdnl.Client
+	index  int
+	fresh  bool
+	// settings are those of an index that is not fresh, as they were.
+	settings map[string]string
+}
+
+// openBench returns the index to make devices on, or what is needed to have one.
+func (m *Machine) openBench(ctx context.Context) (*bench, string) {
+	switch {
+	case m.System.Root != "":
+		return nil, "the running machine"
+	case !m.privileged():
+		return nil, "CAP_SYS_ADMIN"
+	case m.silent != nil:
+		return nil, m.silent.Error()
+	case m.nodeless:
+		return nil, "device nodes"
+	case m.bench != nil:
+		return m.bench, ""
+	}
+	c, err := nbdnl.New()
+	if err != nil {
+		return nil, err.Error()
+	}
+	b := &bench{client: c}
+	// Linux 5.10 waits for the end of a device that is to go in a way that may
+	// take all of generic netlink with it. By ioctls none can be made.
+	if !m.release().before(6, 1, 0) && m.hasDevtmpfs() && !m.byIoctl {
+		b.fresh, b.index = true, m.nextIndex()
+	} else if b.index = m.idleIndex(ctx, c); b.index < 0 {
+		_ = c.Close() // nothing was done with it
+		return nil, "an idle device"
+	} else {
+		b.settings = m.readSettings(b.index)
+	}
+	m.bench = b
+	return b, ""
+}
+
+// hasDevtmpfs tells whether nodes of new devices appear in /dev.
+func (m *Machine) hasDevtmpfs() bool {
+	found := false
+	for line := range strings.Lines(m.read("proc/self/mountinfo")) {
+		// proc_pid_mountinfo(5): the fifth is the mount point, after " - " comes the type.
+		fields := strings.Fields(line)
+		_, kind, _ := strings.Cut(line, " - ")
+		if len(fields) > 4 && fields[4] == "/dev" {
+			found = strings.HasPrefix(kind, "devtmpfs ") // the last one is on top
+		}
+	}
+	return found
+}
+
+// nextIndex is the first one after all those that exist.
+func (m *Machine) nextIndex() int {
+	devices := m.devices()
+	if len(devices) == 0 {
+		return 0
+	}
+	last, _ := nbdnl.ParseIndex(devices[len(devices)-1]) // is one
+	return last + 1
+}
+
+// idleIndex is the last one that nobody uses, -1 if there is none.
+func (m *Machine) idleIndex(ctx context.Context, c *nbdnl.Client) int {
+	devices := m.devices()
+	for i := len(devices) - 1; i >= 0; i-- {
+		index, _ := nbdnl.ParseIndex(devices[i]) // is one
+		if st, err := c.Status(ctx, index); err == nil && st.State == nbdnl.StateIdle && m.exists("dev", devices[i]) {
+			return index
+		}
+	}
+	return -1
+}
+
+// queueSettings are those that connecting a device with nbdctl changes.
+var queueSettings = []string{"max_sectors_kb", "scheduler"}
+
+func (m *Machine) readSettings(index int) map[string]string {
+	settings := make(map[string]string)
+	for _, name := range queueSettings {
+		settings[name] = m.read(queue(index, name))
+	}
+	return settings
+}
+
+func queue(index int, setting string) string {
+	return filepath.Join("sys/block", filepath.Base(nbdnl.Path(index)), "queue", setting)
+}
+
+// restore puts the settings back that the index had.
+func (m *Machine) restore(b *bench) error {
+	now := m.readSettings(b.index)
+	var errs []error
+	for name, value := range b.settings {
+		if value == now[name] {
+			continue // also where /sys is read-only, as in a container
+		}
+		if name == "scheduler" {
+			// "mq-deadline [none]"
+			_, value, _ = strings.Cut(value, "[")
+			value, _, _ = strings.Cut(value, "]")
+		}
+		errs = append(errs, os.WriteFile(m.path(queue(b.index, name)), []byte(value), 0o644))
+	}
+	return errors.Join(errs...)
+}
+
+// Close ends what the checks have left open, and removes the index that they
+// have made.
+func (m *Machine) Close() error {
+	b := m.bench
+	if b == nil {
+		return nil
+	}
+	m.bench = nil
+	defer b.client.Close()
+	defer m.removeState()
+	if !b.fresh {
+		return m.restore(b)
+	}
+	if !m.exists("sys/block", b.name()) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), endPatience)
+	defer cancel()
+	// Only a device that is connected can be told to go.
+	err := b.life(ctx, nbdnl.Config{ClientFlags: nbdnl.DestroyOnDisconnect}, nil)
+	if err == nil {
+		err = b.gone(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("the device that doctor has made is still there, unused: %w", err)
+	}
+	return nil
+}
+
+// removeState removes the directories that claims on the index have made, if
+// they were not there before and nobody else uses them by now.
+func (m *Machine) removeState() {
+	if m.newState != "" {
+		_ = os.Remove(filepath.Join(m.newState, "claims")) // what is in use is not empty
+		_ = os.Remove(m.newState)
+	}
+}
+
+// life connects a device of memory over Unix sockets, as many as its flags
+// allow, looks at it, and ends it.
+func (b *bench) life(ctx context.Context, cfg nbdnl.Config, look func(nbdnl.Status)) (err error) {
+	if cfg.BlockSize == 0 {
+		cfg.BlockSize = host.DefaultBlockSize
+	}
+	n := 1
+	if cfg.Flags&nbdnl.FlagCanMultiConn != 0 {
+		n = 2
+	}
+	links, err := serveUnix(n, cfg.BlockSize)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, links.close()) }()
+	cfg.Sockets = links.kernel
+	return b.lifeOver(ctx, cfg, look, b.end)
+}
+
+// lifeOver is life with the sockets of cfg, and with a way of its own to end
+// the device.
+func (b *bench) lifeOver(ctx context.Context, cfg nbdnl.Config, look func(nbdnl.Status), end func(identifier string) error) (err error) {
+	if cfg.BlockSize == 0 {
+		cfg.BlockSize = host.DefaultBlockSize
+	}
+	cfg.Size, cfg.Timeout, cfg.Identifier = deviceSize, deviceTimeout, nbdnl.NewIdentifier(host.IdentifierPrefix)
+	b.settle(ctx)
+	if err := b.client.ConnectIndex(ctx, b.index, cfg); err != nil {
+		return err
+	}
+	if look != nil {
+		var st nbdnl.Status
+		if st, err = b.client.Status(ctx, b.index); err == nil {
+			look(st)
+		}
+	}
+	return errors.Join(err, end(cfg.Identifier))
+}
+
+// settle waits some time until nobody has the idle device open, as udev does
+// after each disconnect. ConnectIndex would wait too, but each of its attempts
+// costs a line in the kernel's log.
+func (b *bench) settle(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, settlePatience)
+	defer cancel()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		st, err := b.client.Status(ctx, b.index)
+		if err != nil || st.State != nbdnl.StateHeld {
+			return // what is wrong the connect says
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// settlePatience bounds that wait; ConnectIndex has some patience of its own.
+const settlePatience = 3 * time.Second
+
+// end disconnects the device when those who look at it have let go of it.
+func (b *bench) end(identifier string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), endPatience)
+	defer cancel()
+	err := b.client.Detach(ctx, b.index, nbdnl.DetachOptions{Identifier: identifier})
+	if errors.Is(err, errors.ErrUnsupported) {
+		// No identifiers here; it was connected a moment ago.
+		err = b.client.Detach(ctx, b.index, nbdnl.DetachOptions{Any: true})
+	}
+	switch {
+	case err == nil, errors.Is(err, nbdnl.ErrNotConnected), errors.Is(err, fs.ErrNotExist):
+		return nil // which is what a device that goes as a whole may look like
+	}
+	return b.cut(identifier)
+}
+
+// cut disconnects the device, whoever uses it: there is nobody's data on it.
+func (b *bench) cut(identifier string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), endPatience)
+	defer cancel()
+	err := b.client.Disconnect(ctx, b.index, identifier)
+	if errors.Is(err, errors.ErrUnsupported) {
+		err = b.client.DisconnectAny(ctx, b.index)
+	}
+	if err == nil {
+		err = b.client.WaitFree(ctx, b.index)
+	}
+	if errors.Is(err, nbdnl.ErrNotConnected) || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// gone waits until the index does not exist any more, of which the kernel tells
+// nobody but udev.
+func (b *bench) gone(ctx context.Context) error {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		_, err := os.Lstat(filepath.Join("/sys/block", b.name()))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %w", b.name(), context.Cause(ctx))
+		}
+	}
+}
+
+// name returns the name of the device.
+func (b *bench) name() string { return filepath.Base(nbdnl.Path(b.index)) }

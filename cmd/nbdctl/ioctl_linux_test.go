@@ -1,0 +1,171 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+)
+
+// TestKernelIoctlKilled kills the serving process while fio runs: with it goes
+// the device, and all I/O to it fails. The index can be used again.
+func TestKernelIoctlKilled(t *testing.T) {
+	requireKernel(t, `I/O error|Dead connection|Receive control failed|Send control failed|Request send failed|Attempted send on invalid socket|timed out`)
+	dev := connected(t, "--ioctl", "memory", "--size", "64M")
+	fio := command(t, "fio", "--name=load", "--filename="+dev, "--size=64M", "--ioengine=libaio", "--direct=1", "--iodepth=32",
+		"--rw=randwrite", "--bs=4k", "--time_based", "--runtime=100", "--minimal")
+	ended := make(chan result, 1)
+	go func() { ended <- finish(t, fio) }()
+	eventually(t, func() bool { return writes(t, dev) > 200 }, "traffic")
+	kill(t, dev, syscall.SIGKILL)
+	killed := time.Now()
+	r := <-ended
+	if r.code == 0 || !strings.Contains(r.stdout+r.stderr, "Input/output error") {
+		t.Errorf("fio: code %d\n%s%s", r.code, r.stdout, r.stderr)
+	}
+	t.Logf("I/O failed %s after the kill", time.Since(killed).Round(time.Millisecond))
+	eventually(t, func() bool { return listed(t, dev) == nil }, "the end of %s", dev)
+	if size := sysfs(t, dev, "size"); size != "0" {
+		t.Errorf("the size is %s", size)
+	}
+	again := connected(t, "--ioctl", "memory", "--size", "1M", "--device", dev)
+	sh(t, "dd if=/dev/zero of="+again+" bs=4k count=1 oflag=direct status=none")
+	must(t, "disconnect", again)
+}
+
+// TestKernelIoctlKilledHeld shows that a mounted device whose process was
+// killed is named as the orphan that it is until it is unmounted.
+func TestKernelIoctlKilledHeld(t *testing.T) {
+	requireKernel(t, `I/O error|EXT4-fs|JBD2|Aborting journal|Receive control failed`)
+	dev := connected(t, "--ioctl", "memory", "--size", "64M", "--name", "dead")
+	mnt := t.TempDir()
+	sh(t, "mkfs.ext4 -q "+dev+"; mount "+dev+" "+mnt)
+	kill(t, dev, syscall.SIGKILL)
+	eventually(t, func() bool { d := listed(t, dev); return d != nil && d["state"] == "orphaned" }, "%s orphaned", dev)
+	if r := nbdctl(t, "disconnect", "dead"); r.code != int(exit.Busy) || !strings.Contains(r.stderr, "mount") {
+		t.Errorf("disconnect: code %d, %s", r.code, r.stderr)
+	}
+	sh(t, "umount "+mnt)
+	eventually(t, func() bool { return listed(t, dev) == nil }, "%s free", dev)
+	must(t, "disconnect", connected(t, "memory", "--size", "1M", "--device", dev, "--name", "dead"))
+}
+
+// TestKernelIoctlStopped shows what a stop of the serving process does: the
+// kernel takes it for the end, nothing hangs, and the process ends when it goes on.
+func TestKernelIoctlStopped(t *testing.T) {
+	requireKernel(t, `I/O error|beyond EOD`)
+	dev := connected(t, "--ioctl", "memory", "--size", "64M")
+	holder, err := os.Open(dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid := kill(t, dev, syscall.SIGSTOP)
+	eventually(t, func() bool { _, err := holder.ReadAt(make([]byte, 4096), 32<<20); return errors.Is(err, syscall.EIO) }, "an I/O error")
+	holder.Close()
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() bool { return len(serving(t, os.Getenv("NBDCTL_STATE_DIR"))) == 0 }, "the end of pid %d", pid)
+	if d := listed(t, dev); d != nil {
+		t.Errorf("list shows %v", d)
+	}
+}
+
+// TestKernelIoctlHeld shows that a device is disconnected in order: not while it
+// is mounted, by force nonetheless, and that its own process holds it for nobody.
+func TestKernelIoctlHeld(t *testing.T) {
+	requireKernel(t, `I/O error|EXT4-fs|Aborting journal|JBD2`)
+	dev := connected(t, "--ioctl", "memory", "--size", "64M", "--name", "held")
+	if holders := statusOf(t, dev)["holders"].([]any); len(holders) != 0 {
+		t.Errorf("holders of an unused device are %v", holders)
+	}
+	mnt := t.TempDir()
+	sh(t, "mkfs.ext4 -q "+dev+"; mount "+dev+" "+mnt)
+	r := nbdctl(t, "disconnect", "held")
+	if r.code != int(exit.Busy) || !strings.Contains(r.stderr, "by mount of") || strings.Contains(r.stderr, "process") {
+		t.Errorf("disconnect: code %d, %q", r.code, r.stderr)
+	}
+	sh(t, "echo alive >"+mnt+"/file; sync")
+	r = nbdctl(t, "disconnect", "--force", "held")
+	if r.code != 0 || !strings.Contains(r.stderr, "mount") {
+		t.Errorf("forced: code %d, %q", r.code, r.stderr)
+	}
+	if d := listed(t, dev); d == nil || d["state"] != "disconnecting" {
+		t.Errorf("list shows %v, want it disconnecting", d)
+	}
+	sh(t, "umount "+mnt)
+	eventually(t, func() bool { return listed(t, dev) == nil }, "%s free", dev)
+	eventually(t, func() bool { return len(serving(t, os.Getenv("NBDCTL_STATE_DIR"))) == 0 }, "the end of the serving process")
+}
+
+// TestKernelIoctlChanges shows what can be changed in a device connected by
+// ioctls, and that the rest is refused with its reason.
+func TestKernelIoctlChanges(t *testing.T) {
+	requireKernel(t)
+	dev := connected(t, "--ioctl", "memory", "--size", "64M")
+	mnt := t.TempDir()
+	sh(t, "mkfs.ext4 -q "+dev+"; mount "+dev+" "+mnt)
+	must(t, "resize", dev, "128M")
+	sh(t, "resize2fs "+dev+" 2>/dev/null; head -c 80000000 /dev/urandom >"+mnt+"/data; sync; umount "+mnt+"; fsck.ext4 -fn "+dev)
+	must(t, "reconfigure", dev, "--timeout", "12s")
+	if got := sysfs(t, dev, "queue/io_timeout"); got != "12000" {
+		t.Errorf("the timeout is %s ms", got)
+	}
+	r := nbdctl(t, "reconfigure", dev, "--dead-timeout", "5s")
+	if r.code != int(exit.Unsupported) || !strings.Contains(r.stderr, "ioctl") {
+		t.Errorf("reconfigure: code %d, %q", r.code, r.stderr)
+	}
+	if d := statusOf(t, dev); d["state"] != "live" || d["timeout"] != 12.0 || d["dead_timeout"] != 0.0 || d["identifier"] != nil {
+		t.Errorf("status is %v", d)
+	}
+	must(t, "disconnect", dev)
+}
+
+// TestKernelIoctlKicked shows that stuck I/O ends.
+func TestKernelIoctlKicked(t *testing.T) {
+	requireKernel(t, `I/O error|Receive control failed`)
+	dev := connected(t, "--ioctl", "memory", "--size", "64M")
+	must(t, "kick", dev)
+	if d := listed(t, dev); d != nil {
+		t.Errorf("list shows %v", d)
+	}
+}
+
+// TestKernelSideBySide has a device by netlink, one by ioctls, and a stranger's
+// of each: each is shown as what it is, and only ours go with the others left alone.
+func TestKernelSideBySide(t *testing.T) {
+	requireKernel(t)
+	byNetlink, byIoctl := connected(t, "memory", "--size", "16M"), connected(t, "--ioctl", "memory", "--size", "16M")
+	strangers := stranger(t)
+	image := filepath.Join(imageDir(t), "disk.img")
+	sh(t, "truncate -s 1M "+image+"; qemu-nbd --fork -f raw -c /dev/nbd7 "+image)
+	defer sh(t, "qemu-nbd -d /dev/nbd7 >/dev/null")
+	eventually(t, func() bool { return listed(t, "/dev/nbd7") != nil }, "nbd7 connected by qemu-nbd")
+	for dev, want := range map[string]string{
+		byNetlink: "netlink true", byIoctl: "ioctl true", strangers: "netlink false", "/dev/nbd7": "ioctl false",
+	} {
+		d := listed(t, dev)
+		if got := fmt.Sprint(d["mode"], " ", d["owner"].(map[string]any)["ours"]); got != want {
+			t.Errorf("%s is %s, want %s", dev, got, want)
+		}
+	}
+	for _, dev := range []string{byNetlink, byIoctl} {
+		verify(t, dev, 8)
+	}
+	for _, dev := range []string{strangers, "/dev/nbd7"} {
+		if r := nbdctl(t, "disconnect", dev); r.code != int(exit.Permission) || !strings.Contains(r.stderr, "not ours") {
+			t.Errorf("disconnect of %s: code %d, %q", dev, r.code, r.stderr)
+		}
+	}
+	must(t, "disconnect", "--all", "--force")
+	left := listJSON(t)
+	if len(left) != 2 || listed(t, strangers) == nil || listed(t, "/dev/nbd7") == nil {
+		t.Errorf("disconnect --all leaves %v, want the strangers'", left)
+	}
+}

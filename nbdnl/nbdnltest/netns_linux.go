@@ -1,0 +1,36 @@
+package nbdnltest
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"testing"
+
+	"github.com/mdlayher/genetlink"
+	"github.com/mdlayher/netlink"
+	"github.com/nbdctl/nbdctl/nbdnl"
+	"golang.org/x/sys/unix"
+)
+
+// PrivateNetwork returns the running system as it is seen from a new network namespace, where kernels up to
+// Linux 6.1 hide the driver's netlink family.
+func PrivateNetwork(t testing.TB) nbdnl.System {
+	t.Helper()
+	var ns *os.File
+	made := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good: the thread, which is in the namespace, ends with the goroutine
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			ns, err = os.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
+		}
+		made <- err
+	}()
+	if err := <-made; err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ns.Close() })
+	return nbdnl.System{Dial: func() (*genetlink.Conn, error) {
+		return genetlink.Dial(&netlink.Config{NetNS: int(ns.Fd())})
+	}}
+}
