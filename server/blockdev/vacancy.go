@@ -20,6 +20,12 @@ const (
 	keepPause = time.Second
 )
 
+// A vacancy is a free index.
+type vacancy struct {
+	lease       *nbdnl.Lease
+	connections int // that the device had last; 0: not known
+}
+
 // Fill returns when the pool has its Warm indexes ready, or as many as there is room for devices.
 func (p *Pool) Fill(ctx context.Context) error {
 	select { // Two at once would have the kernel make more devices than it takes.
@@ -33,7 +39,7 @@ func (p *Pool) Fill(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := p.putBack(lease); err != nil {
+		if err := p.putBack(vacancy{lease: lease}); err != nil {
 			return err
 		}
 	}
