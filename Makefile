@@ -76,8 +76,8 @@ matrix: needs
 ## make soak         2,000 devices, made and ended while nbd-client and qemu-nbd do the same: ROUNDS=N
 soak: needs
 	@CGO_ENABLED=0 go test -c -o .bin/soak.test ./server/blockdev
-	@NBD_TEST_SOAK_ROUNDS=$(ROUNDS) $(stage) 'soak in User-Mode Linux' $(lab)/uml --check --timeout 3600 -- \
-		.bin/soak.test -test.v -test.timeout 1h -test.run '^TestKernelSoak$$'
+	@NBD_TEST_SOAK_ROUNDS=$(ROUNDS) NBD_TEST_POOL_ROUNDS=20 $(stage) 'soak in User-Mode Linux' $(lab)/uml --check --timeout 3600 -- \
+		.bin/soak.test -test.v -test.timeout 1h -test.run '^TestKernel(Soak|PoolMany)$$'
 
 ## make lab          a shell in a kernel with nbd: LAB=qemu; CMD='nbdctl list' runs that instead, and fails if it does
 ##                   (with make's own exit code, 2; testdata/lab/uml -- CMD returns the one of CMD)

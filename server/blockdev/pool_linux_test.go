@@ -45,7 +45,7 @@ func another(t *testing.T, role string) (*exec.Cmd, *bufio.Reader) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(self, "-test.run", "^TestKernelPoolProcess$", "-test.timeout", "5m")
+	cmd := exec.Command(self, "-test.run", "^TestKernelPoolProcess$", "-test.timeout", "1h")
 	cmd.Env = append(os.Environ(), "NBD_TEST_POOL_ROLE="+role)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Stderr = os.Stderr

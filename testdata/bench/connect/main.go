@@ -18,7 +18,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"text/tabwriter"
 	"time"
 )
 
@@ -37,6 +36,9 @@ type trial struct {
 }
 
 func (t trial) String() string { return fmt.Sprintf("%d conn × %d", t.connections, t.parallel) }
+
+// line is one of the table, which is printed as it comes.
+const line = "%-12v %-16s %14s %8s %8s %18s %8s %8s\n"
 
 // times are how long it took, of all rounds and devices.
 type times struct{ up, down []time.Duration }
@@ -69,15 +71,14 @@ func run(ctx context.Context, rounds, side int, only string, idle bool) error {
 		return err
 	}
 	fmt.Printf("Linux %s\n", strings.TrimSpace(string(release)))
-	out := tabwriter.NewWriter(os.Stdout, 11, 0, 2, ' ', 0) // in lines as they come
-	fmt.Fprintln(out, "devices\tby\tconnect p50 ms\tp99\tof bare\tdisconnect p50 ms\tp99\tof bare")
+	fmt.Printf(line, "devices", "by", "connect p50 ms", "p99", "of bare", "disconnect p50 ms", "p99", "of bare")
 	for _, t := range []trial{
 		{1, 1, rounds}, {2, 1, rounds}, {4, 1, rounds}, {8, 1, rounds}, {1, 16, max(2, rounds/5)}, {1, 64, max(2, rounds/10)},
 	} {
 		if t.parallel > side {
 			continue
 		}
-		if err := errors.Join(compare(ctx, out, all, t), out.Flush()); err != nil {
+		if err := compare(ctx, all, t); err != nil {
 			return err
 		}
 	}
@@ -88,7 +89,7 @@ func run(ctx context.Context, rounds, side int, only string, idle bool) error {
 }
 
 // compare has the contenders take turns.
-func compare(ctx context.Context, out *tabwriter.Writer, all []contender, t trial) error {
+func compare(ctx context.Context, all []contender, t trial) error {
 	able := slices.DeleteFunc(slices.Clone(all), func(c contender) bool { return !c.able(t.connections, t.parallel) })
 	results := make([]times, len(able))
 	for round := range t.rounds + 1 {
@@ -106,7 +107,7 @@ func compare(ctx context.Context, out *tabwriter.Writer, all []contender, t tria
 	}
 	for i, c := range able {
 		up, down := of(results[i].up, results[0].up), of(results[i].down, results[0].down)
-		fmt.Fprintf(out, "%v\t%s\t%s\t%s\n", t, c.name(), up, down)
+		fmt.Printf(line, t, c.name(), up[0], up[1], up[2], down[0], down[1], down[2])
 	}
 	return nil
 }
@@ -149,10 +150,12 @@ func once(ctx context.Context, c contender, t trial) (times, error) {
 }
 
 // of says what times are, and what share of those that they are compared with.
-func of(d, bare []time.Duration) string {
+func of(d, bare []time.Duration) [3]string {
 	p50 := quantile(d, 50)
-	return fmt.Sprintf("%.2f\t%.2f\t%.2f", ms(p50), ms(quantile(d, 99)), float64(p50)/float64(quantile(bare, 50)))
+	return [3]string{number(ms(p50)), number(ms(quantile(d, 99))), number(float64(p50) / float64(quantile(bare, 50)))}
 }
+
+func number(f float64) string { return fmt.Sprintf("%.2f", f) }
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
