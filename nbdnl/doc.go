@@ -95,11 +95,33 @@
 //
 // # Kernels
 //
-// Seen to work with Linux 5.10, 6.1, 6.12 and 7.2. Before 5.14 there are no identifiers, so that a Client knows its
-// own devices only, and of others the mode is unknown.
-// Up to 6.1 only processes in the initial network namespace find the netlink family. FlagSendWriteZeroes and
-// FlagRotational are ignored before 6.12. Block sizes beyond the page size need 7.2 with transparent
-// huge pages. Changing devices takes CAP_SYS_ADMIN in the initial user namespace, always.
+// Seen to work with Linux 5.10, 6.1, 6.12, 7.2 and 7.3, on all of which the tests run ("make matrix"). Each
+// difference below is tried out there (features of package nbdnltest), and a kernel that does otherwise
+// fails them. Versions are those of these kernels; a change may have come with one in between.
+//
+//   - Up to 5.10 the kernel keeps no identifiers. A Client knows those devices that it has connected itself;
+//     commands with the identifier of another match errors.ErrUnsupported, and others' mode and owner are
+//     unknown (its driver would look up a thread that may have ended). Any kind of socket is taken, and so are
+//     sizes of 2^63 bytes and more. DestroyOnDisconnect can stop all of generic netlink for good: leave it alone.
+//     A disconnect waits while requests wait for a new connection, for as long as DeadConnTimeout, and every
+//     command behind it: keep that short.
+//   - Up to 6.1 only processes in the initial network namespace find the netlink family, and nobody but modprobe
+//     loads the module; since 6.12 who looks for the family does.
+//   - Up to 6.1 FlagSendWriteZeroes and FlagRotational are ignored. Where they are not, up to 7.2, the next user
+//     of the index inherits them.
+//   - Since 6.12 a new size waits for the requests that are in flight, with all other commands behind it.
+//   - Since 6.12 a write cache that an administrator has switched off (queue/write_cache) stays so for the next
+//     user of the index, to whom no flushes would be sent. Connect then fails with an [UnsupportedError] for the
+//     setting "flush"; earlier drivers switch it on again.
+//   - With 5.10, 6.12 and 7.2 an idle device goes on to show how long the trims of its last user could be, which
+//     means nothing; with 6.1 and 7.3 it does not.
+//   - After 6.1 and before 7.2 a signal to a thread that does I/O on the device can break a connection in
+//     the middle of a request; package server/blockdev has the remedy.
+//   - With all of them a socket that Reconfigure puts in the place of one which died in the same moment may be
+//     declared dead with it, and 7.2 was seen to crash: wait a tenth of a second, as package server/blockdev does.
+//   - Block sizes beyond the page size need 7.2, built with transparent huge pages.
+//
+// Changing devices takes CAP_SYS_ADMIN in the initial user namespace, always.
 //
 // On other systems than Linux everything returns errors.ErrUnsupported.
 package nbdnl

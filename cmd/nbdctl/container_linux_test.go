@@ -124,6 +124,7 @@ func TestKernelPrivateUsers(t *testing.T) {
 		wantInside(t, users, "nbdctl disconnect outside", exit.Permission, says)
 		wantInside(t, users, "nbdctl list", exit.OK, "outside")
 		wantInside(t, users, "nbdctl status outside", exit.OK, "live")
+		wantInside(t, users, `timeout 2 "$NBDCTL" watch; true`, exit.OK, "present")
 	}
 	if d := listed(t, dev); d == nil || d["state"] != "live" {
 		t.Errorf("list shows %v", d)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
 // refusedSocket is what the kernel says of a kind of socket that doctor tries.
@@ -66,20 +67,16 @@ func (d diagnosis) says(t *testing.T, check, result string, words ...string) {
 	}
 }
 
-// results checks that all lines are ok, but for the checks named, of which each
-// has such a line.
-func (d diagnosis) results(t *testing.T, want map[string]string) {
+// wantHealthy checks that all lines are ok. What a connect costs depends on what
+// else the machine that the lab runs on has to do.
+func (d diagnosis) wantHealthy(t *testing.T) {
 	t.Helper()
-	got := make(map[string]string)
 	for check, lines := range d.lines {
 		for _, l := range lines {
-			if l.Result != "ok" {
-				got[check] = l.Result
+			if l.Result != "ok" && check != "cost" {
+				t.Errorf("not ok: %v", l)
 			}
 		}
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("what is not ok (-want +got):\n%s", diff)
 	}
 }
 
@@ -158,8 +155,8 @@ func TestKernelDoctorHealthy(t *testing.T) {
 	if d.code != exit.OK {
 		t.Errorf("code %d", d.code)
 	}
-	if os.Getenv("NBD_LAB") == "uml" {
-		d.results(t, map[string]string{})
+	if os.Getenv("NBD_LAB") != "" && nbdnltest.Identifiers.In(t) {
+		d.wantHealthy(t)
 	}
 	d.says(t, "kernel", "ok", sh(t, "uname -r"))
 	parameter := func(name string) string { return name + "=" + sh(t, "cat /sys/module/nbd/parameters/"+name) }

@@ -161,7 +161,13 @@ func inventoryOf(store *host.Store, list func(*nbdnl.Client) ([]nbdnl.Status, er
 // other records.
 func pair(st nbdnl.Status, entries []host.Entry) (device, []host.Entry) {
 	d := device{Status: st}
-	i := slices.IndexFunc(entries, func(e host.Entry) bool { return d.connected() && matches(st, e) })
+	i := -1
+	for j, e := range entries {
+		// Where no identifier tells, the process of a former user of the index may not have ended yet.
+		if d.connected() && matches(st, e) && (i < 0 || e.Since.After(entries[i].Since)) {
+			i = j
+		}
+	}
 	if i >= 0 {
 		e := entries[i]
 		d.entry = &e

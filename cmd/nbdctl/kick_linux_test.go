@@ -7,6 +7,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
 // kickNoise are the lines of the kernel's log that stuck and failed requests leave.
@@ -89,6 +91,7 @@ func TestKernelKickBackend(t *testing.T) {
 // requests wait for another one.
 func TestKernelKickOrphan(t *testing.T) {
 	requireKernel(t, kickNoise)
+	nbdnltest.Waking.Need(t)
 	dev := connected(t, "memory", "--size", "64M", "--timeout", "1h", "--dead-timeout", "1h")
 	kill(t, dev, syscall.SIGKILL)
 	eventually(t, func() bool { return listed(t, dev)["state"] == "orphaned" }, "%s orphaned", dev)

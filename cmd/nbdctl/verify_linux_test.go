@@ -8,11 +8,11 @@ import (
 	"testing"
 )
 
-// A stretch is what one fio job of TestKernelMultiVerify writes and verifies.
+// A stretch is what fio jobs of TestKernelMultiVerify write and verify, each its share.
 type stretch struct {
 	block string // sizes of the requests
 	depth int
-	size  int // MiB
+	size  int // MiB, of all shares
 }
 
 // stretches cover one request at a time and as many as the kernel sends, from a sector
@@ -67,11 +67,12 @@ func TestKernelMultiVerify(t *testing.T) {
 // verifyJobs are the stretches one after the other, with as many jobs at a time as there
 // are connections.
 func verifyJobs(dev string, jobs int, how string) []string {
-	args := strings.Fields(how + " --filename=" + dev + " --ioengine=libaio --direct=1 --rw=randwrite --verify=crc32c --verify_fatal=1 --verify_backlog=0 --randseed=4711 --minimal")
-	offset := 0
+	args := strings.Fields(how + " --filename=" + dev + " --ioengine=libaio --direct=1 --rw=randwrite --verify=crc32c --verify_fatal=1 --verify_state_save=0 --randseed=4711 --minimal")
+	offset := 0 // KiB
 	for i, s := range stretches {
 		for cpu := range jobs {
-			args = append(args, fmt.Sprintf("--name=%d-%d", i, cpu), fmt.Sprintf("--offset=%dM", offset), fmt.Sprintf("--size=%dM", s.size),
+			size := s.size << 10 / jobs
+			args = append(args, fmt.Sprintf("--name=%d-%d", i, cpu), fmt.Sprintf("--offset=%dk", offset), fmt.Sprintf("--size=%dk", size),
 				"--bsrange="+s.block, fmt.Sprintf("--iodepth=%d", s.depth))
 			if jobs > 1 {
 				args = append(args, fmt.Sprintf("--cpus_allowed=%d", cpu))
@@ -79,7 +80,7 @@ func verifyJobs(dev string, jobs int, how string) []string {
 			if cpu == 0 {
 				args = append(args, "--stonewall")
 			}
-			offset += s.size
+			offset += size
 		}
 	}
 	return args

@@ -165,6 +165,14 @@ func probeForgetsTrim() (bool, error) {
 	return n == 0, err
 }
 
+func probeForgetsZeroes() (bool, error) {
+	if _, err := probeWriteZeroes(); err != nil {
+		return false, err
+	}
+	has, err := usual().shows("queue/write_zeroes_max_bytes")
+	return !has, err
+}
+
 func probeWriteZeroes() (bool, error) {
 	p := usual()
 	p.flags |= nbdFlagSendFlush | nbdFlagSendWriteZeroes

@@ -38,14 +38,23 @@ func ConnectIndex(ctx context.Context, index int, b backends.Backend, o Options)
 }
 
 func (m machine) connect(ctx context.Context, index int, b backends.Backend, o Options) (*Device, error) {
+	return m.establish(ctx, b, o, placeAt(index), func() error { return nil })
+}
+
+// A place has the kernel connect a device somewhere, and returns where.
+type place func(context.Context, *Device, nbdnl.Config) (index int, err error)
+
+// establish connects a device where place says. It calls vacate once, when the device has ended or does not come into being.
+func (m machine) establish(ctx context.Context, b backends.Backend, o Options, place place, vacate func() error) (*Device, error) {
 	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
+		return nil, errors.Join(context.Cause(ctx), vacate())
 	}
 	d, err := m.newDevice(b, o)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, vacate())
 	}
-	if err := d.attach(ctx, index); err != nil {
+	d.vacate = vacate
+	if err := d.attach(ctx, place); err != nil {
 		return nil, errors.Join(err, d.release())
 	}
 	probe := d.newProbe()
@@ -100,7 +109,7 @@ func (m machine) newDevice(b backends.Backend, o Options) (*Device, error) {
 }
 
 // attach serves fresh connections and hands their other ends to the kernel. On error the connections are gone.
-func (d *Device) attach(ctx context.Context, index int) error {
+func (d *Device) attach(ctx context.Context, place place) error {
 	l, err := openLinks(d.options.Connections, d.machine.sendBuffer(), d.log)
 	if err != nil {
 		return fmt.Errorf("blockdev: connection to the kernel: %w", err)
@@ -111,7 +120,7 @@ func (d *Device) attach(ctx context.Context, index int) error {
 
 	// The kernel's first request can come before its answer to the connect: udev opens the device as soon as it appears.
 	d.serve(l.server)
-	if err := d.command(ctx, index, l.kernel); err != nil {
+	if err := d.command(ctx, place, l.kernel); err != nil {
 		d.cut()
 		return errors.Join(err, d.await(context.WithoutCancel(ctx)))
 	}
@@ -120,8 +129,8 @@ func (d *Device) attach(ctx context.Context, index int) error {
 }
 
 // command has the kernel connect the device.
-func (d *Device) command(ctx context.Context, index int, sockets []syscall.Conn) error {
-	c := nbdnl.Config{
+func (d *Device) command(ctx context.Context, place place, sockets []syscall.Conn) error {
+	index, err := place(ctx, d, nbdnl.Config{
 		Sockets:         sockets,
 		Size:            d.export.Size(),
 		BlockSize:       d.export.BlockSize(),
@@ -129,24 +138,29 @@ func (d *Device) command(ctx context.Context, index int, sockets []syscall.Conn)
 		Timeout:         d.Timeout(),
 		DeadConnTimeout: d.DeadTimeout(),
 		Identifier:      d.options.Identifier,
-	}
-	if index == anyIndex {
-		var err error
-		d.index, err = d.client.Connect(ctx, c)
-		return err
-	}
-	// Whoever is about to disconnect the index at this moment is done with it once the claim is ours.
-	claim, err := nbdnl.Claim(ctx, index)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err := claim.Release(); err != nil {
-			d.log.Warn("claim was not released", "device", nbdnl.Path(index), "err", err)
-		}
-	}()
+	})
 	d.index = index
-	return d.client.ConnectIndex(ctx, index, c)
+	return err
+}
+
+// placeAt is a place for that index, or for one of the kernel's choice.
+func placeAt(index int) place {
+	return func(ctx context.Context, d *Device, c nbdnl.Config) (int, error) {
+		if index == anyIndex {
+			return d.client.Connect(ctx, c)
+		}
+		// Whoever is about to disconnect the index at this moment is done with it once the claim is ours.
+		claim, err := nbdnl.Claim(ctx, index)
+		if err != nil {
+			return index, err
+		}
+		defer func() {
+			if err := claim.Release(); err != nil {
+				d.log.Warn("claim was not released", "device", nbdnl.Path(index), "err", err)
+			}
+		}()
+		return index, d.client.ConnectIndex(ctx, index, c)
+	}
 }
 
 // abandon takes down a device that did not become ready.
@@ -175,10 +189,14 @@ func (d *Device) abandon(ctx context.Context, p *probe) error {
 	return err
 }
 
-// release closes what the device had opened for itself.
+// release gives back what the device had for itself.
 func (d *Device) release() error {
-	if !d.ownsClient {
-		return nil
+	var err error
+	if d.ownsClient {
+		err = d.client.Close()
 	}
-	return d.client.Close()
+	if d.vacate != nil {
+		err = errors.Join(err, d.vacate())
+	}
+	return err
 }

@@ -19,6 +19,7 @@ type Device struct {
 	machine    machine
 	client     *nbdnl.Client
 	ownsClient bool
+	vacate     func() error    // gives the index back; called once
 	backend    backends.Device // guarded by changing, once the device is attached
 	export     *server.Export
 	options    Options

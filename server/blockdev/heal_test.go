@@ -131,7 +131,7 @@ func manual(t *testing.T, b *elastic, o Options) (*nbdnltest.Kernel, *Device, *n
 	}
 	t.Cleanup(l.closeKernelEnds)
 	d.serve(l.server)
-	if err := d.command(t.Context(), anyIndex, l.kernel); err != nil {
+	if err := d.command(t.Context(), placeAt(anyIndex), l.kernel); err != nil {
 		t.Fatal(err)
 	}
 	close(d.attached)

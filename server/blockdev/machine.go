@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -64,7 +65,7 @@ func (m machine) sendBuffer() int {
 // that are longer than the backend takes (maximum, in bytes; 0: no limit).
 func (m machine) tune(index, maximum int, log *slog.Logger) error {
 	if m.breaksSends() {
-		m.set(index, "scheduler", "none", log)
+		m.set(index, "scheduler", "none", "[none]", log)
 	}
 	kb := maxSectorsKB
 	if hardware, err := m.number(index, "max_hw_sectors_kb"); err == nil {
@@ -73,7 +74,7 @@ func (m machine) tune(index, maximum int, log *slog.Logger) error {
 	if maximum > 0 {
 		kb = min(kb, maximum>>10)
 	}
-	m.set(index, "max_sectors_kb", strconv.Itoa(kb), log)
+	m.set(index, "max_sectors_kb", strconv.Itoa(kb), strconv.Itoa(kb), log)
 	if maximum == 0 {
 		return nil
 	}
@@ -84,8 +85,12 @@ func (m machine) tune(index, maximum int, log *slog.Logger) error {
 	return nil
 }
 
-// set writes a setting of the device's queue.
-func (m machine) set(index int, setting, value string, log *slog.Logger) {
+// set writes a setting of the device's queue, unless it shows already. The kernel stops the queue for each write, even of what was
+// there before (queue_attr_store), which takes longer than the whole connect.
+func (m machine) set(index int, setting, value, shows string, log *slog.Logger) {
+	if now, err := os.ReadFile(m.queue(index, setting)); err == nil && slices.Contains(strings.Fields(string(now)), shows) {
+		return
+	}
 	if err := os.WriteFile(m.queue(index, setting), []byte(value), 0o644); err != nil {
 		log.Warn("setting of the device's queue was not made", "device", nbdnl.Path(index), "value", value, "err", err)
 	}
@@ -127,6 +132,17 @@ func (m machine) use(ctx context.Context, index, blockSize int) error {
 		first = readFirst
 	}
 	return first(ctx, nbdnl.Path(index), strings.TrimSpace(string(number)), blockSize)
+}
+
+// node waits for the device node to be there.
+func (m machine) node(ctx context.Context, index int) error {
+	if m.first != nil {
+		return nil // On that machine it is not looked at.
+	}
+	return awaitNode(ctx, func() error {
+		_, err := os.Stat(nbdnl.Path(index))
+		return err
+	})
 }
 
 // open opens a device node.

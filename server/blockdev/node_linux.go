@@ -76,21 +76,32 @@ func syncFileSystem(dev nbdnl.Device) error {
 
 // openNode opens a device node that may not be there yet. Read-only: the end of a write access would make udev look at the device
 // again.
-func openNode(ctx context.Context, path string) (*os.File, error) {
+func openNode(ctx context.Context, path string) (f *os.File, err error) {
+	err = awaitNode(ctx, func() error {
+		f, err = os.OpenFile(path, os.O_RDONLY, 0)
+		return err
+	})
+	return f, err
+}
+
+// awaitNode calls try until it does not find that a node is missing.
+func awaitNode(ctx context.Context, try func() error) error {
+	err := try()
+	if !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
 	ctx, cancel := context.WithTimeoutCause(ctx, nodePatience,
 		fmt.Errorf("it does not appear: is /dev not the kernel's devtmpfs, as in a container?"))
 	defer cancel()
 	look := time.NewTicker(nodeInterval)
 	defer look.Stop()
-	for {
-		f, err := os.OpenFile(path, os.O_RDONLY, 0)
-		if !errors.Is(err, os.ErrNotExist) {
-			return f, err
-		}
+	for errors.Is(err, os.ErrNotExist) {
 		select {
 		case <-look.C:
+			err = try()
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%w: %w", err, context.Cause(ctx))
+			return fmt.Errorf("%w: %w", err, context.Cause(ctx))
 		}
 	}
+	return err
 }

@@ -14,3 +14,5 @@ func readFirst(ctx context.Context, path, number string, n int) error {
 }
 
 func syncFileSystem(dev nbdnl.Device) error { return errors.ErrUnsupported }
+
+func awaitNode(ctx context.Context, try func() error) error { return errors.ErrUnsupported }

@@ -26,7 +26,8 @@ type device struct {
 
 func devices() []device {
 	return []device{
-		{"nbdctl", ours, attachNbdctl},
+		{"nbdctl", ours, attachNbdctl()},
+		{"nbdctl --ioctl", peer, attachNbdctl("--ioctl")},
 		{"qemu-nbd -c", peer, attachQEMU},
 		{"nbd-client, nbdkit -t 1", peer, attachClient(nbdkitMemorySingle)},
 		{"nbd-client, nbd-server", peer, attachClient(nbdServer())},
@@ -34,13 +35,16 @@ func devices() []device {
 	}
 }
 
-func attachNbdctl(ctx context.Context, w *workspace, _ string) (string, func() error, error) {
-	out, err := output(ctx, w.path("nbdctl"), "connect", "--size", fmt.Sprint(deviceSize), "memory")
-	if err != nil {
-		return "", nil, err
+func attachNbdctl(flags ...string) func(context.Context, *workspace, string) (string, func() error, error) {
+	return func(ctx context.Context, w *workspace, _ string) (string, func() error, error) {
+		connect := append([]string{w.path("nbdctl"), "connect", "--size", fmt.Sprint(deviceSize), "memory"}, flags...)
+		out, err := output(ctx, connect...)
+		if err != nil {
+			return "", nil, err
+		}
+		path := strings.TrimSpace(out)
+		return path, func() error { return run(context.WithoutCancel(ctx), "/", w.path("nbdctl"), "disconnect", path) }, nil
 	}
-	path := strings.TrimSpace(out)
-	return path, func() error { return run(context.WithoutCancel(ctx), "/", w.path("nbdctl"), "disconnect", path) }, nil
 }
 
 func attachQEMU(ctx context.Context, w *workspace, node string) (string, func() error, error) {

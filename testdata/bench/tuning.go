@@ -52,10 +52,10 @@ func attachTuned(setting, value string) func(context.Context, *workspace, string
 			if err := os.WriteFile(setting, []byte(value), 0o644); err != nil {
 				return "", nil, err
 			}
-			path, detach, err := attachNbdctl(ctx, w, node)
+			path, detach, err := attachNbdctl()(ctx, w, node)
 			return path, detach, errors.Join(err, os.WriteFile(setting, before, 0o644))
 		}
-		path, detach, err := attachNbdctl(ctx, w, node)
+		path, detach, err := attachNbdctl()(ctx, w, node)
 		if err != nil || setting == "" {
 			return path, detach, err
 		}

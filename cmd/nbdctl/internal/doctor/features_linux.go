@@ -106,6 +106,7 @@ func (m *Machine) sockets(ctx context.Context) []Finding {
 		return []Finding{unknown(needs)}
 	}
 	var takes, refuses, others []string
+	untried := ""
 	for _, k := range []struct {
 		name string
 		try  func() error
@@ -120,6 +121,8 @@ func (m *Machine) sockets(ctx context.Context) []Finding {
 			takes = append(takes, k.name)
 		case errors.Is(err, syscall.EINVAL):
 			refuses = append(refuses, k.name)
+		case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EADDRNOTAVAIL):
+			untried = "; TCP was not tried, for there is no loopback interface here that is up"
 		default:
 			others = append(others, fmt.Sprintf("%s could not be tried: %v", k.name, err))
 		}
@@ -129,6 +132,7 @@ func (m *Machine) sockets(ctx context.Context) []Finding {
 		f.Seen += "; refuses " + strings.Join(refuses, ", ")
 		f = f.because("a server that is reached over another kind, as vsock, needs a relay")
 	}
+	f.Seen += untried
 	if others != nil {
 		f.Result = Warning
 		f.Seen += "; " + strings.Join(others, "; ")

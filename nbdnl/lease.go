@@ -1,0 +1,106 @@
+package nbdnl
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// A Lease is the sole right to an index for as long as its holder likes, among all processes that ask for one: before a device is
+// connected, while it lives, and between devices. A Claim, in contrast, is for the moment of a change, and is taken under a lease
+// too. The kernel knows of neither.
+//
+// A lease is a lock on a file, and ends with the process that holds it, however that ends. What stays is the file, with the
+// identifier of the device: so the next to hold the lease knows that the device was left behind, and whose it was.
+type Lease struct {
+	index int
+	left  string
+	file  *os.File // flocked
+}
+
+// TryLease takes the lease of an index. The error matches ErrBusy when another process, or somebody else in this one, has it. It
+// says nothing of the device.
+//
+// Leases are files below /run/nbdctl/leases, or leases in the directory that the environment variable NBDCTL_STATE_DIR names.
+func TryLease(index int) (*Lease, error) { return System{}.TryLease(index) }
+
+// TryLease is the function TryLease for the system. The leases of a system with a Root of its own are below that root.
+func (s System) TryLease(index int) (*Lease, error) {
+	l, err := s.tryLease(index)
+	return l, newError("lease", index, err)
+}
+
+func (s *System) tryLease(index int) (*Lease, error) {
+	if index < 0 || index > maxIndex {
+		return nil, fmt.Errorf("index is not within 0 and %d: %w", maxIndex, os.ErrInvalid)
+	}
+	path := filepath.Join(s.leases(), name(index))
+	c, err := tryClaim(path)
+	if errors.Is(err, os.ErrNotExist) {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return nil, err
+		}
+		c, err = tryClaim(path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if c == nil {
+		return nil, fmt.Errorf("%w: another process has leased it", ErrBusy)
+	}
+	l := &Lease{index: index, file: c.file}
+	b, err := io.ReadAll(c.file)
+	if err != nil {
+		return nil, errors.Join(err, l.Leave())
+	}
+	l.left, _, _ = strings.Cut(string(b), "\n")
+	return l, nil
+}
+
+// Leased returns the indexes of which there is a lease, or was until its holder's process ended, ascending.
+func Leased() ([]int, error) { return System{}.Leased() }
+
+// Leased is the function Leased for the system.
+func (s System) Leased() ([]int, error) {
+	entries, err := os.ReadDir(s.leases())
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, newError("list leases", anyIndex, err)
+	}
+	var indexes []int
+	for _, e := range entries {
+		if index, ok := deviceIndex(e.Name()); ok {
+			indexes = append(indexes, index)
+		}
+	}
+	slices.Sort(indexes)
+	return indexes, nil
+}
+
+func (s *System) leases() string { return filepath.Join(s.stateDir(), "leases") }
+
+// Index returns the index.
+func (l *Lease) Index() int { return l.index }
+
+// Left returns the identifier that the former holder noted, if its process ended without a Release; else it is empty. The device
+// with that identifier may still be connected.
+func (l *Lease) Left() string { return l.left }
+
+// Note writes down the identifier of the device that is about to be connected, so that it is known again if this process dies.
+func (l *Lease) Note(identifier string) error {
+	if err := checkIdentifier(identifier); err != nil {
+		return newError("lease", l.index, err)
+	}
+	// What is left of a longer one comes after the end of the line.
+	_, err := l.file.WriteAt([]byte(identifier+"\n"), 0)
+	return newError("lease", l.index, err)
+}
+
+// Release gives the lease up, and forgets what was noted.
+func (l *Lease) Release() error { return newError("lease", l.index, (&Claimed{l.file}).Release()) }
+
+// Leave gives the lease up, and leaves what is noted to the next holder, as the end of the process does.
+func (l *Lease) Leave() error { return newError("lease", l.index, l.file.Close()) }

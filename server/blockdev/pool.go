@@ -1,0 +1,245 @@
+package blockdev
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/nbdctl/nbdctl/backends"
+	"github.com/nbdctl/nbdctl/nbdnl"
+)
+
+const (
+	// defaultMax is far more than a machine has use for, and far from what the kernel can take.
+	defaultMax = 1024
+	// placeAttempts is how many indexes are tried before one of them is waited for.
+	placeAttempts = 8
+)
+
+// PoolOptions say how a Pool works. The zero value is ready to use.
+type PoolOptions struct {
+	// Name comes first in the identifiers of the pool's devices, before a colon. Reclaim takes what an earlier process has left under
+	// the same name, so no other program should use it. Empty: the name of the program.
+	Name string
+	// Max is how many devices the pool has at a time; who comes then waits, first come first served. 0: 1024.
+	Max int
+	// Warm is how many free indexes are kept ready, so that a connect finds one whose device exists, whose node is there, and which
+	// nobody has open. A new one can take long to come to that: the kernel makes the device, and udev its node, and looks at it.
+	// 0: they are looked for when they are needed.
+	Warm int
+	// Client controls the kernel; it must stay open for as long as the pool and its devices. nil: the pool opens one for itself.
+	Client *nbdnl.Client
+	// Logger takes why indexes can't be kept ready, and is that of devices which have none of their own. nil: none.
+	Logger *slog.Logger
+}
+
+// A Pool connects devices of which a program has many, one after the other and side by side. Its devices share a client, and so
+// the sockets to the kernel; nothing else, so each fails alone, and no lock is held while the kernel works. Safe for concurrent use.
+//
+// It leases the indexes that it uses (nbdnl.Lease), so that pools of other processes do not reach for them, and so that what a
+// process leaves when it dies is known as such. It never takes an index on which another device is still coming to its end, or
+// that anybody has open, and adds devices to those that the module has made when all are taken.
+type Pool struct {
+	machine    machine
+	client     *nbdnl.Client
+	ownsClient bool
+	o          PoolOptions
+	places     chan struct{} // holds a value for each device
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	keeper sync.WaitGroup
+	want   chan struct{} // holds a value when there may be too few indexes ready
+	// filling holds a value while Fill is at work.
+	filling chan struct{}
+
+	mu      sync.Mutex     // guards all below
+	ready   []*nbdnl.Lease // of free indexes; the first was put there first
+	next    int            // index at which to look for more
+	devices int            // that were begun, and have not ended
+	closed  bool
+}
+
+// NewPool returns a pool, which must be closed. It does not wait for Warm indexes: Fill does. What an earlier process has left stays
+// until Reclaim.
+func NewPool(o PoolOptions) (*Pool, error) { return machine{}.newPool(o) }
+
+func (m machine) newPool(o PoolOptions) (*Pool, error) {
+	if o.Name == "" {
+		o.Name = filepath.Base(os.Args[0])
+	}
+	if o.Max == 0 {
+		o.Max = defaultMax
+	}
+	if o.Max < 0 || o.Warm < 0 || o.Warm > o.Max {
+		return nil, fmt.Errorf("blockdev: a pool of %d devices with %d indexes ready: there must be room for both", o.Max, o.Warm)
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	p := &Pool{
+		machine: m, client: o.Client, o: o,
+		places: make(chan struct{}, o.Max), want: make(chan struct{}, 1), filling: make(chan struct{}, 1),
+	}
+	if p.client == nil {
+		var err error
+		if p.client, err = nbdnl.New(); err != nil {
+			return nil, err
+		}
+		p.ownsClient = true
+	}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	if o.Warm > 0 {
+		p.keeper.Go(p.keep)
+	}
+	return p, nil
+}
+
+// Connect is the function Connect on an index of the pool's choice, with the pool's client; of what Options say the rest holds. While
+// the pool has its Max of devices it waits for one to be closed. An index that somebody opens at the last moment, as udev does, is
+// left for another one; when that happens again and again, the error is a *nbdnl.BusyError that says who it was.
+//
+// The device is ended as any other, and the pool gets its index back then.
+func (p *Pool) Connect(ctx context.Context, b backends.Backend, o Options) (*Device, error) {
+	if err := p.enter(ctx); err != nil {
+		return nil, err
+	}
+	o.Client = p.client
+	if o.Identifier == "" {
+		o.Identifier = nbdnl.NewIdentifier(p.o.Name)
+	}
+	if o.Logger == nil {
+		o.Logger = p.o.Logger
+	}
+	var lease *nbdnl.Lease
+	place := func(ctx context.Context, _ *Device, c nbdnl.Config) (index int, err error) {
+		if lease, err = p.place(ctx, c); err != nil {
+			return anyIndex, err
+		}
+		return lease.Index(), nil
+	}
+	return p.machine.establish(ctx, b, o, place, func() error { return p.leave(lease) })
+}
+
+// enter waits for a place for another device.
+func (p *Pool) enter(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	select {
+	case p.places <- struct{}{}:
+	case <-p.ctx.Done():
+		return fmt.Errorf("blockdev: pool %s: %w", p.o.Name, os.ErrClosed)
+	case <-ctx.Done():
+		return fmt.Errorf("blockdev: pool %s has all of its %d devices in use: %w", p.o.Name, p.o.Max, context.Cause(ctx))
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		<-p.places
+		return fmt.Errorf("blockdev: pool %s: %w", p.o.Name, os.ErrClosed)
+	}
+	p.devices++
+	return nil
+}
+
+// leave gives back a place, and the index if there was one.
+func (p *Pool) leave(lease *nbdnl.Lease) error {
+	var err error
+	if lease != nil {
+		err = p.putBack(lease)
+	}
+	<-p.places
+	p.mu.Lock()
+	p.devices--
+	p.mu.Unlock()
+	return errors.Join(err, p.closeClient())
+}
+
+// place connects a device on a free index.
+func (p *Pool) place(ctx context.Context, c nbdnl.Config) (*nbdnl.Lease, error) {
+	for attempt := 1; ; attempt++ {
+		lease, err := p.take(ctx)
+		if err != nil {
+			return nil, err
+		}
+		// No claim is needed: nobody is at work on an index that is free and leased.
+		connect := p.client.TryConnectIndex
+		if attempt == placeAttempts {
+			connect = p.client.ConnectIndex // which waits, and says for whom
+		}
+		if err = lease.Note(c.Identifier); err == nil {
+			err = connect(ctx, lease.Index(), c)
+		}
+		if err == nil {
+			return lease, nil
+		}
+		err = errors.Join(err, p.putBack(lease))
+		if attempt == placeAttempts || !errors.Is(err, nbdnl.ErrBusy) {
+			return nil, err
+		}
+		p.o.Logger.Debug("index is not free after all", "device", nbdnl.Path(lease.Index()), "err", err)
+	}
+}
+
+// take returns a free index: the one that has been ready for longest, so that those who look at a device after its end have gone.
+func (p *Pool) take(ctx context.Context) (*nbdnl.Lease, error) {
+	p.mu.Lock()
+	if len(p.ready) > 0 {
+		lease := p.ready[0]
+		p.ready = append(p.ready[:0], p.ready[1:]...)
+		p.mu.Unlock()
+		p.wake()
+		return lease, nil
+	}
+	p.mu.Unlock()
+	return p.find(ctx)
+}
+
+// putBack keeps an index ready, if it is needed.
+func (p *Pool) putBack(lease *nbdnl.Lease) error {
+	p.mu.Lock()
+	if !p.closed && len(p.ready) < p.o.Warm {
+		p.ready = append(p.ready, lease)
+		p.mu.Unlock()
+		return nil
+	}
+	p.mu.Unlock()
+	return lease.Release()
+}
+
+// Close gives the pool's free indexes back. Devices that live are not touched, and are still to be ended; who waits in Connect gets an
+// error that matches os.ErrClosed.
+func (p *Pool) Close() error {
+	p.cancel()
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return nil
+	}
+	p.closed = true
+	ready := p.ready
+	p.ready = nil
+	p.mu.Unlock()
+	p.keeper.Wait()
+	var errs []error
+	for _, lease := range ready {
+		errs = append(errs, lease.Release())
+	}
+	return errors.Join(append(errs, p.closeClient())...)
+}
+
+// closeClient closes the client after the pool and all devices.
+func (p *Pool) closeClient() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.ownsClient || !p.closed || p.devices > 0 {
+		return nil
+	}
+	p.ownsClient = false
+	return p.client.Close()
+}

@@ -1,0 +1,164 @@
+package blockdev
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl"
+)
+
+const (
+	// calmPatience is how long those who look at a device when it is added, as udev does, may take to be done.
+	calmPatience = 5 * time.Second
+	// calmInterval is how often it is asked whether they are.
+	calmInterval = 10 * time.Millisecond
+	// keepPause lies between attempts to have more indexes ready.
+	keepPause = time.Second
+)
+
+// Fill returns when the pool has its Warm indexes ready.
+func (p *Pool) Fill(ctx context.Context) error {
+	select { // Two at once would have the kernel make more devices than it takes.
+	case p.filling <- struct{}{}:
+		defer func() { <-p.filling }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	for p.short() {
+		lease, err := p.find(ctx)
+		if err != nil {
+			return err
+		}
+		if err := p.putBack(lease); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// short reports whether there are fewer indexes ready than there should be.
+func (p *Pool) short() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.closed && len(p.ready) < p.o.Warm
+}
+
+// wake has keep look whether there are enough.
+func (p *Pool) wake() {
+	select {
+	case p.want <- struct{}{}:
+	default:
+	}
+}
+
+// keep keeps indexes ready until the pool is closed.
+func (p *Pool) keep() {
+	for {
+		var again <-chan time.Time
+		if err := p.Fill(p.ctx); err != nil && p.ctx.Err() == nil {
+			p.o.Logger.Warn("indexes can't be kept ready", "pool", p.o.Name, "err", err)
+			again = time.After(keepPause)
+		}
+		select {
+		case <-p.want:
+		case <-again:
+		case <-p.ctx.Done():
+			return
+		}
+	}
+}
+
+// find leases a free index: one of the devices that exist, from where the last search has ended, else a new one.
+func (p *Pool) find(ctx context.Context) (*nbdnl.Lease, error) {
+	devices, err := p.client.Devices(ctx)
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	from := p.next
+	p.mu.Unlock()
+	first, _ := slices.BinarySearchFunc(devices, from, func(s nbdnl.Status, index int) int { return s.Index - index })
+	for i := range devices {
+		if s := devices[(first+i)%len(devices)]; s.State == nbdnl.StateIdle {
+			if lease, err := p.lease(ctx, s.Index); lease != nil || err != nil {
+				return lease, err
+			}
+		}
+	}
+	beyond := 0
+	if len(devices) > 0 {
+		beyond = devices[len(devices)-1].Index + 1
+	}
+	for index := beyond; ; index++ {
+		if lease, err := p.lease(ctx, index); lease != nil || err != nil {
+			return lease, err
+		}
+	}
+}
+
+// lease leases that index and makes it ready for use, or returns nil when it is not free.
+func (p *Pool) lease(ctx context.Context, index int) (*nbdnl.Lease, error) {
+	lease, err := p.machine.system.TryLease(index)
+	if errors.Is(err, nbdnl.ErrBusy) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	free, err := p.prepare(ctx, index)
+	if free && err == nil {
+		p.mu.Lock()
+		p.next = index + 1
+		p.mu.Unlock()
+		return lease, nil
+	}
+	if lease.Left() != "" {
+		return nil, errors.Join(err, lease.Leave()) // It is for Reclaim.
+	}
+	return nil, errors.Join(err, lease.Release())
+}
+
+// prepare has everything there that a connect needs, and reports whether the index is free.
+func (p *Pool) prepare(ctx context.Context, index int) (bool, error) {
+	st, err := p.client.Status(ctx, index)
+	added := errors.Is(err, os.ErrNotExist)
+	if added {
+		if err = p.client.AddIndex(ctx, index); err == nil {
+			st, err = p.calm(ctx, index)
+		}
+	}
+	if err != nil || st.State != nbdnl.StateIdle {
+		return false, err
+	}
+	if err := p.machine.node(ctx, index); err != nil {
+		return false, err
+	}
+	// What the kernel keeps from one use of an index to the next need not be set while somebody waits for the device.
+	return true, p.machine.tune(index, 0, p.o.Logger)
+}
+
+// calm waits until nobody has a new device open any more.
+func (p *Pool) calm(ctx context.Context, index int) (nbdnl.Status, error) {
+	patient, cancel := context.WithTimeout(ctx, calmPatience)
+	defer cancel()
+	look := time.NewTicker(calmInterval)
+	defer look.Stop()
+	for {
+		st, err := p.client.Status(ctx, index)
+		if err != nil || st.State == nbdnl.StateIdle {
+			return st, err
+		}
+		select {
+		case <-look.C:
+		case <-patient.Done():
+			if ctx.Err() == nil {
+				return st, nil // It is not free; another one may be.
+			}
+			return st, fmt.Errorf("blockdev: %s is still looked at: %w", nbdnl.Path(index), context.Cause(ctx))
+		}
+	}
+}
