@@ -117,6 +117,7 @@ func (b *bench) connect(ctx context.Context, d *disk, connections int) (*blockde
 func (b *bench) disconnect(dev *blockdev.Device) error {
 	ctx, cancel := context.WithTimeout(context.Background(), endPatience)
 	defer cancel()
+	b.settle(ctx)
 	err := dev.Disconnect(ctx)
 	if errors.Is(err, nbdnl.ErrBusy) {
 		err = dev.Close()
