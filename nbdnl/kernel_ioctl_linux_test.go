@@ -242,7 +242,8 @@ func TestKernelIoctlStranger(t *testing.T) {
 			nbdnltest.RequireKernel(t)
 			w := world{T: t, Client: newClient(t, nbdnl.System{Mode: mode}), mode: mode}
 			const index = 9
-			server := exec.Command("qemu-nbd", "--format=raw", "--connect="+nbdnl.Path(index), image)
+			// Verbose, it does not fork.
+			server := exec.Command("qemu-nbd", "--verbose", "--format=raw", "--connect="+nbdnl.Path(index), image)
 			if err := server.Start(); err != nil {
 				t.Fatal(err)
 			}
