@@ -57,6 +57,10 @@ func (s System) NewClient() (*Client, error) {
 // they use when the kernel comes back.
 func (c *Client) Close() error { return newError("close", anyIndex, c.driver.close()) }
 
+// Mode returns the interface by which the Client connects devices: ModeNone as long as that is not decided,
+// which the first command does, or Probe. Devices that are connected by ioctls end with Close.
+func (c *Client) Mode() Mode { return c.driver.mode() }
+
 // Connect makes the kernel choose a free device, or create one, and connects it. By ioctls it chooses one
 // itself, and the error matches ErrBusy if none is free. When it returns
 // without an error the device is usable and is what cfg requires. A device that this kernel makes
@@ -163,10 +167,7 @@ func (c *Client) removable(index int, flags ClientFlags) error {
 
 // examine looks whether a new device is what it was to be, and remembers what does not show.
 func (c *Client) examine(index int, cfg *Config) error {
-	s, l, err := c.look(index)
-	if err == nil && !l.connected {
-		err = ErrNotConnected
-	}
+	l, err := c.connected(index)
 	if err != nil {
 		return fmt.Errorf("it came and went: %w", err)
 	}
@@ -177,6 +178,10 @@ func (c *Client) examine(index int, cfg *Config) error {
 		m.connected, m.identifier, m.mode = true, cfg.Identifier, c.driver.mode()
 		m.timed, m.timeout = true, cfg.Timeout
 	})
+	s, err := c.sysfs.settings(index)
+	if err != nil {
+		return err
+	}
 	return cfg.missing(s)
 }
 
