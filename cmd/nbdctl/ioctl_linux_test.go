@@ -60,7 +60,7 @@ func TestKernelIoctlKilledHeld(t *testing.T) {
 // TestKernelIoctlStopped shows what a stop of the serving process does: the
 // kernel takes it for the end, nothing hangs, and the process ends when it goes on.
 func TestKernelIoctlStopped(t *testing.T) {
-	requireKernel(t, `I/O error|beyond EOD|Attempted send on invalid socket`)
+	requireKernel(t, `I/O error|beyond EOD|Attempted send on invalid socket|Send disconnect failed`)
 	dev := connected(t, "--ioctl", "memory", "--size", "64M")
 	holder, err := os.Open(dev)
 	if err != nil {
