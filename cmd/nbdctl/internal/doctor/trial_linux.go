@@ -96,6 +96,7 @@ func (b *bench) try(ctx context.Context) (_ *trial, err error) {
 	// What udev and its like do when a device changes, they do now, unless /sys
 	// is read-only, as in a container.
 	_ = os.WriteFile(filepath.Join("/sys/block", t.name, "uevent"), []byte("change"), 0o200)
+	b.settle(ctx) // udev may be slow; of others nobody knows when they are done
 	opens, stopErr := watch.stop(openPatience)
 	t.opens = opens
 	return t, errors.Join(err, stopErr)
