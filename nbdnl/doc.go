@@ -29,6 +29,10 @@
 // when their timeout ends, so no late answer to them may change anything by then: cut the old server off
 // before the new socket is passed.
 //
+// The kernel's receiver of the old connection may still be at work on its socket when a new one takes its place, and
+// holds no reference to it (nbd_reconnect_socket; Linux 7.2 was seen to panic). So keep a copy of the kernel's end of
+// the old connection open until the new one serves, or wait for a moment, 100 ms say, between the two.
+//
 // # Disconnecting
 //
 // The kernel's own command, [Client.Disconnect], drops what is cached, succeeds for a mounted device,

@@ -8,6 +8,12 @@ import (
 	"syscall"
 )
 
+// Indexes returns the indexes of the devices that exist, whatever their state, ascending. It asks the kernel nothing.
+func (c *Client) Indexes() ([]int, error) {
+	indexes, err := c.sysfs.indexes()
+	return indexes, newError("list", anyIndex, err)
+}
+
 // AddIndex makes sure that the device with that index exists, as free as others, also beyond those that the module has made. Its
 // node in /dev comes a little later where udev makes it. A device stays until the module is removed.
 //

@@ -34,6 +34,22 @@ func (s sysfs) flags(index int) (Flags, error) {
 	return flags, nil
 }
 
+// settings returns what sysfs shows of a connected device that can differ from what the kernel was asked for.
+func (s sysfs) settings(index int) (Status, error) {
+	st := Status{Index: index}
+	block, err := s.number(index, "queue/logical_block_size")
+	if err != nil {
+		return st, err
+	}
+	st.BlockSize = int(block)
+	if st.Size, err = s.size(index); err != nil {
+		return st, err
+	}
+	st.Flags, err = s.flags(index)
+	st.ReadOnly = st.Flags&FlagReadOnly != 0
+	return st, err
+}
+
 // shownFlags are the flags that are in force when the numbers in some files are not zero.
 var shownFlags = []struct {
 	flag  Flags

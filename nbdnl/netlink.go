@@ -16,6 +16,9 @@ import (
 // the reply before sendmsg returns, so a wait means that it was dropped for want of memory.
 const answerTimeout = 5 * time.Second
 
+// lastLook bounds another wait, for a reply that is there.
+const lastLook = 500 * time.Millisecond
+
 // A netlinkDriver speaks the nbd family of generic netlink. Commands may run concurrently, each on a
 // socket of its own.
 type netlinkDriver struct {
@@ -173,10 +176,11 @@ func (d *netlinkDriver) transact(conn *genetlink.Conn, m genetlink.Message, flag
 	if err != nil {
 		return nil, err
 	}
-	if err := conn.SetReadDeadline(time.Now().Add(answerTimeout)); err != nil {
-		return nil, err
+	msgs, raw, err := receive(conn, answerTimeout)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		// The deadline has precedence over what is there. A process that was not running for so long looks again.
+		msgs, raw, err = receive(conn, lastLook)
 	}
-	msgs, raw, err := conn.Receive()
 	if err == nil {
 		err = netlink.Validate(req, raw)
 	}
@@ -184,6 +188,14 @@ func (d *netlinkDriver) transact(conn *genetlink.Conn, m genetlink.Message, flag
 		return msgs, err
 	}
 	return nil, fmt.Errorf("%w: %w", errAnswerLost, err)
+}
+
+// receive waits for an answer.
+func receive(conn *genetlink.Conn, limit time.Duration) ([]genetlink.Message, []netlink.Message, error) {
+	if err := conn.SetReadDeadline(time.Now().Add(limit)); err != nil {
+		return nil, nil, err
+	}
+	return conn.Receive()
 }
 
 // kernelError reports whether err is the kernel's own answer to a command.

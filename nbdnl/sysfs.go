@@ -3,7 +3,6 @@ package nbdnl
 import (
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -107,30 +106,18 @@ func (s sysfs) life(index int) (life, error) {
 
 // owner reads the `pid` file alone.
 func (s sysfs) owner(index int) (life, error) {
-	f, err := os.Open(filepath.Join(s.sys.block(index), "pid"))
+	birth, pid, err := readOwner(filepath.Join(s.sys.block(index), "pid"), s.readTID)
 	if gone(err) {
 		return life{}, nil
 	}
 	if err != nil {
 		return life{}, err
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return life{}, err
-	}
-	l := life{connected: true, birth: inode(info)}
+	l := life{connected: true, birth: birth}
 	if !s.readTID {
 		return l, nil
 	}
-	pid, err := io.ReadAll(f)
-	if gone(err) {
-		return life{}, nil
-	}
-	if err == nil {
-		l.tid, err = strconv.Atoi(strings.TrimSpace(string(pid)))
-	}
-	if err != nil {
+	if l.tid, err = strconv.Atoi(strings.TrimSpace(string(pid))); err != nil {
 		return life{}, fmt.Errorf("%s: pid: %w", name(index), err)
 	}
 	return l, nil
@@ -141,7 +128,7 @@ func gone(err error) bool { return errors.Is(err, os.ErrNotExist) || errors.Is(e
 
 // attribute reads a file of the device's directory; ok is false when there is none, or no device.
 func (s sysfs) attribute(index int, file string) (value string, ok bool, err error) {
-	b, err := os.ReadFile(filepath.Join(s.sys.block(index), file))
+	b, err := readAttribute(filepath.Join(s.sys.block(index), file))
 	if gone(err) {
 		return "", false, nil
 	}

@@ -269,40 +269,6 @@ func TestCancelledAnyTime(t *testing.T) {
 	}
 }
 
-// TestVerify compares a device with what a kernel may show instead.
-func TestVerify(t *testing.T) {
-	_, m, o := lab(t)
-	d, err := m.connect(t.Context(), anyIndex, newStore(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
-	good, err := o.Client.Status(t.Context(), d.Index())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := d.verify(good); err != nil {
-		t.Errorf("refused although all is well: %v", err)
-	}
-	for name, change := range map[string]func(*nbdnl.Status){
-		"idle":                func(s *nbdnl.Status) { s.State = nbdnl.StateIdle },
-		"size":                func(s *nbdnl.Status) { s.Size += 512 },
-		"block size":          func(s *nbdnl.Status) { s.BlockSize = 1024 },
-		"read-only":           func(s *nbdnl.Status) { s.ReadOnly = true },
-		"identifier of other": func(s *nbdnl.Status) { s.Identifier = "other" },
-	} {
-		bad := good
-		change(&bad)
-		if d.verify(bad) == nil {
-			t.Errorf("another %s was not noticed", name)
-		}
-	}
-	good.HasIdentifier, good.Identifier = false, "" // as before Linux 5.14
-	if err := d.verify(good); err != nil {
-		t.Errorf("refused for want of an identifier: %v", err)
-	}
-}
-
 // TestIndex holds that a device gets the index asked for, waits for a passing opener, and not for a lasting one.
 func TestIndex(t *testing.T) {
 	k, m, o := lab(t)

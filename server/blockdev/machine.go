@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
@@ -35,14 +36,26 @@ const bigSendBuffer = 8 << 20
 // 7.2 (nbd_pending_cmd_work). Nothing shows it but the version. It was not seen with a send buffer so large that sends do not
 // block, nor without a scheduler.
 func (m machine) breaksSends() bool {
-	b, err := os.ReadFile(m.path("proc/sys/kernel/osrelease"))
-	if err != nil {
-		return false
+	release := ourRelease
+	if m.root != "" {
+		release = func() string { return readRelease(m.path()) }
 	}
-	major, minor := parseRelease(string(b))
+	major, minor := parseRelease(release())
 	afterSix1 := major > 6 || major == 6 && minor > 1
 	beforeSeven2 := major < 7 || major == 7 && minor < 2
 	return afterSix1 && beforeSeven2
+}
+
+// ourRelease is the release of the running kernel, which does not change.
+var ourRelease = sync.OnceValue(func() string { return readRelease("/") })
+
+// readRelease returns the release of a kernel, or nothing where it can't be read.
+func readRelease(root string) string {
+	b, err := os.ReadFile(filepath.Join(root, "proc/sys/kernel/osrelease"))
+	if err != nil {
+		return ""
+	}
+	return string(b)
 }
 
 // parseRelease returns the first two numbers of a kernel release such as "6.1.0-31-amd64", and zeroes for what it does not know.
@@ -68,11 +81,14 @@ func (m machine) tune(index, maximum int, log *slog.Logger) error {
 		m.set(index, "scheduler", "none", "[none]", log)
 	}
 	kb := maxSectorsKB
-	if hardware, err := m.number(index, "max_hw_sectors_kb"); err == nil {
-		kb = min(kb, hardware)
-	}
 	if maximum > 0 {
 		kb = min(kb, maximum>>10)
+	}
+	if now, err := m.number(index, "max_sectors_kb"); err == nil && now == kb {
+		return nil
+	}
+	if hardware, err := m.number(index, "max_hw_sectors_kb"); err == nil {
+		kb = min(kb, hardware)
 	}
 	m.set(index, "max_sectors_kb", strconv.Itoa(kb), strconv.Itoa(kb), log)
 	if maximum == 0 {

@@ -42,6 +42,9 @@ type Options struct {
 	DeadTimeout time.Duration
 	// ReadOnly makes a read-only device of a backend that could be written.
 	ReadOnly bool
+	// Unopened leaves the first open to others. Connect returns as soon as the kernel has connected the device, which is usable then;
+	// but that the backend can be read has not been tried, and the partitions are scanned, and their nodes made, in the first open.
+	Unopened bool
 	// Identifier marks the device as the caller's, in /sys/block/nbdN/backend. Nobody else may use it. Empty: the name of the
 	// program, and a UUID.
 	Identifier string

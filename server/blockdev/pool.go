@@ -59,6 +59,7 @@ type Pool struct {
 
 	mu      sync.Mutex     // guards all below
 	ready   []*nbdnl.Lease // of free indexes; the first was put there first
+	leased  map[int]bool   // all indexes that the pool has leases of, which need not be asked for
 	next    int            // index at which to look for more
 	devices int            // that were begun, and have not ended
 	closed  bool
@@ -83,6 +84,7 @@ func (m machine) newPool(o PoolOptions) (*Pool, error) {
 	}
 	p := &Pool{
 		machine: m, client: o.Client, o: o,
+		leased: make(map[int]bool),
 		places: make(chan struct{}, o.Max), want: make(chan struct{}, 1), filling: make(chan struct{}, 1),
 	}
 	if p.client == nil {
@@ -209,7 +211,16 @@ func (p *Pool) putBack(lease *nbdnl.Lease) error {
 		return nil
 	}
 	p.mu.Unlock()
-	return lease.Release()
+	return p.release(lease)
+}
+
+// release gives up a lease.
+func (p *Pool) release(lease *nbdnl.Lease) error {
+	err := lease.Release()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.leased, lease.Index())
+	return err
 }
 
 // Close gives the pool's free indexes back. Devices that live are not touched, and are still to be ended; who waits in Connect gets an
@@ -228,7 +239,7 @@ func (p *Pool) Close() error {
 	p.keeper.Wait()
 	var errs []error
 	for _, lease := range ready {
-		errs = append(errs, lease.Release())
+		errs = append(errs, p.release(lease))
 	}
 	return errors.Join(append(errs, p.closeClient())...)
 }

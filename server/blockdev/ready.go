@@ -8,39 +8,16 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
-// ready returns when the device is what was asked for and can be used.
+// ready returns when the device can be used. That it is what was asked for package nbdnl has seen to.
 func (d *Device) ready(ctx context.Context, p *probe) error {
 	d.birth = d.machine.birth(d.index)
 	if err := d.machine.tune(d.index, d.backend.BlockSizes.Maximum, d.log); err != nil {
 		return err
 	}
-	st, err := d.client.Status(ctx, d.index)
-	if err != nil {
-		return err
-	}
-	d.mode = st.Mode
-	if err := d.verify(st); err != nil {
-		return err
+	if d.options.Unopened {
+		return nil
 	}
 	return d.open(ctx, p)
-}
-
-// verify compares what the kernel shows with what it was told: kernels differ in what they accept and in what they make of it.
-func (d *Device) verify(st nbdnl.Status) error {
-	switch {
-	case st.State != nbdnl.StateLive:
-		return fmt.Errorf("blockdev: %s is %s right after it was connected: somebody has disconnected it", d.Path(), st.State)
-	case st.HasIdentifier && st.Identifier != d.Identifier():
-		return fmt.Errorf("blockdev: %s has the identifier %q right after it was connected as %q: somebody has taken its place",
-			d.Path(), st.Identifier, d.Identifier())
-	case st.Size != d.Size():
-		return fmt.Errorf("blockdev: %s: the kernel shows a size of %d bytes instead of %d", d.Path(), st.Size, d.Size())
-	case st.BlockSize != d.BlockSize():
-		return fmt.Errorf("blockdev: %s: the kernel shows a block size of %d bytes instead of %d", d.Path(), st.BlockSize, d.BlockSize())
-	case st.ReadOnly != d.ReadOnly():
-		return fmt.Errorf("blockdev: %s: the kernel shows read-only %t instead of %t", d.Path(), st.ReadOnly, d.ReadOnly())
-	}
-	return nil
 }
 
 // open opens the device and reads its first block.

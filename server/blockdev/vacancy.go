@@ -74,24 +74,21 @@ func (p *Pool) keep() {
 
 // find leases a free index: one of the devices that exist, from where the last search has ended, else a new one.
 func (p *Pool) find(ctx context.Context) (*nbdnl.Lease, error) {
-	devices, err := p.client.Devices(ctx)
+	indexes, err := p.client.Indexes()
 	if err != nil {
 		return nil, err
 	}
 	p.mu.Lock()
-	from := p.next
+	first, _ := slices.BinarySearch(indexes, p.next)
 	p.mu.Unlock()
-	first, _ := slices.BinarySearchFunc(devices, from, func(s nbdnl.Status, index int) int { return s.Index - index })
-	for i := range devices {
-		if s := devices[(first+i)%len(devices)]; s.State == nbdnl.StateIdle {
-			if lease, err := p.lease(ctx, s.Index); lease != nil || err != nil {
-				return lease, err
-			}
+	for i := range indexes {
+		if lease, err := p.lease(ctx, indexes[(first+i)%len(indexes)]); lease != nil || err != nil {
+			return lease, err
 		}
 	}
 	beyond := 0
-	if len(devices) > 0 {
-		beyond = devices[len(devices)-1].Index + 1
+	if len(indexes) > 0 {
+		beyond = indexes[len(indexes)-1] + 1
 	}
 	for index := beyond; ; index++ {
 		if lease, err := p.lease(ctx, index); lease != nil || err != nil {
@@ -102,6 +99,12 @@ func (p *Pool) find(ctx context.Context) (*nbdnl.Lease, error) {
 
 // lease leases that index and makes it ready for use, or returns nil when it is not free.
 func (p *Pool) lease(ctx context.Context, index int) (*nbdnl.Lease, error) {
+	p.mu.Lock()
+	ours := p.leased[index]
+	p.mu.Unlock()
+	if ours {
+		return nil, nil
+	}
 	lease, err := p.machine.system.TryLease(index)
 	if errors.Is(err, nbdnl.ErrBusy) {
 		return nil, nil
@@ -113,6 +116,7 @@ func (p *Pool) lease(ctx context.Context, index int) (*nbdnl.Lease, error) {
 	if free && err == nil {
 		p.mu.Lock()
 		p.next = index + 1
+		p.leased[index] = true
 		p.mu.Unlock()
 		return lease, nil
 	}

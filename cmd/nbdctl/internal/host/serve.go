@@ -119,6 +119,10 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 	// A backend that never returns keeps the process, and what it locks, for as
 	// long: closed under its hands, it could do harm.
 	<-device.Done()
+	if loss := device.TakeLoss(); loss != nil {
+		h.log.Error("writes were lost", "device", h.record.Device(), "error", loss)
+		err = errors.Join(err, loss)
+	}
 	// The image is free for the next user from here on, even if somebody still
 	// holds the dead device.
 	err = errors.Join(err, backing.Close())

@@ -1,0 +1,12 @@
+//go:build !linux
+
+package nbdnl
+
+import "os"
+
+func readAttribute(path string) ([]byte, error) { return os.ReadFile(path) }
+
+func readOwner(path string, wanted bool) (birth uint64, pid []byte, err error) {
+	pid, err = os.ReadFile(path)
+	return 0, pid, err
+}
