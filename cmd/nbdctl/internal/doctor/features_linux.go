@@ -10,7 +10,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
@@ -65,8 +64,7 @@ func (m *Machine) features(ctx context.Context) []Finding {
 		err = b.life(ctx, cfg, look)
 	}
 	if err != nil {
-		return []Finding{problem(exit.Failure, "a device with two connections and all features could not be made: %v", err).
-			do("dmesg | grep nbd, which has the kernel's reason")}
+		return []Finding{m.failed(err)}
 	}
 	return []Finding{featuresOf(st, asked, block)}
 }
