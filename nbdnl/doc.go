@@ -54,8 +54,9 @@
 // the other. [Status].Mode says how a device was connected. By ioctls
 //
 //   - a device lives by a thread, which the Client has for it and which is in the kernel for as long as the device lives.
-//     It ends when the process ends or is stopped (SIGSTOP, a debugger, a suspended machine), when the last
-//     connection dies, and when the Client is closed. A signal does not end it.
+//     It ends when the process ends or is stopped (SIGSTOP, Ctrl-Z, a debugger, a frozen control group, a suspended
+//     machine), when the last connection dies, and when the Client is closed. No other signal ends it, for the thread
+//     takes none; so a process with such a device can't change its user or groups (syscall.Setuid waits for all threads).
 //   - there is no identifier. The Client that has connected a device knows it, to others it is a stranger's, which
 //     they disconnect without regard to the owner ([Client.DisconnectAny], [DetachOptions].Any) or not at all.
 //   - size, block size and timeout can be changed by the Client that has connected the device. Connections can't be

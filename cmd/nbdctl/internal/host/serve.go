@@ -164,6 +164,7 @@ func (h *Host) publish(ctx context.Context, device *blockdev.Device, warnings []
 	index := device.Index()
 	if err := h.update(func(r *Record) {
 		r.Index = &index
+		r.Birth = Birth(index)
 		r.Mode = device.Mode().String()
 		r.Phase = PhaseLive
 		r.Serving = device.Alive()
@@ -191,6 +192,9 @@ func (h *Host) publish(ctx context.Context, device *blockdev.Device, warnings []
 		warnings = append(warnings, fmt.Sprintf("%s is connected by ioctls, for netlink is not to be seen in this network namespace: "+
 			"no connection can be replaced that dies, and the device ends if its process is stopped; "+
 			"nsenter --net=/proc/1/ns/net nbdctl … uses netlink, and --ioctl says that this is meant", nbdnl.Path(index)))
+	}
+	if device.Mode() == nbdnl.ModeIoctl {
+		ignoreStops() // which would end the device
 	}
 	for _, w := range warnings {
 		h.log.Warn(w)
