@@ -58,6 +58,10 @@ func (s System) NewClient() (*Client, error) {
 // they use when the kernel comes back.
 func (c *Client) Close() error { return newError("close", anyIndex, c.driver.close()) }
 
+// Mode returns the interface by which the Client connects devices: ModeNone as long as that is not decided,
+// which the first command does, or Probe. Devices that are connected by ioctls end with Close.
+func (c *Client) Mode() Mode { return c.driver.mode() }
+
 // Connect makes the kernel choose a free device, or create one, and connects it. By ioctls it chooses one
 // itself, and the error matches ErrBusy if none is free. When it returns
 // without an error the device is usable and is what cfg requires. A device that this kernel makes
@@ -113,6 +117,12 @@ func (c *Client) connect(ctx context.Context, index int, cfg Config) (int, error
 	if err := c.reach(ctx); err != nil {
 		return 0, err
 	}
+	if _, err := c.sysfs.indexes(); err != nil {
+		return 0, fmt.Errorf("what becomes of a device can't be seen: %w", err)
+	}
+	if err := c.removable(index, cfg.ClientFlags); err != nil {
+		return 0, err
+	}
 	later, cancel := delayed(ctx, answerGrace)
 	defer cancel()
 	connected, err := do(later, c.slots, func() (int, error) {
@@ -143,6 +153,17 @@ func (c *Client) connect(ctx context.Context, index int, cfg Config) (int, error
 		return 0, errors.Join(err, c.undoConnect(later, connected, cfg.Identifier))
 	}
 	return connected, nil
+}
+
+// removable refuses devices that go with their last user, where the next connect of their index may sleep for ever
+// in the kernel, and all of generic netlink with it: nbd_genl_connect waits for their end under its lock in Linux
+// 5.10, and does not in 6.1.
+func (c *Client) removable(index int, flags ClientFlags) error {
+	if flags&DestroyOnDisconnect == 0 || c.sysfs.identifiers {
+		return nil
+	}
+	return &UnsupportedError{Index: index, Setting: "client flags", Want: "DestroyOnDisconnect",
+		Reason: "before Linux 5.14 the next connect of the index could hang all of generic netlink"}
 }
 
 // examine looks whether a new device is what it was to be, and remembers what does not show.

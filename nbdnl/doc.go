@@ -29,6 +29,10 @@
 // when their timeout ends, so no late answer to them may change anything by then: cut the old server off
 // before the new socket is passed.
 //
+// The kernel's receiver of the old connection may still be at work on its socket when a new one takes its place, and
+// holds no reference to it (nbd_reconnect_socket; Linux 7.2 was seen to panic). So keep a copy of the kernel's end of
+// the old connection open until the new one serves, or wait for a moment, 100 ms say, between the two.
+//
 // # Disconnecting
 //
 // The kernel's own command, [Client.Disconnect], drops what is cached, succeeds for a mounted device,
@@ -50,8 +54,9 @@
 // the other. [Status].Mode says how a device was connected. By ioctls
 //
 //   - a device lives by a thread, which the Client has for it and which is in the kernel for as long as the device lives.
-//     It ends when the process ends or is stopped (SIGSTOP, a debugger, a suspended machine), when the last
-//     connection dies, and when the Client is closed. A signal does not end it.
+//     It ends when the process ends or is stopped (SIGSTOP, Ctrl-Z, a debugger, a frozen control group, a suspended
+//     machine), when the last connection dies, and when the Client is closed. No other signal ends it, for the thread
+//     takes none; so a process with such a device can't change its user or groups (syscall.Setuid waits for all threads).
 //   - there is no identifier. The Client that has connected a device knows it, to others it is a stranger's, which
 //     they disconnect without regard to the owner ([Client.DisconnectAny], [DetachOptions].Any) or not at all.
 //   - size, block size and timeout can be changed by the Client that has connected the device. Connections can't be

@@ -1,6 +1,7 @@
 package nbdnl
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -47,6 +48,9 @@ func (d *ioctlDriver) found() bool { return false }
 // It is what the netlink driver's kernel says.
 var errTaken error = syscall.EBUSY
 
+// errUnopened means that the node of a device that was to be connected can't be opened, and nothing else is known of it.
+var errUnopened = errors.New("its node can't be opened")
+
 func (d *ioctlDriver) connect(index int, cfg *Config, fds []int) (int, error) {
 	if err := ioctlLacks(index, &Update{DeadConnTimeout: &cfg.DeadConnTimeout, ClientFlags: &cfg.ClientFlags}, 0); err != nil {
 		return 0, err
@@ -58,10 +62,20 @@ func (d *ioctlDriver) connect(index int, cfg *Config, fds []int) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	var closed error
 	for _, index := range indexes {
-		if err := d.startClaimed(index, cfg, fds); !errors.Is(err, errTaken) {
+		err := d.startClaimed(index, cfg, fds)
+		switch {
+		case errors.Is(err, errTaken):
+		case errors.Is(err, errUnopened):
+			// A container may have the nodes of some devices only.
+			closed = cmp.Or(closed, err)
+		default:
 			return index, err
 		}
+	}
+	if closed != nil {
+		return 0, fmt.Errorf("no device is free that can be opened: %w", closed)
 	}
 	return 0, fmt.Errorf("%w: all %d devices are in use, and ioctls make no new ones (the module's parameter nbds_max does)",
 		ErrBusy, len(indexes))
@@ -80,7 +94,10 @@ func (d *ioctlDriver) startClaimed(index int, cfg *Config, fds []int) error {
 	if claim == nil {
 		return errTaken
 	}
-	return errors.Join(d.start(index, cfg, fds), claim.Release())
+	err = d.start(index, cfg, fds)
+	// The claim is given up in any case, for its file is closed; and the device is there.
+	_ = claim.Release()
+	return err
 }
 
 // start connects a device, and returns when the kernel shows it.
@@ -98,7 +115,10 @@ func (d *ioctlDriver) start(index int, cfg *Config, fds []int) error {
 		return err
 	}
 	go ownThread(s.run)
-	return s.wait()
+	if err := s.wait(); err != nil {
+		return errors.Join(err, s.end())
+	}
+	return nil
 }
 
 // add makes s the session of its index.

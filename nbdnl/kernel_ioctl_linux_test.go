@@ -51,6 +51,11 @@ func (w world) doItThread(index int) int {
 	return 0
 }
 
+func (w world) isLive(index int) bool {
+	s := w.status(index)
+	return s.State == nbdnl.StateLive
+}
+
 // wantEnd checks that the thread comes to an end.
 func (w world) wantEnd(tid int) {
 	w.Helper()
@@ -140,7 +145,10 @@ func TestKernelIoctlCloseBesideHungServer(t *testing.T) {
 	w := ioctlWorld(t)
 	r := serve(t)
 	cfg := config(r)
-	cfg.Timeout = 0
+	if cfg.Timeout = 0; !nbdnltest.Identifiers.In(t) {
+		// Linux 5.10 forgets a request the sending of which is cut short by the end; only its timeout ends it.
+		cfg.Timeout = 5 * time.Second
+	}
 	index := w.connect(cfg)
 	tid := w.doItThread(index)
 	f := w.open(index, os.O_WRONLY|syscall.O_DIRECT)
@@ -234,13 +242,17 @@ func TestKernelIoctlStranger(t *testing.T) {
 			nbdnltest.RequireKernel(t)
 			w := world{T: t, Client: newClient(t, nbdnl.System{Mode: mode}), mode: mode}
 			const index = 9
-			server := exec.Command("qemu-nbd", "--format=raw", "--connect="+nbdnl.Path(index), image)
+			// Verbose, it does not fork.
+			server := exec.Command("qemu-nbd", "--verbose", "--format=raw", "--connect="+nbdnl.Path(index), image)
 			if err := server.Start(); err != nil {
 				t.Fatal(err)
 			}
 			ended := make(chan error, 1)
 			go func() { ended <- server.Wait() }()
 			t.Cleanup(func() { _ = server.Process.Kill() }) // it has ended, unless the test fails
+			for patience := time.Now().Add(soon); !w.isLive(index) && time.Now().Before(patience); {
+				<-time.After(10 * time.Millisecond)
+			}
 			w.wantState(index, nbdnl.StateLive)
 
 			w.wantError(w.ConnectIndex(t.Context(), index, config(serve(t))), nbdnl.ErrBusy)

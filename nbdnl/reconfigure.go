@@ -35,6 +35,11 @@ func (c *Client) reconfigure(ctx context.Context, index int, identifier string, 
 	if err != nil {
 		return err
 	}
+	if u.ClientFlags != nil {
+		if err := c.removable(index, *u.ClientFlags); err != nil {
+			return err
+		}
+	}
 	m := c.recall(index, l)
 	if m.disconnected {
 		return fmt.Errorf("%w, only held", ErrNotConnected)

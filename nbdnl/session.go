@@ -23,8 +23,8 @@ const (
 // only set up a device (nbd_add_socket), and any signal that reaches it in NBD_DO_IT, such as those by which
 // the Go runtime preempts goroutines, ends the device (nbd_start_device_ioctl). So it takes none.
 //
-// What can't be kept from it are the end of the process and what stops it: SIGSTOP, or a machine that is
-// suspended. Each of them ends the device.
+// What can't be kept from it are the end of the process and what stops it: SIGSTOP, Ctrl-Z in a terminal, a
+// frozen control group, or a machine that is suspended. Each of them ends the device.
 type session struct {
 	driver *ioctlDriver
 	index  int
@@ -72,6 +72,7 @@ func (s *session) run() {
 	sys := s.driver.sys
 	// Read-only, which the ioctls are content with: the end of a write would make udev probe the device.
 	if s.dev, s.err = sys.open(s.index, os.O_RDONLY); s.err != nil {
+		s.err = fmt.Errorf("%w: %w", errUnopened, s.err)
 		return
 	}
 	defer s.dev.Close() // with it goes the configuration, unless somebody else has the device open

@@ -80,8 +80,8 @@ type ClientFlags uint64
 
 const (
 	// DestroyOnDisconnect (NBD_CFLAG_DESTROY_ON_DISCONNECT) deletes the device with its last
-	// reference. On Linux 5.10 a later connect of that index can hang all of generic netlink, and on
-	// newer kernels it fails for a while: leave it off and let indexes be used again.
+	// reference. On Linux 5.10 a later connect of that index can hang all of generic netlink, so that before
+	// 5.14 it is refused, and on newer kernels it fails for a while: leave it off and let indexes be used again.
 	DestroyOnDisconnect ClientFlags = 1 << 0
 	// DisconnectOnClose (NBD_CFLAG_DISCONNECT_ON_CLOSE) disconnects when the last opener closes,
 	// whoever that is: given at connect, udev's first probe ends the device. Connect without it, open

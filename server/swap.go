@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"runtime/debug"
 
 	"github.com/nbdctl/nbdctl/backends"
 )
@@ -110,7 +111,16 @@ func (e *Export) sync(ctx context.Context) error {
 		return nil
 	}
 	result := make(chan error, 1)
-	go func() { result <- syncer.Sync() }()
+	go func() {
+		err := errNoReturn
+		defer func() {
+			if p := recover(); p != nil {
+				err = &panicError{value: p, stack: debug.Stack()}
+			}
+			result <- err
+		}()
+		err = syncer.Sync()
+	}()
 	select {
 	case err := <-result:
 		if err != nil {

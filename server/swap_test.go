@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -106,7 +107,7 @@ func TestSwapFails(t *testing.T) {
 	for name, tt := range map[string]struct {
 		before func(op string, off, n int64) error // of the old backend
 		next   func() (backends.Backend, error)
-		want   error
+		want   error // nil: any
 	}{
 		"a request that does not end": {
 			before: func(op string, _, _ int64) error {
@@ -135,6 +136,22 @@ func TestSwapFails(t *testing.T) {
 			},
 			want: syscall.ENOSPC,
 		},
+		"a sync that panics": {
+			before: func(op string, _, _ int64) error {
+				if op == "sync" {
+					panic("no disk")
+				}
+				return nil
+			},
+		},
+		"a sync that ends its goroutine": {
+			before: func(op string, _, _ int64) error {
+				if op == "sync" {
+					runtime.Goexit()
+				}
+				return nil
+			},
+		},
 		"no new one": {
 			next: func() (backends.Backend, error) { return nil, syscall.EROFS },
 			want: syscall.EROFS,
@@ -154,7 +171,7 @@ func TestSwapFails(t *testing.T) {
 					tt.next = func() (backends.Backend, error) { return next, nil }
 				}
 				start := time.Now()
-				if err := e.SwapFunc(ctx, tt.next); !errors.Is(err, tt.want) || time.Since(start) > time.Second {
+				if err := e.SwapFunc(ctx, tt.next); err == nil || tt.want != nil && !errors.Is(err, tt.want) || time.Since(start) > time.Second {
 					t.Errorf("error %v after %v, want %v", err, time.Since(start), tt.want)
 				}
 				idle.expect(0, call{op: cmdRead, length: 3})

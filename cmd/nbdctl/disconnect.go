@@ -77,7 +77,7 @@ func ourDevices(store *host.Store) (names []string, err error) {
 	return names, err
 }
 
-// disconnectOne takes one device down and waits for the process that served it.
+// disconnectOne takes one device down, and tells what had been lost of it.
 func disconnectOne(ctx context.Context, c *cli.Context, store *host.Store, name string) error {
 	d, err := lookup(ctx, store, name)
 	if err != nil {
@@ -87,6 +87,27 @@ func disconnectOne(ctx context.Context, c *cli.Context, store *host.Store, name 
 	if err := allowed(d, force); err != nil {
 		return err
 	}
+	// Asked while the process is there to tell. What is lost from here on, the
+	// detach hears of.
+	loss := lost(ctx, d)
+	return errors.Join(takeDown(ctx, c, d, force), loss)
+}
+
+// lost tells which writes to the device were lost that programs took for done.
+// A process that does not answer, or is too old to know, is no obstacle.
+func lost(ctx context.Context, d device) error {
+	if d.entry == nil || !d.entry.Alive {
+		return nil
+	}
+	loss, err := d.entry.Loss(ctx)
+	if err != nil || loss == "" {
+		return nil
+	}
+	return fmt.Errorf("nbd%d: writes that programs took for done were lost before: %s", d.Index, loss)
+}
+
+// takeDown detaches the device and waits for the process that served it.
+func takeDown(ctx context.Context, c *cli.Context, d device, force bool) error {
 	client, err := nbdnl.New()
 	if err != nil {
 		return err

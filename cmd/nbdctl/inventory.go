@@ -113,6 +113,9 @@ func matches(st nbdnl.Status, e host.Entry) bool {
 	if st.Mode != nbdnl.ModeUnknown && e.Mode != "" && e.Mode != st.Mode.String() {
 		return false
 	}
+	if e.Birth != 0 && e.Birth != host.Birth(st.Index) {
+		return false // of a former use of the index
+	}
 	// The process's number is another in a container.
 	return st.OwnerPID == 0 || e.Alive && (st.OwnerPID == e.PID || comm(st.OwnerPID) == "nbdctl")
 }

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// A stretch is what fio jobs of TestKernelMultiVerify write and verify, each its share.
+// A stretch is what fio jobs of TestKernelVerify write and verify, each its share.
 type stretch struct {
 	block string // sizes of the requests
 	depth int
@@ -20,11 +20,11 @@ type stretch struct {
 var stretches = []stretch{{"512-512", 1, 1}, {"512-8k", 32, 2}, {"4k-4k", 1, 1}, {"4k-4k", 32, 2}, {"4k-4k", 128, 2}, {"64k-64k", 8, 4}, {"128k-128k", 32, 8},
 	{"1m-1m", 4, 16}, {"512-1m", 32, 16}}
 
-// TestKernelMultiVerify has fio write, and verify by checksum what it reads back, on
+// TestKernelVerify has fio write, and verify by checksum what it reads back, on
 // every backend, with requests of all lengths at all depths; images once more from a
 // fresh process. In a machine with several processors there are as many connections,
 // up to four, and each writes stretches of its own, at the same time as the others.
-func TestKernelMultiVerify(t *testing.T) {
+func TestKernelVerify(t *testing.T) {
 	connections := min(4, runtime.NumCPU())
 	for _, backend := range []string{"memory", "file", "direct"} {
 		t.Run(fmt.Sprintf("%s over %d", backend, connections), func(t *testing.T) {
@@ -38,7 +38,7 @@ func TestKernelMultiVerify(t *testing.T) {
 			}
 			args = append(args, "--connections", fmt.Sprint(connections))
 			dev := connected(t, args...)
-			if out := finish(t, command(t, "fio", verifyJobs(dev, connections, "--do_verify=1")...)); out.code != 0 {
+			if out := finish(t, commandFor(t, 2*patience, "fio", verifyJobs(dev, connections, "--do_verify=1")...)); out.code != 0 {
 				t.Fatalf("fio: exit code %d\n%s%s", out.code, out.stdout, out.stderr)
 			}
 			for i, c := range statusOf(t, dev)["traffic"].([]any) {
@@ -49,13 +49,13 @@ func TestKernelMultiVerify(t *testing.T) {
 			if backend != "memory" {
 				must(t, "disconnect", dev)
 				dev = connected(t, args...)
-				if out := finish(t, command(t, "fio", verifyJobs(dev, connections, "--verify_only=1")...)); out.code != 0 {
+				if out := finish(t, commandFor(t, 2*patience, "fio", verifyJobs(dev, connections, "--verify_only=1")...)); out.code != 0 {
 					t.Errorf("fio, once more: exit code %d\n%s%s", out.code, out.stdout, out.stderr)
 				}
 			}
 			if backend == "memory" { // The checks can fail: a few bytes in the middle of a stretch are others.
 				sh(t, "printf 'never written' | dd of="+dev+" bs=1 seek=2100000 conv=notrunc,fsync status=none; blockdev --flushbufs "+dev)
-				if out := finish(t, command(t, "fio", verifyJobs(dev, connections, "--verify_only=1")...)); out.code == 0 {
+				if out := finish(t, commandFor(t, 2*patience, "fio", verifyJobs(dev, connections, "--verify_only=1")...)); out.code == 0 {
 					t.Error("fio verifies what was not written")
 				}
 			}

@@ -141,6 +141,9 @@ func fullViewOf(ctx context.Context, d device) (*fullView, error) {
 		return nil, err
 	}
 	for _, h := range holders {
+		if d.OwnerPID == 0 && d.keptBy(h) {
+			continue // what the kernel does not tell before Linux 6.1
+		}
 		v.Holders = append(v.Holders, h.String())
 	}
 	if d.entry == nil {
@@ -158,6 +161,12 @@ func fullViewOf(ctx context.Context, d device) (*fullView, error) {
 		v.unanswered = err
 	}
 	return v, nil
+}
+
+// keptBy tells whether h is the process that keeps our device connected by
+// having it open, which is not use.
+func (d device) keptBy(h nbdnl.Holder) bool {
+	return d.entry != nil && d.entry.Mode == nbdnl.ModeIoctl.String() && h.Kind == nbdnl.HolderProcess && h.PID == d.entry.PID
 }
 
 func printJSON(w io.Writer, v any) error {

@@ -53,12 +53,12 @@ func (d *Device) Close() error {
 	d.ending <- struct{}{}
 	defer func() { <-d.ending }()
 	if d.ended {
-		return d.takeLoss()
+		return d.TakeLoss()
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), closePatience)
 	defer cancel()
 	d.ended = true
-	return errors.Join(d.end(ctx), d.release(), d.takeLoss())
+	return errors.Join(d.end(ctx), d.release(), d.TakeLoss())
 }
 
 // end disconnects the device by force and ends its connections.

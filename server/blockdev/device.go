@@ -28,7 +28,6 @@ type Device struct {
 	log        *slog.Logger
 
 	index int          // set by attach
-	mode  nbdnl.Mode   // set by ready
 	birth os.FileInfo  // of the kernel's device, to know it by where there are no identifiers; set by ready
 	size  atomic.Int64 // that the kernel has, in bytes
 
@@ -75,7 +74,7 @@ func (d *Device) Path() string { return nbdnl.Path(d.index) }
 func (d *Device) Identifier() string { return d.options.Identifier }
 
 // Mode returns the interface by which the kernel was told. Of a device that was connected by ioctls no connection can be replaced.
-func (d *Device) Mode() nbdnl.Mode { return d.mode }
+func (d *Device) Mode() nbdnl.Mode { return d.client.Mode() }
 
 // Size returns the size in bytes, as the kernel has it.
 func (d *Device) Size() int64 { return d.size.Load() }

@@ -25,7 +25,7 @@ func (d *Device) Flush(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return errors.Join(d.flush(ctx), d.takeLoss())
+	return errors.Join(d.flush(ctx), d.TakeLoss())
 }
 
 func (d *Device) flush(ctx context.Context) error {
@@ -74,8 +74,9 @@ func (m machine) flushNode(path string) error {
 	return errors.Join(err, dev.Close())
 }
 
-// takeLoss returns what was lost and nobody was told of.
-func (d *Device) takeLoss() error {
+// TakeLoss returns what Flush and Close tell of what was lost earlier, and writes nothing. It does not block. Like theirs, its answer
+// is given once.
+func (d *Device) TakeLoss() error {
 	d.mu.Lock()
 	lost := d.undelivered
 	d.undelivered = nil

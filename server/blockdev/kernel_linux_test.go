@@ -19,6 +19,7 @@ import (
 	"github.com/nbdctl/nbdctl/backends/memory"
 	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
+	"github.com/nbdctl/nbdctl/server"
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
 
@@ -281,7 +282,11 @@ func TestKernelMemory(t *testing.T) {
 func TestKernelBackendError(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	b := newRecorder(1 << 20)
-	d := connect(t, b, blockdev.Options{})
+	d, err := blockdev.Connect(t.Context(), b, blockdev.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() }) // where the test has not come as far as its end
 	f := open(t, d, os.O_RDWR|syscall.O_DIRECT)
 	p := aligned(t, 4096)
 	cause := errors.New("head crash")
@@ -306,6 +311,10 @@ func TestKernelBackendError(t *testing.T) {
 		t.Errorf("afterwards: %v", err)
 	}
 	f.Close()
+	var loss *server.LossError
+	if err := ended(t, d); !errors.As(err, &loss) || loss.Requests != 1 || !errors.Is(loss, cause) {
+		t.Errorf("Close: %v, want the write that was lost", err)
+	}
 }
 
 // TestKernelIndex asks for one index, twice, and for a block size that hardly any kernel has.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -34,6 +35,8 @@ type bench struct {
 	client *nbdnl.Client
 	index  int
 	fresh  bool
+	// udev is that udev runs here, which looks at every device.
+	udev bool
 	// settings are those of an index that is not fresh, as they were.
 	settings map[string]string
 }
@@ -56,7 +59,7 @@ func (m *Machine) openBench(ctx context.Context) (*bench, string) {
 	if err != nil {
 		return nil, err.Error()
 	}
-	b := &bench{client: c}
+	b := &bench{client: c, udev: m.exists(udevControl)}
 	// Linux 5.10 waits for the end of a device that is to go in a way that may
 	// take all of generic netlink with it. By ioctls none can be made.
 	if !m.release().before(6, 1, 0) && m.hasDevtmpfs() && !m.byIoctl {
@@ -107,8 +110,9 @@ func (m *Machine) idleIndex(ctx context.Context, c *nbdnl.Client) int {
 	return -1
 }
 
-// queueSettings are those that connecting a device with nbdctl changes.
-var queueSettings = []string{"max_sectors_kb", "scheduler"}
+// queueSettings are those that connecting a device with nbdctl changes, on some
+// kernels for longer than it lives.
+var queueSettings = []string{"max_sectors_kb", "scheduler", "discard_max_bytes"}
 
 func (m *Machine) readSettings(index int) map[string]string {
 	settings := make(map[string]string)
@@ -214,15 +218,20 @@ func (b *bench) lifeOver(ctx context.Context, cfg nbdnl.Config, look func(nbdnl.
 			look(st)
 		}
 	}
+	b.settle(ctx)
 	return errors.Join(err, end(cfg.Identifier))
 }
 
-// settle waits some time until nobody has the idle device open, as udev does
-// after each disconnect. ConnectIndex would wait too, but each of its attempts
-// costs a line in the kernel's log.
+// settle waits some time until udev has done with the device, and nobody has it
+// open while it is idle. ConnectIndex would wait too, but each of its attempts
+// costs a line in the kernel's log, and a device that is ended while udev reads
+// from it costs many.
 func (b *bench) settle(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, settlePatience)
 	defer cancel()
+	if b.udev {
+		_ = exec.CommandContext(ctx, "udevadm", "settle").Run() // without, there are these lines
+	}
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {

@@ -87,6 +87,7 @@ func (b *bench) measure(ctx context.Context) (_ map[int]time.Duration, err error
 			if err != nil {
 				return nil, err
 			}
+			b.settle(ctx) // whose time is not that of the kernel
 			ending := time.Now()
 			if err := b.disconnect(dev); err != nil {
 				return nil, err

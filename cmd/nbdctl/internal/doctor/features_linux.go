@@ -10,7 +10,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
@@ -65,8 +64,7 @@ func (m *Machine) features(ctx context.Context) []Finding {
 		err = b.life(ctx, cfg, look)
 	}
 	if err != nil {
-		return []Finding{problem(exit.Failure, "a device with two connections and all features could not be made: %v", err).
-			do("dmesg | grep nbd, which has the kernel's reason")}
+		return []Finding{m.failed(err)}
 	}
 	return []Finding{featuresOf(st, asked, block)}
 }
@@ -117,6 +115,8 @@ func (m *Machine) sockets(ctx context.Context) []Finding {
 		{"others (Unix seqpacket)", func() error { return b.overSeqpacket(ctx) }},
 	} {
 		switch err := k.try(); {
+		case errors.Is(err, errUntried):
+			untried = "; " + err.Error()
 		case err == nil:
 			takes = append(takes, k.name)
 		case errors.Is(err, syscall.EINVAL):
@@ -149,8 +149,14 @@ func (b *bench) overTCP(ctx context.Context) error {
 	return errors.Join(b.lifeOver(ctx, nbdnl.Config{Sockets: l.kernel}, nil, b.end), l.close())
 }
 
+// errUntried is why a kind of socket was not tried.
+var errUntried = errors.New("others were not tried, for an old kernel takes them, and udev would read from a device that nobody serves")
+
 // overSeqpacket connects a device over a socket of another kind, which nobody serves.
 func (b *bench) overSeqpacket(ctx context.Context) error {
+	if b.udev && !b.fresh {
+		return errUntried
+	}
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return os.NewSyscallError("socketpair", err)

@@ -144,7 +144,7 @@ func TestFiles(t *testing.T) {
 		{"not loaded", "parameters", notLoaded, []string{"unknown parameters not looked at: needs the nbd module"}},
 		{"not loaded", "control", notLoaded, []string{"unknown control not looked at: needs the nbd module"}},
 
-		{"healthy", "nodes", nil, []string{"ok nodes /dev/nbd0 to /dev/nbd1"}},
+		{"healthy", "nodes", nil, []string{"ok nodes 2 devices, /dev/nbd0 to /dev/nbd1"}},
 		{"none", "nodes", files{"dev/nbd0": "-", "dev/nbd1": "-"},
 			[]string{"problem nodes the kernel has 2 devices, none of which is in /dev; as in a container whose /dev is its own; a device can't be used here without its node; do: docker run --volume /dev:/dev …, or mount -t devtmpfs devtmpfs /dev"}},
 		{"some", "nodes", files{"dev/nbd1": "-"},

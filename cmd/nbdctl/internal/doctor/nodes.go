@@ -27,7 +27,7 @@ func (m *Machine) nodes(context.Context) []Finding {
 		"docker run --volume /dev:/dev …, or mount -t devtmpfs devtmpfs /dev"
 	switch len(missing) {
 	case 0:
-		return []Finding{ok("/dev/%s to /dev/%s", devices[0], devices[len(devices)-1])}
+		return []Finding{ok("%d devices, /dev/%s to /dev/%s", len(devices), devices[0], devices[len(devices)-1])}
 	case len(devices):
 		m.nodeless = true
 		return []Finding{problem(exit.Failure, "the kernel has %d devices, none of which is in /dev", len(devices)).because(why).do(remedy)}

@@ -22,8 +22,7 @@ import (
 
 // A trial is the life of the first device, as nbdctl connect would make it.
 type trial struct {
-	name      string
-	connected time.Duration
+	name string
 	// opens is how often other processes have opened it, by their names.
 	opens map[string]int
 	// unwatched is why that could not be seen.
@@ -63,7 +62,11 @@ func (m *Machine) device(ctx context.Context) []Finding {
 // failed is the finding about a device that could not be made or did not work.
 func (m *Machine) failed(err error) Finding {
 	code := exit.Of(err)
-	if code == exit.Busy || code == exit.NotFound {
+	switch code {
+	case exit.Busy:
+		// Which connect does not meet as long as it may take any device.
+		return warning("a device for trial was kept busy: %s", oneLine(err)).do("make who opens devices leave them alone (held, openers)")
+	case exit.NotFound:
 		code = exit.Failure
 	}
 	return problem(code, "a device for trial did not work: %s", oneLine(err)).
@@ -79,12 +82,12 @@ func (b *bench) try(ctx context.Context) (_ *trial, err error) {
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 	d := &disk{memory: store}
-	dev, took, err := b.connect(ctx, d, 1)
+	dev, _, err := b.connect(ctx, d, 1)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, b.disconnect(dev)) }()
-	t := &trial{name: filepath.Base(dev.Path()), connected: took}
+	t := &trial{name: filepath.Base(dev.Path())}
 	watch, watchErr := watchOpens(dev.Path())
 	err = d.exercise(dev.Path())
 	if t.unwatched = watchErr; watchErr != nil {
@@ -93,6 +96,7 @@ func (b *bench) try(ctx context.Context) (_ *trial, err error) {
 	// What udev and its like do when a device changes, they do now, unless /sys
 	// is read-only, as in a container.
 	_ = os.WriteFile(filepath.Join("/sys/block", t.name, "uevent"), []byte("change"), 0o200)
+	b.settle(ctx) // udev may be slow; of others nobody knows when they are done
 	opens, stopErr := watch.stop(openPatience)
 	t.opens = opens
 	return t, errors.Join(err, stopErr)
@@ -117,6 +121,7 @@ func (b *bench) connect(ctx context.Context, d *disk, connections int) (*blockde
 func (b *bench) disconnect(dev *blockdev.Device) error {
 	ctx, cancel := context.WithTimeout(context.Background(), endPatience)
 	defer cancel()
+	b.settle(ctx)
 	err := dev.Disconnect(ctx)
 	if errors.Is(err, nbdnl.ErrBusy) {
 		err = dev.Close()

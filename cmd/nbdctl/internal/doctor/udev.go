@@ -11,12 +11,15 @@ import (
 // udevDirs are where udev(7) has its rules, the first before the others.
 var udevDirs = []string{"etc/udev/rules.d", "run/udev/rules.d", "usr/local/lib/udev/rules.d", "usr/lib/udev/rules.d", "lib/udev/rules.d"}
 
+// udevControl is there while udev runs.
+const udevControl = "run/udev/control"
+
 // noWatch is a rule that keeps udev from opening a device that was written to.
 const noWatch = `SUBSYSTEM=="block", KERNEL=="nbd*", OPTIONS:="nowatch"`
 
 // udev tells what udev does with devices.
 func (m *Machine) udev(context.Context) []Finding {
-	if !m.exists("run/udev/control") {
+	if !m.exists(udevControl) {
 		return []Finding{ok("no udev runs here")}
 	}
 	watched, by, programs := m.udevRules()

@@ -45,6 +45,18 @@ func (e *Entry) Change(ctx context.Context, c Change) (*Status, error) {
 	return e.ask(ctx, request{Op: opChange, Change: &c})
 }
 
+// Loss asks the process of e what writes were lost, that the kernel had
+// acknowledged, and nobody was told of. It tells once.
+func (e *Entry) Loss(ctx context.Context) (string, error) {
+	ctx, cancel := within(ctx, controlTimeout)
+	defer cancel()
+	s, err := e.ask(ctx, request{Op: opLoss})
+	if err != nil {
+		return "", err
+	}
+	return s.Loss, nil
+}
+
 // Kick has the process of e end its device at once, failing what waits for it.
 // It does not wait for the process.
 func (e *Entry) Kick(ctx context.Context) error {

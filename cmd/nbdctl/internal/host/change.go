@@ -33,6 +33,12 @@ func (h *Host) answer(ctx context.Context, device *blockdev.Device, req request)
 		s := h.status(device)
 		s.Stats = device.Stats()
 		return s, nil
+	case opLoss:
+		s := h.status(device)
+		if err := device.TakeLoss(); err != nil {
+			s.Loss = err.Error()
+		}
+		return s, nil
 	case opChange:
 		if req.Change == nil {
 			return nil, exit.Usagef("a change of nothing")

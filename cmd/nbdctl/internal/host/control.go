@@ -33,6 +33,7 @@ const (
 	opStats  = "stats"
 	opChange = "change"
 	opKick   = "kick"
+	opLoss   = "loss"
 )
 
 type request struct {
@@ -55,6 +56,8 @@ type Status struct {
 	Connections []Traffic `json:"connections"`
 	// LastError is the newest request that failed, nil if none did.
 	LastError *Failure `json:"last_error"`
+	// Loss is what the process was asked to tell of writes that were lost.
+	Loss string `json:"loss,omitempty"`
 	// Stats are the full counts of each connection, for those who ask for them.
 	Stats []server.Stats `json:"stats,omitempty"`
 }

@@ -119,6 +119,10 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 	// A backend that never returns keeps the process, and what it locks, for as
 	// long: closed under its hands, it could do harm.
 	<-device.Done()
+	if loss := device.TakeLoss(); loss != nil {
+		h.log.Error("writes were lost", "device", h.record.Device(), "error", loss)
+		err = errors.Join(err, loss)
+	}
 	// The image is free for the next user from here on, even if somebody still
 	// holds the dead device.
 	err = errors.Join(err, backing.Close())
@@ -160,6 +164,7 @@ func (h *Host) publish(ctx context.Context, device *blockdev.Device, warnings []
 	index := device.Index()
 	if err := h.update(func(r *Record) {
 		r.Index = &index
+		r.Birth = Birth(index)
 		r.Mode = device.Mode().String()
 		r.Phase = PhaseLive
 		r.Serving = device.Alive()
@@ -187,6 +192,9 @@ func (h *Host) publish(ctx context.Context, device *blockdev.Device, warnings []
 		warnings = append(warnings, fmt.Sprintf("%s is connected by ioctls, for netlink is not to be seen in this network namespace: "+
 			"no connection can be replaced that dies, and the device ends if its process is stopped; "+
 			"nsenter --net=/proc/1/ns/net nbdctl … uses netlink, and --ioctl says that this is meant", nbdnl.Path(index)))
+	}
+	if device.Mode() == nbdnl.ModeIoctl {
+		ignoreStops() // which would end the device
 	}
 	for _, w := range warnings {
 		h.log.Warn(w)

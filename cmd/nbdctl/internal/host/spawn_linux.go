@@ -269,6 +269,9 @@ func Signals() (<-chan os.Signal, func()) {
 	return signals, func() { signal.Stop(signals) }
 }
 
+// ignoreStops keeps a terminal, with its Ctrl-Z, from stopping the process.
+func ignoreStops() { signal.Ignore(syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU) }
+
 // inherited returns the files that Spawn passed, by their names.
 func inherited() (map[string]*os.File, error) {
 	const first = 3 // exec.Cmd.ExtraFiles
