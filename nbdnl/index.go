@@ -14,10 +14,6 @@ func (c *Client) Indexes() ([]int, error) {
 	return indexes, newError("list", anyIndex, err)
 }
 
-// Mode returns the interface by which the Client controls devices, ModeNone as long as that is not decided, which the first command
-// does.
-func (c *Client) Mode() Mode { return c.driver.mode() }
-
 // AddIndex makes sure that the device with that index exists, as free as others, also beyond those that the module has made. Its
 // node in /dev comes a little later where udev makes it. A device stays until the module is removed.
 //
