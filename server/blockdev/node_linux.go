@@ -47,8 +47,8 @@ func readFirst(ctx context.Context, path, number string, n int) error {
 	return nil
 }
 
-// forgetErrors has the kernel take the errors of writes to an index as seen. It keeps with the index what nobody has seen, also from
-// one use to the next, and would tell it to the first who syncs the new device.
+// forgetErrors has the kernel take the errors of writes to an index as seen. Before Linux 5.16 it keeps with the index what nobody has
+// seen, also from one use to the next, and would tell it to the first who syncs the new device (invalidate_disk ends that).
 func forgetErrors(f *os.File) {
 	raw, err := f.SyscallConn()
 	if err != nil {

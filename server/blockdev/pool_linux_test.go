@@ -46,7 +46,7 @@ func another(t *testing.T, role string) (*exec.Cmd, *bufio.Reader) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(self, "-test.run", "^TestKernelPoolProcess$", "-test.timeout", "1h")
-	cmd.Env = append(os.Environ(), "NBD_TEST_POOL_ROLE="+role)
+	cmd.Env = append(os.Environ(), poolRole+"="+role)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
@@ -66,7 +66,7 @@ func another(t *testing.T, role string) (*exec.Cmd, *bufio.Reader) {
 // TestKernelPoolProcess is the other processes of the tests below.
 func TestKernelPoolProcess(t *testing.T) {
 	nbdnltest.RequireKernel(t)
-	switch role := os.Getenv("NBD_TEST_POOL_ROLE"); role {
+	switch role := os.Getenv(poolRole); role {
 	case "":
 		// There is nothing to do for the test of this name.
 	case "die":

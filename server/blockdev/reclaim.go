@@ -12,7 +12,8 @@ import (
 // Reclaim disconnects the devices that processes have left behind which are dead, and returns their indexes. It takes those only whose
 // lease nobody holds any more, and that carry the identifier noted there, under the Name of this pool. One that somebody still
 // uses, as a mount does, is left alone, and its *nbdnl.BusyError is in the error; the others are reclaimed all the same. To be called
-// at the start, and whenever it is worth looking; what is of a living process, of this one too, is never touched.
+// at the start, and whenever it is worth looking; what is of a living process, of this one too, is never touched. Before Linux 5.14,
+// where no device shows whose it is, none is, and the error matches errors.ErrUnsupported.
 func (p *Pool) Reclaim(ctx context.Context) ([]int, error) {
 	indexes, err := p.machine.system.Leased()
 	errs := []error{err}
