@@ -430,6 +430,25 @@ func TestKernelDoctorLeftovers(t *testing.T) {
 	must(t, "disconnect", alive)
 }
 
+// TestKernelDoctorBlind shows that without /sys, where no device shows, doctor
+// does not take records for those of devices that are gone.
+func TestKernelDoctorBlind(t *testing.T) {
+	requireKernel(t, refusedSocket, orphanNoise)
+	dev := connected(t, "memory", "--size", "1M")
+	pid := kill(t, dev, syscall.SIGKILL)
+	eventually(t, func() bool { return listed(t, dev)["state"] == "orphaned" }, "%s orphaned", dev)
+	records := func() string { return sh(t, "cat $NBDCTL_STATE_DIR/*/state.json") }
+	before := records()
+	blind := inside(t, "--mount", `mount -t tmpfs none /sys; nbdctl doctor --fix --json`)
+	if !strings.Contains(blind.stdout, "whether there are devices can't be seen") || blind.code == 0 {
+		t.Errorf("code %d: %s%s", blind.code, blind.stdout, blind.stderr)
+	}
+	if diff := cmp.Diff(before, records()); diff != "" || !strings.Contains(before, fmt.Sprint(pid)) {
+		t.Errorf("the records of pid %d (-before +after):\n%s", pid, diff)
+	}
+	must(t, "disconnect", dev)
+}
+
 // TestKernelDoctorOpener shows that doctor finds who opens devices of others.
 func TestKernelDoctorOpener(t *testing.T) {
 	// The prober never rests, and so reads from devices that are ending.
