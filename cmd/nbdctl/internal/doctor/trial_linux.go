@@ -111,12 +111,16 @@ const openPatience = 300 * time.Millisecond
 func (b *bench) connect(ctx context.Context, d *disk, connections int) (*blockdev.Device, time.Duration, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, lifePatience, fmt.Errorf("not within %s", lifePatience))
 	defer cancel()
-	b.settle(ctx)
-	begin := time.Now()
-	dev, err := blockdev.ConnectIndex(ctx, b.index, d, blockdev.Options{
-		Client: b.client, Connections: connections, Timeout: deviceTimeout, Identifier: nbdnl.NewIdentifier(host.IdentifierPrefix),
-	})
-	return dev, time.Since(begin), err
+	for {
+		b.settle(ctx)
+		begin := time.Now()
+		dev, err := blockdev.ConnectIndex(ctx, b.index, d, blockdev.Options{
+			Client: b.client, Connections: connections, Timeout: deviceTimeout, Identifier: nbdnl.NewIdentifier(host.IdentifierPrefix),
+		})
+		if err == nil || !b.evade(ctx, err) {
+			return dev, time.Since(begin), err
+		}
+	}
 }
 
 // disconnect ends a device, whoever uses it: nothing is lost.
