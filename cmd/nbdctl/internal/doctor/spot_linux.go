@@ -87,7 +87,7 @@ func (b *bench) add(ctx context.Context) (*spot, error) {
 			return err
 		})
 		if s.made {
-			return s, err
+			return s, nil // what is wrong with a claim the next one meets again
 		}
 		if err = errors.Join(err, s.lease.Release()); err != nil {
 			return nil, err
