@@ -28,7 +28,7 @@ CASES ?=
 lab := testdata/lab
 stage := $(lab)/stage
 
-.PHONY: help build install test test-unit test-kernel test-qemu matrix soak lab demo bench lint fuzz clean needs
+.PHONY: help build install test test-unit test-kernel test-qemu matrix soak lab demo bench bench-connect lint fuzz clean needs
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -76,8 +76,8 @@ matrix: needs
 ## make soak         2,000 devices, made and ended while nbd-client and qemu-nbd do the same: ROUNDS=N
 soak: needs
 	@CGO_ENABLED=0 go test -c -o .bin/soak.test ./server/blockdev
-	@NBD_TEST_SOAK_ROUNDS=$(ROUNDS) $(stage) 'soak in User-Mode Linux' $(lab)/uml --check --timeout 3600 -- \
-		.bin/soak.test -test.v -test.timeout 1h -test.run '^TestKernelSoak$$'
+	@NBD_TEST_SOAK_ROUNDS=$(ROUNDS) NBD_TEST_POOL_ROUNDS=20 $(stage) 'soak in User-Mode Linux' $(lab)/uml --check --timeout 3600 -- \
+		.bin/soak.test -test.v -test.timeout 1h -test.run '^TestKernel(Soak|PoolMany)$$'
 
 ## make lab          a shell in a kernel with nbd: LAB=qemu; CMD='nbdctl list' runs that instead, and fails if it does
 ##                   (with make's own exit code, 2; testdata/lab/uml -- CMD returns the one of CMD)
@@ -95,6 +95,13 @@ bench:
 	@$(lab)/needs bench
 	@CGO_ENABLED=0 go -C testdata/bench build -o ../../.bin/bench/bench .
 	@.bin/bench/bench $(if $(filter quick,$(BENCH)),-quick) -cases '$(CASES)'
+
+## make bench-connect how long devices take to come and go, beside the bare netlink command, nbd-client and qemu-nbd; and what
+##                   idle ones cost: LAB=qemu, KERNEL=trixie, ROUNDS=N
+bench-connect: ROUNDS = 20
+bench-connect: needs
+	@CGO_ENABLED=0 go -C testdata/bench build -o ../../.bin/connect ./connect
+	@$(lab)/$(LAB) --timeout 1800 --mem 2G $(if $(KERNEL),--kernel $(KERNEL)) -- .bin/connect -rounds $(ROUNDS)
 
 ## make lint         gofmt, go vet, staticcheck, shellcheck, import rules, bounds
 lint:

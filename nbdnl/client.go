@@ -20,8 +20,9 @@ type Client struct {
 	driver driver
 	slots  chan struct{} // holds one element for each command in the kernel
 
-	mu       sync.Mutex     // guards memories
+	mu       sync.Mutex     // guards the two below
 	memories map[int]memory // by index
+	knacks   map[knack]bool
 }
 
 // New returns a Client for the running kernel. The error matches ErrNoDriver when the kernel offers no
@@ -38,7 +39,7 @@ func New() (*Client, error) { return System{}.NewClient() }
 
 // NewClient returns a Client for the system, as New does for the running one.
 func (s System) NewClient() (*Client, error) {
-	c := &Client{sys: s, slots: make(chan struct{}, maxCommands), memories: make(map[int]memory)}
+	c := &Client{sys: s, slots: make(chan struct{}, maxCommands), memories: make(map[int]memory), knacks: make(map[knack]bool)}
 	c.sysfs = newSysfs(&c.sys)
 	c.driver = c.sys.newDriver()
 	if c.shown() {
@@ -178,11 +179,41 @@ func (c *Client) examine(index int, cfg *Config) error {
 		m.connected, m.identifier, m.mode = true, cfg.Identifier, c.driver.mode()
 		m.timed, m.timeout = true, cfg.Timeout
 	})
-	s, err := c.sysfs.settings(index)
-	if err != nil {
-		return err
+	return c.check(index, cfg)
+}
+
+// check compares a new device with what it was to be. What a kernel makes of flags and a block size does not change, so that each
+// of their combinations is looked at once; the size always.
+func (c *Client) check(index int, cfg *Config) error {
+	k := knack{cfg.Flags, cfg.blockSize()}
+	c.mu.Lock()
+	known := c.knacks[k]
+	c.mu.Unlock()
+	if known {
+		size, err := c.sysfs.size(index)
+		if err != nil {
+			return err
+		}
+		lack := shortfall{index: index}
+		lack.check("size", cfg.Size, size)
+		return errors.Join(lack.errs...)
 	}
-	return cfg.missing(s)
+	s, err := c.sysfs.settings(index)
+	if err == nil {
+		err = cfg.missing(s)
+	}
+	if err == nil {
+		c.mu.Lock()
+		c.knacks[k] = true
+		c.mu.Unlock()
+	}
+	return err
+}
+
+// A knack is something that this kernel has been seen to do.
+type knack struct {
+	flags     Flags
+	blockSize int
 }
 
 // findIdentifier returns the index of the device that carries the identifier: it is connected, only

@@ -45,6 +45,26 @@
 // which the server knows, and in a cache that was not written before a shrink by force, there may be writes beyond the new end.
 // They are answered with an error, which harms nothing else.
 //
+// # Writes that are lost
+//
+// The kernel acknowledges a write when it has it in its cache, and sends it later. If the backend refuses it then, or there is no
+// connection, the next one to sync is told, whoever that is, or nobody is. The owner of the device is told by [Device.Flush] and
+// [Device.Close], also of what went wrong earlier, once. Flush is what to call before a snapshot of the backend, too.
+//
+// # Another backend
+//
+// [Device.Swap] puts another backend of the same size in the place of one in use: a layer above it, a copy, or a mirror that has
+// caught up. [Device.SwapFunc] holds all requests while it is made.
+//
+// # Many devices
+//
+// A [Pool] has indexes ready before they are needed, leased from other processes, and finds what a process has left that died.
+// testdata/pool is a program that uses all of that.
+//
+// How long a connect takes is for the kernel to say: up to 7.2 it stops the queue once for each connection, which makes few
+// connections quick. On top of that come the open that scans the partitions, unless [Options].Unopened leaves it to others, and
+// settings of the queue where they are not what they should be.
+//
 // # Deadlocks
 //
 // The kernel waits for the server, so a server that waits for the kernel may wait for ever. These are the ways in which that

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/nbdctl/nbdctl/backends"
@@ -57,11 +58,11 @@ type Pool struct {
 	// filling holds a value while Fill is at work.
 	filling chan struct{}
 
-	mu      sync.Mutex     // guards all below
-	ready   []*nbdnl.Lease // of free indexes; the first was put there first
-	leased  map[int]bool   // all indexes that the pool has leases of, which need not be asked for
-	next    int            // index at which to look for more
-	devices int            // that were begun, and have not ended
+	mu      sync.Mutex   // guards all below
+	ready   []vacancy    // the first was put there first
+	leased  map[int]bool // all indexes that the pool has leases of, which need not be asked for
+	next    int          // index at which to look for more
+	devices int          // that were begun, and have not ended
 	closed  bool
 }
 
@@ -117,14 +118,15 @@ func (p *Pool) Connect(ctx context.Context, b backends.Backend, o Options) (*Dev
 	if o.Logger == nil {
 		o.Logger = p.o.Logger
 	}
-	var lease *nbdnl.Lease
-	place := func(ctx context.Context, _ *Device, c nbdnl.Config) (index int, err error) {
-		if lease, err = p.place(ctx, c); err != nil {
+	var v vacancy
+	place := func(ctx context.Context, d *Device, c nbdnl.Config) (index int, err error) {
+		if v, err = p.place(ctx, c); err != nil {
 			return anyIndex, err
 		}
-		return lease.Index(), nil
+		d.tuned = true
+		return v.lease.Index(), nil
 	}
-	return p.machine.establish(ctx, b, o, place, func() error { return p.leave(lease) })
+	return p.machine.establish(ctx, b, o, place, func() error { return p.leave(v) })
 }
 
 // enter waits for a place for another device.
@@ -150,10 +152,10 @@ func (p *Pool) enter(ctx context.Context) error {
 }
 
 // leave gives back a place, and the index if there was one.
-func (p *Pool) leave(lease *nbdnl.Lease) error {
+func (p *Pool) leave(v vacancy) error {
 	var err error
-	if lease != nil {
-		err = p.putBack(lease)
+	if v.lease != nil {
+		err = p.putBack(v)
 	}
 	<-p.places
 	p.mu.Lock()
@@ -163,55 +165,61 @@ func (p *Pool) leave(lease *nbdnl.Lease) error {
 }
 
 // place connects a device on a free index.
-func (p *Pool) place(ctx context.Context, c nbdnl.Config) (*nbdnl.Lease, error) {
+func (p *Pool) place(ctx context.Context, c nbdnl.Config) (vacancy, error) {
 	for attempt := 1; ; attempt++ {
-		lease, err := p.take(ctx)
+		v, err := p.take(ctx, len(c.Sockets))
 		if err != nil {
-			return nil, err
+			return vacancy{}, err
 		}
 		// No claim is needed: nobody is at work on an index that is free and leased.
 		connect := p.client.TryConnectIndex
 		if attempt == placeAttempts {
 			connect = p.client.ConnectIndex // which waits, and says for whom
 		}
-		if err = lease.Note(c.Identifier); err == nil {
-			err = connect(ctx, lease.Index(), c)
+		if err = v.lease.Note(c.Identifier); err == nil {
+			err = connect(ctx, v.lease.Index(), c)
 		}
 		if err == nil {
-			return lease, nil
+			return v, nil
 		}
-		err = errors.Join(err, p.putBack(lease))
+		v.connections = 0 // to the end of the line
+		err = errors.Join(err, p.putBack(v))
 		if attempt == placeAttempts || !errors.Is(err, nbdnl.ErrBusy) {
-			return nil, err
+			return vacancy{}, err
 		}
-		p.o.Logger.Debug("index is not free after all", "device", nbdnl.Path(lease.Index()), "err", err)
+		p.o.Logger.Debug("index is not free after all", "device", nbdnl.Path(v.lease.Index()), "err", err)
 	}
 }
 
-// take returns a free index: the one that has been ready for longest, so that those who look at a device after its end have gone.
-func (p *Pool) take(ctx context.Context) (*nbdnl.Lease, error) {
+// take returns a free index for so many connections. The kernel is quicker where there were as many before, for it need not change
+// its queues (blk_mq_update_nr_hw_queues). Of these, and of the others, it is the one that has been ready for longest, so that those
+// who look at a device after its end have gone.
+func (p *Pool) take(ctx context.Context, connections int) (vacancy, error) {
 	p.mu.Lock()
 	if len(p.ready) > 0 {
-		lease := p.ready[0]
-		p.ready = append(p.ready[:0], p.ready[1:]...)
+		i := max(0, slices.IndexFunc(p.ready, func(v vacancy) bool { return v.connections == connections }))
+		v := p.ready[i]
+		p.ready = slices.Delete(p.ready, i, i+1)
 		p.mu.Unlock()
 		p.wake()
-		return lease, nil
+		v.connections = connections
+		return v, nil
 	}
 	p.mu.Unlock()
-	return p.find(ctx)
+	lease, err := p.find(ctx)
+	return vacancy{lease, connections}, err
 }
 
 // putBack keeps an index ready, if it is needed.
-func (p *Pool) putBack(lease *nbdnl.Lease) error {
+func (p *Pool) putBack(v vacancy) error {
 	p.mu.Lock()
 	if !p.closed && len(p.ready) < p.o.Warm {
-		p.ready = append(p.ready, lease)
+		p.ready = append(p.ready, v)
 		p.mu.Unlock()
 		return nil
 	}
 	p.mu.Unlock()
-	return p.release(lease)
+	return p.release(v.lease)
 }
 
 // release gives up a lease.
@@ -238,8 +246,8 @@ func (p *Pool) Close() error {
 	p.mu.Unlock()
 	p.keeper.Wait()
 	var errs []error
-	for _, lease := range ready {
-		errs = append(errs, p.release(lease))
+	for _, v := range ready {
+		errs = append(errs, p.release(v.lease))
 	}
 	return errors.Join(append(errs, p.closeClient())...)
 }

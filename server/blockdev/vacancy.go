@@ -20,7 +20,13 @@ const (
 	keepPause = time.Second
 )
 
-// Fill returns when the pool has its Warm indexes ready.
+// A vacancy is a free index.
+type vacancy struct {
+	lease       *nbdnl.Lease
+	connections int // that the device had last; 0: not known
+}
+
+// Fill returns when the pool has its Warm indexes ready, or as many as there is room for devices.
 func (p *Pool) Fill(ctx context.Context) error {
 	select { // Two at once would have the kernel make more devices than it takes.
 	case p.filling <- struct{}{}:
@@ -33,18 +39,18 @@ func (p *Pool) Fill(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := p.putBack(lease); err != nil {
+		if err := p.putBack(vacancy{lease: lease}); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// short reports whether there are fewer indexes ready than there should be.
+// short reports whether there are fewer indexes ready than there should be, and than there is use for.
 func (p *Pool) short() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return !p.closed && len(p.ready) < p.o.Warm
+	return !p.closed && len(p.ready) < min(p.o.Warm, p.o.Max-p.devices)
 }
 
 // wake has keep look whether there are enough.

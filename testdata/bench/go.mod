@@ -7,6 +7,17 @@ require (
 	github.com/pojntfx/go-nbd v0.3.2
 )
 
-require golang.org/x/sys v0.47.0 // indirect
+require (
+	github.com/google/go-cmp v0.7.0 // indirect
+	github.com/mdlayher/socket v0.6.0 // indirect
+	golang.org/x/net v0.53.0 // indirect
+	golang.org/x/sync v0.20.0 // indirect
+)
+
+require (
+	github.com/mdlayher/genetlink v1.4.0
+	github.com/mdlayher/netlink v1.11.2
+	golang.org/x/sys v0.47.0 // indirect
+)
 
 replace github.com/nbdctl/nbdctl => ../..
