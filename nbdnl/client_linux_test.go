@@ -655,6 +655,38 @@ func TestHolders(t *testing.T) {
 	}
 }
 
+// The descriptor that keeps a device connected by ioctls is no holder for the client whose it is, also where the
+// kernel does not tell who that is; any other descriptor of the same process is one.
+func TestHoldersOwn(t *testing.T) {
+	k := nbdnltest.New(t, nbdnltest.Options{Release: "5.10.0"})
+	system := k.System()
+	system.Mode = nbdnl.ModeIoctl
+	w := world{T: t, Client: newClient(t, system)}
+	index := w.connect(unserved(t))
+	dir := k.Path(filepath.Join("proc", strconv.Itoa(os.Getpid())))
+	open := func(fd string) {
+		t.Helper()
+		if err := errors.Join(os.MkdirAll(filepath.Join(dir, "fd"), 0o755), os.MkdirAll(filepath.Join(dir, "fdinfo"), 0o755),
+			os.WriteFile(filepath.Join(dir, "fdinfo", fd), []byte("flags:\t0100000\n"), 0o644),
+			os.Symlink(k.Path(nbdnl.Path(index)), filepath.Join(dir, "fd", fd))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	count := func(name string, holders func(int) ([]nbdnl.Holder, error), want int) {
+		t.Helper()
+		found, err := holders(index)
+		if err != nil || len(found) != want {
+			t.Errorf("%s finds %v, %v, want %d", name, found, err, want)
+		}
+	}
+	open("5")
+	count("the client", w.Holders, 0)
+	count("another client", newClient(t, system).Holders, 1)
+	count("the system", system.Holders, 1)
+	open("6")
+	count("the client, with the device open once more", w.Holders, 1)
+}
+
 func TestClaim(t *testing.T) {
 	k := nbdnltest.New(t, nbdnltest.Options{})
 	t.Setenv("NBDCTL_STATE_DIR", "")

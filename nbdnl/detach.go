@@ -60,11 +60,13 @@ func (c *Client) detach(ctx context.Context, index int, o DetachOptions) (err er
 	if err != nil {
 		return err
 	}
-	if o.keeper = (descriptor{o.Server, someFD}); c.driver.serves(index) {
-		o.keeper.pid = os.Getpid()
-	}
-	if l.identified {
-		o.keeper = descriptor{} // netlink keeps no device open
+	switch {
+	case l.identified: // netlink keeps no device open
+		o.keeper = descriptor{}
+	case c.driver.serves(index):
+		o.keeper = c.keeper(index)
+	default:
+		o.keeper = descriptor{o.Server, someFD}
 	}
 	opened, flushErr := c.flush(ctx, index, o)
 	defer opened.close()

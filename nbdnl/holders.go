@@ -13,9 +13,13 @@ import (
 )
 
 // Holders returns who uses the device or a partition of it: processes that have it open, this one
-// included, but for the descriptor by which ioctls keep a device connected; file systems mounted in any mount namespace that a process is in, swap, and device mapper,
+// included; file systems mounted in any mount namespace that a process is in, swap, and device mapper,
 // md and loop devices made of it. Without privilege it finds what the caller may see, and that is no
 // error.
+//
+// The descriptor by which ioctls keep a device connected does not count where the kernel tells whose it
+// is, which it does not before Linux 6.1, nor in another pid namespace than the initial one: Client.Holders
+// knows its own everywhere.
 //
 // It does not find a process that has mapped the device and closed the descriptor, nor kernel users
 // that leave no trace; most of those show when the device is opened exclusively.
@@ -25,6 +29,21 @@ func Holders(index int) ([]Holder, error) { return System{}.Holders(index) }
 func (s System) Holders(index int) ([]Holder, error) {
 	holders, err := s.holders(index)
 	return holders, newError("holders", index, err)
+}
+
+// Holders is the function Holders for the Client's system. It knows also which descriptor keeps a device
+// connected that this Client has connected by ioctls, on any kernel and in any namespace.
+func (c *Client) Holders(index int) ([]Holder, error) {
+	holders, err := c.sys.holders(index, c.keeper(index))
+	return holders, newError("holders", index, err)
+}
+
+// keeper returns the descriptor through which this Client keeps the device connected, if it does.
+func (c *Client) keeper(index int) descriptor {
+	if !c.driver.serves(index) {
+		return descriptor{}
+	}
+	return descriptor{os.Getpid(), someFD}
 }
 
 // A descriptor is one of some process, or with someFD any one, but one only.

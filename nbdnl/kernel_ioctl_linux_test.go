@@ -249,7 +249,12 @@ func TestKernelIoctlStranger(t *testing.T) {
 			}
 			ended := make(chan error, 1)
 			go func() { ended <- server.Wait() }()
-			t.Cleanup(func() { _ = server.Process.Kill() }) // it has ended, unless the test fails
+			t.Cleanup(func() { // it has ended, and the device is free, unless the test fails
+				_ = server.Process.Kill()
+				ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), soon)
+				defer cancel()
+				w.wantDone("the end of qemu-nbd's device", w.WaitFree(ctx, index))
+			})
 			for patience := time.Now().Add(soon); !w.isLive(index) && time.Now().Before(patience); {
 				<-time.After(10 * time.Millisecond)
 			}

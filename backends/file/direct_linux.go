@@ -21,7 +21,8 @@ func (f *File) findDirect() (*direct, error) {
 	if err := f.control(func(fd int) error { return unix.Fstatfs(fd, &fs) }); err != nil {
 		return nil, fmt.Errorf("file: %s: statfs: %w", f.path, err)
 	}
-	if !f.block && (fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.RAMFS_MAGIC) {
+	// Its 32 bits are a negative number where the type has no more (RAMFS_MAGIC).
+	if kind := uint32(fs.Type); !f.block && (kind == unix.TMPFS_MAGIC || kind == unix.RAMFS_MAGIC) {
 		// Since Linux 6.6 tmpfs takes O_DIRECT, and goes on as before.
 		return nil, &DirectError{Path: f.path, Reason: "its file system keeps it in the page cache and nowhere else"}
 	}

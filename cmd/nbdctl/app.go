@@ -17,7 +17,7 @@ import (
 // exitCodes is the end of the help text. The README has the same table.
 const exitCodes = `Exit codes:
    0  ok
-   1  failure, also a backing object that can't be opened
+   1  failure, also a backing object that can't be opened, or writes that were lost
    2  usage: what was typed is valid on no machine
    3  no such device, or not connected
    4  not permitted, also a device that is not ours

@@ -98,6 +98,8 @@ func TestKernelPrivateProcesses(t *testing.T) {
 	requireKernel(t, `I/O error|Receive control failed|shutting down sockets|Send control failed|Send disconnect failed|Dead connection|Request send failed|Attempted send on invalid socket`)
 	const processes = "--pid --fork --mount-proc"
 	wantInside(t, processes, session, exit.OK, "")
+	// By ioctls, the process that has the device open uses it as little as outside.
+	wantInside(t, processes, "nbdctl connect memory --ioctl --size 2M --name small && nbdctl resize small 1M && nbdctl disconnect small", exit.OK, "1M")
 
 	in := t.TempDir()
 	ended := make(chan result, 1)

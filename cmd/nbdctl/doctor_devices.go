@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -14,11 +15,30 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
+// driverDirectory is there as long as the kernel has the driver, and /sys shows it.
+const driverDirectory = "/sys/module/nbd"
+
 // notLoaded tells whether the kernel has no driver at this moment. From Linux
 // 6.12 on, merely to ask it for one would load the module.
 func notLoaded() bool {
-	_, err := os.Stat("/sys/module/nbd")
+	_, err := os.Stat(driverDirectory)
 	return err != nil
+}
+
+// noDevices returns nil if there is certainly no device of the driver below a root directory, or why
+// that is not known. A driver that does not show may be hidden along with its devices, as where
+// /sys is not mounted.
+func noDevices(root string) error {
+	entries, err := os.ReadDir(filepath.Join(root, "sys/block"))
+	if err != nil {
+		return fmt.Errorf("whether there are devices can't be seen: %w", err)
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), "nbd") {
+			return fmt.Errorf("%s is there, though %s is not", filepath.Join("/sys/block", e.Name()), driverDirectory)
+		}
+	}
+	return nil
 }
 
 // inventoryIfLoaded is inventory for who must not load the module.
@@ -173,7 +193,10 @@ func staleState(ctx context.Context, store *host.Store, damaged error) doctor.Fi
 	}
 	f.Fix = func() (string, error) {
 		if notLoaded() {
-			// Without a driver there is no device that a record could belong to.
+			// Without a driver there is no device that a record could belong to, provided that it would show.
+			if err := noDevices("/"); err != nil {
+				return "", err
+			}
 			return "records removed", store.Sweep(ctx, func(host.Entry) bool { return false })
 		}
 		return "records removed", sweep(ctx, store)

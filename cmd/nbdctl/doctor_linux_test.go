@@ -430,6 +430,93 @@ func TestKernelDoctorLeftovers(t *testing.T) {
 	must(t, "disconnect", alive)
 }
 
+// TestKernelDoctorBlind shows that without /sys, where no device shows, doctor
+// does not take records for those of devices that are gone.
+func TestKernelDoctorBlind(t *testing.T) {
+	requireKernel(t, refusedSocket, orphanNoise)
+	dev := connected(t, "memory", "--size", "1M")
+	pid := kill(t, dev, syscall.SIGKILL)
+	eventually(t, func() bool { return listed(t, dev)["state"] == "orphaned" }, "%s orphaned", dev)
+	records := func() string { return sh(t, "cat $NBDCTL_STATE_DIR/*/state.json") }
+	before := records()
+	blind := inside(t, "--mount", `mount -t tmpfs none /sys; nbdctl doctor --fix --json`)
+	if !strings.Contains(blind.stdout, "whether there are devices can't be seen") || blind.code == 0 {
+		t.Errorf("code %d: %s%s", blind.code, blind.stdout, blind.stderr)
+	}
+	if diff := cmp.Diff(before, records()); diff != "" || !strings.Contains(before, fmt.Sprint(pid)) {
+		t.Errorf("the records of pid %d (-before +after):\n%s", pid, diff)
+	}
+	must(t, "disconnect", dev)
+}
+
+// TestKernelDoctorTaken shows that doctor goes on elsewhere when another program
+// gets the index that it makes devices on, and leaves it that index.
+func TestKernelDoctorTaken(t *testing.T) {
+	requireKernel(t, refusedSocket, openNoise)
+	reload(t)
+	target, made := "nbd16", true
+	if older(t, 6, 1) {
+		target, made = "nbd15", false // where none are made
+	}
+	var other result
+	for range 5 {
+		doctor := nbdctlCommand(t, "doctor", "--json")
+		var out lockedBuffer
+		doctor.Stdout = &out
+		if err := doctor.Start(); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan struct{})
+		var doctorErr error
+		go func() { doctorErr = doctor.Wait(); close(ended) }()
+		late := func() bool {
+			select {
+			case <-ended:
+				return true
+			default:
+				return false
+			}
+		}
+		other.code = -1
+		eventually(t, func() bool {
+			if _, err := os.Stat("/sys/block/" + target); err == nil && (made || listed(t, "/dev/"+target) != nil) {
+				other = nbdctl(t, "connect", "memory", "--size", "1M", "--device", target)
+			}
+			return other.code == 0 || late()
+		}, "%s for another program", target)
+		if late() {
+			if other.code == 0 {
+				must(t, "disconnect", target)
+			}
+			reload(t)
+			continue
+		}
+		if <-ended; doctorErr != nil {
+			t.Errorf("doctor: %v\n%s", doctorErr, out.String())
+		}
+		var lines []line
+		if err := json.Unmarshal([]byte(out.String()), &lines); err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range lines {
+			t.Log(l)
+			tried := slices.Contains([]string{"device", "sockets"}, l.Check)
+			if l.Result == "problem" || tried && l.Result != "ok" || strings.Contains(l.Seen, "busy") {
+				t.Error(l)
+			}
+		}
+		if l := listed(t, "/dev/"+target); l == nil || l["state"] != "live" || sh(t, "cat /sys/block/"+target+"/queue/max_sectors_kb") != "1024" {
+			t.Errorf("the other program's device is %v", l)
+		}
+		if _, err := os.Stat("/sys/block/nbd17"); err == nil {
+			t.Error("doctor has left nbd17")
+		}
+		must(t, "disconnect", target)
+		return
+	}
+	t.Error("no other program has got the index")
+}
+
 // TestKernelDoctorOpener shows that doctor finds who opens devices of others.
 func TestKernelDoctorOpener(t *testing.T) {
 	// The prober never rests, and so reads from devices that are ending.

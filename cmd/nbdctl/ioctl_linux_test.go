@@ -115,6 +115,20 @@ func TestKernelIoctlChanges(t *testing.T) {
 	sh(t, "mkfs.ext4 -q "+dev+"; mount "+dev+" "+mnt)
 	must(t, "resize", dev, "128M")
 	sh(t, "resize2fs "+dev+" 2>/dev/null; head -c 80000000 /dev/urandom >"+mnt+"/data; sync; umount "+mnt+"; fsck.ext4 -fn "+dev)
+	if r := nbdctl(t, "resize", dev, "32M"); r.code != 0 {
+		t.Errorf("shrinking: code %d, %s", r.code, r.stderr)
+	}
+	if size := sysfs(t, dev, "size"); size != "65536" {
+		t.Errorf("the size is %s sectors, want 65536", size)
+	}
+	holder, err := os.Open(dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := nbdctl(t, "resize", dev, "16M"); r.code != int(exit.Busy) || !strings.Contains(r.stderr, fmt.Sprintf("process %d ", os.Getpid())) {
+		t.Errorf("shrinking what is open: code %d, %q", r.code, r.stderr)
+	}
+	holder.Close()
 	must(t, "reconfigure", dev, "--timeout", "12s")
 	if got := sysfs(t, dev, "queue/io_timeout"); got != "12000" {
 		t.Errorf("the timeout is %s ms", got)

@@ -36,7 +36,7 @@ func (d *Device) vacant(ctx context.Context) ([]nbdnl.Holder, error) {
 	tick := time.NewTicker(vacantPatience / 20)
 	defer tick.Stop()
 	for {
-		holders, err := d.machine.system.Holders(d.index)
+		holders, err := d.client.Holders(d.index)
 		if err != nil || len(holders) == 0 || stay(holders) {
 			return holders, err
 		}

@@ -16,7 +16,7 @@ import (
 )
 
 // TestKernelSwap swaps the backend of a device 20 times, to a copy that is made in the quiet moment, while fio writes and verifies.
-// What is swapped out is spoilt at once.
+// What is swapped out is spoilt at once. However slow the machine is, fio runs until the last of them.
 func TestKernelSwap(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	const size, swaps = 16 << 20, 20
@@ -24,7 +24,7 @@ func TestKernelSwap(t *testing.T) {
 	d := connect(t, now, blockdev.Options{Connections: 2})
 	load := exec.CommandContext(t.Context(), "fio", "--name=swap", "--filename="+d.Path(), "--ioengine=libaio", "--direct=1", "--iodepth=16",
 		"--rw=randrw", "--bs=4k", "--size=16m", "--verify=crc32c", "--verify_backlog=64", "--verify_fatal=1", "--time_based",
-		"--runtime=15", "--randrepeat=0", "--thread")
+		"--runtime=1h", "--randrepeat=0", "--thread")
 	var output bytes.Buffer
 	load.Stdout, load.Stderr = &output, &output
 	if err := load.Start(); err != nil {
@@ -33,19 +33,24 @@ func TestKernelSwap(t *testing.T) {
 	finished := make(chan error, 1)
 	go func() { finished <- load.Wait() }()
 	var longest time.Duration
-	for i := range swaps {
+	// busy returns when fio has written, and read what it verifies, since it was called: at least two of its backlogs.
+	busy := func(i int) {
+		t.Helper()
 		before := d.Export().Stats()
-		for { // so that there is something to swap under
+		for {
 			now := d.Export().Stats()
-			if now.Write.Requests >= before.Write.Requests+200 && now.Read.Requests >= before.Read.Requests+50 {
-				break
+			if now.Write.Requests >= before.Write.Requests+128 && now.Read.Requests >= before.Read.Requests+64 {
+				return
 			}
 			select {
 			case err := <-finished:
-				t.Fatalf("fio ended before swap %d: %v\n%s", i, err, &output)
+				t.Fatalf("fio ended at swap %d: %v\n%s", i, err, &output)
 			case <-time.After(time.Millisecond):
 			}
 		}
+	}
+	for i := range swaps {
+		busy(i) // so that there is something to swap under
 		old := now
 		start := time.Now()
 		if err := d.SwapFunc(t.Context(), func(context.Context) (backends.Backend, error) {
@@ -60,7 +65,13 @@ func TestKernelSwap(t *testing.T) {
 			old.data[i] = 0xff
 		}
 	}
-	if err := <-finished; err != nil {
+	busy(swaps)
+	if err := load.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	// An interrupted fio ends with 128 and the number of its jobs that have failed.
+	var ended *exec.ExitError
+	if err := <-finished; !errors.As(err, &ended) || ended.ExitCode() != 128 {
 		t.Errorf("fio: %v\n%s", err, &output)
 	}
 	st := d.Export().Stats()

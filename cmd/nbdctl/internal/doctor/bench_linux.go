@@ -32,13 +32,15 @@ const (
 // that is possible it is an index that did not exist before, and does not
 // thereafter.
 type bench struct {
-	client *nbdnl.Client
-	index  int
-	fresh  bool
+	*spot
+	// left are those before, which others have got.
+	left    []*spot
+	machine *Machine
+	client  *nbdnl.Client
+	// fresh is that each spot was made here.
+	fresh bool
 	// udev is that udev runs here, which looks at every device.
 	udev bool
-	// settings are those of an index that is not fresh, as they were.
-	settings map[string]string
 }
 
 // openBench returns the index to make devices on, or what is needed to have one.
@@ -59,16 +61,17 @@ func (m *Machine) openBench(ctx context.Context) (*bench, string) {
 	if err != nil {
 		return nil, err.Error()
 	}
-	b := &bench{client: c, udev: m.exists(udevControl)}
+	b := &bench{machine: m, client: c, udev: m.exists(udevControl)}
 	// Linux 5.10 waits for the end of a device that is to go in a way that may
 	// take all of generic netlink with it. By ioctls none can be made.
-	if !m.release().before(6, 1, 0) && m.hasDevtmpfs() && !m.byIoctl {
-		b.fresh, b.index = true, m.nextIndex()
-	} else if b.index = m.idleIndex(ctx, c); b.index < 0 {
+	b.fresh = !m.release().before(6, 1, 0) && m.hasDevtmpfs() && !m.byIoctl
+	if err = b.take(ctx); err != nil && b.fresh {
+		b.fresh = false
+		err = b.take(ctx)
+	}
+	if err != nil {
 		_ = c.Close() // nothing was done with it
-		return nil, "an idle device"
-	} else {
-		b.settings = m.readSettings(b.index)
+		return nil, oneLine(err)
 	}
 	m.bench = b
 	return b, ""
@@ -98,18 +101,6 @@ func (m *Machine) nextIndex() int {
 	return last + 1
 }
 
-// idleIndex is the last one that nobody uses, -1 if there is none.
-func (m *Machine) idleIndex(ctx context.Context, c *nbdnl.Client) int {
-	devices := m.devices()
-	for i := len(devices) - 1; i >= 0; i-- {
-		index, _ := nbdnl.ParseIndex(devices[i]) // is one
-		if st, err := c.Status(ctx, index); err == nil && st.State == nbdnl.StateIdle && m.exists("dev", devices[i]) {
-			return index
-		}
-	}
-	return -1
-}
-
 // queueSettings are those that connecting a device with nbdctl changes, on some
 // kernels for longer than it lives.
 var queueSettings = []string{"max_sectors_kb", "scheduler", "discard_max_bytes"}
@@ -126,26 +117,15 @@ func queue(index int, setting string) string {
 	return filepath.Join("sys/block", filepath.Base(nbdnl.Path(index)), "queue", setting)
 }
 
-// restore puts the settings back that the index had.
-func (m *Machine) restore(b *bench) error {
-	now := m.readSettings(b.index)
-	var errs []error
-	for name, value := range b.settings {
-		if value == now[name] {
-			continue // also where /sys is read-only, as in a container
-		}
-		if name == "scheduler" {
-			// "mq-deadline [none]"
-			_, value, _ = strings.Cut(value, "[")
-			value, _, _ = strings.Cut(value, "]")
-		}
-		errs = append(errs, os.WriteFile(m.path(queue(b.index, name)), []byte(value), 0o644))
-	}
-	return errors.Join(errs...)
+// selected returns the scheduler in "mq-deadline [none]".
+func selected(schedulers string) string {
+	_, name, _ := strings.Cut(schedulers, "[")
+	name, _, _ = strings.Cut(name, "]")
+	return name
 }
 
-// Close ends what the checks have left open, and removes the index that they
-// have made.
+// Close ends what the checks have left open, and leaves the indexes that they
+// have used as they were.
 func (m *Machine) Close() error {
 	b := m.bench
 	if b == nil {
@@ -154,30 +134,19 @@ func (m *Machine) Close() error {
 	m.bench = nil
 	defer b.client.Close()
 	defer m.removeState()
-	if !b.fresh {
-		return m.restore(b)
+	var errs []error
+	for _, s := range append(b.left, b.spot) {
+		errs = append(errs, b.vacate(s))
 	}
-	if !m.exists("sys/block", b.name()) {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), endPatience)
-	defer cancel()
-	// Only a device that is connected can be told to go.
-	err := b.life(ctx, nbdnl.Config{ClientFlags: nbdnl.DestroyOnDisconnect}, nil)
-	if err == nil {
-		err = b.gone(ctx)
-	}
-	if err != nil {
-		return fmt.Errorf("the device that doctor has made is still there, unused: %w", err)
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
-// removeState removes the directories that claims on the index have made, if
+// removeState removes the directories that claims and leases have made, if
 // they were not there before and nobody else uses them by now.
 func (m *Machine) removeState() {
 	if m.newState != "" {
 		_ = os.Remove(filepath.Join(m.newState, "claims")) // what is in use is not empty
+		_ = os.Remove(filepath.Join(m.newState, "leases"))
 		_ = os.Remove(m.newState)
 	}
 }
@@ -204,13 +173,16 @@ func (b *bench) life(ctx context.Context, cfg nbdnl.Config, look func(nbdnl.Stat
 // lifeOver is life with the sockets of cfg, and with a way of its own to end
 // the device.
 func (b *bench) lifeOver(ctx context.Context, cfg nbdnl.Config, look func(nbdnl.Status), end func(identifier string) error) (err error) {
-	if cfg.BlockSize == 0 {
-		cfg.BlockSize = host.DefaultBlockSize
-	}
-	cfg.Size, cfg.Timeout, cfg.Identifier = deviceSize, deviceTimeout, nbdnl.NewIdentifier(host.IdentifierPrefix)
-	b.settle(ctx)
-	if err := b.client.ConnectIndex(ctx, b.index, cfg); err != nil {
-		return err
+	cfg = trialConfig(cfg)
+	for {
+		b.settle(ctx)
+		err := b.claimed(ctx, b.index, func() error { return b.client.ConnectIndex(ctx, b.index, cfg) })
+		if err == nil {
+			break
+		}
+		if !b.evade(ctx, err) {
+			return err
+		}
 	}
 	if look != nil {
 		var st nbdnl.Status
@@ -220,6 +192,15 @@ func (b *bench) lifeOver(ctx context.Context, cfg nbdnl.Config, look func(nbdnl.
 	}
 	b.settle(ctx)
 	return errors.Join(err, end(cfg.Identifier))
+}
+
+// trialConfig completes the configuration of a device.
+func trialConfig(cfg nbdnl.Config) nbdnl.Config {
+	if cfg.BlockSize == 0 {
+		cfg.BlockSize = host.DefaultBlockSize
+	}
+	cfg.Size, cfg.Timeout, cfg.Identifier = deviceSize, deviceTimeout, nbdnl.NewIdentifier(host.IdentifierPrefix)
+	return cfg
 }
 
 // settle waits some time until udev has done with the device, and nobody has it
@@ -289,8 +270,7 @@ func (b *bench) gone(ctx context.Context) error {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		_, err := os.Lstat(filepath.Join("/sys/block", b.name()))
-		if errors.Is(err, fs.ErrNotExist) {
+		if !b.machine.exists("sys/block", b.name()) {
 			return nil
 		}
 		select {
@@ -302,4 +282,4 @@ func (b *bench) gone(ctx context.Context) error {
 }
 
 // name returns the name of the device.
-func (b *bench) name() string { return filepath.Base(nbdnl.Path(b.index)) }
+func (s *spot) name() string { return filepath.Base(nbdnl.Path(s.index)) }

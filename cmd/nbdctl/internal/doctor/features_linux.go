@@ -52,24 +52,22 @@ func (m *Machine) features(ctx context.Context) []Finding {
 	cfg.Flags |= asked
 	var st nbdnl.Status
 	look := func(s nbdnl.Status) { st = s }
-	block, err := os.Getpagesize(), error(nil)
-	if b.fresh {
-		block, cfg.BlockSize = largestBlock, largestBlock
-		err = b.life(ctx, cfg, look)
-		if errors.Is(err, syscall.EINVAL) {
-			block, cfg.BlockSize = os.Getpagesize(), os.Getpagesize()
-			err = b.life(ctx, cfg, look)
-		}
-	} else {
+	if b.fresh { // for an index keeps the minimum_io_size of large blocks
+		cfg.BlockSize = largestBlock
+	}
+	err := b.life(ctx, cfg, look)
+	if b.fresh && errors.Is(err, syscall.EINVAL) {
+		cfg.BlockSize = os.Getpagesize()
 		err = b.life(ctx, cfg, look)
 	}
 	if err != nil {
 		return []Finding{m.failed(err)}
 	}
-	return []Finding{featuresOf(st, asked, block)}
+	return []Finding{featuresOf(st, asked, cfg.BlockSize)}
 }
 
-// featuresOf is the finding about a device that was to have certain flags.
+// featuresOf is the finding about a device that was to have certain flags, and
+// blocks of that many bytes; 0: large ones were not tried.
 func featuresOf(st nbdnl.Status, asked nbdnl.Flags, block int) Finding {
 	var has, lacks []string
 	for _, o := range offered {
@@ -80,7 +78,10 @@ func featuresOf(st nbdnl.Status, asked nbdnl.Flags, block int) Finding {
 			lacks = append(lacks, o.name)
 		}
 	}
-	seen := fmt.Sprintf("%s, several connections, blocks of 512 to %d bytes", strings.Join(has, ", "), block)
+	seen := strings.Join(append(has, "several connections"), ", ")
+	if block > 0 {
+		seen += fmt.Sprintf(", blocks of 512 to %d bytes", block)
+	}
 	if st.HasIdentifier {
 		seen += ", identifiers"
 	} else {

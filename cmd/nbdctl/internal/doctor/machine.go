@@ -77,6 +77,9 @@ func (m *Machine) releaseName() string { return m.read("proc/sys/kernel/osreleas
 // loaded tells whether the kernel has the driver at this moment.
 func (m *Machine) loaded() bool { return m.exists("sys/module/nbd") }
 
+// modular tells whether the driver that the kernel has is a module, not built in.
+func (m *Machine) modular() bool { return m.exists("sys/module/nbd/initstate") }
+
 // devices returns the names of all devices of the driver, by ascending index.
 func (m *Machine) devices() []string {
 	entries, err := os.ReadDir(m.path("sys/block"))

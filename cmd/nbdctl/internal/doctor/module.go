@@ -12,7 +12,7 @@ import (
 // module tells whether the kernel has the driver, or could have it.
 func (m *Machine) module(context.Context) []Finding {
 	if m.loaded() {
-		if m.exists("sys/module/nbd/initstate") {
+		if m.modular() {
 			return []Finding{ok("loaded")}
 		}
 		return []Finding{ok("built into the kernel")}

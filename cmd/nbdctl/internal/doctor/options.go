@@ -61,9 +61,7 @@ func (m *Machine) options(context.Context) []Finding {
 		case !m.knownParameter(o.name):
 			findings = append(findings, m.misspelt(o))
 		case !isNumber(o.value):
-			findings = append(findings, problem(exit.Unsupported, "%s=%s in %s is not a number", o.name, o.value, o.place()).
-				because("the module can't be loaded with it").
-				do("put a number there"))
+			findings = append(findings, m.noNumber(o))
 		default:
 			last[o.name] = o
 		}
@@ -143,6 +141,19 @@ func (m *Machine) misspelt(o option) Finding {
 		return f.do("write nbd.%s=%s there, and reboot", meant, o.value)
 	}
 	return f.do("sed -i 's/\\b%s=/%s=/' %s && modprobe -r nbd && modprobe nbd", o.name, meant, o.file)
+}
+
+// noNumber is the finding about a value that the module can't be loaded with.
+func (m *Machine) noNumber(o option) Finding {
+	seen := fmt.Sprintf("%s=%s in %s is not a number", o.name, o.value, o.place())
+	const remedy = "put a number there"
+	switch {
+	case !m.loaded():
+		return problem(exit.Unsupported, "%s", seen).because("the module can't be loaded with it").do(remedy)
+	case !m.modular():
+		return warning("%s", seen).because("the driver is built into this kernel, which ignores it").do(remedy)
+	}
+	return warning("%s", seen).because("the module, which is loaded without it, can't be loaded with it after the next reboot").do(remedy)
 }
 
 // same tells whether a parameter was loaded with that value.

@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/nbdctl/nbdctl/backends/memory"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
@@ -109,12 +111,16 @@ const openPatience = 300 * time.Millisecond
 func (b *bench) connect(ctx context.Context, d *disk, connections int) (*blockdev.Device, time.Duration, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, lifePatience, fmt.Errorf("not within %s", lifePatience))
 	defer cancel()
-	b.settle(ctx)
-	begin := time.Now()
-	dev, err := blockdev.ConnectIndex(ctx, b.index, d, blockdev.Options{
-		Client: b.client, Connections: connections, Timeout: deviceTimeout, Identifier: nbdnl.NewIdentifier(host.IdentifierPrefix),
-	})
-	return dev, time.Since(begin), err
+	for {
+		b.settle(ctx)
+		begin := time.Now()
+		dev, err := blockdev.ConnectIndex(ctx, b.index, d, blockdev.Options{
+			Client: b.client, Connections: connections, Timeout: deviceTimeout, Identifier: nbdnl.NewIdentifier(host.IdentifierPrefix),
+		})
+		if err == nil || !b.evade(ctx, err) {
+			return dev, time.Since(begin), err
+		}
+	}
 }
 
 // disconnect ends a device, whoever uses it: nothing is lost.
@@ -154,6 +160,30 @@ func (d *disk) exercise(path string) (err error) {
 		return fmt.Errorf("what was written to %s and synced did not reach its server", path)
 	case d.syncs.Load() == before:
 		return fmt.Errorf("a sync of %s brought no flush to its server", path)
+	}
+	return readBack(path, at, want)
+}
+
+// readBack compares what should be at that offset with what the device itself
+// has, past the cache in which the write has left it. Offset and length have to
+// be multiples of the device's blocks.
+func readBack(path string, at int64, want []byte) (err error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	// open(2): O_DIRECT may ask for aligned memory, which a mapping is.
+	got, err := unix.Mmap(-1, 0, len(want), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return os.NewSyscallError("mmap", err)
+	}
+	defer func() { err = errors.Join(err, unix.Munmap(got)) }()
+	if _, err := f.ReadAt(got, at); err != nil {
+		return err
+	}
+	if !bytes.Equal(got, want) {
+		return fmt.Errorf("what was written to %s is not what is read from it", path)
 	}
 	return nil
 }
