@@ -90,11 +90,16 @@ func disconnectOne(ctx context.Context, c *cli.Context, store *host.Store, name 
 	// Asked while the process is there to tell. What is lost from here on, the
 	// detach hears of.
 	loss := lost(ctx, d)
+	if loss != nil && force {
+		warn(c, []string{loss.Error()}) // as all that forcing costs
+		loss = nil
+	}
 	return errors.Join(takeDown(ctx, c, d, force), loss)
 }
 
-// lost tells which writes to the device were lost that programs took for done.
-// A process that does not answer, or is too old to know, is no obstacle.
+// lost tells which writes to the device have failed. Whether those who made them
+// know, the kernel alone does. A process that does not answer, or is too old to
+// know, is no obstacle.
 func lost(ctx context.Context, d device) error {
 	if d.entry == nil || !d.entry.Alive {
 		return nil
@@ -103,7 +108,7 @@ func lost(ctx context.Context, d device) error {
 	if err != nil || loss == "" {
 		return nil
 	}
-	return fmt.Errorf("nbd%d: writes that programs took for done were lost before: %s", d.Index, loss)
+	return fmt.Errorf("nbd%d: writes have failed, of which those who made them may not know: %s", d.Index, loss)
 }
 
 // takeDown detaches the device and waits for the process that served it.

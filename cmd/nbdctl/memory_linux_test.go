@@ -4,6 +4,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 )
 
 // TestKernelSparse shows that a memory device far larger than the machine
@@ -59,7 +61,9 @@ func TestKernelFull(t *testing.T) {
 	if out := sh(t, "dmesg"); strings.Contains(out, "Out of memory") || strings.Contains(out, "oom-kill") {
 		t.Error("the OOM killer came")
 	}
-	must(t, "disconnect", dev)
+	if r := nbdctl(t, "disconnect", dev); r.code != int(exit.Failure) || !strings.Contains(r.stderr, "no space left") || !strings.Contains(r.stdout, "disconnected") {
+		t.Errorf("disconnect of a device that has failed writes: exit code %d, %q, %s", r.code, r.stdout, r.stderr)
+	}
 }
 
 func lastLine(s string) string {
