@@ -11,7 +11,7 @@ LAB ?= uml
 RUN ?= ^TestKernel
 PKG ?=
 # Those that make test repeats with several processors and -race, in a machine that takes several times longer.
-QEMU_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$|Heal|ResizeUnderLoad|Features|Private|Ioctl|Trap(14|26))
+QEMU_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$|Heal|ResizeUnderLoad|Trap(14|26))
 # Unit tests of bytes that other machines read.
 BYTES_RUN ?= ^Test(ByteOrder|Encode|Decode|Numbers|Ioctl|Put|Handshake|Transmit)
 # How many devices make soak makes; make test makes 200.
