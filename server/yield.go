@@ -16,7 +16,7 @@ const (
 	// longYield is what no client takes for a request that is worth to be waited for so. After one, as many waits as
 	// longYieldRest go by.
 	longYield     = time.Millisecond
-	longYieldRest = 1 << 14
+	longYieldRest = 1 << 10
 )
 
 // yields decides when to do so. The zero value does not know yet that it may be in vain. Used by one goroutine.
