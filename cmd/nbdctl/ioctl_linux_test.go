@@ -44,7 +44,7 @@ func TestKernelIoctlKilled(t *testing.T) {
 // TestKernelIoctlKilledHeld shows that a mounted device whose process was
 // killed is named as the orphan that it is until it is unmounted.
 func TestKernelIoctlKilledHeld(t *testing.T) {
-	requireKernel(t, `I/O error|EXT4-fs|JBD2|Aborting journal|Receive control failed`)
+	requireKernel(t, `I/O error|EXT4-fs|JBD2|Aborting journal|Receive control failed|Attempted send on invalid socket`)
 	dev := connected(t, "--ioctl", "memory", "--size", "64M", "--name", "dead")
 	mnt := t.TempDir()
 	sh(t, "mkfs.ext4 -q "+dev+"; mount "+dev+" "+mnt)
@@ -82,7 +82,7 @@ func TestKernelIoctlStopped(t *testing.T) {
 // TestKernelIoctlHeld shows that a device is disconnected in order: not while it
 // is mounted, by force nonetheless, and that its own process holds it for nobody.
 func TestKernelIoctlHeld(t *testing.T) {
-	requireKernel(t, `I/O error|EXT4-fs|Aborting journal|JBD2`)
+	requireKernel(t, `I/O error|EXT4-fs|Aborting journal|JBD2|Attempted send on invalid socket`)
 	dev := connected(t, "--ioctl", "memory", "--size", "64M", "--name", "held")
 	if holders := statusOf(t, dev)["holders"].([]any); len(holders) != 0 {
 		t.Errorf("holders of an unused device are %v", holders)
@@ -145,7 +145,7 @@ func TestKernelIoctlChanges(t *testing.T) {
 
 // TestKernelIoctlKicked shows that stuck I/O ends.
 func TestKernelIoctlKicked(t *testing.T) {
-	requireKernel(t, `I/O error|Receive control failed|Send disconnect failed`)
+	requireKernel(t, `I/O error|Receive control failed|Send disconnect failed|Attempted send on invalid socket`)
 	dev := connected(t, "--ioctl", "memory", "--size", "64M")
 	must(t, "kick", dev)
 	if d := listed(t, dev); d != nil {

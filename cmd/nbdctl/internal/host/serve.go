@@ -296,7 +296,7 @@ func (h *Host) lost(device *blockdev.Device, err error) error {
 func (h *Host) waitFree(ctx context.Context, client *nbdnl.Client, device *blockdev.Device) error {
 	st, err := client.Status(ctx, device.Index())
 	if err != nil || !st.Connected() || st.HasIdentifier && st.Identifier != h.record.Identifier ||
-		device.Mode() == nbdnl.ModeIoctl && st.State != nbdnl.StateDisconnecting {
+		!st.HasIdentifier && Birth(device.Index()) != h.record.Birth {
 		return nil // free, or somebody else's already
 	}
 	if err := h.update(func(r *Record) { r.Phase = PhaseDisconnecting }); err != nil {
