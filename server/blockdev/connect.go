@@ -140,6 +140,9 @@ func (d *Device) command(ctx context.Context, place place, sockets []syscall.Con
 		Identifier:      d.options.Identifier,
 	})
 	d.index = index
+	if err == nil {
+		d.birth = d.machine.birth(index)
+	}
 	return err
 }
 

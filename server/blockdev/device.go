@@ -28,7 +28,7 @@ type Device struct {
 	log        *slog.Logger
 
 	index int          // set by attach
-	birth os.FileInfo  // of the kernel's device, to know it by where there are no identifiers; set by ready
+	birth os.FileInfo  // of the kernel's device, to know it by; set by attach
 	size  atomic.Int64 // that the kernel has, in bytes
 
 	unsure bool // the kernel has not answered to a new size; guarded by changing

@@ -5,22 +5,27 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
-// Flush writes what the kernel holds back of the device, and returns when the backend has all of it and its Sync has returned: what
-// file systems that are mounted on it have not written yet, in whatever mount namespace, and what is cached of the device and its
-// partitions.
+// Flush writes what the kernel holds back of the device, and returns when the backend has all of it and its Sync has returned: what is
+// cached of the device, its partitions, and all block devices that stand on them (device mapper with LVM and dm-crypt, md, bcache, loop
+// devices, one on the other), and what file systems on any of these have not written yet, in whatever mount namespace. Each needs its
+// node in /dev; if that does not appear within 5 seconds, the error names it, and matches os.ErrNotExist.
+//
+// It does not reach image files in such a file system that are in use in turn, nor a btrfs before Linux 6.17, which is synced through
+// its mount only (syncfs); nor does it empty a cache that a layer above keeps elsewhere on purpose, as bcache and dm-writecache do.
+// The devices above can't be removed while it is at work.
 //
 // The error is also of what went wrong before. The kernel acknowledges a write when it is cached; if the backend fails it later, the
 // next to sync gets an error, who need not be the one that wrote, and after an unmount nobody does. Here the owner does: the error
 // matches a *server.LossError that names the first of the requests that were not executed, or says that there was no connection to
 // send them over. Each loss is told once, by the first Flush or Close after it; the device goes on.
 //
-// The error matches nbdnl.ErrNotConnected if the device has ended. If ctx ends first, Flush returns, and goes on in the background
-// until the backend answers or the device ends; Disconnect may find the device in use by it.
+// The error matches nbdnl.ErrNotConnected if the device has ended; another one that has the index since is left alone. If ctx ends
+// first, Flush returns, and goes on in the background until the backend answers or the device ends; Disconnect may find the device
+// in use by it.
 func (d *Device) Flush(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -35,7 +40,7 @@ func (d *Device) flush(ctx context.Context) error {
 	default:
 	}
 	result := make(chan error, 1)
-	go func() { result <- d.machine.flush(d.index) }()
+	go func() { result <- d.machine.flush(ctx, d.index, d.birth) }()
 	select {
 	case err := <-result:
 		return err
@@ -44,34 +49,63 @@ func (d *Device) flush(ctx context.Context) error {
 	}
 }
 
-// flush writes what the kernel holds back of a device. It takes as long as the kernel does.
-func (m machine) flush(index int) error {
-	disk := filepath.Base(nbdnl.Path(index))
-	partitions, err := filepath.Glob(m.path("sys/block", disk, disk+"p*"))
+// flush writes what the kernel holds back of the device that index was when it had that birth, and nothing of another one that has
+// the index since. It takes as long as the kernel does; ctx bounds the wait for device nodes only.
+func (m machine) flush(ctx context.Context, index int, birth os.FileInfo) error {
+	ended := fmt.Errorf("blockdev: %s is not the device any more that it was: %w", nbdnl.Path(index), nbdnl.ErrNotConnected)
+	disk, ok := m.disk(index, birth)
+	if !ok {
+		return ended
+	}
+	// While it is open, the kernel gives the index to nobody else.
+	dev, err := m.openLayer(ctx, disk)
 	if err != nil {
-		return err
+		return fmt.Errorf("blockdev: what is cached was not written: %w", err)
 	}
-	// The whole disk last: its sync is the one that makes the backend's Sync cover the others.
-	for _, p := range append(partitions, disk) {
-		err := m.flushNode(filepath.Join("/dev", filepath.Base(p)))
-		if err != nil && !(filepath.Base(p) != disk && errors.Is(err, os.ErrNotExist)) { // A partition that was removed meanwhile.
-			return fmt.Errorf("blockdev: what is cached was not written: %w", err)
-		}
+	if dev == nil {
+		return ended
 	}
-	return nil
-}
-
-func (m machine) flushNode(path string) error {
-	// Read-only is enough, and does not make udev look at the device when it is closed, as the end of a write access does.
-	dev, err := m.open(path, os.O_RDONLY)
-	if err != nil {
-		return err
-	}
-	err = syncFileSystem(dev)
-	if err == nil {
-		err = dev.Sync()
+	err = m.flushStack(ctx, disk, dev)
+	if !disk.there() {
+		err = errors.Join(ended, err)
 	}
 	return errors.Join(err, dev.Close())
+}
+
+// flushStack writes what is cached of an open disk and of all that stands on it. What fails keeps nothing else from being written.
+func (m machine) flushStack(ctx context.Context, disk layer, dev nbdnl.Device) error {
+	layers, failed := m.stackOn(disk)
+	if failed != nil {
+		failed = fmt.Errorf("blockdev: what stands on %s can't be told: %w", disk.name, failed)
+	}
+	for _, l := range layers {
+		var err error
+		if l.name == disk.name { // The last: its sync is the one that makes the backend's Sync cover the others.
+			err = syncAll(dev)
+		} else {
+			err = m.flushLayer(ctx, l)
+		}
+		if err != nil {
+			failed = errors.Join(failed, fmt.Errorf("blockdev: what is cached of %s was not written: %w", l.name, err))
+		}
+	}
+	return failed
+}
+
+func (m machine) flushLayer(ctx context.Context, l layer) error {
+	dev, err := m.openLayer(ctx, l)
+	if dev == nil || err != nil {
+		return err
+	}
+	return errors.Join(syncAll(dev), dev.Close())
+}
+
+// syncAll writes what is cached of an open device, by a file system first.
+func syncAll(dev nbdnl.Device) error {
+	if err := syncFileSystem(dev); err != nil {
+		return err
+	}
+	return dev.Sync()
 }
 
 // TakeLoss returns what Flush and Close tell of what was lost earlier, and writes nothing. It does not block. Like theirs, its answer

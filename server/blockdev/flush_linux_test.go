@@ -2,6 +2,7 @@ package blockdev_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
@@ -146,12 +147,19 @@ func TestKernelFlushFileSystem(t *testing.T) {
 	}
 }
 
+// partitioned returns a disk with one partition, which begins at 1 MiB and has half of it.
+func partitioned(size int) *recorder {
+	b := newRecorder(size)
+	entry := append([]byte{0, 0, 0, 0, 0x83, 0, 0, 0}, binary.LittleEndian.AppendUint32([]byte{0, 8, 0, 0}, uint32(size/512/2))...)
+	copy(b.data[446:], entry)
+	copy(b.data[510:], []byte{0x55, 0xaa})
+	return b
+}
+
 // TestKernelFlushPartition finds what is cached of a partition.
 func TestKernelFlushPartition(t *testing.T) {
 	nbdnltest.RequireKernel(t)
-	b := newRecorder(8 << 20)
-	copy(b.data[446:], []byte{0, 0, 0, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 16, 0, 0}) // 4096 sectors from 2048 on
-	copy(b.data[510:], []byte{0x55, 0xaa})
+	b := partitioned(8 << 20)
 	d := connect(t, b, blockdev.Options{})
 	f, err := os.OpenFile(d.Path()+"p1", os.O_RDWR, 0)
 	if err != nil {

@@ -161,6 +161,18 @@ func (m machine) node(ctx context.Context, index int) error {
 	})
 }
 
+// deviceNumber returns the number ("43:96") of the block device that a path leads to, and false for anything else.
+func (m machine) deviceNumber(path string) (string, bool) {
+	if m.system.DeviceNumber != nil {
+		return m.system.DeviceNumber(m.path(path))
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return "", false
+	}
+	return deviceNumber(info)
+}
+
 // open opens a device node.
 func (m machine) open(path string, flag int) (nbdnl.Device, error) {
 	if m.system.Open != nil {

@@ -33,11 +33,11 @@ func readFirst(ctx context.Context, path, number string, n int) error {
 	if err != nil {
 		return err
 	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok || st.Mode&unix.S_IFMT != unix.S_IFBLK {
+	got, ok := deviceNumber(info)
+	if !ok {
 		return fmt.Errorf("%s is not a block device", path)
 	}
-	if got := fmt.Sprintf("%d:%d", unix.Major(uint64(st.Rdev)), unix.Minor(uint64(st.Rdev))); got != number {
+	if got != number {
 		return fmt.Errorf("%s has the number %s, the kernel's device has %s: it is a stale node", path, got, number)
 	}
 	if _, err = f.ReadAt(make([]byte, n), 0); err != nil {
@@ -45,6 +45,15 @@ func readFirst(ctx context.Context, path, number string, n int) error {
 	}
 	forgetErrors(f)
 	return nil
+}
+
+// deviceNumber returns the number ("43:96") of a block device's node, and false for anything else.
+func deviceNumber(node os.FileInfo) (string, bool) {
+	st, ok := node.Sys().(*syscall.Stat_t)
+	if !ok || st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return "", false
+	}
+	return fmt.Sprintf("%d:%d", unix.Major(uint64(st.Rdev)), unix.Minor(uint64(st.Rdev))), true
 }
 
 // forgetErrors has the kernel take the errors of writes to an index as seen. Before Linux 5.16 it keeps with the index what nobody has

@@ -10,7 +10,6 @@ import (
 
 // ready returns when the device can be used. That it is what was asked for package nbdnl has seen to.
 func (d *Device) ready(ctx context.Context, p *probe) error {
-	d.birth = d.machine.birth(d.index)
 	if maximum := d.backend.BlockSizes.Maximum; !d.tuned || maximum > 0 {
 		if err := d.machine.tune(d.index, maximum, d.log); err != nil {
 			return err

@@ -1,0 +1,166 @@
+package blockdev_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
+	"github.com/nbdctl/nbdctl/server/blockdev"
+)
+
+// output runs a command and returns what it prints.
+func output(t *testing.T, name string, arg ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, arg...).Output()
+	if err != nil {
+		t.Fatalf("%s %s: %v", name, strings.Join(arg, " "), err)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// mapped has the device mapper make a volume of the first sectors of a device, and returns its node.
+func mapped(t *testing.T, name, below string, sectors int) string {
+	t.Helper()
+	_ = exec.Command("modprobe", "-C", "/dev/null", "-q", "dm-mod").Run() // It may be built in.
+	command(t, "dmsetup", "create", "--noudevsync", name, "--table", fmt.Sprintf("0 %d linear %s 0", sectors, below))
+	t.Cleanup(func() { command(t, "dmsetup", "remove", "--noudevsync", name) })
+	command(t, "dmsetup", "mknodes", "--noudevsync", name)
+	return "/dev/mapper/" + name
+}
+
+// looped makes a loop device of another device, and returns its node.
+func looped(t *testing.T, below string) string {
+	t.Helper()
+	loop := output(t, "losetup", "--find", "--show", below)
+	t.Cleanup(func() { command(t, "losetup", "--detach", loop) })
+	return loop
+}
+
+// mounted makes a file system on a device and mounts it.
+func mounted(t *testing.T, node string) string {
+	t.Helper()
+	command(t, "mkfs.ext4", "-q", "-O", "^has_journal", node)
+	dir := t.TempDir()
+	if err := unix.Mount(node, dir, "ext4", 0, ""); err != nil {
+		t.Fatalf("mount %s: %v", node, err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Errorf("unmount %s: %v", node, err)
+		}
+	})
+	return dir
+}
+
+// TestKernelFlushStack writes what file systems keep back that stand on a volume of the device mapper, on a loop device, and on a loop
+// device of a volume of a partition; and what is kept back of such a device without a file system.
+func TestKernelFlushStack(t *testing.T) {
+	nbdnltest.RequireKernel(t)
+	for name, build := range map[string]func(t *testing.T, disk string) string{
+		"volume":         func(t *testing.T, disk string) string { return mapped(t, "above", disk, 32768) },
+		"loop":           looped,
+		"volume of loop": func(t *testing.T, disk string) string { return mapped(t, "above", looped(t, disk), 32768) },
+		"loop of volume of partition": func(t *testing.T, disk string) string {
+			return looped(t, mapped(t, "above", disk+"p1", 32768))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := partitioned(32 << 20)
+			d := connect(t, b, blockdev.Options{})
+			top := build(t, d.Path())
+
+			f, err := os.OpenFile(top, os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close() // The last close would write.
+			raw := bytes.Repeat([]byte("cached of a device that stands above, "), 1000)
+			if _, err := f.WriteAt(raw, 4096); err != nil {
+				t.Fatal(err)
+			}
+			if bytes.Contains(b.stored(0, 32<<20), raw) {
+				t.Fatal("nothing is kept back: there is nothing to show")
+			}
+			if err := d.Flush(t.Context()); err != nil || !bytes.Contains(b.stored(0, 32<<20), raw) {
+				t.Errorf("error %v, and the backend has what was cached: %t", err, bytes.Contains(b.stored(0, 32<<20), raw))
+			}
+			f.Close()
+
+			dir := mounted(t, top)
+			content := bytes.Repeat([]byte("cached by a file system above, "), 4000)
+			if err := os.WriteFile(filepath.Join(dir, "file"), content, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if bytes.Contains(b.stored(0, 32<<20), content[:4096]) {
+				t.Fatal("the file system keeps nothing back: there is nothing to show")
+			}
+			syncs := b.syncs.Load()
+			if err := d.Flush(t.Context()); err != nil || b.syncs.Load() == syncs {
+				t.Errorf("error %v, %d syncs", err, b.syncs.Load()-syncs)
+			}
+			if !bytes.Contains(b.stored(0, 32<<20), content[:4096]) {
+				t.Error("the backend has not got what the file system had cached")
+			}
+		})
+	}
+}
+
+// TestKernelFlushNoNode takes the node of a partition away: what is cached of it can't be written, and Flush says so.
+func TestKernelFlushNoNode(t *testing.T) {
+	nbdnltest.RequireKernel(t)
+	b := partitioned(8 << 20)
+	d := connect(t, b, blockdev.Options{})
+	node := d.Path() + "p1"
+	f, err := os.OpenFile(node, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte("in a partition"), 0); err != nil {
+		t.Fatal(err)
+	}
+	hidden := node + ".hidden"
+	if err := os.Rename(node, hidden); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(hidden)
+	if err := d.Flush(t.Context()); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), node) {
+		t.Errorf("error %v, want one that names %s", err, node)
+	}
+	if err := os.Rename(hidden, node); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Flush(t.Context()); err != nil || !bytes.HasPrefix(b.stored(1<<20, 20), []byte("in a partition")) {
+		t.Errorf("error %v, the partition begins with %q", err, b.stored(1<<20, 20))
+	}
+	f.Close()
+
+	// A partition that has gone is none.
+	if err := deletePartition(d.Path(), 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Flush(t.Context()); err != nil {
+		t.Errorf("without the partition: %v", err)
+	}
+}
+
+// deletePartition removes a partition from what the kernel knows.
+func deletePartition(disk string, number int) error {
+	out, err := exec.Command("delpart", disk, fmt.Sprint(number)).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("delpart: %w: %s", err, out)
+	}
+	if _, err := os.Stat(fmt.Sprintf("%sp%d", disk, number)); !errors.Is(err, syscall.ENOENT) {
+		return fmt.Errorf("the partition is still there: %w", err)
+	}
+	return nil
+}
