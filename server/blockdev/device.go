@@ -41,15 +41,14 @@ type Device struct {
 	done     chan struct{} // closed when every Transmit has returned
 	err      error         // why they did; set before done is closed
 
-	mu       sync.Mutex // guards all below but ending and ended
-	slots    []*slot    // does not change after attach
-	alive    int        // how many of the slots are
-	keepers  int        // goroutines that serve a slot, or heal it
-	goodbye  bool       // the kernel has announced the end
-	leaving  bool       // by Kick, or all is cut
-	lost     error      // what ended the connection that died first of those that are dead
-	expiry   *expiry    // of the wait for a new connection, while all are dead
-	unserved time.Time  // since when they are, or were the last time
+	mu      sync.Mutex // guards all below but ending and ended
+	slots   []*slot    // does not change after attach
+	alive   int        // how many of the slots are
+	keepers int        // goroutines that serve a slot, or heal it
+	goodbye bool       // the kernel has announced the end
+	leaving bool       // by Kick, or all is cut
+	lost    error      // what ended the connection that died first of those that are dead
+	expiry  *expiry    // of the wait for a new connection, while all are dead
 	// undelivered says what the kernel may have lost because there was no connection; nil if nobody need be told.
 	undelivered error
 	timeout     time.Duration

@@ -13,6 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nbdctl/nbdctl/backends"
+	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 	"github.com/nbdctl/nbdctl/server"
 	"github.com/nbdctl/nbdctl/server/blockdev"
@@ -205,6 +207,66 @@ func TestKernelFlushDead(t *testing.T) {
 	}
 	if err := d.Close(); err != nil {
 		t.Errorf("second Close: %v", err)
+	}
+}
+
+// An absent backend has the goroutine of the connection wait in a read of the first block, until absence is closed.
+type absent struct {
+	*recorder
+	absence atomic.Pointer[chan struct{}]
+}
+
+func (a *absent) ReadAtTo(_ backends.Reply, off int64, _ int) error {
+	if until := a.absence.Load(); until != nil && off == 0 {
+		<-*until
+	}
+	return backends.ErrWouldBlock // ReadAt has it.
+}
+
+// TestKernelFlushUnseen has a backend keep the server from seeing that the kernel gives the connection up, and then what waits for
+// another one, all of which is over when the server looks again: a write that was cached has failed for the kernel, and Flush says so.
+func TestKernelFlushUnseen(t *testing.T) {
+	nbdnltest.RequireKernel(t)
+	b := &absent{recorder: newRecorder(1 << 20)}
+	d := connect(t, b, blockdev.Options{Timeout: time.Second, DeadTimeout: time.Second})
+	release := make(chan struct{})
+	b.absence.Store(&release)
+	direct := open(t, d, os.O_RDONLY|syscall.O_DIRECT)
+	read := make(chan error, 1)
+	go func() {
+		_, err := direct.ReadAt(aligned(t, 4096), 0)
+		read <- err
+	}()
+	for d.Export().Stats().InFlight == 0 {
+		<-time.After(time.Millisecond)
+	}
+	f := open(t, d, os.O_RDWR)
+	if _, err := f.WriteAt(bytes.Repeat([]byte("lost"), 1024), 8192); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Sync(); !errors.Is(err, syscall.EIO) {
+		t.Errorf("sync by somebody else: %v, want EIO", err)
+	}
+	if err := <-read; !errors.Is(err, syscall.EIO) {
+		t.Errorf("read: %v, want EIO", err)
+	}
+	if s := d.State(); s != nbdnl.StateLive {
+		t.Errorf("%s: the server has seen it, and there is nothing to show", s)
+	}
+	b.absence.Store(nil)
+	close(release)
+	for d.State() == nbdnl.StateLive {
+		<-d.Changes()
+	}
+	awaitState(t, d, nbdnl.StateLive)
+	if err := d.Flush(t.Context()); err == nil || errors.Is(err, syscall.EIO) {
+		t.Errorf("Flush: %v, want that writes may be lost", err)
+	}
+	if _, err := f.WriteAt(bytes.Repeat([]byte("kept"), 1024), 8192); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Flush(t.Context()); err != nil || !bytes.HasPrefix(b.stored(8192, 4096), []byte("kept")) {
+		t.Errorf("second Flush: %v, the backend has %.4q", err, b.stored(8192, 4096))
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 	"github.com/nbdctl/nbdctl/server"
@@ -105,6 +106,60 @@ func TestGapTold(t *testing.T) {
 		awaitState(t, d, nbdnl.StateWaiting)
 		time.AfterFunc(time.Second, unblock)
 		awaitState(t, d, nbdnl.StateLive)
+		err := d.Flush(t.Context())
+		if told := err != nil; told != tt.told || isDone(d) {
+			t.Errorf("%+v: error %v", tt, err)
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+		checkClean(t, k)
+	}
+}
+
+// A stuck backend answers reads on the goroutine of the connection, and hangs in the first.
+type stuck struct {
+	*elastic
+	arrived, release chan struct{}
+}
+
+func (s stuck) ReadAtTo(backends.Reply, int64, int) error {
+	close(s.arrived)
+	<-s.release
+	return syscall.EIO
+}
+
+// TestGapUnseen holds that the time counts in which the kernel had given up a connection whose server was in a call of the backend and
+// did not see it.
+func TestGapUnseen(t *testing.T) {
+	for _, tt := range []struct {
+		timeout, deadTimeout, hang time.Duration
+		told                       bool
+	}{
+		{200 * time.Millisecond, 300 * time.Millisecond, 600 * time.Millisecond, true},
+		{200 * time.Millisecond, time.Hour, 600 * time.Millisecond, false},
+		{time.Hour, 2 * time.Second, 2200 * time.Millisecond, false}, // The kernel has noticed at the end, or later.
+	} {
+		b := stuck{newElastic(), make(chan struct{}), make(chan struct{})}
+		k, d, kernel := manual(t, b, Options{})
+		d.mu.Lock()
+		d.timeout, d.deadTime = tt.timeout, tt.deadTimeout
+		d.mu.Unlock()
+		kernel.Write(readRequest(0))
+		<-b.arrived
+		shutdown(t, kernel)
+		<-time.After(tt.hang)
+		if s := d.State(); s != nbdnl.StateLive || k.Commands(nbdnltest.Reconfigure) > 0 {
+			t.Errorf("%+v: %s, and it was seen that the connection is dead: there is nothing to show", tt, s)
+		}
+		close(b.release)
+		for k.Commands(nbdnltest.Reconfigure) == 0 || d.State() != nbdnl.StateLive {
+			select {
+			case <-d.Changes():
+			case <-d.Done():
+				t.Fatal(d.Err())
+			}
+		}
 		err := d.Flush(t.Context())
 		if told := err != nil; told != tt.told || isDone(d) {
 			t.Errorf("%+v: error %v", tt, err)

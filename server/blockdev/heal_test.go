@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
@@ -118,7 +119,7 @@ func TestHealPersists(t *testing.T) {
 }
 
 // manual returns a device of one connection whose kernel's end the test has in its hands, too.
-func manual(t *testing.T, b *elastic, o Options) (*nbdnltest.Kernel, *Device, *net.UnixConn) {
+func manual(t *testing.T, b backends.Backend, o Options) (*nbdnltest.Kernel, *Device, *net.UnixConn) {
 	k, m, lab := lab(t)
 	o.Client = lab.Client
 	d, err := m.newDevice(b, o)

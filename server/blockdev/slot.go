@@ -28,6 +28,7 @@ type slot struct {
 	conn   *server.Conn // the present one, or the last
 	past   server.Stats // of those before
 	alive  bool         // conn is served
+	dead   time.Time    // when the kernel has taken the last one for dead that was, at the earliest
 }
 
 func (s *slot) stats() server.Stats {
@@ -86,8 +87,14 @@ func (d *Device) transmit(s *slot) bool {
 		return false
 	}
 	err = fmt.Errorf("blockdev: connection %d ended without a disconnect: %w", s.number, reason(err))
+	now, stuck := time.Now(), longest(s.conn.Stats())
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	// The kernel gives a connection up when a request has had its time. It was not seen here until now if the request was in a call
+	// of the backend that kept the loop from looking.
+	if gone := now.Add(d.timeout - stuck); gone.Before(s.dead) {
+		s.dead = gone
+	}
 	if d.lost == nil {
 		d.lost = err
 	}
@@ -105,14 +112,17 @@ func reason(err error) error {
 	return err
 }
 
+// longest returns how long the request took that took longest, counted from when it was received.
+func longest(s server.Stats) time.Duration {
+	return max(s.Read.Latency.Max, s.Write.Latency.Max, s.Flush.Latency.Max, s.Trim.Latency.Max, s.WriteZeroes.Latency.Max)
+}
+
 // died notes that the connection in a slot is served no more.
 func (d *Device) died(s *slot) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s.alive = false
-	if d.alive--; d.alive == 0 {
-		d.unserved = time.Now()
-	}
+	s.alive, s.dead = false, time.Now()
+	d.alive--
 	switch {
 	case s.conn.Disconnected():
 		d.goodbye = true
@@ -151,7 +161,7 @@ func (d *Device) revive(s *slot, c *server.Conn) error {
 	}
 	s.past = s.stats()
 	s.conn, s.alive = c, true
-	if gap := time.Since(d.unserved); d.alive == 0 && gap+hasty >= d.deadTime {
+	if gap := d.gap(); d.alive == 0 && gap+hasty >= d.deadTime {
 		d.misses(fmt.Errorf("there was none for %v", gap))
 	}
 	if d.alive++; d.alive == len(d.slots) {
@@ -160,6 +170,17 @@ func (d *Device) revive(s *slot, c *server.Conn) error {
 	d.unexpire()
 	d.changed()
 	return nil
+}
+
+// gap returns for how long there has been no connection for the kernel, at the most, if there is none. The caller holds mu.
+func (d *Device) gap() time.Duration {
+	var last time.Time
+	for _, s := range d.slots {
+		if s.dead.After(last) {
+			last = s.dead
+		}
+	}
+	return time.Since(last)
 }
 
 // unexpire ends a wait for a new connection, if there is one. The caller holds mu.

@@ -10,9 +10,11 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
@@ -163,4 +165,59 @@ func deletePartition(disk string, number int) error {
 		return fmt.Errorf("the partition is still there: %w", err)
 	}
 	return nil
+}
+
+// TestKernelFlushAnother has another device take the index of one whose backend hangs: Flush of the former neither writes it nor
+// tells anything of it.
+func TestKernelFlushAnother(t *testing.T) {
+	nbdnltest.RequireKernel(t)
+	b := newRecorder(1 << 20)
+	d, err := blockdev.Connect(t.Context(), b, blockdev.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	release := hang(b)
+	defer release()
+	f := open(t, d, os.O_RDONLY|syscall.O_DIRECT)
+	read := make(chan error, 1)
+	go func() {
+		_, err := f.ReadAt(aligned(t, 4096), 0)
+		read <- err
+	}()
+	for d.Export().Stats().InFlight == 0 {
+		<-time.After(time.Millisecond)
+	}
+	if err := d.Kick(t.Context()); err != nil {
+		t.Error(err)
+	}
+	<-read
+	f.Close()
+
+	other := newRecorder(1 << 20)
+	next, err := blockdev.ConnectIndex(t.Context(), d.Index(), other, blockdev.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f = open(t, next, os.O_RDWR)
+	if _, err := f.WriteAt([]byte("cached"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Flush(t.Context()); !errors.Is(err, nbdnl.ErrNotConnected) {
+		t.Errorf("error %v, want that it has ended", err)
+	}
+	if bytes.Contains(other.stored(0, 4096), []byte("cached")) || other.syncs.Load() > 0 {
+		t.Errorf("the other device was written, or synced %d times", other.syncs.Load())
+	}
+	f.Close()
+	release()
+	<-d.Done()
+	if err := d.Close(); err != nil {
+		t.Errorf("Close: %v", err)
+	}
+	if err := next.Flush(t.Context()); err != nil {
+		t.Errorf("Flush of the other: %v", err)
+	}
+	if err := ended(t, next); err != nil {
+		t.Errorf("its end: %v", err)
+	}
 }
