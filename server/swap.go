@@ -101,7 +101,14 @@ func (e *Export) successor(b backends.Backend) (backends.Device, error) {
 	return dev, fmt.Errorf("server: the new backend %s, which clients were promised when they connected: %w", lacks, errors.ErrUnsupported)
 }
 
-// sync makes what the backend has durable. If ctx ends first, the backend is left to it.
+// Sync makes what was written to the backend durable, while requests go on. Before a Swap whose context leaves clients little time to
+// wait, it takes most of that out of the way. If ctx ends first, the error is the context's, and the backend is left to it.
+func (e *Export) Sync(ctx context.Context) error {
+	e.resizing.Lock()
+	defer e.resizing.Unlock()
+	return e.sync(ctx)
+}
+
 func (e *Export) sync(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -124,10 +131,10 @@ func (e *Export) sync(ctx context.Context) error {
 	select {
 	case err := <-result:
 		if err != nil {
-			return fmt.Errorf("server: the old backend can't be synced: %w", err)
+			return fmt.Errorf("server: the backend can't be synced: %w", err)
 		}
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("server: the sync of the old backend has not come to an end: %w", context.Cause(ctx))
+		return fmt.Errorf("server: the sync of the backend has not come to an end: %w", context.Cause(ctx))
 	}
 }

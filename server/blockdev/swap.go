@@ -16,8 +16,9 @@ import (
 // which SwapFunc gives the time. What the kernel holds back is not written before, and goes to b; Flush first to have it in the old one.
 //
 // The size must be the device's, and b must be able to do whatever the kernel was told of at the connect (see server.Export.Swap), or
-// the error matches errors.ErrUnsupported. The requests in flight may take half of Timeout, or until ctx ends; then the error says
-// so, the old backend stays, and I/O goes on as if nothing had been.
+// the error matches errors.ErrUnsupported. First the old one is synced while I/O goes on, until ctx ends at the latest. Then the
+// requests in flight, and another sync, may take half of Timeout, or until ctx ends. When either is over, the error says so, the old
+// backend stays, and I/O goes on as if nothing had been.
 func (d *Device) Swap(ctx context.Context, b backends.Backend) error {
 	return d.swap(ctx, func(ctx context.Context) (dev backends.Device, err error) {
 		if b == nil {
@@ -55,6 +56,10 @@ func (d *Device) swap(ctx context.Context, exchange func(context.Context) (backe
 		return err
 	}
 	defer d.unchange()
+	// I/O goes on meanwhile, so this may take as long as it does.
+	if err := d.export.Sync(ctx); err != nil {
+		return fmt.Errorf("blockdev: %s keeps its backend: %w", d.Path(), err)
+	}
 	ctx, cancel := context.WithTimeoutCause(ctx, d.Timeout()/2, errors.New("the backend takes too long"))
 	defer cancel()
 	dev, err := exchange(ctx)
