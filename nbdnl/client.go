@@ -117,7 +117,7 @@ func (c *Client) connect(ctx context.Context, index int, cfg Config) (int, error
 	if err := c.reach(ctx); err != nil {
 		return 0, err
 	}
-	if _, err := c.sysfs.indexes(); err != nil {
+	if err := c.sysfs.visible(); err != nil {
 		return 0, fmt.Errorf("what becomes of a device can't be seen: %w", err)
 	}
 	if err := c.removable(index, cfg.ClientFlags); err != nil {
