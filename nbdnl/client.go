@@ -117,7 +117,7 @@ func (c *Client) connect(ctx context.Context, index int, cfg Config) (int, error
 	if err := c.reach(ctx); err != nil {
 		return 0, err
 	}
-	if _, err := c.sysfs.indexes(); err != nil {
+	if err := c.sysfs.visible(); err != nil {
 		return 0, fmt.Errorf("what becomes of a device can't be seen: %w", err)
 	}
 	if err := c.removable(index, cfg.ClientFlags); err != nil {
@@ -183,20 +183,14 @@ func (c *Client) examine(index int, cfg *Config) error {
 }
 
 // check compares a new device with what it was to be. What a kernel makes of flags and a block size does not change, so that each
-// of their combinations is looked at once; the size always.
+// of their combinations is looked at once; always the size, and what can be left of former users of the index.
 func (c *Client) check(index int, cfg *Config) error {
 	k := knack{cfg.Flags, cfg.blockSize()}
 	c.mu.Lock()
 	known := c.knacks[k]
 	c.mu.Unlock()
 	if known {
-		size, err := c.sysfs.size(index)
-		if err != nil {
-			return err
-		}
-		lack := shortfall{index: index}
-		lack.check("size", cfg.Size, size)
-		return errors.Join(lack.errs...)
+		return c.checkPassing(index, cfg)
 	}
 	s, err := c.sysfs.settings(index)
 	if err == nil {
@@ -208,6 +202,25 @@ func (c *Client) check(index int, cfg *Config) error {
 		c.mu.Unlock()
 	}
 	return err
+}
+
+// checkPassing compares with what it was to be what of a new device is no matter of the kernel alone.
+func (c *Client) checkPassing(index int, cfg *Config) error {
+	lack := shortfall{index: index}
+	size, err := c.sysfs.size(index)
+	if err != nil {
+		return err
+	}
+	lack.check("size", cfg.Size, size)
+	if cfg.Flags&FlagSendFlush != 0 {
+		// In Linux 6.12 a cache that somebody switched off stays so from one use to the next (BLK_FLAG_WRITE_CACHE_DISABLED).
+		cached, err := c.sysfs.cached(index)
+		if err != nil {
+			return err
+		}
+		lack.check("flush", true, cached)
+	}
+	return errors.Join(lack.errs...)
 }
 
 // A knack is something that this kernel has been seen to do.

@@ -11,11 +11,11 @@ const cacheWriteBack = "write back"
 // flags returns what the kernel acts upon of a connected device's flags, as far as sysfs shows it.
 func (s sysfs) flags(index int) (Flags, error) {
 	var flags Flags
-	cache, _, err := s.attribute(index, "queue/write_cache")
+	cached, err := s.cached(index)
 	if err != nil {
 		return 0, err
 	}
-	if cache == cacheWriteBack {
+	if cached {
 		flags |= FlagSendFlush
 	}
 	for _, shown := range shownFlags {
@@ -32,6 +32,12 @@ func (s sysfs) flags(index int) (Flags, error) {
 		}
 	}
 	return flags, nil
+}
+
+// cached reports whether the kernel takes the device for one with a cache.
+func (s sysfs) cached(index int) (bool, error) {
+	cache, _, err := s.attribute(index, "queue/write_cache")
+	return cache == cacheWriteBack, err
 }
 
 // settings returns what sysfs shows of a connected device that can differ from what the kernel was asked for.

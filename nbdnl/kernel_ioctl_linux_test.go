@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -117,8 +118,11 @@ func TestKernelIoctlEnds(t *testing.T) {
 		}},
 		{"the server's death", func(_ world, _ int, _ nbdnl.Config, r *responder) { r.ours.Close() }},
 		{"a stop", func(w world, index int, _ nbdnl.Config, _ *responder) {
-			// A stop signal is for all threads, also for those that mask it; this process goes on by itself.
-			run(w, "sh", "-c", "kill -STOP "+strconv.Itoa(os.Getpid())+"; kill -CONT "+strconv.Itoa(os.Getpid()))
+			// A stop signal is for all threads, also for those that mask it. This process goes on when the thread has
+			// stopped: a signal to do so takes back one to stop that was not heeded yet.
+			run(w, "sh", "-c", fmt.Sprintf(`kill -STOP %[1]d
+				until ! test -e /proc/%[1]d/task/%[2]d || grep -qs '^State:.T' /proc/%[1]d/task/%[2]d/status; do sleep 0.01; done
+				kill -CONT %[1]d`, os.Getpid(), w.doItThread(index)))
 		}},
 		{"the client's close", func(w world, _ int, _ nbdnl.Config, r *responder) {
 			w.wantDone("close", w.Client.Close())

@@ -68,6 +68,13 @@ func (s sysfs) indexes() ([]int, error) {
 	return indexes, nil
 }
 
+// visible returns an error when sysfs is not mounted. Where there are hundreds of devices, to list them would take longer than
+// to connect one.
+func (s sysfs) visible() error {
+	_, err := os.Stat(s.sys.path("sys/block"))
+	return err
+}
+
 // exists returns an error that matches os.ErrNotExist when there is no such device.
 func (s sysfs) exists(index int) error {
 	_, err := os.Stat(s.sys.block(index))

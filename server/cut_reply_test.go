@@ -34,14 +34,7 @@ func TestKilledClientOthers(t *testing.T) {
 				}
 				e := character.export(t, d)
 				before := bytes.Clone(d.data)
-				ours, theirs := net.Pipe()
-				conn := e.NewConn(theirs, nil)
-				result := make(chan error, 1)
-				go func() { result <- conn.Transmit() }()
-				go io.Copy(io.Discard, ours)
-				ours.Write(stream[:cut])
-				synctest.Wait()
-				ours.Close()
+				conn, result := killed(e, stream[:cut])
 				done, boundary := complete(starts, cut)
 				if err, want := <-result, map[bool]error{true: nil, false: io.ErrUnexpectedEOF}[boundary]; !errors.Is(err, want) {
 					t.Errorf("%s, cut at %d: %v, want %v", character.name, cut, err, want)

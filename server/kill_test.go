@@ -37,6 +37,20 @@ func (c character) export(t *testing.T, d *disk) *server.Export {
 	return e
 }
 
+// killed has e serve a client that sends data, takes what comes, and goes when there is nothing more to be done for it. result is
+// what the service ends with.
+func killed(e *server.Export, data []byte) (conn *server.Conn, result <-chan error) {
+	ours, theirs := net.Pipe()
+	conn = e.NewConn(theirs, nil)
+	ended := make(chan error, 1)
+	go func() { ended <- conn.Transmit() }()
+	go io.Copy(io.Discard, ours)
+	ours.Write(data)
+	synctest.Wait()
+	ours.Close()
+	return conn, ended
+}
+
 // TestKilledClientBusy kills the client at every byte of a burst while the backend is at work on what came before that byte, and
 // stuck. Meanwhile others are served; when the backend goes on, the requests that workers have are executed, those before which the
 // connection's goroutine finds its client gone may not be, and no others.
@@ -64,14 +78,7 @@ func TestKilledClientBusy(t *testing.T) {
 					}
 					return nil
 				}
-				ours, theirs := net.Pipe()
-				conn := e.NewConn(theirs, nil)
-				result := make(chan error, 1)
-				go func() { result <- conn.Transmit() }()
-				go io.Copy(io.Discard, ours)
-				ours.Write(stream[:cut])
-				synctest.Wait()
-				ours.Close()
+				conn, result := killed(e, stream[:cut])
 				synctest.Wait()
 
 				done, boundary := complete(starts, cut)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 	"syscall"
 	"testing"
 	"time"
@@ -119,7 +120,7 @@ func TestHealPersists(t *testing.T) {
 }
 
 // manual returns a device of one connection whose kernel's end the test has in its hands, too.
-func manual(t *testing.T, b backends.Backend, o Options) (*nbdnltest.Kernel, *Device, *net.UnixConn) {
+func manual(t *testing.T, b backends.Backend, o Options) (*nbdnltest.Kernel, *Device, *os.File) {
 	k, m, lab := lab(t)
 	o.Client = lab.Client
 	d, err := m.newDevice(b, o)
@@ -141,9 +142,15 @@ func manual(t *testing.T, b backends.Backend, o Options) (*nbdnltest.Kernel, *De
 }
 
 // shutdown is what the kernel does to a connection that has exceeded its timeout.
-func shutdown(t *testing.T, c *net.UnixConn) {
+func shutdown(t *testing.T, end *os.File) {
 	t.Helper()
-	if err := errors.Join(c.CloseWrite(), c.CloseRead()); err != nil {
+	c, err := net.FileConn(end)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	u := c.(*net.UnixConn)
+	if err := errors.Join(u.CloseWrite(), u.CloseRead()); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -2,6 +2,7 @@ package blockdev
 
 import (
 	"net"
+	"os"
 	"syscall"
 )
 
@@ -10,10 +11,10 @@ type links struct {
 	server []*net.UnixConn
 	kernel []syscall.Conn
 
-	kernelEnds []*net.UnixConn // the same as kernel
+	kernelEnds []*os.File // the same as kernel
 }
 
-func (l *links) add(server, kernel *net.UnixConn) {
+func (l *links) add(server *net.UnixConn, kernel *os.File) {
 	l.server = append(l.server, server)
 	l.kernel = append(l.kernel, kernel)
 	l.kernelEnds = append(l.kernelEnds, kernel)

@@ -14,8 +14,9 @@ import (
 func openLinks(n, sendBuffer int, log *slog.Logger) (*links, error) {
 	l := new(links)
 	for range n {
-		// Nobody else must hold a copy: the kernel notices that its server has died only when all copies are closed.
-		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		// Nobody else must hold a copy: the kernel notices that its server has died only when all copies are closed. What blocks
+		// the runtime does not poll: of the kernel's end it never needs to, of the server's FileConn makes one that it does.
+		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			l.close()
 			return nil, fmt.Errorf("socketpair: %w", err)
@@ -26,14 +27,10 @@ func openLinks(n, sendBuffer int, log *slog.Logger) (*links, error) {
 				log.Warn("send buffer of the kernel's connection was not enlarged", "bytes", sendBuffer, "err", err)
 			}
 		}
-		server, serverErr := unixConn(fds[0])
-		kernel, kernelErr := unixConn(fds[1])
-		if err := errors.Join(serverErr, kernelErr); err != nil {
-			for _, c := range []*net.UnixConn{server, kernel} {
-				if c != nil {
-					c.Close()
-				}
-			}
+		kernel := os.NewFile(uintptr(fds[1]), "kernel's end")
+		server, err := unixConn(fds[0])
+		if err != nil {
+			kernel.Close()
 			l.close()
 			return nil, err
 		}
