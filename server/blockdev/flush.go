@@ -14,9 +14,9 @@ import (
 // devices, one on the other), and what file systems on any of these have not written yet, in whatever mount namespace. Each needs its
 // node in /dev; if that does not appear within 5 seconds, the error names it, and matches os.ErrNotExist.
 //
-// It does not reach image files in such a file system that are in use in turn, nor a btrfs before Linux 6.17, which is synced through
-// its mount only (syncfs); nor does it empty a cache that a layer above keeps elsewhere on purpose, as bcache and dm-writecache do.
-// The devices above can't be removed while it is at work.
+// Of a btrfs all is written, on whichever of its devices. Flush does not reach another file system that has only its journal here, nor
+// image files in a file system that are in use in turn; nor does it empty a cache that a layer above keeps elsewhere on purpose, as
+// bcache and dm-writecache do. While it is at work the devices above can't be removed, nor a btrfs unmounted.
 //
 // The error is also of what went wrong before. The kernel acknowledges a write when it is cached; if the backend fails it later, the
 // next to sync gets an error, who need not be the one that wrote, and after an unmount nobody does. Here the owner does: the error
@@ -77,6 +77,9 @@ func (m machine) flushStack(ctx context.Context, disk layer, dev nbdnl.Device) e
 	layers, failed := m.stackOn(disk)
 	if failed != nil {
 		failed = fmt.Errorf("blockdev: what stands on %s can't be told: %w", disk.name, failed)
+	}
+	if err := m.syncBtrfs(layers); err != nil {
+		failed = errors.Join(failed, fmt.Errorf("blockdev: what a file system keeps back from %s was not written: %w", disk.name, err))
 	}
 	for _, l := range layers {
 		var err error

@@ -83,6 +83,33 @@ func syncFileSystem(dev nbdnl.Device) error {
 	return errors.Join(err, os.NewSyscallError("ioctl BLKFLSBUF", ioctl))
 }
 
+// syncMount writes what the file system has not written yet whose mount is at path. It returns false if that mount can't be reached, as
+// when another one covers it.
+func syncMount(path string, id uint64) (bool, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close() // It was only looked at.
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	there := false
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		var st unix.Statx_t
+		if failed = unix.Statx(int(fd), "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st); failed != nil {
+			failed = os.NewSyscallError("statx", failed)
+			return
+		}
+		if there = st.Mnt_id == id; there {
+			failed = os.NewSyscallError("syncfs", unix.Syncfs(int(fd)))
+		}
+	})
+	return there, errors.Join(err, failed)
+}
+
 // openNode opens a device node that may not be there yet. Read-only: the end of a write access would make udev look at the device
 // again.
 func openNode(ctx context.Context, path string) (f *os.File, err error) {

@@ -18,4 +18,6 @@ func deviceNumber(os.FileInfo) (string, bool) { return "", false }
 
 func syncFileSystem(dev nbdnl.Device) error { return errors.ErrUnsupported }
 
+func syncMount(string, uint64) (bool, error) { return false, errors.ErrUnsupported }
+
 func awaitNode(ctx context.Context, try func() error) error { return errors.ErrUnsupported }

@@ -249,3 +249,42 @@ func TestFlushAnother(t *testing.T) {
 		t.Errorf("replaced in the midst: error %v", err)
 	}
 }
+
+// TestFlushHiddenBtrfs holds that a btrfs that can't be reached is an error, and one that goes meanwhile is none.
+func TestFlushHiddenBtrfs(t *testing.T) {
+	b := tall(t)
+	b.write("sys/fs/btrfs/5ca1ab1e/devices/md0p1/dev", "259:0")
+	b.write("sys/fs/btrfs/decade/devices/sda/dev", "8:0")
+	b.write("proc/self/mountinfo", "60 1 0:52 / /mnt rw shared:1 - btrfs /dev/sda rw\n61 1 259:0 / /srv rw - ext4 /dev/md0p1 rw")
+	if err := b.d.Flush(t.Context()); err == nil || !strings.Contains(err.Error(), "5ca1ab1e") || !slices.Contains(b.log, "nbd0") {
+		t.Errorf("error %v, synced %v", err, b.log)
+	}
+	numbers := b.d.machine.system.DeviceNumber
+	b.write("proc/self/mountinfo", "60 1 0:52 / /mnt rw shared:1 - btrfs /dev/elsewhere rw")
+	b.d.machine.system.DeviceNumber = func(path string) (string, bool) {
+		if filepath.Base(path) == "elsewhere" {
+			b.remove("sys/fs/btrfs/5ca1ab1e")
+		}
+		return numbers(path)
+	}
+	if err := b.d.Flush(t.Context()); err != nil {
+		t.Errorf("it was unmounted meanwhile: %v", err)
+	}
+}
+
+func TestParseMount(t *testing.T) {
+	for line, want := range map[string]mount{
+		`31 22 0:26 / /tmp/1 rw,relatime - btrfs /dev/nbd0 rw,ssd`:                                     {31, "/tmp/1", "/dev/nbd0"},
+		`4294967297 22 0:26 /a /a\040b\134\011\012 rw shared:1 master:2 - btrfs /dev/mapper/x\043y rw`: {4294967297, "/a b\\\t\n", "/dev/mapper/x#y"},
+		`31 22 0:26 / /tmp/1 rw - ext4 /dev/nbd0 rw`:                                                   {},
+		`31 22 0:26 / - btrfs /dev/nbd0`:                                                               {},
+		`x 22 0:26 / /tmp/1 rw - btrfs /dev/nbd0 rw`:                                                   {},
+		`31 22 0:26 / /tmp/1 rw - btrfs`:                                                               {},
+		``:                                                                                             {},
+	} {
+		got, ok := parseMount(line, "btrfs")
+		if ok != (want.id != 0) || ok && got != want {
+			t.Errorf("%s: %+v, %t, want %+v", line, got, ok, want)
+		}
+	}
+}
