@@ -54,9 +54,7 @@ func TestKernelFlushBtrfs(t *testing.T) {
 	d := [2]*blockdev.Device{connect(t, b[0], blockdev.Options{}), connect(t, b[1], blockdev.Options{})}
 	volume := mapped(t, "above", d[1].Path(), len(b[1].data)/512)
 	options := fmt.Sprintf("device=%s,device=%s", d[0].Path(), volume)
-	stored := func(p []byte) bool {
-		return bytes.Contains(b[0].stored(0, int64(len(b[0].data))), p) || bytes.Contains(b[1].stored(0, int64(len(b[1].data))), p)
-	}
+	stored := func(p []byte) bool { return b[0].has(p) || b[1].has(p) }
 	check := func(dir string, through int) {
 		t.Helper()
 		content := bytes.Repeat(fmt.Appendf(nil, "cached, to be written through %d, below %s. ", through, dir), 500)
