@@ -45,6 +45,7 @@ type Conn struct {
 	inside        bool          // a call of the backend, for it
 	lookedAt      time.Duration // by clock(): the client was there, or what is to be executed had not arrived yet
 	mayHaveWaited bool          // for the backend, since then
+	absence       time.Duration // from what was received last until what it asked for had an end, here
 	result        chan error
 
 	claimed int // of the export's claims; guarded by their mu
@@ -212,6 +213,10 @@ func (c *Conn) Disconnected() bool { return c.disconnected.Load() }
 // Stopped returns a channel that is closed when Transmit reads nothing more, because the connection has ended in whatever way. It
 // returns after that, when the backend has let go of the last request.
 func (c *Conn) Stopped() <-chan struct{} { return c.stopped }
+
+// Absence returns for how long the requests that were received last kept the connection from looking whether the client is there,
+// because they waited for the backend other than on workers. It is valid when Stopped has been closed.
+func (c *Conn) Absence() time.Duration { return c.absence }
 
 // Stats returns what the connection has served so far.
 func (c *Conn) Stats() Stats {

@@ -53,6 +53,7 @@ func (c *Conn) start(h *header, payload *buffer) {
 
 // handOver has a request answered that failed or was refused. A worker does it: a batch is for replies that need no more thought.
 func (c *Conn) handOver(h *header, err error) {
+	c.absence = clock() - c.inbox.arrived()
 	c.enter(cost(*h))
 	r := c.request(h)
 	r.err = err
@@ -73,5 +74,6 @@ func (c *Conn) enter(cost int64) {
 		_ = c.flush()
 		c.gate.enter(cost)
 		c.mayHaveWaited = true
+		c.absence = clock() - c.inbox.arrived()
 	}
 }

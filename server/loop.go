@@ -87,7 +87,11 @@ func (c *Conn) wait() error {
 		return err
 	}
 	c.lookedAt = c.inbox.arrived() // What had arrived until then has been executed.
-	return c.inbox.receive()
+	if err := c.inbox.receive(); err != nil {
+		return err
+	}
+	c.absence = 0
+	return nil
 }
 
 // flush sends the batch, if there is one.
@@ -97,11 +101,12 @@ func (c *Conn) flush() error {
 		return nil // without a look at the clock, which is a system call on some machines
 	}
 	now := clock()
+	took := now - c.inbox.arrived()
+	c.absence = took
 	c.meter.settle(now)
 	if b == nil {
 		return nil
 	}
-	took := now - c.inbox.arrived()
 	c.counters.publish(&b.tally, took)
 	if took >= c.export.slowRequest {
 		for _, h := range b.asked[:b.replies] {

@@ -103,6 +103,9 @@ func (r *request) finish(err error) {
 	c := r.conn
 	c.export.claims.remove(&r.claim)
 	took := clock() - r.arrived
+	if r.alone {
+		c.absence = took
+	}
 	code := errnoNone
 	if err != nil {
 		code = c.fail(r.header, err, took)

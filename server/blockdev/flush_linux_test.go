@@ -227,11 +227,16 @@ type absent struct {
 	absence atomic.Pointer[chan struct{}]
 }
 
-func (a *absent) ReadAtTo(_ backends.Reply, off int64, _ int) error {
+func (a *absent) ReadAtTo(w backends.Reply, off int64, n int) error {
 	if until := a.absence.Load(); until != nil && off == 0 {
 		<-*until
 	}
-	return backends.ErrWouldBlock // ReadAt has it.
+	p := w.Buffer(n)
+	if p == nil {
+		return backends.ErrWouldBlock
+	}
+	_, err := a.ReadAt(p, off)
+	return err
 }
 
 // stuckRead reads the first block of a device that has nothing else to do, and returns when the backend has the request.

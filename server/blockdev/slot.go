@@ -87,14 +87,8 @@ func (d *Device) transmit(s *slot) bool {
 		return false
 	}
 	err = fmt.Errorf("blockdev: connection %d ended without a disconnect: %w", s.number, reason(err))
-	now, stuck := time.Now(), longest(s.conn.Stats())
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	// The kernel gives a connection up when a request has had its time. It was not seen here until now if the request was in a call
-	// of the backend that kept the loop from looking.
-	if gone := now.Add(d.timeout - stuck); gone.Before(s.dead) {
-		s.dead = gone
-	}
 	if d.lost == nil {
 		d.lost = err
 	}
@@ -112,16 +106,15 @@ func reason(err error) error {
 	return err
 }
 
-// longest returns how long the request took that took longest, counted from when it was received.
-func longest(s server.Stats) time.Duration {
-	return max(s.Read.Latency.Max, s.Write.Latency.Max, s.Flush.Latency.Max, s.Trim.Latency.Max, s.WriteZeroes.Latency.Max)
-}
-
 // died notes that the connection in a slot is served no more.
 func (d *Device) died(s *slot) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s.alive, s.dead = false, time.Now()
+	// The kernel gives a connection up when a request has had its time, which was not seen while the loop was in a call of the backend.
+	if late := s.conn.Absence() - d.timeout; late > 0 {
+		s.dead = s.dead.Add(-late)
+	}
 	d.alive--
 	switch {
 	case s.conn.Disconnected():
