@@ -113,7 +113,7 @@ func (c *Conn) flush() error {
 	c.batch = nil
 	b.reset()
 	b.release()
-	c.export.batches.Put(b)
+	batches.Put(b)
 	return err
 }
 
@@ -125,7 +125,7 @@ func (c *Conn) open(h *header, n int, copied bool) error {
 		}
 	}
 	if c.batch == nil {
-		c.batch = c.export.batches.Get().(*batch)
+		c.batch = batches.Get().(*batch)
 		c.batch.canFile = c.inbox.io.SendsFiles()
 	}
 	c.batch.begin(h.cookie, n)
