@@ -3,6 +3,7 @@ package nbdnl
 import (
 	"errors"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,7 +22,16 @@ func readAttribute(path string) ([]byte, error) {
 	return content, err
 }
 
-// readOwner returns the number of a `pid` file, which tells it from a later one, and its content if that is wanted.
+// fileNumber returns what tells a file of sysfs from another one that is made in its place.
+func fileNumber(path string) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return st.Ino, nil
+}
+
+// readOwner returns the number of a `pid` file, and its content if that is wanted.
 func readOwner(path string, wanted bool) (birth uint64, pid []byte, err error) {
 	err = withFile(path, func(fd int) error {
 		var st unix.Stat_t
@@ -51,12 +61,12 @@ func withFile(path string, use func(fd int) error) error {
 }
 
 func readOnce(fd int) ([]byte, error) {
-	b := make([]byte, maxAttribute)
+	var b [maxAttribute]byte
 	for {
-		n, err := unix.Read(fd, b)
+		n, err := unix.Read(fd, b[:])
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
-		return b[:max(n, 0)], err
+		return slices.Clone(b[:max(n, 0)]), err
 	}
 }

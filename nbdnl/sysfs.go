@@ -86,34 +86,32 @@ func (s sysfs) exists(index int) error {
 
 // life reads which use of the index this is.
 func (s sysfs) life(index int) (life, error) {
-	if err := s.exists(index); err != nil {
-		return life{}, err
-	}
 	for {
-		before, err := s.owner(index)
-		if err != nil || !before.connected {
-			return before, err
+		l, err := s.owner(index)
+		if err != nil || !l.connected {
+			return l, errors.Join(err, s.exists(index))
 		}
-		// nbd_genl_connect makes `backend` before `pid`, and nbd_config_put removes it after `pid`: while
-		// the owner does not change, so does the identifier.
-		id, ok, err := s.attribute(index, "backend")
+		// nbd_genl_connect makes `backend` before `pid`, and nbd_config_put removes it after `pid`: while that is the same
+		// file, so is the identifier.
+		l.identifier, l.identified, err = s.attribute(index, "backend")
 		if err != nil {
 			return life{}, err
 		}
-		after, err := s.owner(index)
-		if err != nil {
-			return life{}, err
+		birth, err := fileNumber(s.ownerPath(index))
+		if birth == l.birth && err == nil {
+			return l, nil
 		}
-		if before == after {
-			after.identifier, after.identified = id, ok
-			return after, nil
+		if err != nil && !gone(err) {
+			return life{}, err
 		}
 	}
 }
 
+func (s sysfs) ownerPath(index int) string { return filepath.Join(s.sys.block(index), "pid") }
+
 // owner reads the `pid` file alone.
 func (s sysfs) owner(index int) (life, error) {
-	birth, pid, err := readOwner(filepath.Join(s.sys.block(index), "pid"), s.readTID)
+	birth, pid, err := readOwner(s.ownerPath(index), s.readTID)
 	if gone(err) {
 		return life{}, nil
 	}

@@ -72,7 +72,7 @@ func (e *Export) NewConn(nc net.Conn, unread []byte) *Conn {
 	c := &Conn{
 		export:  e,
 		nc:      nc,
-		inbox:   inbox{io: raw, pool: &e.buffers, ahead: unread, full: raw.Window(), window: raw.Window()},
+		inbox:   inbox{io: raw, pool: &payloads, ahead: unread, full: raw.Window(), window: raw.Window()},
 		outbox:  outbox{io: raw},
 		gate:    newGate(e.maxInFlight, maxInFlightBytes),
 		meter:   meter{paces: &e.paces, switches: threadSwitches},

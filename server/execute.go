@@ -89,8 +89,8 @@ func (e *Export) zero(off, n int64, flags commandFlags) error {
 			return err
 		}
 	}
-	b := e.buffers.get(int(min(n, zeroPiece, int64(e.maxLength))))
-	defer e.buffers.put(b)
+	b := payloads.get(int(min(n, zeroPiece, int64(e.maxLength))))
+	defer payloads.put(b)
 	clear(b.bytes)
 	for n > 0 {
 		p := b.bytes[:min(n, int64(len(b.bytes)))]

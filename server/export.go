@@ -53,9 +53,6 @@ type Export struct {
 	maxInFlight int
 	slowRequest time.Duration
 	journal     journal
-	buffers     buffers
-	requests    sync.Pool // of *request
-	batches     sync.Pool // of *batch
 	paces       paces
 	claims      claims
 	lastError   atomic.Pointer[RequestError]
@@ -90,8 +87,6 @@ func NewExport(b backends.Backend, o Options) (*Export, error) {
 	e.claims.gone.L = &e.claims.mu
 	size := dev.Size()
 	e.size.Store(size)
-	e.requests.New = func() any { return newRequest() }
-	e.batches.New = func() any { return &batch{pool: &e.buffers} }
 	need := max(1, dev.BlockSizes.Minimum)
 	if e.blockSize == 0 {
 		e.blockSize = need

@@ -9,10 +9,10 @@ func (c *Conn) receiveWrite(h *header, refused *refusal) error {
 		return nil
 	}
 	c.enter(cost(*h))
-	b := c.export.buffers.get(int(h.length))
+	b := payloads.get(int(h.length))
 	if n, err := c.inbox.readFull(b.bytes); err != nil {
 		c.inbox.putBack(append(h.appendTo(nil), b.bytes[:n]...))
-		c.export.buffers.put(b)
+		payloads.put(b)
 		c.gate.leave(cost(*h))
 		return err
 	}
@@ -62,7 +62,10 @@ func (c *Conn) handOver(h *header, err error) {
 
 // request makes a request that is inside the gate.
 func (c *Conn) request(h *header) *request {
-	r := c.export.requests.Get().(*request)
+	r, ok := requests.Get().(*request)
+	if !ok {
+		r = newRequest()
+	}
 	r.conn, r.header, r.cost, r.arrived = c, *h, cost(*h), c.inbox.arrived()
 	c.flight.add(r)
 	return r

@@ -12,8 +12,8 @@ import (
 const (
 	// largeWrite is the length in bytes from which on the payload of a WRITE does not have to pass through the inbox.
 	largeWrite = 64 << 10
-	// smallWindow is how much to receive at once between large writes: hardly more than the next header, so that the payload
-	// behind it arrives where it is to stay instead of being copied there.
+	// smallWindow is how much to receive at once between large writes whose payload does not stay in the inbox: hardly more
+	// than the next header, so that the payload behind it arrives where it is wanted instead of being copied there.
 	smallWindow = rawio.MinLend
 	// maxStub is how many bytes of an incomplete request an idle connection keeps without a buffer for them.
 	maxStub = 64
@@ -56,9 +56,9 @@ func (in *inbox) received() []byte {
 	return in.buf.bytes[in.start:in.end]
 }
 
-// expect adapts to the request that comes next.
-func (in *inbox) expect(h *header) {
-	if h.length < largeWrite {
+// expect adapts to the request that comes next. here tells, of a large write, that its payload is wanted in the inbox.
+func (in *inbox) expect(h *header, here bool) {
+	if h.length < largeWrite || here {
 		in.window = in.full
 	} else if h.op == OpWrite {
 		in.window = smallWindow
@@ -134,14 +134,37 @@ func (in *inbox) take(n int) []byte {
 	return p
 }
 
+// holds reports whether there is room for the payload of a request of that length.
+func (in *inbox) holds(length uint32) bool { return int(length) <= in.full-headerSize }
+
+// gather waits until n bytes are there to be consumed, for which there is room. With an error it consumes what has come, and
+// returns it.
+func (in *inbox) gather(n int) ([]byte, error) {
+	if in.buf == nil || in.start+n > len(in.buf.bytes) {
+		in.Lend()
+	}
+	missing := max(0, in.start+n-in.end)
+	m, err := in.fill(in.buf.bytes[in.end:][:missing])
+	in.end += m
+	if err != nil {
+		return in.take(in.end - in.start), err
+	}
+	return nil, nil
+}
+
 // readFull fills p and says how much of it was filled. An error leaves the inbox empty. It is io.ErrUnexpectedEOF where the
 // stream ends.
 func (in *inbox) readFull(p []byte) (int, error) {
 	n := copy(p, in.received())
 	in.start += n
-	m := copy(p[n:], in.ahead)
-	in.ahead = in.ahead[m:]
-	n += m
+	m, err := in.fill(p[n:])
+	return n + m, err
+}
+
+// fill fills p with what has not been received yet.
+func (in *inbox) fill(p []byte) (int, error) {
+	n := copy(p, in.ahead)
+	in.ahead = in.ahead[n:]
 	if n == len(p) {
 		return n, nil
 	}

@@ -68,9 +68,9 @@ func TestInbox(t *testing.T) {
 			in := newInbox(src, &pool, nil)
 			var got []byte
 			for len(got) < len(stream) {
-				in.expect(&header{op: OpWrite, length: uint32(rng.IntN(2 * largeWrite))})
+				in.expect(&header{op: OpWrite, length: uint32(rng.IntN(2 * largeWrite))}, rng.IntN(2) == 0)
 				left := len(stream) - len(got)
-				switch n := min(left, 1+rng.IntN(3000)); rng.IntN(4) {
+				switch n := min(left, 1+rng.IntN(3000)); rng.IntN(5) {
 				case 0, 1:
 					n = min(n, headerSize)
 					for len(in.received()) < n {
@@ -86,6 +86,12 @@ func TestInbox(t *testing.T) {
 					}
 					got = append(got, p...)
 				case 3:
+					n = min(left, n*30)
+					if p, err := in.gather(n); p != nil || err != nil {
+						t.Fatalf("gather at %d: %d of %d, %v", len(got), len(p), n, err)
+					}
+					got = append(got, in.take(n)...)
+				case 4:
 					in = newInbox(src, &pool, in.unread())
 				}
 			}
@@ -168,6 +174,10 @@ func TestInboxEnds(t *testing.T) {
 		}
 		if n, err := open().readFull(make([]byte, headerSize)); n != tt.has || err != tt.readFull {
 			t.Errorf("%s: readFull: %d, %v, want %d, %v", tt.name, n, err, tt.has, tt.readFull)
+		}
+		in = open()
+		if got, err := in.gather(headerSize); !bytes.Equal(got, all) || err != tt.readFull || len(in.received()) > 0 {
+			t.Errorf("%s: gather: %d, %v, %d left, want %d, %v, 0", tt.name, len(got), err, len(in.received()), tt.has, tt.readFull)
 		}
 	}
 }

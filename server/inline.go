@@ -78,7 +78,7 @@ func (c *Conn) settle(h *header, err error) error {
 	case err == nil:
 		err = fmt.Errorf("the backend has left %d of %d bytes: %w", p.left, p.total, io.ErrShortWrite)
 	}
-	if p.drain(&c.export.buffers) != nil {
+	if p.drain(&payloads) != nil {
 		return c.breakOff(h)
 	}
 	p.kept = nil

@@ -69,7 +69,7 @@ func (c *Conn) next() error {
 			if err := h.decode((*[headerSize]byte)(b)); err != nil {
 				return err
 			}
-			c.inbox.expect(h)
+			c.inbox.expect(h, c.gathers(h))
 			if h.op != OpWrite || h.length >= largeWrite || len(b)-headerSize >= int(h.length) {
 				c.inbox.take(headerSize)
 				return nil
@@ -118,7 +118,7 @@ func (c *Conn) flush() error {
 	c.batch = nil
 	b.reset()
 	b.release()
-	c.export.batches.Put(b)
+	batches.Put(b)
 	return err
 }
 
@@ -130,7 +130,7 @@ func (c *Conn) open(h *header, n int, copied bool) error {
 		}
 	}
 	if c.batch == nil {
-		c.batch = c.export.batches.Get().(*batch)
+		c.batch = batches.Get().(*batch)
 		c.batch.canFile = c.inbox.io.SendsFiles()
 	}
 	c.batch.begin(h.cookie, n)
@@ -195,8 +195,15 @@ func (c *Conn) read(h *header) error {
 	}
 }
 
+// gathers reports whether the payload of h is best received into the inbox, whatever its size: where the backend takes it from
+// there, without another goroutine. Then a burst of large writes takes few system calls, too.
+func (c *Conn) gathers(h *header) bool {
+	e := c.export
+	return h.op == OpWrite && e.dev.WriteFrom == nil && c.inbox.holds(h.length) && e.paces.write.alone.Load() && !e.durably(*h)
+}
+
 // write executes a WRITE. If its payload has not arrived yet, it is a large one, which is received into the place where it is to
-// stay or into memory of its own.
+// stay, into the inbox, or into memory of its own.
 func (c *Conn) write(h *header, refused *refusal) error {
 	if h.length > maxPayload {
 		// No memory for it, and skipping up to 4 GiB is no way to treat a peer that breaks the protocol.
@@ -208,6 +215,13 @@ func (c *Conn) write(h *header, refused *refusal) error {
 		// While the rest is on its way the client may wait for what it has asked before.
 		if err := c.flush(); err != nil {
 			return err
+		}
+		if refused == nil && c.gathers(h) {
+			if got, err := c.inbox.gather(n); err != nil {
+				c.inbox.putBack(append(h.appendTo(nil), got...))
+				return err
+			}
+			arrived = true
 		}
 	}
 	e := c.export

@@ -72,7 +72,7 @@ func (r *request) perform() error {
 	}
 	var p []byte
 	if r.op == OpRead && r.length > 0 {
-		r.payload = e.buffers.get(int(r.length))
+		r.payload = payloads.get(int(r.length))
 	}
 	if r.payload != nil {
 		p = r.payload.bytes
@@ -125,9 +125,9 @@ func (r *request) release() {
 	c, cost := r.conn, r.cost
 	c.flight.remove(r)
 	if r.payload != nil {
-		c.export.buffers.put(r.payload)
+		payloads.put(r.payload)
 	}
 	*r = request{run: r.run}
-	c.export.requests.Put(r)
+	requests.Put(r)
 	c.gate.leave(cost)
 }

@@ -19,41 +19,42 @@ type condition struct {
 	limit float64
 }
 
-// A yardstick takes a number from a result that has what is under test; less tells that it has to be at most the limit,
-// and not at least.
+// A yardstick is a number of what is under test, or its ratio to that of another server; less tells that it has to be at most
+// the limit, and not at least.
 type yardstick struct {
 	name string
 	less bool
-	// value may be of requests in a second, and is given what to take for that.
-	value func(r *result, rate metric) (spread, bool)
-	// rate tells that it is.
-	rate bool
+	// number is of requests in a second if it is nil, and then given what to take for that.
+	number metric
+	// other chooses the other server.
+	other func(r *result, rate metric) *serverResult
 }
 
-// Ratios of what is under test; of requests in a second, unless CPU is said, which is the server's CPU time for one.
+// Of requests in a second, unless CPU is said, which is the server's CPU time for one.
 var (
-	ofFloor = yardstick{name: "of floor", rate: true, value: func(r *result, rate metric) (spread, bool) {
-		return rate.ratio(r.first(ours), r.first(floor))
-	}}
-	ofPeer = yardstick{name: "of best peer", rate: true, value: func(r *result, rate metric) (spread, bool) {
-		return rate.ratio(r.first(ours), r.best(rate))
-	}}
-	ofNbdkit = yardstick{name: "of nbdkit", rate: true, value: func(r *result, rate metric) (spread, bool) {
-		return rate.ratio(r.first(ours), r.named("nbdkit"))
-	}}
-	cpuFloor = yardstick{name: "CPU of floor", less: true, value: func(r *result, _ metric) (spread, bool) {
-		return metric(serverCPU).ratio(r.first(ours), r.first(floor))
-	}}
-	cpuCheapest = yardstick{name: "CPU of cheapest peer", less: true, value: func(r *result, _ metric) (spread, bool) {
-		return metric(serverCPU).ratio(r.first(ours), r.cheapest())
-	}}
-	cpuPeer = yardstick{name: "CPU of best peer", less: true, value: func(r *result, rate metric) (spread, bool) {
-		return metric(serverCPU).ratio(r.first(ours), r.best(rate))
-	}}
-	allocations = yardstick{name: "allocations per request", less: true, value: func(r *result, _ metric) (spread, bool) {
-		return metric(func(s sample) float64 { return s.Allocations }).of(r.first(ours)), true
-	}}
+	ofFloor     = yardstick{name: "of floor", other: theFloorOf}
+	ofPeer      = yardstick{name: "of best peer", other: (*result).best}
+	ofNbdkit    = yardstick{name: "of nbdkit", other: func(r *result, _ metric) *serverResult { return r.named("nbdkit") }}
+	cpuFloor    = yardstick{name: "CPU of floor", less: true, number: serverCPU, other: theFloorOf}
+	cpuCheapest = yardstick{name: "CPU of cheapest peer", less: true, number: serverCPU,
+		other: func(r *result, _ metric) *serverResult { return r.cheapest() }}
+	cpuPeer     = yardstick{name: "CPU of best peer", less: true, number: serverCPU, other: (*result).best}
+	allocations = yardstick{name: "allocations per request", less: true, number: func(s sample) float64 { return s.Allocations }}
 )
+
+func theFloorOf(r *result, _ metric) *serverResult { return r.first(floor) }
+
+// of is the number of a server of r.
+func (y yardstick) of(s *serverResult, r *result, rate metric) (spread, bool) {
+	number := y.number
+	if number == nil {
+		number = rate
+	}
+	if y.other == nil {
+		return number.of(s), true
+	}
+	return number.ratio(s, y.other(r, rate))
+}
 
 // noAllocation, for each request, is what the runtime and the counting itself may do.
 const noAllocation = 0.01
@@ -115,6 +116,8 @@ type check struct {
 	// ByCPU is the same of the requests in a second of CPU time, of client and server together. With both on one processor
 	// this is what it is without anybody else, and where the two differ somebody was.
 	ByCPU *spread `json:"by_cpu,omitempty"`
+	// Floor is the same of the floor, which no server is expected to beat.
+	Floor *spread `json:"floor,omitempty"`
 	Met   bool    `json:"met"`
 }
 
@@ -122,6 +125,9 @@ func (c check) String() string {
 	sign, mark := "≥", ""
 	if c.ByCPU != nil {
 		mark = fmt.Sprintf("; by CPU time %.3g", c.ByCPU.Median)
+	}
+	if c.Floor != nil {
+		mark += fmt.Sprintf("; the floor %.3g", c.Floor.Median)
 	}
 	if c.AtMost {
 		sign = "≤"
@@ -163,13 +169,19 @@ func judge(results []*result) []outcome {
 
 func (c condition) check(r *result) check {
 	k := check{Case: c.on, What: c.what.name, Limit: c.limit, AtMost: c.what.less}
-	if r.first(ours) == nil {
+	subject := r.first(ours)
+	if subject == nil {
 		return k
 	}
-	measured, ok := c.what.value(r, iops)
+	measured, ok := c.what.of(subject, r, iops)
 	k.Measured = measured
-	if byCPU, ok := c.what.value(r, byCPU); ok && c.what.rate && r.busy {
+	if byCPU, ok := c.what.of(subject, r, byCPU); ok && c.what.number == nil && r.busy {
 		k.ByCPU = &byCPU
+	}
+	if least := r.first(floor); c.what.other != nil && least != nil && c.what.other(r, iops) != least {
+		if of, ok := c.what.of(least, r, iops); ok {
+			k.Floor = &of
+		}
 	}
 	k.Met = ok && measured.Median >= c.limit
 	if c.what.less {

@@ -11,6 +11,12 @@ var theFloor = server{name: "floor", role: floor, command: func(w *workspace, at
 	return []string{w.path("floor"), at.address, strconv.Itoa(exportSize)}, nil
 }}
 
+// theFileFloor is what a server of files can't do without.
+var theFileFloor = server{name: "floor", role: floor, command: func(w *workspace, at place) ([]string, error) {
+	path, err := image(at.image, at.used)
+	return []string{w.path("floor"), at.address, strconv.Itoa(exportSize), path}, err
+}}
+
 func nbdctlMemory(name string, r role, env ...string) server {
 	return server{name: name, role: r, env: env, command: func(w *workspace, at place) ([]string, error) {
 		return []string{w.path("nbdctl"), "serve", "--listen", at.url(), "--size", strconv.Itoa(exportSize), "memory"}, nil

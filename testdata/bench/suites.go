@@ -8,7 +8,7 @@ var (
 // suites lists all that is measured with loadgen, in the order of the table.
 func suites() []suite {
 	memory := []server{theFloor, nbdctlMemory("nbdctl", ours), nbdkitMemory, nbdkitMemorySingle, qemuNBD(), nbdServer(), goNBD("memory")}
-	file := []server{nbdctlFile(), nbdkit("nbdkit", "file"), nbdkit("nbdkit -t 1", "file", "1"), qemuNBD(), nbdServer(), goNBD("file")}
+	file := []server{theFileFloor, nbdctlFile(), nbdkit("nbdkit", "file"), nbdkit("nbdkit -t 1", "file", "1"), qemuNBD(), nbdServer(), goNBD("file")}
 	return []suite{
 		{name: "memory", network: "unix", pinned: true, servers: memory,
 			loads: []load{rr4kQ1, rr4k, rw4k, mix4k, rr4kK, rw4kK, rr128k, rw128k, sr1m, sw1m}},
@@ -19,7 +19,7 @@ func suites() []suite {
 		{name: "file-unpinned", network: "unix", onDisk: true, servers: file,
 			loads: []load{sw1m}},
 		{name: "tcp", network: "tcp", pinned: true,
-			servers: []server{nbdctlMemory("nbdctl", ours), nbdkitMemory, nbdkitMemorySingle, goNBD("memory")},
+			servers: []server{theFloor, nbdctlMemory("nbdctl", ours), nbdkitMemory, nbdkitMemorySingle, goNBD("memory")},
 			loads:   []load{rr4k, rw4k, rr128k, rw128k}},
 		{name: "sleep", network: "unix", pinned: true, waits: true,
 			servers: []server{goServer("goroutines", floor, []string{"-goroutines"}, "sleep"), goServer("nbdctl", ours, nil, "sleep")},

@@ -2,14 +2,21 @@
 // sendmsg with all replies, whose data are sent from where they are. No bounds are checked and no command but READ, WRITE
 // and DISC is known, so it is of no use but as the measure for servers that are.
 //
-//	floor PATH SIZE
+//	floor PATH|127.0.0.1:PORT SIZE [FILE]
+//
+// With a file it is what a server of files cannot do without: a pread or a pwrite for each request, and for large reads a
+// sendfile. The file must be in the page cache.
 #define _GNU_SOURCE
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <sys/un.h>
@@ -24,7 +31,8 @@ enum {
 	IN_PLACE = 64 << 10,     // a write from here on is received into the store if it has not all arrived
 };
 
-static char *store;
+static char *store; // or
+static int file = -1;
 static uint64_t size;
 
 struct conn {
@@ -34,7 +42,8 @@ struct conn {
 	struct nbd_reply replies[BATCH_REPLIES];
 	struct iovec iov[2 * BATCH_REPLIES];
 	int nreplies, niov;
-	size_t bytes; // of data in the batch
+	size_t bytes;                     // of data in the batch
+	char outbox[BATCH_BYTES + IN_PLACE]; // data of the batch that come from a file
 };
 
 static int recv_full(int fd, void *p, size_t n)
@@ -84,17 +93,79 @@ static int answer(struct conn *c, uint64_t cookie, void *data, size_t n)
 	return c->nreplies == BATCH_REPLIES || c->bytes >= BATCH_BYTES ? flush(c) : 0;
 }
 
-// finish_write takes the rest of a write, of which got bytes are here, from the socket into the store.
+// read_file answers a read.
+static int read_file(struct conn *c, const struct nbd_request *r)
+{
+	off_t offset = be64toh(r->offset);
+	size_t length = be32toh(r->length);
+	struct nbd_reply reply = {.magic = htobe32(NBD_REPLY_MAGIC), .cookie = r->cookie};
+
+	if (length < IN_PLACE) {
+		char *to = c->outbox + c->bytes;
+		return pread(file, to, length, offset) != (ssize_t)length || answer(c, r->cookie, to, length) ? -1 : 0;
+	}
+	if (flush(c) || send(c->fd, &reply, sizeof reply, MSG_NOSIGNAL | MSG_MORE) != sizeof reply)
+		return -1;
+	while (length > 0) {
+		ssize_t n = sendfile(c->fd, file, &offset, length);
+		if (n <= 0)
+			return -1;
+		length -= n;
+	}
+	return 0;
+}
+
+// complete has the whole payload of a write in the inbox.
+static int complete(struct conn *c, size_t end)
+{
+	if (flush(c) || recv_full(c->fd, c->inbox + c->have, end - c->have))
+		return -1;
+	c->have = end;
+	return 0;
+}
+
+// finish_write takes the rest of a write, of which got bytes are here, from the socket into the store, and ends with an
+// empty inbox.
 static int finish_write(struct conn *c, const struct nbd_request *r, const char *payload, size_t got)
 {
-	char *to = store + be64toh(r->offset);
-	uint64_t cookie = r->cookie;
+	uint64_t offset = be64toh(r->offset), cookie = r->cookie;
 	size_t length = be32toh(r->length);
 
-	memcpy(to, payload, got);
-	if (flush(c) || recv_full(c->fd, to + got, length - got))
+	c->have = 0;
+	if (flush(c))
 		return -1;
-	return answer(c, cookie, NULL, 0);
+	if (file < 0) {
+		memcpy(store + offset, payload, got);
+		if (recv_full(c->fd, store + offset + got, length - got))
+			return -1;
+		return answer(c, cookie, NULL, 0);
+	}
+	while (pwrite(file, payload, got, offset) == (ssize_t)got) {
+		offset += got;
+		length -= got;
+		if (length == 0)
+			return answer(c, cookie, NULL, 0);
+		payload = c->inbox;
+		got = length < BATCH_BYTES ? length : BATCH_BYTES;
+		if (recv_full(c->fd, c->inbox, got))
+			return -1;
+	}
+	return -1;
+}
+
+// execute answers a request whose payload, if it has one, is complete.
+static int execute(struct conn *c, const struct nbd_request *r, const char *payload)
+{
+	uint64_t offset = be64toh(r->offset);
+	size_t length = be32toh(r->length);
+
+	if (be16toh(r->type) == NBD_CMD_READ)
+		return file < 0 ? answer(c, r->cookie, store + offset, length) : read_file(c, r);
+	if (file < 0)
+		memcpy(store + offset, payload, length);
+	else if (pwrite(file, payload, length, offset) != (ssize_t)length)
+		return -1;
+	return answer(c, r->cookie, NULL, 0);
 }
 
 // execute_all answers what the inbox has, and keeps what is not complete.
@@ -104,27 +175,23 @@ static int execute_all(struct conn *c)
 
 	while (c->have - pos >= sizeof(struct nbd_request)) {
 		const struct nbd_request *r = (void *)(c->inbox + pos);
-		char *payload = c->inbox + pos + sizeof *r, *at = store + be64toh(r->offset);
-		size_t length = be32toh(r->length), got = c->have - pos - sizeof *r;
+		size_t start = pos + sizeof *r, end = start;
 
-		if (be16toh(r->type) == NBD_CMD_READ) {
-			if (answer(c, r->cookie, at, length))
-				return -1;
-			pos += sizeof *r;
-		} else if (be16toh(r->type) != NBD_CMD_WRITE) {
+		if (be16toh(r->type) == NBD_CMD_WRITE)
+			end += be32toh(r->length);
+		else if (be16toh(r->type) != NBD_CMD_READ)
 			return -1;
-		} else if (got >= length) {
-			memcpy(at, payload, length);
-			if (answer(c, r->cookie, NULL, 0))
+		if (c->have < end) {
+			if (end - start < IN_PLACE)
+				break;
+			if (file < 0 || end > INBOX)
+				return finish_write(c, r, c->inbox + start, c->have - start) || flush(c) ? -1 : 0;
+			if (complete(c, end))
 				return -1;
-			pos += sizeof *r + length;
-		} else if (length >= IN_PLACE) {
-			if (finish_write(c, r, payload, got))
-				return -1;
-			pos = c->have;
-		} else {
-			break;
 		}
+		if (execute(c, r, c->inbox + start))
+			return -1;
+		pos = end;
 	}
 	memmove(c->inbox, c->inbox + pos, c->have - pos);
 	c->have -= pos;
@@ -179,26 +246,52 @@ static void *serve(void *arg)
 	return NULL;
 }
 
-int main(int argc, char **argv)
+static int bind_path(const char *path)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	int listener = socket(AF_UNIX, SOCK_STREAM, 0);
+	int fd = socket(AF_UNIX, SOCK_STREAM, 0);
 
-	if (argc != 3) {
-		fprintf(stderr, "usage: floor PATH SIZE\n");
+	strncpy(address.sun_path, path, sizeof address.sun_path - 1);
+	unlink(path);
+	return bind(fd, (void *)&address, sizeof address) ? -1 : fd;
+}
+
+static int bind_port(const char *host)
+{
+	const char *port = strchr(host, ':');
+	struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	int fd = socket(AF_INET, SOCK_STREAM, 0), yes = 1;
+
+	address.sin_port = htons(port ? atoi(port + 1) : 0);
+	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+	return bind(fd, (void *)&address, sizeof address) ? -1 : fd;
+}
+
+int main(int argc, char **argv)
+{
+	int listener;
+
+	if (argc != 3 && argc != 4) {
+		fprintf(stderr, "usage: floor PATH|127.0.0.1:PORT SIZE [FILE]\n");
 		return 2;
+	}
+	if (argc == 4 && (file = open(argv[3], O_RDWR)) < 0) {
+		perror(argv[3]);
+		return 1;
 	}
 	size = strtoull(argv[2], NULL, 0);
 	store = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	strncpy(address.sun_path, argv[1], sizeof address.sun_path - 1);
-	unlink(argv[1]);
-	if (store == MAP_FAILED || bind(listener, (void *)&address, sizeof address) || listen(listener, 64)) {
+	listener = argv[1][0] == '/' ? bind_path(argv[1]) : bind_port(argv[1]);
+	if (store == MAP_FAILED || listener < 0 || listen(listener, 64)) {
 		perror("floor");
 		return 1;
 	}
 	for (;;) {
 		int fd = accept(listener, NULL, NULL);
+		int yes = 1;
 		pthread_t thread;
+
+		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes); // which is no harm where it is not TCP
 
 		if (fd < 0 || pthread_create(&thread, NULL, serve, (void *)(intptr_t)fd)) {
 			perror("floor");
