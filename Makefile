@@ -12,6 +12,8 @@ RUN ?= ^TestKernel
 PKG ?=
 # Those that make test repeats with several processors and -race, in a machine that takes several times longer.
 QEMU_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$|Heal|ResizeUnderLoad|Trap(14|26))
+# Those that make matrix has there besides.
+QEMU_MORE ?= ^TestKernel(Features|SideBySide|Flush(Stack|Btrfs)|Swap|Ioctl(Session|Terminated|Killed|Signals|Ends|FreeDevice))$$
 # Unit tests of bytes that other machines read.
 BYTES_RUN ?= ^Test(ByteOrder|Encode|Decode|Numbers|Ioctl|Put|Handshake|Transmit)
 # How many devices make soak makes; make test makes 200.
@@ -67,11 +69,11 @@ test-kernel: needs
 test-qemu: needs
 	@$(stage) 'kernel tests under QEMU' $(lab)/tests qemu '$(QEMU_RUN)' $(PKG)
 
-## make matrix      kernel tests on 5.10, 6.1, 6.12, 7.x and, as test-qemu has them, under QEMU, and a table of them, in half an
-##                   hour: KERNELS='bullseye sid qemu' RUN=REGEXP PKG=./nbdnl
+## make matrix       kernel tests on 5.10, 6.1, 6.12, 7.x and, some more than test-qemu has, under QEMU, and a table of them, in
+##                   three quarters of an hour: KERNELS='bullseye sid qemu' RUN=REGEXP PKG=./nbdnl
 matrix: needs
 	@$(stage) 'kernel matrix' $(lab)/matrix '$(KERNELS)' '$(RUN)' \
-		'$(if $(filter file,$(origin RUN)),$(QEMU_RUN),$(RUN))' $(PKG)
+		'$(if $(filter file,$(origin RUN)),$(QEMU_RUN)|$(QEMU_MORE),$(RUN))' $(PKG)
 
 ## make soak         2,000 devices, made and ended while nbd-client and qemu-nbd do the same: ROUNDS=N
 soak: needs

@@ -226,7 +226,7 @@ func TestGoodbye(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l, err := openLinks(1, 0, d.log)
+		l, err := openLinks(1, ampleSendBuffer, d.log)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -127,7 +127,7 @@ func manual(t *testing.T, b backends.Backend, o Options) (*nbdnltest.Kernel, *De
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := openLinks(1, 0, d.log)
+	l, err := openLinks(1, ampleSendBuffer, d.log)
 	if err != nil {
 		t.Fatal(err)
 	}

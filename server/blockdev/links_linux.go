@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openLinks makes n connections. Unless sendBuffer is 0, the kernel's ends get a send buffer of that many bytes.
+// openLinks makes n connections. The kernel's ends get a send buffer of that many bytes, if they may.
 func openLinks(n, sendBuffer int, log *slog.Logger) (*links, error) {
 	l := new(links)
 	for range n {
@@ -21,11 +21,9 @@ func openLinks(n, sendBuffer int, log *slog.Logger) (*links, error) {
 			l.close()
 			return nil, fmt.Errorf("socketpair: %w", err)
 		}
-		if sendBuffer > 0 {
-			// Needs CAP_NET_ADMIN. A smaller one is a risk and no failure.
-			if err := unix.SetsockoptInt(fds[1], unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer); err != nil {
-				log.Warn("send buffer of the kernel's connection was not enlarged", "bytes", sendBuffer, "err", err)
-			}
+		// Needs CAP_NET_ADMIN. A smaller one is slower, and a big one not to have is a risk (breaksSends), but no failure.
+		if err := unix.SetsockoptInt(fds[1], unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer); err != nil && sendBuffer >= bigSendBuffer {
+			log.Warn("send buffer of the kernel's connection was not enlarged", "bytes", sendBuffer, "err", err)
 		}
 		kernel := os.NewFile(uintptr(fds[1]), "kernel's end")
 		server, err := unixConn(fds[0])

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -36,8 +37,13 @@ func devices() []device {
 }
 
 func attachNbdctl(flags ...string) func(context.Context, *workspace, string) (string, func() error, error) {
+	return attachNbdctlBy(nil, flags)
+}
+
+// attachNbdctlBy has another program run nbdctl.
+func attachNbdctlBy(by, flags []string) func(context.Context, *workspace, string) (string, func() error, error) {
 	return func(ctx context.Context, w *workspace, _ string) (string, func() error, error) {
-		connect := append([]string{w.path("nbdctl"), "connect", "--size", fmt.Sprint(deviceSize), "memory"}, flags...)
+		connect := slices.Concat(by, []string{w.path("nbdctl"), "connect", "--size", fmt.Sprint(deviceSize), "memory"}, flags)
 		out, err := output(ctx, connect...)
 		if err != nil {
 			return "", nil, err

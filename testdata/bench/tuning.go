@@ -21,9 +21,12 @@ func tuningLoads() []load {
 	}
 }
 
-// sendBuffers has the size in bytes that new sockets have for what they send; nbdctl leaves it so for the end that the kernel gets,
-// unless the kernel is one that loses connections.
-const sendBuffers = "/proc/sys/net/core/wmem_default"
+// sendBuffers has the size in bytes that new sockets have for what they send, and sendBuffersMost what they may ask for. For the
+// end that the kernel gets, nbdctl asks for 1 MiB, and without the right to do so leaves it as it is.
+const (
+	sendBuffers     = "/proc/sys/net/core/wmem_default"
+	sendBuffersMost = "/proc/sys/net/core/wmem_max"
+)
 
 // tunings are nbdctl's device with its default settings, and others with one of them changed.
 func tunings() []device {
@@ -35,26 +38,15 @@ func tunings() []device {
 		{"scheduler none", peer, attachTuned("queue/scheduler", "none")},
 		{"nr_requests 32", peer, attachTuned("queue/nr_requests", "32")},
 		{"nr_requests 128", peer, attachTuned("queue/nr_requests", "128")},
-		{"SO_SNDBUF 64 KiB", peer, attachTuned(sendBuffers, "65536")},
-		{"SO_SNDBUF 1 MiB", peer, attachTuned(sendBuffers, "1048576")},
-		{"SO_SNDBUF 8 MiB", peer, attachTuned(sendBuffers, "8388608")},
+		{"SO_SNDBUF 64 KiB", peer, attachNarrow("65536")},
+		{"SO_SNDBUF 208 KiB", peer, attachNarrow("212992")},
+		{"SO_SNDBUF 8 MiB", peer, attachNarrow("8388608")},
 	}
 }
 
-// attachTuned makes a setting: of the device, or of the machine for as long as the device is made.
+// attachTuned makes a setting of the device.
 func attachTuned(setting, value string) func(context.Context, *workspace, string) (string, func() error, error) {
 	return func(ctx context.Context, w *workspace, node string) (string, func() error, error) {
-		if filepath.IsAbs(setting) {
-			before, err := os.ReadFile(setting)
-			if err != nil {
-				return "", nil, err
-			}
-			if err := os.WriteFile(setting, []byte(value), 0o644); err != nil {
-				return "", nil, err
-			}
-			path, detach, err := attachNbdctl()(ctx, w, node)
-			return path, detach, errors.Join(err, os.WriteFile(setting, before, 0o644))
-		}
 		path, detach, err := attachNbdctl()(ctx, w, node)
 		if err != nil || setting == "" {
 			return path, detach, err
@@ -63,5 +55,22 @@ func attachTuned(setting, value string) func(context.Context, *workspace, string
 			return "", nil, errors.Join(err, detach())
 		}
 		return path, detach, nil
+	}
+}
+
+// attachNarrow has the machine give sockets that send buffer while the device is made, by an nbdctl that may not ask for more.
+func attachNarrow(value string) func(context.Context, *workspace, string) (string, func() error, error) {
+	return func(ctx context.Context, w *workspace, node string) (string, func() error, error) {
+		before, err := os.ReadFile(sendBuffers)
+		if err != nil {
+			return "", nil, err
+		}
+		// The server's end is to be as ever.
+		err = errors.Join(os.WriteFile(sendBuffersMost, []byte("1048576"), 0o644), os.WriteFile(sendBuffers, []byte(value), 0o644))
+		if err != nil {
+			return "", nil, err
+		}
+		path, detach, err := attachNbdctlBy([]string{"setpriv", "--bounding-set=-net_admin"}, nil)(ctx, w, node)
+		return path, detach, errors.Join(err, os.WriteFile(sendBuffers, before, 0o644))
 	}
 }
