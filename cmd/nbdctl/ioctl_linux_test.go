@@ -14,10 +14,18 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
+const (
+	// afterEnd is what the kernel says of requests that are under way, or come, when a device that was connected by
+	// ioctls ends. Nobody cuts them off while the process is stopped: then they end when they time out.
+	afterEnd = `I/O error|beyond EOD|Dead connection|timed out|` +
+		`Receive control failed|Send control failed|Request send failed|Send disconnect failed|Attempted send on invalid socket`
+	fileSystemLost = `EXT4-fs|JBD2|Aborting journal`
+)
+
 // TestKernelIoctlKilled kills the serving process while fio runs: with it goes
 // the device, and all I/O to it fails. The index can be used again.
 func TestKernelIoctlKilled(t *testing.T) {
-	requireKernel(t, `I/O error|Dead connection|Receive control failed|Send control failed|Request send failed|Attempted send on invalid socket|timed out`)
+	requireKernel(t, afterEnd)
 	dev := connected(t, "--ioctl", "memory", "--size", "64M")
 	fio := command(t, "fio", "--name=load", "--filename="+dev, "--size=64M", "--ioengine=libaio", "--direct=1", "--iodepth=32",
 		"--rw=randwrite", "--bs=4k", "--time_based", "--runtime=100", "--minimal")
@@ -44,7 +52,7 @@ func TestKernelIoctlKilled(t *testing.T) {
 // TestKernelIoctlKilledHeld shows that a mounted device whose process was
 // killed is named as the orphan that it is until it is unmounted.
 func TestKernelIoctlKilledHeld(t *testing.T) {
-	requireKernel(t, `I/O error|EXT4-fs|JBD2|Aborting journal|Receive control failed|Attempted send on invalid socket`)
+	requireKernel(t, afterEnd, fileSystemLost)
 	dev := connected(t, "--ioctl", "memory", "--size", "64M", "--name", "dead")
 	mnt := t.TempDir()
 	sh(t, "mkfs.ext4 -q "+dev+"; mount "+dev+" "+mnt)
@@ -61,7 +69,7 @@ func TestKernelIoctlKilledHeld(t *testing.T) {
 // TestKernelIoctlStopped shows what a stop of the serving process does: the
 // kernel takes it for the end, nothing hangs, and the process ends when it goes on.
 func TestKernelIoctlStopped(t *testing.T) {
-	requireKernel(t, `I/O error|beyond EOD|Attempted send on invalid socket|Send disconnect failed`)
+	requireKernel(t, afterEnd)
 	dev := connected(t, "--ioctl", "memory", "--size", "64M")
 	holder, err := os.Open(dev)
 	if err != nil {
@@ -82,7 +90,7 @@ func TestKernelIoctlStopped(t *testing.T) {
 // TestKernelIoctlHeld shows that a device is disconnected in order: not while it
 // is mounted, by force nonetheless, and that its own process holds it for nobody.
 func TestKernelIoctlHeld(t *testing.T) {
-	requireKernel(t, `I/O error|EXT4-fs|Aborting journal|JBD2|Attempted send on invalid socket`)
+	requireKernel(t, afterEnd, fileSystemLost)
 	dev := connected(t, "--ioctl", "memory", "--size", "64M", "--name", "held")
 	if holders := statusOf(t, dev)["holders"].([]any); len(holders) != 0 {
 		t.Errorf("holders of an unused device are %v", holders)
@@ -145,7 +153,7 @@ func TestKernelIoctlChanges(t *testing.T) {
 
 // TestKernelIoctlKicked shows that stuck I/O ends.
 func TestKernelIoctlKicked(t *testing.T) {
-	requireKernel(t, `I/O error|Receive control failed|Send disconnect failed|Attempted send on invalid socket`)
+	requireKernel(t, afterEnd)
 	dev := connected(t, "--ioctl", "memory", "--size", "64M")
 	must(t, "kick", dev)
 	if d := listed(t, dev); d != nil {
