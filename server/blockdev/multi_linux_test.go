@@ -87,10 +87,15 @@ func TestKernelMulti(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	// Over which one the kernel chooses; over no more than that.
+	flushed := 0
 	for i, st := range d.Stats() {
-		if flushed := st.Flush.Requests > stats[i].Flush.Requests; flushed != (i == used-1) {
-			t.Errorf("connection %d got the flush: %t", i, flushed)
+		if st.Flush.Requests > stats[i].Flush.Requests {
+			flushed++
 		}
+	}
+	if flushed != 1 {
+		t.Errorf("%d connections got the flush", flushed)
 	}
 	mu.Lock()
 	defer mu.Unlock()
