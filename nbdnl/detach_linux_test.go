@@ -1,0 +1,223 @@
+package nbdnl_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
+)
+
+func TestDetachUnwritable(t *testing.T) {
+	w, k := fakeWorld(t, nbdnltest.Options{})
+	cfg := unserved(t)
+	index := w.connect(cfg)
+	k.FailSync(index, syscall.EIO)
+	o := nbdnl.DetachOptions{Identifier: cfg.Identifier}
+	err := w.Detach(t.Context(), index, o)
+	w.wantError(err, syscall.EIO)
+	w.wantState(index, nbdnl.StateLive)
+	if n := k.Syncs(index); n != 1 {
+		t.Errorf("synced %d times", n)
+	}
+	o.Force = true
+	w.wantError(w.Detach(t.Context(), index, o), syscall.EIO)
+	w.wantState(index, nbdnl.StateIdle)
+}
+
+// A dead server's device is given up with what is cached for it, but not under its users.
+func TestDetachDead(t *testing.T) {
+	w, k := fakeWorld(t, nbdnltest.Options{})
+	cfg := unserved(t)
+	index := w.connect(cfg)
+	k.FailSync(index, syscall.EIO)
+	o := nbdnl.DetachOptions{Identifier: cfg.Identifier, Dead: true}
+
+	unmount := k.Mount(index, "/mnt")
+	var busy *nbdnl.BusyError
+	if err := w.Detach(t.Context(), index, o); !errors.As(err, &busy) || busy.Disconnected {
+		t.Errorf("mounted: %v", err)
+	}
+	unmount()
+	f, err := k.System().Open(nbdnl.Path(index), os.O_RDONLY|syscall.O_EXCL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Detach(t.Context(), index, o); !errors.As(err, &busy) || busy.Disconnected {
+		t.Errorf("held exclusively: %v", err)
+	}
+	f.Close()
+	w.wantState(index, nbdnl.StateLive)
+	w.wantDone("detach", w.Detach(t.Context(), index, o))
+	w.wantState(index, nbdnl.StateIdle)
+}
+
+func TestDetachDeadHung(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, k := fakeWorld(t, nbdnltest.Options{})
+		cfg := unserved(t)
+		index := w.connect(cfg)
+		k.Hang(index)
+		w.wantDone("detach", w.Detach(t.Context(), index, nbdnl.DetachOptions{Identifier: cfg.Identifier, Dead: true}))
+		w.wantState(index, nbdnl.StateIdle)
+	})
+}
+
+// A state directory that takes no claim makes no device immortal.
+func TestDetachWithoutClaim(t *testing.T) {
+	w, k := fakeWorld(t, nbdnltest.Options{})
+	cfg := unserved(t)
+	index := w.connect(cfg)
+	if err := os.RemoveAll(k.Path("run/nbdctl")); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.MkdirAll(k.Path("run"), 0o755), os.WriteFile(k.Path("run/nbdctl"), nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	o := nbdnl.DetachOptions{Identifier: cfg.Identifier}
+	w.wantError(w.Detach(t.Context(), index, o), syscall.ENOTDIR)
+	w.wantState(index, nbdnl.StateLive)
+	o.Force = true
+	w.wantDone("forced detach", w.Detach(t.Context(), index, o))
+	w.wantState(index, nbdnl.StateIdle)
+}
+
+func TestDetachHung(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, k := fakeWorld(t, nbdnltest.Options{})
+		cfg := unserved(t)
+		index := w.connect(cfg)
+		k.Hang(index)
+		o := nbdnl.DetachOptions{Identifier: cfg.Identifier}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		w.wantError(w.Detach(ctx, index, o), context.DeadlineExceeded)
+		w.wantState(index, nbdnl.StateLive)
+
+		o.Force = true
+		begin := time.Now()
+		err := w.Detach(t.Context(), index, o)
+		if err == nil || !strings.Contains(err.Error(), "could not be written") {
+			t.Errorf("forced: %v", err)
+		}
+		if d := time.Since(begin); d > 10*time.Second {
+			t.Errorf("forced detach took %v", d)
+		}
+		w.wantState(index, nbdnl.StateIdle)
+	})
+}
+
+func TestDetachMounted(t *testing.T) {
+	w, k := fakeWorld(t, nbdnltest.Options{})
+	cfg := unserved(t)
+	index := w.connect(cfg)
+	unmount := k.Mount(index, "/mnt/a b")
+	h := w.wantBusy(index, cfg.Identifier, nbdnl.HolderMount, "/mnt/a b")
+	if got, want := h.String(), "mount of nbd0 at /mnt/a b"; got != want {
+		t.Errorf("holder is %q, want %q", got, want)
+	}
+	unmount()
+	w.wantDetached(index, cfg.Identifier)
+}
+
+// An exclusive opener of whom nothing shows is still a reason to leave the device alone.
+func TestDetachHeldByUnknown(t *testing.T) {
+	w, k := fakeWorld(t, nbdnltest.Options{})
+	cfg := unserved(t)
+	index := w.connect(cfg)
+	f, err := k.System().Open(nbdnl.Path(index), os.O_RDONLY|syscall.O_EXCL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.wantBusy(index, cfg.Identifier, nbdnl.HolderExclusive, "")
+	f.Close()
+	w.wantDetached(index, cfg.Identifier)
+}
+
+// A meddler is an open device that does something when it is synced.
+type meddler struct {
+	nbdnl.Device
+	sync func() error
+}
+
+func (m meddler) Sync() error { return m.sync() }
+
+// meddle returns a client whose devices do something when they are synced.
+func meddle(t *testing.T, k *nbdnltest.Kernel, sync func() error) *nbdnl.Client {
+	t.Helper()
+	system := k.System()
+	open := system.Open
+	system.Open = func(path string, flag int) (nbdnl.Device, error) {
+		d, err := open(path, flag)
+		return meddler{d, sync}, err
+	}
+	c, err := system.NewClient()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// The index may be another's by the time that the data is written.
+func TestDetachIndexUsedAnew(t *testing.T) {
+	w, k := fakeWorld(t, nbdnltest.Options{})
+	ours, theirs := unserved(t), unserved(t)
+	index := w.connect(ours)
+	// The kernel does not let go of an open device, so sysfs is made to show the other's at once.
+	swap := func(identifier string) error {
+		return os.WriteFile(k.Path("sys/block/nbd0/backend"), []byte(identifier+"\n"), 0o644)
+	}
+	for _, o := range []nbdnl.DetachOptions{{Identifier: ours.Identifier}, {Any: true}, {Any: true, Force: true}} {
+		if err := swap(ours.Identifier); err != nil {
+			t.Fatal(err)
+		}
+		c := meddle(t, k, func() error { return swap(theirs.Identifier) })
+		w.wantError(c.Detach(t.Context(), index, o), nbdnl.ErrNotOwner)
+		w.wantState(index, nbdnl.StateLive)
+	}
+	if n := k.Commands(nbdnltest.Disconnect); n != 0 {
+		t.Errorf("%d disconnects", n)
+	}
+}
+
+// Lives without an identifier are told apart, too.
+func TestDetachIoctlIndexUsedAnew(t *testing.T) {
+	_, k := fakeWorld(t, nbdnltest.Options{})
+	k.ConnectIoctl(0, mebi)
+	c := meddle(t, k, func() error { k.Replace(0); return nil })
+	w := world{T: t, Client: c}
+	w.wantError(c.Detach(t.Context(), 0, nbdnl.DetachOptions{Any: true}), nbdnl.ErrNotOwner)
+	w.wantState(0, nbdnl.StateLive)
+	if n := k.Commands(nbdnltest.Disconnect); n != 0 {
+		t.Errorf("%d disconnects", n)
+	}
+}
+
+// Somebody may open the device while its data is being written.
+func TestDetachOpenedMeanwhile(t *testing.T) {
+	w, k := fakeWorld(t, nbdnltest.Options{})
+	cfg := unserved(t)
+	index := w.connect(cfg)
+	c := meddle(t, k, func() error { k.Hold(index); return nil })
+	err := c.Detach(t.Context(), index, nbdnl.DetachOptions{Identifier: cfg.Identifier})
+	w.wantError(err, nbdnl.ErrBusy)
+	w.wantState(index, nbdnl.StateLive)
+}
+
+func TestDetachDropsPartitions(t *testing.T) {
+	w, k := fakeWorld(t, nbdnltest.Options{})
+	cfg := unserved(t)
+	index := w.connect(cfg)
+	k.Partition(index, 1)
+	w.wantDetached(index, cfg.Identifier)
+	if _, err := os.Stat(k.Path("sys/block/nbd0/nbd0p1")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the partition is still there: %v", err)
+	}
+}
