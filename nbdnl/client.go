@@ -97,8 +97,12 @@ func (c *Client) ConnectIndex(ctx context.Context, index int, cfg Config) error 
 			return newError("connect", index, fmt.Errorf("%w: it is connected already", err))
 		}
 		holders, _ := c.sys.holders(index) // who they are is known or not
-		if lifeErr != nil || time.Since(begin) >= patience(holders, connectPatience) || pause.wait(ctx, nil) != nil {
-			return newError("connect", index, fmt.Errorf("%w: %w", &BusyError{Index: index, Holders: holders}, err))
+		busy := fmt.Errorf("%w: %w", &BusyError{Index: index, Holders: holders}, err)
+		if lifeErr != nil || time.Since(begin) >= patience(holders, connectPatience) {
+			return newError("connect", index, busy)
+		}
+		if err := pause.wait(ctx, nil); err != nil {
+			return newError("connect", index, fmt.Errorf("%w; waiting for that to change: %w", busy, err))
 		}
 	}
 }

@@ -15,6 +15,9 @@ type DetachOptions struct {
 	Identifier string
 	// Any leaves the identifier out of account.
 	Any bool
+	// Birth, unless it is 0, is what Birth said of the device when the caller made sure that it is the one: when its index
+	// is used anew, the device is not connected any more. It is for devices without an identifier.
+	Birth uint64
 	// Force detaches the device although somebody uses it, or although what is cached can't be written:
 	// those who use it get I/O errors from then on, a file system above loses what it had not written.
 	Force bool
@@ -89,10 +92,14 @@ func (c *Client) detach(ctx context.Context, index int, o DetachOptions) (err er
 
 // lifeFor returns the device's life if it is one that the options mean.
 func (c *Client) lifeFor(index int, o DetachOptions) (life, error) {
-	if o.Any {
-		return c.connected(index)
+	if !o.Any {
+		return c.owned(index, o.Identifier)
 	}
-	return c.owned(index, o.Identifier)
+	l, err := c.connected(index)
+	if err == nil && o.Birth != 0 && l.birth != o.Birth {
+		err = fmt.Errorf("%w any more: its index is used anew", ErrNotConnected)
+	}
+	return l, err
 }
 
 // flush opens the device, exclusively unless that is to be forced, and writes what is cached. It
@@ -102,6 +109,7 @@ func (c *Client) flush(ctx context.Context, index int, o DetachOptions) (*seizur
 	if err != nil || opened.dev == nil {
 		return opened, err
 	}
+	own := opened.descriptor() // now: a sync that does not come to an end keeps it
 	if err := opened.sync(ctx, o.Force || o.Dead); err != nil && !o.Dead {
 		return opened, fmt.Errorf("cached data could not be written: %w", err)
 	}
@@ -109,7 +117,7 @@ func (c *Client) flush(ctx context.Context, index int, o DetachOptions) (*seizur
 		return opened, nil
 	}
 	// The write may have taken long enough for somebody to open the device.
-	return opened, c.vacant(ctx, index, o.keeper, opened.descriptor())
+	return opened, c.vacant(ctx, index, o.keeper, own)
 }
 
 // seize opens the device. Read-only is enough to fsync, and does not make udev probe the device again
@@ -154,8 +162,12 @@ func (c *Client) vacant(ctx context.Context, index int, except ...descriptor) er
 		if err != nil || len(holders) == 0 {
 			return err
 		}
-		if time.Since(begin) >= patience(holders, detachPatience) || pause.wait(ctx, nil) != nil {
-			return &BusyError{Index: index, Holders: holders}
+		busy := &BusyError{Index: index, Holders: holders}
+		if time.Since(begin) >= patience(holders, detachPatience) {
+			return busy
+		}
+		if err := pause.wait(ctx, nil); err != nil {
+			return fmt.Errorf("%w; waiting for that to change: %w", busy, err)
 		}
 	}
 }

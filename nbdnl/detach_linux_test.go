@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -65,6 +67,47 @@ func TestDetachDeadHung(t *testing.T) {
 		index := w.connect(cfg)
 		k.Hang(index)
 		w.wantDone("detach", w.Detach(t.Context(), index, nbdnl.DetachOptions{Identifier: cfg.Identifier, Dead: true}))
+		w.wantState(index, nbdnl.StateIdle)
+	})
+}
+
+// A visible device is open by a descriptor that /proc shows.
+type visible struct {
+	nbdnl.Device
+	*os.File // of that descriptor
+	link     string
+}
+
+func (v visible) Sync() error { return v.Device.Sync() }
+
+func (v visible) Close() error {
+	return errors.Join(os.Remove(v.link), v.File.Close(), v.Device.Close())
+}
+
+// The sync that hangs keeps a descriptor of our own, which does not stand in the way.
+func TestDetachDeadHungVisible(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, k := fakeWorld(t, nbdnltest.Options{})
+		cfg := unserved(t)
+		index := w.connect(cfg)
+		k.Hang(index)
+		system := k.System()
+		open := system.Open
+		system.Open = func(path string, flag int) (nbdnl.Device, error) {
+			d, err := open(path, flag)
+			if err != nil {
+				return nil, err
+			}
+			f, err := os.Open(os.DevNull)
+			if err != nil {
+				return nil, err
+			}
+			fds := k.Path(filepath.Join("proc", strconv.Itoa(os.Getpid()), "fd"))
+			link := filepath.Join(fds, strconv.Itoa(int(f.Fd())))
+			return visible{d, f, link}, errors.Join(os.MkdirAll(fds, 0o755), os.Symlink(k.Path(nbdnl.Path(index)), link))
+		}
+		c := newClient(t, system)
+		w.wantDone("detach", c.Detach(t.Context(), index, nbdnl.DetachOptions{Identifier: cfg.Identifier, Dead: true}))
 		w.wantState(index, nbdnl.StateIdle)
 	})
 }
@@ -185,6 +228,29 @@ func TestDetachIndexUsedAnew(t *testing.T) {
 	if n := k.Commands(nbdnltest.Disconnect); n != 0 {
 		t.Errorf("%d disconnects", n)
 	}
+}
+
+// What a caller found at an index may be another's by the time that it is to be detached.
+func TestDetachBirth(t *testing.T) {
+	w, k := fakeWorld(t, nbdnltest.Options{})
+	k.ConnectIoctl(0, mebi)
+	info, err := os.Stat(k.Path("sys/block/nbd0/pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	birth := info.Sys().(*syscall.Stat_t).Ino
+	k.Replace(0)
+	for _, force := range []bool{false, true} {
+		err := w.Detach(t.Context(), 0, nbdnl.DetachOptions{Any: true, Birth: birth, Force: force})
+		w.wantError(err, nbdnl.ErrNotConnected)
+		w.wantState(0, nbdnl.StateLive)
+	}
+	k.ConnectIoctl(1, mebi)
+	if info, err = os.Stat(k.Path("sys/block/nbd1/pid")); err != nil {
+		t.Fatal(err)
+	}
+	w.wantDone("detach", w.Detach(t.Context(), 1, nbdnl.DetachOptions{Any: true, Birth: info.Sys().(*syscall.Stat_t).Ino}))
+	w.wantState(1, nbdnl.StateIdle)
 }
 
 // Lives without an identifier are told apart, too.

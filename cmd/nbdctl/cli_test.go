@@ -2,9 +2,12 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -90,6 +93,42 @@ func parse(t *testing.T, line string) (spec host.Spec) {
 		t.Fatalf("%s: %v", line, err)
 	}
 	return spec
+}
+
+// TestNoName shows that an empty name, as of a shell's empty variable, means no device.
+func TestNoName(t *testing.T) {
+	t.Setenv("NBDCTL_STATE_DIR", filepath.Join(t.TempDir(), "state"))
+	for _, line := range []string{"status", "stats", "kick", "disconnect", "resize - 1M", "reconfigure --timeout 5s -"} {
+		args := strings.Fields(line)
+		if i := slices.Index(args, "-"); i >= 0 {
+			args[i] = ""
+		} else {
+			args = append(args, "")
+		}
+		var stdout, stderr bytes.Buffer
+		if code := run(t.Context(), args, &stdout, &stderr); code != exit.Usage || stderr.Len() == 0 {
+			t.Errorf("%q: exit code %d, %s", args, code, &stderr)
+		}
+	}
+}
+
+// TestListDamaged shows that a record which can't be read hides nothing, and is told of.
+func TestListDamaged(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("NBDCTL_STATE_DIR", dir)
+	record := filepath.Join(dir, "6ba7b810-9dad-11d1-80b4-00c04fd430c8")
+	if err := errors.Join(os.Mkdir(record, 0o755), os.WriteFile(filepath.Join(record, "state.json"), nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	var stdout, stderr bytes.Buffer
+	code := run(t.Context(), []string{"list", "--json"}, &stdout, &stderr)
+	var devices []map[string]any
+	if err := json.Unmarshal(stdout.Bytes(), &devices); code != exit.OK || err != nil || devices == nil {
+		t.Errorf("exit code %d, %s, %v", code, &stdout, err)
+	}
+	if !strings.Contains(stderr.String(), record) {
+		t.Errorf("stderr does not name %s: %s", record, &stderr)
+	}
 }
 
 // TestUsageErrors shows that what is valid on no machine fails before

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -55,6 +56,44 @@ func TestKernelKilled(t *testing.T) {
 	again := connected(t, "memory", "--size", "1M", "--device", dev)
 	sh(t, "dd if=/dev/zero of="+again+" bs=4k count=1 oflag=direct status=none")
 	must(t, "disconnect", again)
+}
+
+// TestKernelOrphanPatient frees an orphan whose requests wait for a new connection,
+// the flush of disconnect itself among them.
+func TestKernelOrphanPatient(t *testing.T) {
+	requireKernel(t, kickNoise)
+	nbdnltest.Waking.Need(t)
+	dev := connected(t, "memory", "--size", "64M", "--dead-timeout", "1h")
+	kill(t, dev, syscall.SIGKILL)
+	eventually(t, func() bool { return listed(t, dev)["state"] == "orphaned" }, "%s orphaned", dev)
+	begin := time.Now()
+	must(t, "disconnect", dev)
+	if took := time.Since(begin); took > 30*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	if l := listed(t, dev); l != nil {
+		t.Errorf("list shows %v", l)
+	}
+}
+
+// TestKernelNameAgain shows that the name of an orphan is free, and leads to who
+// has taken it then.
+func TestKernelNameAgain(t *testing.T) {
+	requireKernel(t, `I/O error|Connection timed out|Dead connection|Send disconnect failed|Receive control failed`)
+	orphan := connected(t, "memory", "--size", "1M", "--name", "again")
+	kill(t, orphan, syscall.SIGKILL)
+	eventually(t, func() bool { return listed(t, orphan)["state"] == "orphaned" }, "%s orphaned", orphan)
+	heir := connected(t, "memory", "--size", "2M", "--name", "again")
+	if out := strings.TrimSpace(must(t, "disconnect", "again")); out != filepath.Base(heir)+" disconnected" {
+		t.Errorf("disconnect says %q, want it of %s", out, heir)
+	}
+	if l := listed(t, orphan); l == nil || l["state"] != "orphaned" {
+		t.Errorf("list shows %v, want %s orphaned", l, orphan)
+	}
+	must(t, "disconnect", "again") // which is the orphan now
+	if l := listed(t, orphan); l != nil {
+		t.Errorf("list shows %v", l)
+	}
 }
 
 // TestKernelOrphanHeld shows that even an orphan is not taken from its users.

@@ -53,11 +53,11 @@ func disconnect(c *cli.Context) error {
 	// All are tried; the first failure gives the exit code.
 	var errs []error
 	for _, name := range names {
-		err := disconnectOne(ctx, c, store, name)
+		loss, err := disconnectOne(ctx, c, store, name)
 		if c.Bool("all") && exit.Of(err) == exit.NotFound {
-			continue // somebody else was quicker, with the same result
+			err = nil // somebody else was quicker, with the same result
 		}
-		errs = append(errs, err)
+		errs = append(errs, err, loss)
 	}
 	return errors.Join(errs...)
 }
@@ -77,24 +77,25 @@ func ourDevices(store *host.Store) (names []string, err error) {
 	return names, err
 }
 
-// disconnectOne takes one device down, and tells what had been lost of it.
-func disconnectOne(ctx context.Context, c *cli.Context, store *host.Store, name string) error {
+// disconnectOne takes one device down. Also when that fails, it tells what had
+// been lost of the device: nobody will be told again.
+func disconnectOne(ctx context.Context, c *cli.Context, store *host.Store, name string) (loss, err error) {
 	d, err := lookup(ctx, store, name)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	force := c.Bool("force")
 	if err := allowed(d, force); err != nil {
-		return err
+		return nil, err
 	}
 	// Asked while the process is there to tell. What is lost from here on, the
 	// detach hears of.
-	loss := lost(ctx, d)
+	loss = lost(ctx, d)
 	if loss != nil && force {
 		warn(c, []string{loss.Error()}) // as all that forcing costs
 		loss = nil
 	}
-	return errors.Join(takeDown(ctx, c, d, force), loss)
+	return loss, takeDown(ctx, c, d, force)
 }
 
 // lost tells which writes to the device have failed. Whether those who made them
@@ -146,6 +147,7 @@ func detach(ctx context.Context, c *cli.Context, client *nbdnl.Client, d device,
 	err = client.Detach(ctx, d.Index, nbdnl.DetachOptions{
 		Identifier: d.Identifier,
 		Any:        !d.HasIdentifier,
+		Birth:      d.birth,
 		Server:     d.server(),
 		Force:      force,
 		// No server is left to write anything to, which is no reason to keep

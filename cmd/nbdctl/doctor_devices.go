@@ -131,7 +131,7 @@ func orphan(ctx context.Context, store *host.Store, d device) doctor.Finding {
 	f := doctor.Finding{
 		Result: doctor.Problem,
 		Code:   exit.Failure,
-		Seen:   fmt.Sprintf("nbd%d is orphaned: the process that served it (pid %d) was killed", d.Index, d.pid()),
+		Seen:   fmt.Sprintf("nbd%d is orphaned: the process that served it%s was killed", d.Index, formerPID(d)),
 		Why:    "every access to it fails, and its index is taken",
 		Remedy: fmt.Sprintf("nbdctl disconnect nbd%d", d.Index),
 	}
@@ -159,6 +159,14 @@ func orphan(ctx context.Context, store *host.Store, d device) doctor.Finding {
 		return fmt.Sprintf("nbd%d disconnected", d.Index), sweep(ctx, store)
 	}
 	return f
+}
+
+// formerPID tells the number that the process had, if it is known.
+func formerPID(d device) string {
+	if d.pid() == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (pid %d)", d.pid())
 }
 
 // fixPatience bounds the end of an orphan, on which nobody has anything to wait for.

@@ -20,6 +20,9 @@ type device struct {
 	nbdnl.Status
 	// entry is the record of the process that serves it; nil if there is none.
 	entry *host.Entry
+	// birth is nbdnl.Birth of the use of the index that this is about, where no
+	// identifier tells; 0 is unknown.
+	birth uint64
 }
 
 // ours tells whether nbdctl connected the device. The mark in the kernel
@@ -61,10 +64,14 @@ func (d device) ownerGone() bool {
 	return d.OwnerGone || d.OwnerPID != 0 && comm(d.OwnerPID) != "nbdctl"
 }
 
-// pid is the process that serves the device, 0 if unknown.
+// pid is the process that serves the device, or did until it was killed; 0 if
+// unknown.
 func (d device) pid() int {
-	if d.entry != nil {
+	switch {
+	case d.entry != nil:
 		return d.entry.PID
+	case d.ours() && d.ownerGone():
+		return 0 // The number may be another's by now.
 	}
 	return d.OwnerPID
 }
@@ -113,7 +120,7 @@ func matches(st nbdnl.Status, e host.Entry) bool {
 	if st.Mode != nbdnl.ModeUnknown && e.Mode != "" && e.Mode != st.Mode.String() {
 		return false
 	}
-	if e.Birth != 0 && e.Birth != host.Birth(st.Index) {
+	if e.Birth != 0 && e.Birth != nbdnl.Birth(st.Index) {
 		return false // of a former use of the index
 	}
 	// The process's number is another in a container.
@@ -140,9 +147,10 @@ const lookPatience = 3 * time.Second
 
 func inventoryOf(store *host.Store, list func(*nbdnl.Client) ([]nbdnl.Status, error)) (devices []device, rest []host.Entry, err error) {
 	entries, damaged := store.Entries()
+	devices = []device{} // nil is for when they can't be listed
 	client, err := nbdnl.New()
 	if errors.Is(err, nbdnl.ErrNoDriver) {
-		return nil, entries, damaged
+		return devices, entries, damaged
 	}
 	if err != nil {
 		return nil, nil, err
@@ -164,6 +172,9 @@ func inventoryOf(store *host.Store, list func(*nbdnl.Client) ([]nbdnl.Status, er
 // other records.
 func pair(st nbdnl.Status, entries []host.Entry) (device, []host.Entry) {
 	d := device{Status: st}
+	if d.connected() && !d.HasIdentifier {
+		d.birth = nbdnl.Birth(st.Index)
+	}
 	i := -1
 	for j, e := range entries {
 		// Where no identifier tells, the process of a former user of the index may not have ended yet.
@@ -174,6 +185,9 @@ func pair(st nbdnl.Status, entries []host.Entry) (device, []host.Entry) {
 	if i >= 0 {
 		e := entries[i]
 		d.entry = &e
+		if e.Birth != 0 && !d.HasIdentifier {
+			d.birth = e.Birth
+		}
 		entries = slices.Delete(entries, i, i+1)
 	}
 	return d, entries
@@ -196,6 +210,9 @@ func sweep(ctx context.Context, store *host.Store) error {
 // lookup finds the device that the user means by name: by its number, its
 // path or the name given at connect.
 func lookup(ctx context.Context, store *host.Store, name string) (device, error) {
+	if name == "" { // as from a shell's empty variable
+		return device{}, exit.Usagef(`"": must be a device or the name given at connect`)
+	}
 	if index, err := nbdnl.ParseIndex(name); err == nil {
 		return lookupIndex(ctx, store, index)
 	}
@@ -203,10 +220,20 @@ func lookup(ctx context.Context, store *host.Store, name string) (device, error)
 	if err != nil && devices == nil {
 		return device{}, err
 	}
+	var found *device
 	for _, d := range devices {
-		if d.entry != nil && d.entry.Spec.Label == name {
-			return d, nil
+		if d.entry == nil || d.entry.Spec.Label != name {
+			continue
 		}
+		if d.entry.Alive {
+			return d, nil // An orphan's name is free for others.
+		}
+		if found == nil {
+			found = &d
+		}
+	}
+	if found != nil {
+		return *found, nil
 	}
 	for _, e := range rest {
 		if e.Alive && e.Spec.Label == name && e.Phase == host.PhaseConnecting {

@@ -75,9 +75,13 @@ func unstick(ctx context.Context, d device) (answered bool, err error) {
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(ctx, freePatience)
 	defer cancel()
-	if d.HasIdentifier {
+	switch {
+	case d.HasIdentifier:
 		err = client.Disconnect(ctx, d.Index, d.Identifier)
-	} else {
+	case nbdnl.Birth(d.Index) != d.birth:
+		// It has ended meanwhile, and another program may have the index.
+		return false, notConnected(d)
+	default:
 		err = client.DisconnectAny(ctx, d.Index)
 	}
 	if errors.Is(err, nbdnl.ErrNotConnected) {

@@ -162,8 +162,8 @@ func TestKernelReconfigure(t *testing.T) {
 	b := newRecorder(1 << 20)
 	d := connect(t, b, blockdev.Options{Timeout: time.Hour})
 	f := open(t, d, os.O_RDONLY|syscall.O_DIRECT)
-	short := time.Second
-	if err := d.Reconfigure(t.Context(), blockdev.Update{Timeout: &short, DeadTimeout: &short}); err != nil {
+	short, ample := time.Second, 30*time.Second
+	if err := d.Reconfigure(t.Context(), blockdev.Update{Timeout: &short, DeadTimeout: &ample}); err != nil {
 		t.Fatal(err)
 	}
 	_, release := stallOnce(b, 65536)

@@ -161,6 +161,7 @@ func (p *Pool) leave(v vacancy) error {
 	p.mu.Lock()
 	p.devices--
 	p.mu.Unlock()
+	p.wake()
 	return errors.Join(err, p.closeClient())
 }
 
@@ -182,9 +183,11 @@ func (p *Pool) place(ctx context.Context, c nbdnl.Config) (vacancy, error) {
 		if err == nil {
 			return v, nil
 		}
-		v.connections = 0 // to the end of the line
-		err = errors.Join(err, p.putBack(v))
-		if attempt == placeAttempts || !errors.Is(err, nbdnl.ErrBusy) {
+		if !errors.Is(err, nbdnl.ErrBusy) {
+			return vacancy{}, errors.Join(err, p.putBack(v))
+		}
+		// It may stay so for long.
+		if err = errors.Join(err, p.release(v.lease)); attempt == placeAttempts {
 			return vacancy{}, err
 		}
 		p.o.Logger.Debug("index is not free after all", "device", nbdnl.Path(v.lease.Index()), "err", err)
@@ -210,8 +213,12 @@ func (p *Pool) take(ctx context.Context, connections int) (vacancy, error) {
 	return vacancy{lease, connections}, err
 }
 
-// putBack keeps an index ready, if it is needed.
+// putBack keeps an index ready, if it is free and needed.
 func (p *Pool) putBack(v vacancy) error {
+	if p.machine.birth(v.lease.Index()) != nil {
+		// The device is held by somebody, or could not be disconnected. Should it stay for good, it is for Reclaim.
+		return p.drop(v.lease, v.lease.Leave)
+	}
 	p.mu.Lock()
 	if !p.closed && len(p.ready) < p.o.Warm {
 		p.ready = append(p.ready, v)
@@ -223,8 +230,11 @@ func (p *Pool) putBack(v vacancy) error {
 }
 
 // release gives up a lease.
-func (p *Pool) release(lease *nbdnl.Lease) error {
-	err := lease.Release()
+func (p *Pool) release(lease *nbdnl.Lease) error { return p.drop(lease, lease.Release) }
+
+// drop forgets a lease that is given up by that function.
+func (p *Pool) drop(lease *nbdnl.Lease, giveUp func() error) error {
+	err := giveUp()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.leased, lease.Index())

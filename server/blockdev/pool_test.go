@@ -129,6 +129,37 @@ func TestPoolAvoids(t *testing.T) {
 	}
 }
 
+// TestPoolHusk holds that an index on which a device comes to its end is not kept ready, and that one which could not be disconnected
+// stays for Reclaim.
+func TestPoolHusk(t *testing.T) {
+	k, p := poolOn(t, nbdnltest.Options{Devices: 3}, PoolOptions{Name: "mine", Max: 1, Warm: 1})
+	husk := p.connected(t)
+	_, release := k.Hold(husk.Index())
+	var busy *nbdnl.BusyError
+	if err := husk.Close(); !errors.As(err, &busy) || !busy.Disconnected {
+		t.Errorf("Close: %v", err)
+	}
+	next := p.connected(t)
+	if next.Index() == husk.Index() {
+		t.Errorf("index %d, which is held", next.Index())
+	}
+	if note, err := p.machine.system.TryLease(husk.Index()); err != nil || note.Left() != husk.Identifier() {
+		t.Errorf("what is left of %s: %v, %v", husk.Identifier(), note, err)
+	} else if err := note.Leave(); err != nil {
+		t.Error(err)
+	}
+	release()
+	if err := next.Close(); err != nil {
+		t.Error(err)
+	}
+	if n, err := p.Reclaim(t.Context()); err != nil {
+		t.Errorf("reclaimed %v, %v", n, err)
+	}
+	if got := leased(t, p); len(got) > 1 { // the one that is ready
+		t.Errorf("leases of %v are left", got)
+	}
+}
+
 // TestPoolOpened has somebody open each index that was ready, as udev may: another one is taken, and in the end it is said who.
 func TestPoolOpened(t *testing.T) {
 	k, p := poolOn(t, nbdnltest.Options{Devices: 2}, PoolOptions{Warm: 2})

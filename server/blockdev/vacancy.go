@@ -16,6 +16,8 @@ const (
 	calmPatience = 5 * time.Second
 	// calmInterval is how often it is asked whether they are.
 	calmInterval = 10 * time.Millisecond
+	// maxLookedAt is how many new devices may be such that calmPatience is not enough, before no more are made.
+	maxLookedAt = 4
 	// keepPause lies between attempts to have more indexes ready.
 	keepPause = time.Second
 )
@@ -96,8 +98,13 @@ func (p *Pool) find(ctx context.Context) (*nbdnl.Lease, error) {
 	if len(indexes) > 0 {
 		beyond = indexes[len(indexes)-1] + 1
 	}
-	for index := beyond; ; index++ {
-		if lease, err := p.lease(ctx, index); lease != nil || err != nil {
+	for index, lookedAt := beyond, 0; ; index++ {
+		lease, err := p.lease(ctx, index)
+		if errors.Is(err, nbdnl.ErrBusy) && lookedAt < maxLookedAt {
+			lookedAt++
+			continue
+		}
+		if lease != nil || err != nil {
 			return lease, err
 		}
 	}
@@ -165,10 +172,12 @@ func (p *Pool) calm(ctx context.Context, index int) (nbdnl.Status, error) {
 		select {
 		case <-look.C:
 		case <-patient.Done():
-			if ctx.Err() == nil {
-				return st, nil // It is not free; another one may be.
+			err := context.Cause(ctx)
+			if err == nil {
+				holders, _ := p.machine.system.Holders(index) // who they are is known or not
+				err = &nbdnl.BusyError{Index: index, Holders: holders}
 			}
-			return st, fmt.Errorf("blockdev: %s is still looked at: %w", nbdnl.Path(index), context.Cause(ctx))
+			return st, fmt.Errorf("blockdev: the new device %s is still looked at: %w", nbdnl.Path(index), err)
 		}
 	}
 }

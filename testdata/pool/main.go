@@ -46,7 +46,7 @@ func run(ctx context.Context, command []string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, dev.Close(), disk.Close()) }()
-	if err := exec.CommandContext(ctx, command[0], append(command[1:], dev.Path())...).Run(); err != nil {
+	if err := exec.CommandContext(ctx, "env", append(command, dev.Path())...).Run(); err != nil {
 		return err
 	}
 	if err := dev.Flush(ctx); err != nil {

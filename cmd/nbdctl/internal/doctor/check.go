@@ -47,6 +47,9 @@ func (c Check) mend(ctx context.Context, findings []Finding) []Finding {
 		done, err := f.Fix()
 		if err != nil {
 			f.Result, f.Code = Problem, exit.Of(err)
+			if f.Code != exit.Permission && f.Code != exit.Unsupported {
+				f.Code = exit.Failure // doctor itself was not asked for a device that could be busy, or not be there
+			}
 			f.Why = "the remedy has failed: " + oneLine(err)
 			failed = append(failed, f)
 			continue

@@ -35,8 +35,9 @@ func (h *Host) answer(ctx context.Context, device *blockdev.Device, req request)
 		return s, nil
 	case opLoss:
 		s := h.status(device)
-		if err := device.TakeLoss(); err != nil {
-			s.Loss = err.Error()
+		if loss := h.takeLoss(device); loss != nil {
+			h.log.Warn("told of lost writes", "loss", loss)
+			s.Loss, s.untold = loss.Error(), func() { h.keepLoss(loss) }
 		}
 		return s, nil
 	case opChange:

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 )
@@ -56,7 +57,7 @@ func TestControlStatus(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(&want, got); diff != "" {
+	if diff := cmp.Diff(&want, got, cmpopts.IgnoreUnexported(Status{})); diff != "" {
 		t.Error(diff)
 	}
 	st, err := os.Stat(filepath.Join(e.dir, "ctl"))

@@ -33,7 +33,7 @@ type Record struct {
 	PID        int    `json:"pid"`
 	// Index is nil until the kernel has given the device a number.
 	Index *int `json:"index"`
-	// Birth is what Birth said of the index at the connect.
+	// Birth is what nbdnl.Birth said of the index at the connect.
 	Birth uint64 `json:"birth,omitempty"`
 	// Mode is how the kernel was told: "netlink" or "ioctl".
 	Mode  string    `json:"mode,omitempty"`

@@ -58,6 +58,7 @@ type Host struct {
 
 	mu      sync.Mutex // guards record once the device lives
 	record  Record
+	loss    error // that nobody could be told of; guarded by mu, too
 	home    *home
 	control *control
 	logFile *logFile
@@ -119,7 +120,7 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 	// A backend that never returns keeps the process, and what it locks, for as
 	// long: closed under its hands, it could do harm.
 	<-device.Done()
-	if loss := device.TakeLoss(); loss != nil {
+	if loss := h.takeLoss(device); loss != nil {
 		h.log.Error("writes were lost", "device", h.record.Device(), "error", loss)
 		err = errors.Join(err, loss)
 	}
@@ -164,7 +165,7 @@ func (h *Host) publish(ctx context.Context, device *blockdev.Device, warnings []
 	index := device.Index()
 	if err := h.update(func(r *Record) {
 		r.Index = &index
-		r.Birth = Birth(index)
+		r.Birth = nbdnl.Birth(index)
 		r.Mode = device.Mode().String()
 		r.Phase = PhaseLive
 		r.Serving = device.Alive()
@@ -283,6 +284,22 @@ func (h *Host) gone(device *blockdev.Device) error {
 // errDead is why a device is lost before its connections have said why.
 var errDead = errors.New("all connections are dead, and the kernel waits for no new one")
 
+// takeLoss returns what the owner of the device is to be told of lost writes, once.
+func (h *Host) takeLoss(device *blockdev.Device) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	loss := errors.Join(h.loss, device.TakeLoss())
+	h.loss = nil
+	return loss
+}
+
+// keepLoss undoes takeLoss.
+func (h *Host) keepLoss(loss error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.loss = errors.Join(loss, h.loss)
+}
+
 // lost takes down a device whose connections are dead. The kernel keeps it, and
 // every request to it fails; there is no coming back.
 func (h *Host) lost(device *blockdev.Device, err error) error {
@@ -296,7 +313,7 @@ func (h *Host) lost(device *blockdev.Device, err error) error {
 func (h *Host) waitFree(ctx context.Context, client *nbdnl.Client, device *blockdev.Device) error {
 	st, err := client.Status(ctx, device.Index())
 	if err != nil || !st.Connected() || st.HasIdentifier && st.Identifier != h.record.Identifier ||
-		!st.HasIdentifier && Birth(device.Index()) != h.record.Birth {
+		!st.HasIdentifier && nbdnl.Birth(device.Index()) != h.record.Birth {
 		return nil // free, or somebody else's already
 	}
 	if err := h.update(func(r *Record) { r.Phase = PhaseDisconnecting }); err != nil {
