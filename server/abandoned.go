@@ -6,28 +6,27 @@ import (
 	"time"
 )
 
-// The backend can keep the loop waiting, and by the time it goes on, the client may have hung up and sent everything
-// again over another connection, also what lies unread in this one. That must not be executed any more: newer data may have
-// been written in between. Whether the client is there costs a system call to find out, so it is asked only when long enough has
-// passed for it to have lost its patience, and only about what changes bytes.
+// Much can keep the loop waiting: the backend, the bounds on what is in flight, a Swap, and a process that is stopped does nothing at
+// all. By the time it goes on, the client may have hung up and sent everything again over another connection, also what lies unread
+// in this one. That must not be executed any more: newer data may have been written in between. Whether the client is there costs a
+// system call to find out, so it is asked only about what changes bytes, and is so old that the client may have lost its patience.
+// From then on it is asked each time, for it can lose it at any moment.
 
 // patience is shorter than that of the Linux client, whose timeout is in whole seconds.
 const patience = 500 * time.Millisecond
 
 // errHungUp is the reason to stop when there is nobody any more to execute requests for.
-var errHungUp = errors.New("the client hung up while the backend was at work; what had arrived since was not executed")
+var errHungUp = errors.New("the client hung up while its requests waited; those that were not begun were not executed")
 
 // outdated reports whether the request that the loop is at has perhaps been sent again over another connection.
 func (c *Conn) outdated() bool {
-	if !c.mayHaveWaited || !c.export.several.Load() {
+	if !c.export.several.Load() {
 		return false
 	}
-	if now := clock(); now-c.lookedAt >= patience {
-		c.lookedAt = now
+	if !c.left.Load() && c.inbox.age.over(patience) {
 		c.leave()
 	}
-	c.mayHaveWaited = c.left.Load()
-	return c.mayHaveWaited
+	return c.left.Load()
 }
 
 // abandoned reports whether nobody waits for replies any more.

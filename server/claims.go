@@ -4,6 +4,7 @@ import (
 	"errors"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // A client with several connections sends a request again over another one when the first does not answer in time, as the Linux
@@ -19,6 +20,8 @@ var errAbandoned = errors.New("not executed: the client hung up while an older r
 type claim struct {
 	conn       *Conn // nil: not in the list
 	first, end uint64
+
+	hurry *time.Timer // while it waits
 
 	older, newer *claim
 }
@@ -81,12 +84,20 @@ func (l *claims) contested(k *claim) bool {
 		return false
 	}
 	for o := k.older; o != nil; o = o.older {
-		if o.conn != k.conn && o.first < k.end && k.first < o.end {
+		if o.overlaps(k) {
 			return true
 		}
 	}
 	return false
 }
+
+// overlaps reports whether o is of another connection than k, and has bytes in common with it.
+func (o *claim) overlaps(k *claim) bool {
+	return o.conn != k.conn && o.first < k.end && k.first < o.end
+}
+
+// payloadPatience is how long a write may wait for the rest of its payload while another request waits for it.
+const payloadPatience = time.Second
 
 // wait returns when it is the turn of k, or errAbandoned when its client has gone before.
 func (l *claims) wait(k *claim) error {
@@ -96,11 +107,33 @@ func (l *claims) wait(k *claim) error {
 		if k.conn.abandoned() {
 			return errAbandoned
 		}
+		if k.hurry == nil {
+			k.hurry = time.AfterFunc(payloadPatience, func() { l.hurry(k) })
+			defer k.hurry.Stop()
+		}
 		l.waiting++
 		l.gone.Wait()
 		l.waiting--
 	}
 	return nil
+}
+
+// hurry has the connections that k waits for give up claims that they hold for a client who keeps the rest of a payload to itself. No
+// peer can make others wait for ever.
+func (l *claims) hurry(k *claim) {
+	var conns []*Conn
+	l.mu.Lock()
+	if k.conn != nil {
+		for o := k.older; o != nil; o = o.older {
+			if o.overlaps(k) {
+				conns = append(conns, o.conn)
+			}
+		}
+	}
+	l.mu.Unlock()
+	for _, c := range conns {
+		c.disturb()
+	}
 }
 
 // remove takes k out of the list, if it is there.

@@ -36,17 +36,15 @@ type Conn struct {
 	counters counters
 
 	// Of the goroutine that runs the loop.
-	inbox         inbox
-	batch         *batch  // nil while there is nothing in it
-	payload       payload // of the write that is being executed
-	claim         claim   // what it changes, if it can take long
-	meter         meter
-	current       header        // of the request that the loop is at; in one place, because to copy what was just written is slow
-	inside        bool          // a call of the backend, for it
-	lookedAt      time.Duration // by clock(): the client was there, or what is to be executed had not arrived yet
-	mayHaveWaited bool          // for the backend, since then
-	absence       time.Duration // from what was received last until what it asked for had an end, here
-	result        chan error
+	inbox   inbox
+	batch   *batch  // nil while there is nothing in it
+	payload payload // of the write that is being executed
+	claim   claim   // what it changes, if it can take long
+	meter   meter
+	current header        // of the request that the loop is at; in one place, because to copy what was just written is slow
+	inside  bool          // a call of the backend, for it
+	absence time.Duration // from what was received last until what it asked for had an end, here
+	result  chan error
 
 	claimed int // of the export's claims; guarded by their mu
 

@@ -29,7 +29,8 @@
 // over another connection, as Linux does, and the first one, had it still been in the backend, might have ended on top of
 // newer data. So a write that hangs delays who writes the same bytes, and nobody else: a request that waits occupies a place
 // among Options.MaxInFlight of its connection, and is given up when that is closed or the client hangs up. Of a connection whose
-// client has hung up meanwhile, nothing that lay unread behind a slow request is executed. Within a connection nothing is ordered.
+// client has hung up meanwhile, nothing is executed that had to wait, behind a slow request or because the process stood still. A
+// client that keeps the rest of a payload to itself makes others wait for a second. Within a connection nothing is ordered.
 // Three things are left to others: a backend that does not keep the promise of [backends.WriterAtFrom] not to block; a
 // client that loses its patience within half a second; and a TCP client, of which the server can not tell that it has hung up.
 //

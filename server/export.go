@@ -64,7 +64,8 @@ type Export struct {
 	finished Stats              // of those that were
 	held     chan struct{}      // unless nil, until it is closed no connection may begin
 
-	resizing sync.Mutex // held in Resize and Swap
+	resizing sync.Mutex   // held in Resize, Swap and Sync; guards the one below
+	syncing  <-chan error // has the result of a sync that was given up; nil: there is none
 }
 
 // NewExport offers b. The size of b is taken now, and stays until Resize; the methods of b are called concurrently, and never with

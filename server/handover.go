@@ -44,7 +44,7 @@ func (c *Conn) start(h *header, payload *buffer) {
 	wait := h.changes() && c.export.claims.add(&r.claim, c, h)
 	if pace := c.export.pace(*h); pace != nil && !wait && pace.alone.Load() {
 		c.meter.settle(clock())
-		r.alone, c.mayHaveWaited = true, true
+		r.alone = true
 		r.run()
 		return
 	}
@@ -76,7 +76,6 @@ func (c *Conn) enter(cost int64) {
 	if !c.gate.tryEnter(cost) {
 		_ = c.flush()
 		c.gate.enter(cost)
-		c.mayHaveWaited = true
 		c.absence = clock() - c.inbox.arrived()
 	}
 }

@@ -35,6 +35,8 @@ type inbox struct {
 	stub    [maxStub]byte // stands in for buf while that is nil
 	stubLen int
 
+	age     age
+	lent    int // bytes, to the present receive
 	yields  yields
 	before  int64         // since, when waiting began
 	waiting time.Duration // when readFull began to wait; 0 if it does not
@@ -68,6 +70,11 @@ func (in *inbox) expect(h *header, here bool) {
 // receive waits for more bytes. The error is io.EOF if the stream ended between two requests, and io.ErrUnexpectedEOF if it
 // ended within one.
 func (in *inbox) receive() error {
+	now := in.yields.since
+	if now == 0 {
+		now = in.arrived()
+	}
+	in.age.receive(now, len(in.received()) > 0)
 	in.since.Store(0)
 	var n int
 	var err error
@@ -76,6 +83,9 @@ func (in *inbox) receive() error {
 		in.ahead = in.ahead[n:]
 	} else {
 		n, err = in.io.Recv(in)
+		if n < in.lent && err == nil {
+			in.age.drained()
+		}
 	}
 	in.end += n
 	if n > 0 {
@@ -103,7 +113,8 @@ func (in *inbox) Lend() []byte {
 		in.start = 0
 	}
 	room := in.buf.bytes[in.end:]
-	return room[:min(len(room), in.window)]
+	in.lent = min(len(room), in.window)
+	return room[:in.lent]
 }
 
 // Yield implements rawio.Lender.
@@ -131,6 +142,7 @@ func (in *inbox) release() {
 func (in *inbox) take(n int) []byte {
 	p := in.received()[:n:n]
 	in.start += n
+	in.age.took = true
 	return p
 }
 
@@ -157,6 +169,7 @@ func (in *inbox) gather(n int) ([]byte, error) {
 func (in *inbox) readFull(p []byte) (int, error) {
 	n := copy(p, in.received())
 	in.start += n
+	in.age.took = true
 	m, err := in.fill(p[n:])
 	return n + m, err
 }
@@ -183,7 +196,10 @@ func (in *inbox) fill(p []byte) (int, error) {
 func (in *inbox) Wait() { in.before, in.waiting = in.since.Swap(0), clock() }
 
 // putBack makes b the first bytes again. Only for an empty inbox.
-func (in *inbox) putBack(b []byte) { in.ahead = b }
+func (in *inbox) putBack(b []byte) {
+	in.ahead = b
+	in.age.putBack()
+}
 
 // unread returns a copy of all that was received and not consumed.
 func (in *inbox) unread() []byte {

@@ -86,7 +86,6 @@ func (c *Conn) wait() error {
 	if err := c.flush(); err != nil {
 		return err
 	}
-	c.lookedAt = c.inbox.arrived() // What had arrived until then has been executed.
 	if err := c.inbox.receive(); err != nil {
 		return err
 	}

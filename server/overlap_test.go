@@ -3,6 +3,7 @@ package server_test
 import (
 	"bytes"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -137,6 +138,45 @@ func TestStaleStream(t *testing.T) {
 	})
 }
 
+// TestStaleStreamHurried has a client keep the rest of a large write to itself: another one waits for the same bytes, but not for
+// ever, and the write is executed whenever it comes.
+func TestStaleStreamHurried(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDisk(1 << 20)
+		e := export(t, directDisk{d}, server.Options{})
+		ours, theirs := net.Pipe()
+		s := &session{conn: e.NewConn(theirs, nil)}
+		s.run(t)
+		q := call{op: cmdWrite, data: bytes.Repeat([]byte("o"), 512<<10)}
+		stream := q.encode(1)
+		ours.Write(stream[:300<<10])
+
+		b := connect(t, e)
+		for range 3 { // the later ones at once
+			begin := time.Now()
+			b.expect(0, call{op: cmdWrite, offset: 511 << 10, data: bytes.Repeat([]byte("n"), 1024)})
+			b.expect(0, call{op: cmdTrim, length: 1 << 20})
+			if took := time.Since(begin); took > 2*time.Second {
+				t.Errorf("it took %v", took)
+			}
+		}
+		shrink := make(chan error, 1)
+		go func() { shrink <- e.Resize(t.Context(), 768<<10) }()
+		checkError(t, <-shrink, nil)
+		ours.Write(stream[300<<10:])
+		if _, err := io.ReadFull(ours, make([]byte, 16)); err != nil {
+			t.Error(err)
+		}
+		if !bytes.Equal(d.data[:512<<10], q.data) {
+			t.Error("the write that came in two halves is not there")
+		}
+		if st := s.conn.Stats(); st.Write.Requests != 1 || st.Write.Errors != 0 || st.InFlight != 0 {
+			t.Errorf("%+v", st)
+		}
+		b.disconnect()
+	})
+}
+
 // TestWaitingEnds holds that a connection whose write waits for one of another connection can be closed and shut down, that it does
 // not keep the export from shrinking for longer than that, and that what is given up is not executed.
 func TestWaitingEnds(t *testing.T) {
@@ -229,6 +269,82 @@ func TestHungUp(t *testing.T) {
 				if got := b.expect(0, call{op: cmdRead, offset: off, length: 3}); string(got) != "new" {
 					t.Errorf("at %d %q is stored", off, got)
 				}
+			}
+			b.disconnect()
+		})
+	}
+}
+
+// TestHungUpLate has a client lose its patience just after it was seen to be there: what waits at the gate is not executed all the
+// same.
+func TestHungUpLate(t *testing.T) {
+	const second, third = 4096, 65536
+	d := newDisk(1 << 20)
+	entered, release := make(chan struct{}), make(chan struct{})
+	d.before = func(op string, off, n int64) error {
+		if op == "write" && off <= second {
+			entered <- struct{}{}
+			<-release
+		}
+		return nil
+	}
+	e := export(t, d, server.Options{MaxInFlight: 1})
+	b := connectSockets(t, e)
+	write := func(off uint64, s string) call { return call{op: cmdWrite, offset: off, data: []byte(s)} }
+	b.expect(0, write(third, "none"))
+	a, theirs := socketpair(t)
+	ended := make(chan error, 1)
+	go func() { ended <- e.NewConn(theirs, nil).Transmit() }()
+	a.Write(append(append(write(0, "x").encode(1), write(second, "x").encode(2)...), write(third, "old").encode(3)...))
+	<-entered
+	<-time.After(600 * time.Millisecond)
+	release <- struct{}{}
+	<-entered // The client is there.
+	a.Close()
+	b.expect(0, write(third, "old"))
+	b.expect(0, write(third, "new"))
+	release <- struct{}{}
+	checkError(t, <-ended, errAny)
+	if got := b.expect(0, call{op: cmdRead, offset: third, length: 3}); string(got) != "new" {
+		t.Errorf("%q is stored", got)
+	}
+	b.disconnect()
+}
+
+// TestHungUpHeld has a client hang up while nothing is executed, because the backend is being swapped, as when the process stands
+// still: what it had sent is not executed afterwards.
+func TestHungUpHeld(t *testing.T) {
+	for name, wrap := range map[string]func(*disk) backends.Backend{
+		"plain":  func(d *disk) backends.Backend { return d },
+		"direct": func(d *disk) backends.Backend { return directDisk{d} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDisk(1 << 20)
+			disk := wrap(d)
+			e := export(t, disk, server.Options{})
+			b := connectSockets(t, e)
+			b.expect(0, call{op: cmdWrite, data: make([]byte, 512)})
+			a := connectSockets(t, e)
+			a.expect(0, call{op: cmdWrite, offset: 4096, data: make([]byte, 512)})
+			err := e.SwapFunc(t.Context(), func() (backends.Backend, error) {
+				var burst []byte
+				for i := range 8 {
+					q := call{op: cmdWrite, offset: 8192, data: []byte("old")}
+					burst = append(burst, q.encode(uint64(i))...)
+				}
+				a.nc.Write(burst)
+				<-time.After(600 * time.Millisecond)
+				a.nc.Close()
+				d.history()
+				return disk, nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+			checkError(t, <-a.err, errAny)
+			b.expect(0, call{op: cmdWrite, offset: 8192, data: []byte("new")})
+			if calls := d.history(); len(calls) != 1 {
+				t.Errorf("calls of the backend: %q, want the new write", calls)
 			}
 			b.disconnect()
 		})

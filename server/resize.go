@@ -82,6 +82,18 @@ func (c *Conn) block(release chan struct{}) *fence {
 	return c.fence
 }
 
+// disturb has the loop go back, should it be waiting in the middle of a request, to before that: what the request holds meanwhile is
+// given up, and what came of it is there again when the loop goes on.
+func (c *Conn) disturb() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.phase == phaseServing && c.fence == nil { // A fence that is there does the same.
+		c.fence = &fence{passed: make(chan struct{})}
+		c.fence.dropped.Store(true)
+		_ = c.nc.SetReadDeadline(time.Unix(1, 0)) // As above.
+	}
+}
+
 // unblock lets the loop go on, wherever it is.
 func (c *Conn) unblock(f *fence) {
 	f.dropped.Store(true)

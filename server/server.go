@@ -6,13 +6,19 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
+	"syscall"
 	"time"
 )
 
 const (
 	defaultHandshakeTimeout = 10 * time.Second
 	defaultMaxConnections   = 1024
+
+	// Between attempts to accept a client.
+	minAcceptPause = 5 * time.Millisecond
+	maxAcceptPause = time.Second
 )
 
 // ErrServerClosed is what Serve returns after Shutdown and Close.
@@ -25,13 +31,15 @@ type Server struct {
 	Exports map[string]*Export
 	// HandshakeTimeout is how long a client may take to choose. 0: 10 seconds.
 	HandshakeTimeout time.Duration
-	// MaxConnections bounds the clients that are served at once; more of them wait to be accepted. 0: 1024.
+	// MaxConnections bounds the clients that are served at once; more of them wait to be accepted. Each of them can have the server
+	// take 64 MiB for what it asks for, and keep that by not reading its replies. 0: 1024.
 	MaxConnections int
 	// Logger takes a record when a connection fails. nil: none.
 	Logger *slog.Logger
 
 	mu        sync.Mutex // guards all below
 	closed    bool
+	end       chan struct{} // unless nil, closed along with it
 	listeners map[net.Listener]struct{}
 	talks     map[net.Conn]struct{} // in the handshake
 	conns     map[*Conn]struct{}
@@ -69,7 +77,7 @@ func (s *Server) Serve(l net.Listener) error {
 	slots := make(chan struct{}, limit)
 	for {
 		slots <- struct{}{}
-		nc, err := l.Accept()
+		nc, err := s.accept(l)
 		if err != nil {
 			return s.acceptError(err)
 		}
@@ -82,6 +90,37 @@ func (s *Server) Serve(l net.Listener) error {
 			<-slots
 		}()
 	}
+}
+
+// accept waits out what passes: a client that has gone already, and a lack of descriptors or memory, which clients can bring about.
+func (s *Server) accept(l net.Listener) (net.Conn, error) {
+	for pause := minAcceptPause; ; pause = min(2*pause, maxAcceptPause) {
+		nc, err := l.Accept()
+		if !slices.ContainsFunc(passing, func(e syscall.Errno) bool { return errors.Is(err, e) }) {
+			return nc, err
+		}
+		s.logger().Warn("no client can be accepted at the moment", slog.Any("err", err), slog.Duration("pause", pause))
+		select {
+		case <-time.After(pause):
+		case <-s.ending():
+		}
+	}
+}
+
+// passing are the errors of accept(2) that say nothing of the listener.
+var passing = []syscall.Errno{syscall.ECONNABORTED, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM}
+
+// ending returns a channel that is closed when the server is.
+func (s *Server) ending() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.end == nil {
+		s.end = make(chan struct{})
+		if s.closed {
+			close(s.end)
+		}
+	}
+	return s.end
 }
 
 func (s *Server) acceptError(err error) error {
@@ -110,7 +149,7 @@ func (s *Server) serve(nc net.Conn) {
 	if !s.promote(nc, c) {
 		return
 	}
-	defer s.end(c)
+	defer s.retire(c)
 	if err := c.Transmit(); err != nil && err != ErrShutdown && !errors.Is(err, net.ErrClosed) {
 		log.Warn("connection failed", slog.Any("err", err))
 	}
@@ -149,6 +188,9 @@ func (s *Server) Close() error {
 func (s *Server) stop() map[*Conn]struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.end != nil && !s.closed {
+		close(s.end)
+	}
 	s.closed = true
 	for l := range s.listeners {
 		l.Close()
@@ -216,7 +258,7 @@ func (s *Server) part(nc net.Conn) {
 	delete(s.talks, nc)
 }
 
-func (s *Server) end(c *Conn) {
+func (s *Server) retire(c *Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.conns, c)

@@ -113,6 +113,15 @@ func (e *Export) sync(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	if e.syncing != nil {
+		// One that was given up is still at work in the backend, which must not be swapped out under it.
+		select {
+		case <-e.syncing:
+			e.syncing = nil
+		case <-ctx.Done():
+			return fmt.Errorf("server: an earlier sync of the backend has not come to an end: %w", context.Cause(ctx))
+		}
+	}
 	syncer := e.dev.Syncer
 	if syncer == nil {
 		return nil
@@ -135,6 +144,7 @@ func (e *Export) sync(ctx context.Context) error {
 		}
 		return nil
 	case <-ctx.Done():
+		e.syncing = result
 		return fmt.Errorf("server: the sync of the backend has not come to an end: %w", context.Cause(ctx))
 	}
 }

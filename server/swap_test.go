@@ -277,6 +277,36 @@ func TestSwapInPayload(t *testing.T) {
 	}
 }
 
+// TestSwapAwaitsSync holds that the old backend is free when Swap returns, also where a sync of it was given up before.
+func TestSwapAwaitsSync(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		old, next := newDisk(8192), newDisk(8192)
+		release := make(chan struct{})
+		var syncs atomic.Int32
+		old.before = func(op string, _, _ int64) error {
+			if op == "sync" && syncs.Add(1) == 1 {
+				<-release
+			}
+			return nil
+		}
+		e := export(t, old, server.Options{})
+		hasty, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		checkError(t, e.Sync(hasty), context.DeadlineExceeded)
+		hasty, cancel = context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		checkError(t, e.Swap(hasty, next), context.DeadlineExceeded)
+		swapped := make(chan error, 1)
+		go func() { swapped <- e.Swap(t.Context(), next) }()
+		synctest.Wait()
+		if len(swapped) > 0 || syncs.Load() != 1 {
+			t.Errorf("%d swaps, %d syncs beside one that hangs", len(swapped), syncs.Load())
+		}
+		close(release)
+		checkError(t, <-swapped, nil)
+	})
+}
+
 // TestSwapHolds holds that nothing is executed while a new backend is being made, also of a client that comes meanwhile.
 func TestSwapHolds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

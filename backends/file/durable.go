@@ -32,6 +32,17 @@ func (d *durable) sync(sync func() error) error {
 	return d.err
 }
 
+// alone is sync for one that nobody shares.
+func (d *durable) alone(sync func() error) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.err == nil {
+		d.rounds.Add(1)
+		d.err = sync()
+	}
+	return d.err
+}
+
 // Sync implements backends.Syncer. After an error it fails with that error for
 // good: see the package documentation.
 func (f *File) Sync() error {

@@ -68,6 +68,19 @@ func TestSyncErrorStays(t *testing.T) {
 	}
 }
 
+// An error that a sync of another kind is told of is told to no later one, so it stays, too.
+func TestResizeErrorStays(t *testing.T) {
+	var d durable
+	if err := d.alone(func() error { return syscall.EIO }); !errors.Is(err, syscall.EIO) {
+		t.Errorf("%v, want EIO", err)
+	}
+	for name, sync := range map[string]func(func() error) error{"sync": d.sync, "alone": d.alone} {
+		if err := sync(func() error { return nil }); !errors.Is(err, syscall.EIO) {
+			t.Errorf("%s thereafter: %v, want EIO", name, err)
+		}
+	}
+}
+
 // device is a File in the place of a real one.
 func device(t *testing.T, path string) *File {
 	t.Helper()

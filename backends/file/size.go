@@ -80,8 +80,8 @@ func (f *File) Resize(size int64) error {
 	}
 	switch old, tail := f.size.Load(), f.tail.Load(); {
 	case length == size: // Somebody else has made it so, or a Resize that could not sync.
-		if err := f.f.Sync(); err != nil {
-			return fmt.Errorf("file: resize: %w", err)
+		if err := f.durable.alone(f.syncAll); err != nil {
+			return err
 		}
 	case length != old && length != old+tail:
 		return &SizeError{Path: f.path, Have: length, Want: old + tail, BlockSize: int(f.unit)}
@@ -102,7 +102,7 @@ func (f *File) Resize(size int64) error {
 func (f *File) truncate(old, size int64) error {
 	err := f.f.Truncate(size)
 	if err == nil {
-		err = f.f.Sync()
+		err = f.durable.alone(f.syncAll)
 	}
 	if err == nil {
 		return nil
@@ -111,4 +111,12 @@ func (f *File) truncate(old, size int64) error {
 		err = errors.Join(err, f.f.Truncate(old))
 	}
 	return fmt.Errorf("file: resize: %w", err)
+}
+
+// syncAll makes the length durable, too.
+func (f *File) syncAll() error {
+	if err := f.f.Sync(); err != nil {
+		return fmt.Errorf("file: %s: sync: %w", f.path, err)
+	}
+	return nil
 }
