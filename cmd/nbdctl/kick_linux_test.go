@@ -13,7 +13,7 @@ import (
 
 // kickNoise are the lines of the kernel's log that stuck and failed requests leave.
 const kickNoise = `I/O error|Connection timed out|Dead connection|Receive control failed|Send control failed|Send disconnect failed|` +
-	`Request send failed|shutting down sockets|timed out|Send data failed|Attempted send on invalid socket|callbacks suppressed|Possible stuck request`
+	`Request send failed|shutting down sockets|timed out|Send data failed|Attempted send on invalid socket|Possible stuck request`
 
 // begin starts cmd, and returns where its result comes.
 func begin(t *testing.T, cmd *exec.Cmd) <-chan result {

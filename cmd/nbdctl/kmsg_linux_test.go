@@ -32,12 +32,15 @@ var suspicious = regexp.MustCompile(`^(block )?nbd|I/O error|blocked for more th
 // ordinary are those that an orderly life of a device brings.
 var ordinary = regexp.MustCompile(`^block nbd\d+: (NBD_DISCONNECT|shutting down sockets|Disconnected due to user request\.)$|^nbd\d+: detected capacity change|^ ?nbd\d+: p\d|^nbd: registered device`)
 
+// repeated says that a line came too often: as this is of lines that were said, they are judged.
+var repeated = regexp.MustCompile(`callbacks suppressed$`)
+
 // check reports the suspicious lines that are neither ordinary nor allowed.
 func (l *kernelLog) check(t testing.TB, allowed []string) {
 	t.Helper()
 	known := []*regexp.Regexp{ordinary}
 	for _, a := range allowed {
-		known = append(known, regexp.MustCompile(a))
+		known = append(known, regexp.MustCompile(a), repeated)
 	}
 	l.lines(t, func(line string) {
 		if suspicious.MatchString(line) && !slices.ContainsFunc(known, func(r *regexp.Regexp) bool { return r.MatchString(line) }) {
