@@ -7,11 +7,11 @@ import (
 )
 
 // errNotCached says that a read would have to wait for the disk.
-const errNotCached = unix.EAGAIN
+var errNotCached error = unix.EAGAIN
 
 // readCached fills p from the page cache, or does nothing that anybody can notice.
 func readCached(fd int, p []byte, off int64) error {
-	n, err := unix.Preadv2(fd, [][]byte{p}, off, unix.RWF_NOWAIT)
+	n, err := readNoWait(fd, p, off)
 	if err == nil && n < len(p) {
 		err = errNotCached
 	}
