@@ -12,8 +12,8 @@ import (
 const (
 	// largeWrite is the length in bytes from which on the payload of a WRITE does not have to pass through the inbox.
 	largeWrite = 64 << 10
-	// smallWindow is how much to receive at once between large writes whose payload does not stay in the inbox: hardly more
-	// than the next header, so that the payload behind it arrives where it is wanted instead of being copied there.
+	// smallWindow is how much to receive at once between large writes whose payload is worth to be received in its place
+	// (rawio.Conn.Direct): hardly more than the next header, so that the payload behind it arrives there instead of being copied.
 	smallWindow = rawio.MinLend
 	// maxStub is how many bytes of an incomplete request an idle connection keeps without a buffer for them.
 	maxStub = 64
@@ -36,7 +36,6 @@ type inbox struct {
 	stubLen int
 
 	age     age
-	lent    int // bytes, to the present receive
 	yields  yields
 	before  int64         // since, when waiting began
 	waiting time.Duration // when readFull began to wait; 0 if it does not
@@ -60,7 +59,7 @@ func (in *inbox) received() []byte {
 
 // expect adapts to the request that comes next. here tells, of a large write, that its payload is wanted in the inbox.
 func (in *inbox) expect(h *header, here bool) {
-	if h.length < largeWrite || here {
+	if int64(h.length) < int64(in.io.Direct()) || here {
 		in.window = in.full
 	} else if h.op == OpWrite {
 		in.window = smallWindow
@@ -83,9 +82,6 @@ func (in *inbox) receive() error {
 		in.ahead = in.ahead[n:]
 	} else {
 		n, err = in.io.Recv(in)
-		if n < in.lent && err == nil {
-			in.age.drained()
-		}
 	}
 	in.end += n
 	if n > 0 {
@@ -113,8 +109,7 @@ func (in *inbox) Lend() []byte {
 		in.start = 0
 	}
 	room := in.buf.bytes[in.end:]
-	in.lent = min(len(room), in.window)
-	return room[:in.lent]
+	return room[:min(len(room), in.window)]
 }
 
 // Yield implements rawio.Lender.
@@ -127,6 +122,9 @@ func (in *inbox) Park() {
 		in.release()
 	}
 }
+
+// Drained implements rawio.Lender.
+func (in *inbox) Drained() { in.age.drained() }
 
 // release gives the buffer back. What is left in it must fit the stub, or be worth nothing any more.
 func (in *inbox) release() {

@@ -39,6 +39,7 @@ func (s *source) ReadFull(p []byte, w rawio.Waiter) (int, error) {
 }
 
 func (s *source) Window() int                         { return 128 << 10 }
+func (s *source) Direct() int                         { return largeWrite }
 func (s *source) Send(*rawio.Vec, bool) error         { return errors.ErrUnsupported }
 func (s *source) SendFile(*os.File, int64, int) error { return errors.ErrUnsupported }
 func (s *source) SendsFiles() bool                    { return false }

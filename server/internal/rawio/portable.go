@@ -26,6 +26,9 @@ func (c *portable) Recv(l Lender) (int, error) {
 	if n == 0 {
 		return 0, err
 	}
+	if n < len(c.first) {
+		l.Drained()
+	}
 	// An error beside the bytes comes again with the next call.
 	return copy(l.Lend(), c.first[:n]), nil
 }
@@ -47,3 +50,4 @@ func (c *portable) SendFile(*os.File, int64, int) error { return errors.ErrUnsup
 func (c *portable) SendsFiles() bool { return false }
 
 func (c *portable) Window() int { return portableWindow }
+func (c *portable) Direct() int { return portableWindow / 2 }

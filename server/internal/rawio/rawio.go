@@ -25,6 +25,8 @@ type Lender interface {
 	// Park tells that what Lend returned is not needed now: Recv is going to wait. Before anything is received it calls Lend
 	// again. So an idle connection need not hold on to a large buffer.
 	Park()
+	// Drained tells that with what Recv is about to return there was nothing more to receive.
+	Drained()
 }
 
 // A Waiter is told that a call is going to wait for the peer, or, where that can't be known, that it may.
@@ -49,6 +51,9 @@ type Conn interface {
 	SendsFiles() bool
 	// Window is how many bytes it is worth to receive at once.
 	Window() int
+	// Direct is the length, in bytes, from which on it is worth another system call to receive data in the place where they are to
+	// stay, instead of copying them there.
+	Direct() int
 }
 
 // New returns the best Conn for nc.

@@ -60,6 +60,7 @@ type lender struct {
 	parked chan struct{} // a token for each Park
 	waits  int
 	yield  bool
+	drains int
 }
 
 func newLender() *lender {
@@ -74,6 +75,8 @@ func (l *lender) Lend() []byte {
 func (l *lender) Yield() bool { return l.yield }
 
 func (l *lender) Wait() { l.waits++ }
+
+func (l *lender) Drained() { l.drains++ }
 
 func (l *lender) Park() {
 	l.lent = false
@@ -105,6 +108,21 @@ func TestRecv(t *testing.T) {
 		}
 		if !bytes.Equal(got, want) {
 			t.Errorf("%d bytes came out of %d, or others", len(got), len(want))
+		}
+	})
+}
+
+// TestDrained holds that nobody is told that there is nothing more while there is.
+func TestDrained(t *testing.T) {
+	each(t, func(t *testing.T, c Conn, nc, peer *net.UnixConn) {
+		const whole = 5*MinLend + 100
+		peer.Write(pattern(whole))
+		l := newLender()
+		for got := 0; got < whole; {
+			n, err := c.Recv(l)
+			if got += n; err != nil || (l.drains > 0) != (got == whole) {
+				t.Fatalf("after %d of %d bytes: %v, %d times drained", got, whole, err, l.drains)
+			}
 		}
 	})
 }

@@ -23,6 +23,11 @@ const (
 	// other: with this, throughput on one processor is 1.1 of that from memory (128 KiB and 1 MiB), and 1.4 from the page
 	// cache, of which only references lie in the buffer. More gains nothing. For 4 KiB it makes no difference.
 	sendBuffer = 1 << 20
+	// directUnix and directTCP are what Direct says. Of writes of 128 KiB to memory, on one processor, a Unix socket does 1.2 times
+	// as many with the lower one, if they are framed as the kernel does, and 1.02 times if not; TCP does 1.06 and 1.08 times as many
+	// with the higher one.
+	directUnix = 64 << 10
+	directTCP  = 512 << 10
 )
 
 // A socket makes its system calls with RawSyscall, of which the scheduler learns nothing. That is right for calls that cannot
@@ -33,7 +38,8 @@ const (
 //
 // The functions passed to Read and Write are made once: a method value at each call would be an allocation.
 type socket struct {
-	raw syscall.RawConn
+	raw    syscall.RawConn
+	direct int
 
 	in struct { // of Recv
 		lender Lender
@@ -69,8 +75,9 @@ type scratch struct {
 }
 
 func newSocket(nc net.Conn, raw syscall.RawConn) Conn {
-	c := &socket{raw: raw}
+	c := &socket{raw: raw, direct: directTCP}
 	if _, ok := nc.(*net.UnixConn); ok { // TCP adapts its buffer to the path, unless it is told a size.
+		c.direct = directUnix
 		widen(raw)
 	}
 	c.in.try, c.full.try, c.out.try, c.file.try = c.tryRecv, c.tryFull, c.trySend, c.trySendFile
@@ -88,6 +95,7 @@ func widen(raw syscall.RawConn) {
 }
 
 func (c *socket) Window() int      { return socketWindow }
+func (c *socket) Direct() int      { return c.direct }
 func (c *socket) SendsFiles() bool { return true }
 
 // recv is recv(2). The error is syscall.EAGAIN when there is nothing to receive.
@@ -120,14 +128,19 @@ func (c *socket) Recv(l Lender) (int, error) {
 }
 
 func (c *socket) tryRecv(fd uintptr) bool {
-	c.in.n, c.in.err = recv(fd, c.in.lender.Lend())
+	p := c.in.lender.Lend()
+	c.in.n, c.in.err = recv(fd, p)
 	if c.in.err == syscall.EAGAIN && c.in.lender.Yield() {
 		_, _, _ = syscall.RawSyscall(syscall.SYS_SCHED_YIELD, 0, 0, 0)
-		c.in.n, c.in.err = recv(fd, c.in.lender.Lend())
+		p = c.in.lender.Lend()
+		c.in.n, c.in.err = recv(fd, p)
 	}
 	if c.in.err == syscall.EAGAIN {
 		c.in.lender.Park()
 		return false
+	}
+	if c.in.n < len(p) {
+		c.in.lender.Drained()
 	}
 	return true
 }
