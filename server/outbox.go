@@ -3,6 +3,8 @@ package server
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/nbdctl/nbdctl/server/internal/rawio"
 )
@@ -14,7 +16,8 @@ import (
 // replies coalesce as the load grows.
 type outbox struct {
 	io     rawio.Conn
-	broken func() // called once, at the first error
+	broken func()       // called once, at the first error
+	since  atomic.Int64 // when what is being sent began to be, by clock(); 0: nothing is
 
 	sending sync.Mutex // held while something is sent; guards the two below
 	err     error
@@ -24,12 +27,14 @@ type outbox struct {
 	first, last *request   // the queue of finished requests
 }
 
-// flush sends a batch. It blocks while the client takes no data.
-func (o *outbox) flush(b *batch) error {
+// flush sends a batch, at the time now. It blocks while the client takes no data.
+func (o *outbox) flush(b *batch, now time.Duration) error {
 	o.sending.Lock()
-	o.send(&b.vec, b.file != nil)
+	o.send(&b.vec, b.file != nil, now)
 	if b.file != nil && o.err == nil {
+		o.since.Store(int64(now))
 		o.check(o.io.SendFile(b.file, b.fileOff, b.fileLen))
+		o.since.Store(0)
 	}
 	err := o.err
 	o.sending.Unlock()
@@ -70,7 +75,7 @@ func (o *outbox) sendQueue(r *request) {
 			o.vec.Add(r.data)
 			bytes += replySize + len(r.data)
 		}
-		o.send(&o.vec, false)
+		o.send(&o.vec, false, clock())
 		o.vec.Truncate(0)
 		for first != r {
 			next := first.next
@@ -83,10 +88,12 @@ func (o *outbox) sendQueue(r *request) {
 // maxCombined is how many replies of workers are sent at once. It bounds what the outbox of an idle connection occupies.
 const maxCombined = 64
 
-// send sends v, unless sending has failed before. The caller holds sending.
-func (o *outbox) send(v *rawio.Vec, more bool) {
+// send sends v, at the time now, unless sending has failed before. The caller holds sending.
+func (o *outbox) send(v *rawio.Vec, more bool, now time.Duration) {
 	if o.err == nil {
+		o.since.Store(int64(now))
 		o.check(o.io.Send(v, more))
+		o.since.Store(0)
 	}
 }
 
