@@ -78,9 +78,8 @@ func unstick(ctx context.Context, d device) (answered bool, err error) {
 	switch {
 	case d.HasIdentifier:
 		err = client.Disconnect(ctx, d.Index, d.Identifier)
-	case nbdnl.Birth(d.Index) != d.birth:
-		// It has ended meanwhile, and another program may have the index.
-		return false, notConnected(d)
+	case d.birth != nbdnl.Birth(d.Index):
+		err = nbdnl.ErrNotConnected // any more, and another program may have the index
 	default:
 		err = client.DisconnectAny(ctx, d.Index)
 	}
@@ -111,7 +110,7 @@ func settle(ctx context.Context, c *cli.Context, d device, answered bool) error 
 			warn(c, []string{fmt.Sprintf("nbd%d is disconnected, but %v", d.Index, err)})
 		}
 	}
-	if err := client.WaitFree(ctx, d.Index); err != nil {
+	if err := waitEnd(ctx, client, d); err != nil {
 		warn(c, []string{fmt.Sprintf("nbd%d is disconnected, and not free before who uses it lets go: %s", d.Index, users(d.Index))})
 	} else if d.entry != nil && answered {
 		ctx, cancel := context.WithTimeoutCause(ctx, kickPatience, fmt.Errorf("not within %s", kickPatience))
@@ -122,6 +121,14 @@ func settle(ctx context.Context, c *cli.Context, d device, answered bool) error 
 	}
 	_, err = fmt.Fprintf(c.App.Writer, "nbd%d kicked\n", d.Index)
 	return err
+}
+
+// waitEnd waits until the index is free, or another program's.
+func waitEnd(ctx context.Context, client *nbdnl.Client, d device) error {
+	if now := nbdnl.Birth(d.Index); !d.HasIdentifier && now != 0 && now != d.birth {
+		return nil
+	}
+	return client.WaitFree(ctx, d.Index)
 }
 
 // users names who holds the device, as far as can be told.
