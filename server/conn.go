@@ -65,17 +65,14 @@ type Conn struct {
 
 // NewConn prepares to serve nc, whose handshake is over (the Linux kernel's client knows none). unread holds bytes that somebody
 // received from nc before, and belongs to the Conn from now on. The caller keeps nc, which Close closes.
-func (e *Export) NewConn(nc net.Conn, unread []byte) *Conn { return e.newConn(nc, unread, nil) }
-
-// newConn is NewConn for a connection whose payload memory comes from b, unless that is nil.
-func (e *Export) newConn(nc net.Conn, unread []byte, b *budget) *Conn {
+func (e *Export) NewConn(nc net.Conn, unread []byte) *Conn {
 	raw := rawio.New(nc)
 	c := &Conn{
 		export:  e,
 		nc:      nc,
 		inbox:   inbox{io: raw, pool: &payloads, ahead: unread, full: raw.Window(), window: raw.Window()},
 		outbox:  outbox{io: raw},
-		gate:    newGate(e.maxInFlight, maxInFlightBytes, b),
+		gate:    newGate(e.maxInFlight, maxInFlightBytes),
 		meter:   meter{paces: &e.paces, switches: threadSwitches},
 		result:  make(chan error, 1),
 		unread:  unread,
@@ -206,17 +203,6 @@ func (c *Conn) Close() error {
 	}
 	defer c.export.claims.wake()
 	return c.nc.Close()
-}
-
-// hoards reports whether the client has made the connection wait for that long, to send the rest of what it has announced or to take
-// what it has asked for.
-func (c *Conn) hoards(patience time.Duration) bool {
-	for _, since := range []*atomic.Int64{&c.outbox.since, &c.inbox.waiting} {
-		if at := since.Load(); at != 0 && clock()-time.Duration(at) >= patience {
-			return true
-		}
-	}
-	return false
 }
 
 // Disconnected reports whether the client has ended the connection in order, by NBD_CMD_DISC.

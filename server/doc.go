@@ -40,10 +40,9 @@
 // # Memory
 //
 // A connection has at most Options.MaxInFlight requests and 64 MiB of payload with workers. When either is reached the server stops
-// reading until a reply has gone out; so it does when all clients of a [Server] together reach its MaxMemory, and a client that keeps
-// memory which others wait for is disconnected. While a connection is busy it also borrows 512 KiB to receive into, and 256 KiB for
-// replies that have to be copied; while it waits for its client it holds about 15 KiB. Memory is taken by the lengths that passed
-// the checks, and returned to pools.
+// reading until a reply has gone out. While it is busy it also borrows 512 KiB to receive into, and 256 KiB for replies that have
+// to be copied; while it waits for its client it holds about 15 KiB. Memory is taken by the lengths that passed the checks, and
+// returned to pools.
 //
 // # Errors on the wire
 //

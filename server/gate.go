@@ -10,7 +10,6 @@ import (
 type gate struct {
 	maxRequests int
 	maxBytes    int64
-	budget      *budget // that the bytes are of; nil: they are bounded here alone
 
 	mu       sync.Mutex // guards the two counts
 	changed  sync.Cond  // a request has left
@@ -18,8 +17,8 @@ type gate struct {
 	bytes    int64
 }
 
-func newGate(maxRequests int, maxBytes int64, b *budget) *gate {
-	g := &gate{maxRequests: maxRequests, maxBytes: maxBytes, budget: b}
+func newGate(maxRequests int, maxBytes int64) *gate {
+	g := &gate{maxRequests: maxRequests, maxBytes: maxBytes}
 	g.changed.L = &g.mu
 	return g
 }
@@ -28,25 +27,15 @@ func newGate(maxRequests int, maxBytes int64, b *budget) *gate {
 func (g *gate) tryEnter(bytes int64) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !g.admit(bytes) {
-		return false
-	}
-	if g.budget != nil && bytes > 0 && !g.budget.tryTake(bytes) {
-		g.dismiss(bytes)
-		return false
-	}
-	return true
+	return g.admit(bytes)
 }
 
 // enter waits for room.
 func (g *gate) enter(bytes int64) {
 	g.mu.Lock()
+	defer g.mu.Unlock()
 	for !g.admit(bytes) {
 		g.changed.Wait()
-	}
-	g.mu.Unlock()
-	if g.budget != nil && bytes > 0 {
-		g.budget.take(bytes)
 	}
 }
 
@@ -62,16 +51,8 @@ func (g *gate) admit(bytes int64) bool {
 
 // leave gives back what enter took.
 func (g *gate) leave(bytes int64) {
-	if g.budget != nil && bytes > 0 {
-		g.budget.giveBack(bytes)
-	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.dismiss(bytes)
-}
-
-// dismiss undoes admit. The caller holds the lock.
-func (g *gate) dismiss(bytes int64) {
 	g.requests--
 	g.bytes -= bytes
 	g.changed.Broadcast()

@@ -20,7 +20,7 @@ func TestGate(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				g := newGate(3, 100, nil)
+				g := newGate(3, 100)
 				entered := 0
 				go func() {
 					for _, c := range tt.costs {

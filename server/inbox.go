@@ -37,8 +37,8 @@ type inbox struct {
 
 	age     age
 	yields  yields
-	before  int64        // since, when waiting began
-	waiting atomic.Int64 // when readFull began to wait, by clock(); 0 if it does not. Others may load it
+	before  int64         // since, when waiting began
+	waiting time.Duration // when readFull began to wait; 0 if it does not
 
 	// since is when the requests were received that are being executed, by clock(); 0 while it is the client that is waited for.
 	// Others may load it.
@@ -180,9 +180,9 @@ func (in *inbox) fill(p []byte) (int, error) {
 		return n, nil
 	}
 	m, err := in.io.ReadFull(p[n:], in)
-	if at := in.waiting.Load(); at != 0 {
-		in.since.Store(in.before + int64(clock()) - at)
-		in.waiting.Store(0)
+	if in.waiting != 0 {
+		in.since.Store(in.before + int64(clock()-in.waiting))
+		in.waiting = 0
 	}
 	if err == io.EOF {
 		err = io.ErrUnexpectedEOF
@@ -191,10 +191,7 @@ func (in *inbox) fill(p []byte) (int, error) {
 }
 
 // Wait implements rawio.Waiter: the client is waited for in the middle of a request.
-func (in *inbox) Wait() {
-	in.before = in.since.Swap(0)
-	in.waiting.Store(int64(clock()))
-}
+func (in *inbox) Wait() { in.before, in.waiting = in.since.Swap(0), clock() }
 
 // putBack makes b the first bytes again. Only for an empty inbox.
 func (in *inbox) putBack(b []byte) {

@@ -113,7 +113,7 @@ func (c *Conn) flush() error {
 		}
 	}
 	c.inbox.yields.since = now
-	err := c.outbox.flush(b, now)
+	err := c.outbox.flush(b)
 	c.batch = nil
 	b.reset()
 	b.release()
@@ -231,7 +231,7 @@ func (c *Conn) write(h *header, refused *refusal) error {
 		return c.succeed(h)
 	case e.durably(*h):
 		return c.receiveWrite(h, nil)
-	case e.dev.WriteFrom != nil && (arrived || n <= maxKept || c.gate.budget == nil) && c.claimFast(h, arrived):
+	case e.dev.WriteFrom != nil && c.claimFast(h, arrived):
 		c.payload = payload{inbox: &c.inbox, total: n, left: n, arrived: arrived}
 		return c.settle(h, c.writeFrom(h))
 	case e.dev.WriteFrom == nil && arrived && n <= maxAlone && pace.alone.Load() && e.claims.tryAdd(&c.claim, c, h):

@@ -3,8 +3,6 @@ package server
 import (
 	"fmt"
 	"sync"
-	"sync/atomic"
-	"time"
 
 	"github.com/nbdctl/nbdctl/server/internal/rawio"
 )
@@ -16,8 +14,7 @@ import (
 // replies coalesce as the load grows.
 type outbox struct {
 	io     rawio.Conn
-	broken func()       // called once, at the first error
-	since  atomic.Int64 // when what is being sent began to be, by clock(); 0: nothing is
+	broken func() // called once, at the first error
 
 	sending sync.Mutex // held while something is sent; guards the two below
 	err     error
@@ -27,14 +24,12 @@ type outbox struct {
 	first, last *request   // the queue of finished requests
 }
 
-// flush sends a batch, at the time now. It blocks while the client takes no data.
-func (o *outbox) flush(b *batch, now time.Duration) error {
+// flush sends a batch. It blocks while the client takes no data.
+func (o *outbox) flush(b *batch) error {
 	o.sending.Lock()
-	o.send(&b.vec, b.file != nil, now)
+	o.send(&b.vec, b.file != nil)
 	if b.file != nil && o.err == nil {
-		o.since.Store(int64(now))
 		o.check(o.io.SendFile(b.file, b.fileOff, b.fileLen))
-		o.since.Store(0)
 	}
 	err := o.err
 	o.sending.Unlock()
@@ -75,7 +70,7 @@ func (o *outbox) sendQueue(r *request) {
 			o.vec.Add(r.data)
 			bytes += replySize + len(r.data)
 		}
-		o.send(&o.vec, false, clock())
+		o.send(&o.vec, false)
 		o.vec.Truncate(0)
 		for first != r {
 			next := first.next
@@ -88,12 +83,10 @@ func (o *outbox) sendQueue(r *request) {
 // maxCombined is how many replies of workers are sent at once. It bounds what the outbox of an idle connection occupies.
 const maxCombined = 64
 
-// send sends v, at the time now, unless sending has failed before. The caller holds sending.
-func (o *outbox) send(v *rawio.Vec, more bool, now time.Duration) {
+// send sends v, unless sending has failed before. The caller holds sending.
+func (o *outbox) send(v *rawio.Vec, more bool) {
 	if o.err == nil {
-		o.since.Store(int64(now))
 		o.check(o.io.Send(v, more))
-		o.since.Store(0)
 	}
 }
 

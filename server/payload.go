@@ -4,10 +4,6 @@ import (
 	"fmt"
 )
 
-// maxKept is the length in bytes up to which a payload may be kept without being counted, by a connection whose memory is counted with
-// that of others.
-const maxKept = 1 << 20
-
 // A payload is the data of one WRITE on their way to a backend that takes them from where they are: the inbox, the socket, or
 // first one and then the other. It is the connection's, and implements backends.Payload.
 type payload struct {

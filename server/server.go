@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -16,7 +15,6 @@ import (
 const (
 	defaultHandshakeTimeout = 10 * time.Second
 	defaultMaxConnections   = 1024
-	defaultMaxMemory        = 1 << 30
 
 	// Between attempts to accept a client.
 	minAcceptPause = 5 * time.Millisecond
@@ -33,19 +31,15 @@ type Server struct {
 	Exports map[string]*Export
 	// HandshakeTimeout is how long a client may take to choose. 0: 10 seconds.
 	HandshakeTimeout time.Duration
-	// MaxConnections bounds the clients that are served at once; more of them wait to be accepted. 0: 1024.
+	// MaxConnections bounds the clients that are served at once; more of them wait to be accepted. Each of them can have the server
+	// take 64 MiB for what it asks for, and keep that by not reading its replies. 0: 1024.
 	MaxConnections int
-	// MaxMemory bounds the memory for the data of requests of all clients together, in bytes; 64 MiB of it may be one client's. Who
-	// finds nothing left waits. A client that keeps some for 20 seconds meanwhile, because it does not take its replies or does not
-	// send what it has announced, is disconnected. 0: a gibibyte. Buffers come on top, up to 2 MiB for a client that is being served.
-	MaxMemory int64
 	// Logger takes a record when a connection fails. nil: none.
 	Logger *slog.Logger
 
 	mu        sync.Mutex // guards all below
 	closed    bool
 	end       chan struct{} // unless nil, closed along with it
-	budget    *budget       // nil: there was no client yet
 	listeners map[net.Listener]struct{}
 	talks     map[net.Conn]struct{} // in the handshake
 	conns     map[*Conn]struct{}
@@ -151,41 +145,13 @@ func (s *Server) serve(nc net.Conn) {
 		}
 		return
 	}
-	c := e.newConn(nc, nil, s.memory())
+	c := e.NewConn(nc, nil)
 	if !s.promote(nc, c) {
 		return
 	}
 	defer s.retire(c)
 	if err := c.Transmit(); err != nil && err != ErrShutdown && !errors.Is(err, net.ErrClosed) {
 		log.Warn("connection failed", slog.Any("err", err))
-	}
-}
-
-// memory returns what all clients share.
-func (s *Server) memory() *budget {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.budget == nil {
-		limit := s.MaxMemory
-		if limit <= 0 {
-			limit = defaultMaxMemory
-		}
-		s.budget = newBudget(limit, s.evict)
-	}
-	return s.budget
-}
-
-// evict disconnects the clients that keep memory from others by keeping the server waiting.
-func (s *Server) evict() {
-	s.mu.Lock()
-	conns := slices.Collect(maps.Keys(s.conns))
-	s.mu.Unlock()
-	for _, c := range conns {
-		if c.hoards(hoardPatience) {
-			s.logger().Warn("client disconnected: others wait for memory, and it takes no replies or sends no data",
-				slog.String("client", c.nc.RemoteAddr().String()))
-			c.Close()
-		}
 	}
 }
 
