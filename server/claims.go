@@ -21,8 +21,6 @@ type claim struct {
 	conn       *Conn // nil: not in the list
 	first, end uint64
 
-	hurry *time.Timer // while it waits
-
 	older, newer *claim
 }
 
@@ -103,13 +101,23 @@ const payloadPatience = time.Second
 func (l *claims) wait(k *claim) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if !l.contested(k) {
+		return nil
+	}
+	return l.queue(k)
+}
+
+// queue is wait for a claim whose turn has not come. The caller holds mu.
+func (l *claims) queue(k *claim) error {
+	done := false // guarded by mu; k may be another claim then
+	timer := time.AfterFunc(payloadPatience, func() { l.hurry(k, &done) })
+	defer func() {
+		done = true
+		timer.Stop()
+	}()
 	for l.contested(k) {
 		if k.conn.abandoned() {
 			return errAbandoned
-		}
-		if k.hurry == nil {
-			k.hurry = time.AfterFunc(payloadPatience, func() { l.hurry(k) })
-			defer k.hurry.Stop()
 		}
 		l.waiting++
 		l.gone.Wait()
@@ -119,11 +127,11 @@ func (l *claims) wait(k *claim) error {
 }
 
 // hurry has the connections that k waits for give up claims that they hold for a client who keeps the rest of a payload to itself. No
-// peer can make others wait for ever.
-func (l *claims) hurry(k *claim) {
+// peer can make others wait for ever. done tells that k waits no more.
+func (l *claims) hurry(k *claim, done *bool) {
 	var conns []*Conn
 	l.mu.Lock()
-	if k.conn != nil {
+	if !*done {
 		for o := k.older; o != nil; o = o.older {
 			if o.overlaps(k) {
 				conns = append(conns, o.conn)

@@ -221,6 +221,9 @@ func (c *Conn) write(h *header, refused *refusal) error {
 				return err
 			}
 			arrived = true
+			if c.outdated() { // It has waited for its payload.
+				return errHungUp
+			}
 		}
 	}
 	e := c.export
