@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -175,10 +176,19 @@ func TestKernelDoctorTaken(t *testing.T) {
 				begun = connected || begun
 				return late()
 			}
-			// Between two of its devices doctor is held, or the other program would hardly ever be in time.
+			// Between two of its devices doctor is held for a moment, or the other program would hardly ever be in time. Not
+			// for longer, for it may have a claim to the index, which that one then waits for.
 			_ = doctor.Process.Signal(syscall.SIGSTOP) // It may have ended.
-			defer func() { _ = doctor.Process.Signal(syscall.SIGCONT) }()
-			other = nbdctl(t, "connect", "memory", "--size", "1M", "--device", target)
+			connect := begin(t, nbdctlCommand(t, "connect", "memory", "--size", "1M", "--device", target))
+			moment := time.NewTimer(time.Second)
+			select {
+			case other = <-connect:
+				_ = doctor.Process.Signal(syscall.SIGCONT)
+			case <-moment.C:
+				_ = doctor.Process.Signal(syscall.SIGCONT)
+				other = <-connect
+			}
+			moment.Stop()
 			return other.code == 0 || late()
 		}, "%s for another program", target)
 		if other.code != 0 {
