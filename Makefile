@@ -70,7 +70,7 @@ test-qemu: needs
 	@$(stage) 'kernel tests under QEMU' $(lab)/tests qemu '$(QEMU_RUN)' $(PKG)
 
 ## make matrix       kernel tests on 5.10, 6.1, 6.12, 7.x and, some more than test-qemu has, under QEMU, and a table of them, in
-##                   three quarters of an hour: KERNELS='bullseye sid qemu' RUN=REGEXP PKG=./nbdnl
+##                   50 minutes: KERNELS='bullseye sid qemu' RUN=REGEXP PKG=./nbdnl
 matrix: needs
 	@$(stage) 'kernel matrix' $(lab)/matrix '$(KERNELS)' '$(RUN)' \
 		'$(if $(filter file,$(origin RUN)),$(QEMU_RUN)|$(QEMU_MORE),$(RUN))' $(PKG)
