@@ -18,11 +18,12 @@ const patience = 500 * time.Millisecond
 // errHungUp is the reason to stop when there is nobody any more to execute requests for.
 var errHungUp = errors.New("the client hung up while its requests waited; those that were not begun were not executed")
 
-// outdated reports whether the request that the loop is at has perhaps been sent again over another connection.
-func (c *Conn) outdated() bool {
-	if !c.export.several.Load() {
-		return false
-	}
+// outdated reports whether the request that the loop is at has perhaps been sent again over another connection, which it can't where
+// there is none.
+func (c *Conn) outdated() bool { return c.export.several.Load() && c.outlived() }
+
+// outlived reports whether the request that the loop is at is older than the client's patience, and that is gone.
+func (c *Conn) outlived() bool {
 	if !c.left.Load() && c.inbox.age.over(patience) {
 		c.leave()
 	}

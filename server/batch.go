@@ -24,8 +24,9 @@ var zeros [64 << 10]byte
 // that is being executed. Used by one goroutine.
 type batch struct {
 	vec     rawio.Vec
-	headers [batchReplies][replySize]byte
+	headers [batchReplies * replySize]byte
 	replies int   // headers in use
+	bare    bool  // the last reply has no data: the header behind it belongs to the same piece
 	bytes   int   // of all replies
 	tally   tally // of the replies
 	asked   [batchReplies]header
@@ -46,18 +47,29 @@ type batch struct {
 // An opening is a reply that is not finished: what to go back to, and how much data it has got.
 type opening struct {
 	pieces, bytes, used int // the batch without it
+	joined              bool
 	want, got           int // data, in bytes
 	wrong               bool
 }
 
 // begin opens a successful reply with n bytes of data.
 func (b *batch) begin(cookie uint64, n int) {
-	b.open = opening{pieces: len(b.vec.Bufs), bytes: b.bytes, used: b.used, want: n}
-	h := &b.headers[b.replies]
+	b.open = opening{pieces: len(b.vec.Bufs), bytes: b.bytes, used: b.used, joined: b.bare, want: n}
+	h := b.headers[b.replies*replySize:][:replySize]
 	b.replies++
-	putReply(h, errnoNone, cookie)
-	b.vec.Add(h[:])
+	putReply((*[replySize]byte)(h), errnoNone, cookie)
+	if b.bare {
+		b.stretch(replySize)
+	} else {
+		b.vec.Add(h)
+	}
 	b.bytes += replySize
+}
+
+// stretch makes the last piece n bytes longer.
+func (b *batch) stretch(n int) {
+	last := &b.vec.Bufs[len(b.vec.Bufs)-1]
+	*last = (*last)[:len(*last)+n]
 }
 
 // complete reports whether the reply has got exactly the data it needs.
@@ -66,6 +78,7 @@ func (b *batch) complete() bool { return !b.open.wrong && b.open.got == b.open.w
 // commit closes the reply to the request h.
 func (b *batch) commit(h *header) {
 	b.bytes += b.open.got
+	b.bare = b.open.want == 0
 	b.tally.count(*h)
 	b.asked[b.replies-1] = *h
 }
@@ -73,6 +86,9 @@ func (b *batch) commit(h *header) {
 // rewind forgets the reply.
 func (b *batch) rewind() {
 	b.vec.Truncate(b.open.pieces)
+	if b.open.joined {
+		b.stretch(-replySize)
+	}
 	b.replies--
 	b.bytes, b.used = b.open.bytes, b.open.used
 	b.file = nil
@@ -142,6 +158,7 @@ func (b *batch) File(f *os.File, off int64, n int) bool {
 func (b *batch) reset() {
 	b.vec.Truncate(0)
 	b.replies, b.bytes, b.used = 0, 0, 0
+	b.bare = false
 	b.file = nil
 	b.tally = tally{}
 }

@@ -146,9 +146,12 @@ func (l *claims) hurry(k *claim, done *bool) {
 
 // remove takes k out of the list, if it is there.
 func (l *claims) remove(k *claim) {
-	if k.conn == nil {
-		return
+	if k.conn != nil { // Most writes have none: this is to be inlined.
+		l.unlink(k)
 	}
+}
+
+func (l *claims) unlink(k *claim) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if k.older == nil {

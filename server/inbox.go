@@ -168,6 +168,9 @@ func (in *inbox) readFull(p []byte) (int, error) {
 	n := copy(p, in.received())
 	in.start += n
 	in.age.took = true
+	if n == len(p) {
+		return n, nil
+	}
 	m, err := in.fill(p[n:])
 	return n + m, err
 }
