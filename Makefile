@@ -63,7 +63,7 @@ test-unit: needs
 
 ## make test-kernel  kernel tests in User-Mode Linux: RUN=REGEXP PKG=./nbdnl
 test-kernel: needs
-	@$(stage) 'kernel tests in User-Mode Linux' $(lab)/tests uml '$(RUN)' $(PKG)
+	@$(stage) 'kernel tests in User-Mode Linux' $(lab)/tests uml '$(value RUN)' $(PKG)
 
 ## make test-qemu    kernel tests under QEMU, with four processors and -race: QEMU_RUN=REGEXP PKG=./nbdnl
 test-qemu: needs
@@ -72,8 +72,8 @@ test-qemu: needs
 ## make matrix       kernel tests on 5.10, 6.1, 6.12, 7.x and, some more than test-qemu has, under QEMU, and a table of them, in
 ##                   50 minutes: KERNELS='bullseye sid qemu' RUN=REGEXP PKG=./nbdnl
 matrix: needs
-	@$(stage) 'kernel matrix' $(lab)/matrix '$(KERNELS)' '$(RUN)' \
-		'$(if $(filter file,$(origin RUN)),$(QEMU_RUN)|$(QEMU_MORE),$(RUN))' $(PKG)
+	@$(stage) 'kernel matrix' $(lab)/matrix '$(KERNELS)' '$(value RUN)' \
+		'$(if $(filter file,$(origin RUN)),$(QEMU_RUN)|$(QEMU_MORE),$(value RUN))' $(PKG)
 
 ## make soak         2,000 devices, made and ended while nbd-client and qemu-nbd do the same: ROUNDS=N
 soak: needs
@@ -96,7 +96,7 @@ demo: needs build
 bench:
 	@$(lab)/needs bench
 	@CGO_ENABLED=0 go -C testdata/bench build -o ../../.bin/bench/bench .
-	@.bin/bench/bench $(if $(filter quick,$(BENCH)),-quick) -cases '$(CASES)'
+	@.bin/bench/bench $(if $(filter quick,$(BENCH)),-quick) -cases '$(value CASES)'
 
 ## make bench-connect how long devices take to come and go, beside the bare netlink command, nbd-client and qemu-nbd; and what
 ##                   idle ones cost: LAB=qemu, KERNEL=trixie, ROUNDS=N
