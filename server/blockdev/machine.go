@@ -46,18 +46,21 @@ const (
 // 7.2 (nbd_pending_cmd_work). Nothing shows it but the version. It was not seen with a send buffer so large that sends do not
 // block, nor without a scheduler.
 func (m machine) breaksSends() bool {
-	release := ourRelease
 	if m.root != "" {
-		release = func() string { return readRelease(m.path()) }
+		return releaseBreaksSends(readRelease(m.path()))
 	}
-	major, minor := parseRelease(release())
+	return ourBreaksSends()
+}
+
+// ourBreaksSends is of the running kernel, which does not change.
+var ourBreaksSends = sync.OnceValue(func() bool { return releaseBreaksSends(readRelease("/")) })
+
+func releaseBreaksSends(release string) bool {
+	major, minor := parseRelease(release)
 	afterSix1 := major > 6 || major == 6 && minor > 1
 	beforeSeven2 := major < 7 || major == 7 && minor < 2
 	return afterSix1 && beforeSeven2
 }
-
-// ourRelease is the release of the running kernel, which does not change.
-var ourRelease = sync.OnceValue(func() string { return readRelease("/") })
 
 // readRelease returns the release of a kernel, or nothing where it can't be read.
 func readRelease(root string) string {
