@@ -133,7 +133,8 @@ func (l *claims) hurry(k *claim, done *bool) {
 	l.mu.Lock()
 	if !*done {
 		for o := k.older; o != nil; o = o.older {
-			if o.overlaps(k) {
+			// The others are of requests that are complete.
+			if o == &o.conn.claim && o.overlaps(k) {
 				conns = append(conns, o.conn)
 			}
 		}

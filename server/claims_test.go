@@ -1,6 +1,7 @@
 package server
 
 import (
+	"net"
 	"sync"
 	"testing"
 )
@@ -111,4 +112,27 @@ func BenchmarkClaims(b *testing.B) {
 			l.free(c, h)
 		}
 	})
+}
+
+// TestClaimsHurry holds who is disturbed for who waits: the loop that holds a claim for a payload, and not one whose worker has it.
+func TestClaimsHurry(t *testing.T) {
+	l := newClaims()
+	conn := func() *Conn {
+		nc, other := net.Pipe()
+		t.Cleanup(func() { nc.Close(); other.Close() })
+		return &Conn{nc: nc, phase: phaseServing}
+	}
+	streams, works, waits := conn(), conn(), conn()
+	h := &header{op: OpWrite, length: 4096}
+	var works1, waits1 claim
+	l.add(&streams.claim, streams, h)
+	l.add(&works1, works, h)
+	if !l.add(&waits1, waits, h) {
+		t.Error("there is nothing to wait for")
+	}
+	done := false
+	l.hurry(&waits1, &done)
+	if streams.fence == nil || works.fence != nil || waits.fence != nil {
+		t.Errorf("disturbed: who streams %t, who works %t, who waits %t", streams.fence != nil, works.fence != nil, waits.fence != nil)
+	}
 }

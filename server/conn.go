@@ -32,6 +32,7 @@ type Conn struct {
 	nc       net.Conn
 	outbox   outbox
 	gate     *gate
+	budget   *budget // nil: the gate is the only bound
 	flight   flight
 	counters counters
 
@@ -53,6 +54,8 @@ type Conn struct {
 	closed       atomic.Bool
 	left         atomic.Bool // the client has hung up
 
+	receiving atomic.Int64 // turn of the budget in which the payload began to be received that is; 0: none is
+
 	mu     sync.Mutex // guards the three below
 	phase  phase
 	unread []byte
@@ -65,7 +68,10 @@ type Conn struct {
 
 // NewConn prepares to serve nc, whose handshake is over (the Linux kernel's client knows none). unread holds bytes that somebody
 // received from nc before, and belongs to the Conn from now on. The caller keeps nc, which Close closes.
-func (e *Export) NewConn(nc net.Conn, unread []byte) *Conn {
+func (e *Export) NewConn(nc net.Conn, unread []byte) *Conn { return e.newConn(nc, unread, nil) }
+
+// newConn is NewConn for a connection whose memory for payloads comes from b too, unless that is nil.
+func (e *Export) newConn(nc net.Conn, unread []byte, b *budget) *Conn {
 	raw := rawio.New(nc)
 	c := &Conn{
 		export:  e,
@@ -73,6 +79,7 @@ func (e *Export) NewConn(nc net.Conn, unread []byte) *Conn {
 		inbox:   inbox{io: raw, pool: &payloads, ahead: unread, full: raw.Window(), window: raw.Window()},
 		outbox:  outbox{io: raw},
 		gate:    newGate(e.maxInFlight, maxInFlightBytes),
+		budget:  b,
 		meter:   meter{paces: &e.paces, switches: threadSwitches},
 		result:  make(chan error, 1),
 		unread:  unread,
@@ -200,6 +207,9 @@ func (c *Conn) Unread() []byte {
 func (c *Conn) Close() error {
 	if c.closed.Swap(true) {
 		return nil
+	}
+	if c.budget != nil {
+		c.budget.forget(c) // first: to close the socket may wait for a disk that it is sending from
 	}
 	defer c.export.claims.wake()
 	return c.nc.Close()

@@ -147,6 +147,37 @@ func TestKilledClientOwesReads(t *testing.T) {
 	}
 }
 
+// TestTornWrite ends a large write in the middle: where the stream has ended, nothing of it is kept; where it was interrupted, all.
+func TestTornWrite(t *testing.T) {
+	part := call{op: cmdWrite, data: make([]byte, 1<<20)}.encode(1)[:900_000]
+	for name, tt := range map[string]struct {
+		end  func(*net.UnixConn, *server.Conn)
+		want int
+	}{
+		"ended":       {func(nc *net.UnixConn, _ *server.Conn) { nc.CloseWrite() }, 0},
+		"interrupted": {func(_ *net.UnixConn, c *server.Conn) { c.Shutdown(t.Context()) }, len(part)},
+	} {
+		ours, theirs := socketpair(t)
+		conn := export(t, newDisk(1<<20), server.Options{}).NewConn(theirs, nil)
+		result := make(chan error, 1)
+		go func() { result <- conn.Transmit() }()
+		if _, err := ours.Write(part); err != nil {
+			t.Fatal(err)
+		}
+		tt.end(ours, conn)
+		checkError(t, <-result, errAny)
+		// What was not received yet is in the socket.
+		ours.CloseWrite()
+		rest, err := io.ReadAll(theirs)
+		if err != nil {
+			t.Error(err)
+		}
+		if n := len(conn.Unread()) + len(rest); n != tt.want {
+			t.Errorf("%s: %d bytes are left of %d, want %d", name, n, len(part), tt.want)
+		}
+	}
+}
+
 // total returns the number of requests that were answered.
 func total(s server.Stats) int {
 	return int(s.Read.Requests + s.Write.Requests + s.Flush.Requests + s.Trim.Requests + s.WriteZeroes.Requests +

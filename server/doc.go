@@ -40,9 +40,10 @@
 // # Memory
 //
 // A connection has at most Options.MaxInFlight requests and 64 MiB of payload with workers. When either is reached the server stops
-// reading until a reply has gone out. While it is busy it also borrows 512 KiB to receive into, and 256 KiB for replies that have
-// to be copied; while it waits for its client it holds about 15 KiB. Memory is taken by the lengths that passed the checks, and
-// returned to pools.
+// reading until a reply has gone out; so it does when all clients of an export reach the MaxMemory of their [Server], which disconnects
+// who keeps memory that others wait for. While a connection is busy it also borrows 512 KiB to receive into, and 256 KiB for replies
+// that have to be copied; while it waits for its client it holds about 15 KiB. Memory is taken by the lengths that passed the checks,
+// and returned to pools.
 //
 // # Errors on the wire
 //

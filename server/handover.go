@@ -1,23 +1,36 @@
 package server
 
+import (
+	"errors"
+	"net"
+	"os"
+)
+
 // receiveWrite receives the payload of a WRITE into memory of its own and has the request executed. A write that is refused is
 // received like any other: its bytes must leave the stream, and until they all have, the request can still be handed over as
-// unread.
+// unread, unless it is the stream that has ended.
 func (c *Conn) receiveWrite(h *header, refused *refusal) error {
 	if h.length == 0 {
 		c.handOver(h, refused)
 		return nil
 	}
-	c.enter(cost(*h))
+	if !c.enter(cost(*h)) {
+		return net.ErrClosed
+	}
 	b := payloads.get(int(h.length))
-	if n, err := c.inbox.readFull(b.bytes); err != nil {
-		c.inbox.putBack(append(h.appendTo(nil), b.bytes[:n]...))
+	n, err := c.receivePayload(b.bytes)
+	if err != nil {
+		// Of a stream that has ended nothing is worth its memory: nobody counts it, and the connection may stay until the client has
+		// taken its replies.
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			c.inbox.putBack(append(h.appendTo(nil), b.bytes[:n]...))
+		}
 		payloads.put(b)
-		c.gate.leave(cost(*h))
+		c.exit(cost(*h))
 		return err
 	}
 	if refused != nil {
-		r := c.request(h)
+		r := c.request(h, cost(*h))
 		r.payload, r.err = b, refused
 		go r.run()
 		return nil
@@ -26,17 +39,29 @@ func (c *Conn) receiveWrite(h *header, refused *refusal) error {
 	return nil
 }
 
+// receivePayload fills p, for which memory of the budget was taken.
+func (c *Conn) receivePayload(p []byte) (int, error) {
+	if c.budget != nil {
+		c.receiving.Store(c.budget.turn.Load())
+		defer c.receiving.Store(0)
+	}
+	return c.inbox.readFull(p)
+}
+
 // execute has a request without payload executed.
-func (c *Conn) execute(h *header) {
-	c.enter(cost(*h))
+func (c *Conn) execute(h *header) error {
+	if !c.enter(cost(*h)) {
+		return net.ErrClosed
+	}
 	c.start(h, nil)
+	return nil
 }
 
 // start has a request executed that is inside the gate: by a worker, or by the loop where that pays.
 func (c *Conn) start(h *header, payload *buffer) {
-	r := c.request(h)
+	r := c.request(h, cost(*h))
 	r.payload = payload
-	if h.changes() && c.outdated() { // It has waited at the gate.
+	if h.changes() && c.outdated() { // It has waited at the gate, or for memory.
 		r.err = errAbandoned
 		go r.run()
 		return
@@ -51,31 +76,51 @@ func (c *Conn) start(h *header, payload *buffer) {
 	go r.run()
 }
 
-// handOver has a request answered that failed or was refused. A worker does it: a batch is for replies that need no more thought.
+// handOver has a request answered that failed or was refused, and needs no memory any more. A worker does it: a batch is for replies
+// that need no more thought.
 func (c *Conn) handOver(h *header, err error) {
 	c.absence = clock() - c.inbox.arrived()
-	c.enter(cost(*h))
-	r := c.request(h)
+	c.enter(0)
+	r := c.request(h, 0)
 	r.err = err
 	go r.run()
 }
 
-// request makes a request that is inside the gate.
-func (c *Conn) request(h *header) *request {
+// request makes a request that has entered at that cost.
+func (c *Conn) request(h *header, cost int64) *request {
 	r, ok := requests.Get().(*request)
 	if !ok {
 		r = newRequest()
 	}
-	r.conn, r.header, r.cost, r.arrived = c, *h, cost(*h), c.inbox.arrived()
+	r.conn, r.header, r.cost, r.arrived = c, *h, cost, c.inbox.arrived()
 	c.flight.add(r)
 	return r
 }
 
-// enter passes the gate. Before it waits there, the replies so far are sent; if that fails, the outbox knows.
-func (c *Conn) enter(cost int64) {
+// enter waits for room for a request, among those of the connection and in the budget; there it gives up, and returns false, when the
+// connection is closed. Before it waits, the replies so far are sent; if that fails, the outbox knows.
+func (c *Conn) enter(cost int64) bool {
 	if !c.gate.tryEnter(cost) {
 		_ = c.flush()
 		c.gate.enter(cost)
 		c.absence = clock() - c.inbox.arrived()
 	}
+	if c.budget == nil || cost == 0 || c.budget.tryTake(cost) {
+		return true
+	}
+	_ = c.flush()
+	got := c.budget.take(cost, c)
+	if !got {
+		c.gate.leave(cost)
+	}
+	c.absence = clock() - c.inbox.arrived()
+	return got
+}
+
+// exit gives back what enter has taken.
+func (c *Conn) exit(cost int64) {
+	if c.budget != nil && cost > 0 {
+		c.budget.giveBack(cost)
+	}
+	c.gate.leave(cost)
 }

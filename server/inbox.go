@@ -78,8 +78,7 @@ func (in *inbox) receive() error {
 	var n int
 	var err error
 	if len(in.ahead) > 0 {
-		n = copy(in.Lend(), in.ahead)
-		in.ahead = in.ahead[n:]
+		n = in.advance(in.Lend())
 	} else {
 		n, err = in.io.Recv(in)
 	}
@@ -177,8 +176,7 @@ func (in *inbox) readFull(p []byte) (int, error) {
 
 // fill fills p with what has not been received yet.
 func (in *inbox) fill(p []byte) (int, error) {
-	n := copy(p, in.ahead)
-	in.ahead = in.ahead[n:]
+	n := in.advance(p)
 	if n == len(p) {
 		return n, nil
 	}
@@ -191,6 +189,15 @@ func (in *inbox) fill(p []byte) (int, error) {
 		err = io.ErrUnexpectedEOF
 	}
 	return n + m, err
+}
+
+// advance moves what comes before the rest of the stream to p.
+func (in *inbox) advance(p []byte) int {
+	n := copy(p, in.ahead)
+	if in.ahead = in.ahead[n:]; len(in.ahead) == 0 {
+		in.ahead = nil // It may be large.
+	}
+	return n
 }
 
 // Wait implements rawio.Waiter: the client is waited for in the middle of a request.

@@ -130,6 +130,9 @@ func TestInboxParks(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		if n > 0 && in.ahead != nil {
+			t.Error("what was taken over is held on to when it is used up")
+		}
 		in.Park()
 		if kept := in.buf != nil; kept != (n > maxStub) {
 			t.Errorf("%d bytes left over: buffer kept is %v", n, kept)

@@ -63,8 +63,7 @@ func (c *Conn) recovered(err *error) {
 // settle draws the consequences of such a call: err is its outcome. What settle returns is an error of the connection.
 func (c *Conn) settle(h *header, err error) error {
 	if h.op == OpRead {
-		c.settleRead(h, err)
-		return nil
+		return c.settleRead(h, err)
 	}
 	c.export.claims.remove(&c.claim)
 	p := &c.payload
@@ -86,20 +85,20 @@ func (c *Conn) settle(h *header, err error) error {
 	return nil
 }
 
-func (c *Conn) settleRead(h *header, err error) {
+func (c *Conn) settleRead(h *header, err error) error {
 	if err == nil && !c.batch.complete() {
 		err = fmt.Errorf("the backend has given %d of %d bytes: %w", c.batch.open.got, c.batch.open.want, io.ErrUnexpectedEOF)
 	}
 	if err == nil {
 		c.batch.commit(h)
-		return
+		return nil
 	}
 	c.batch.rewind()
 	if err == backends.ErrWouldBlock {
-		c.execute(h)
-	} else {
-		c.handOver(h, err)
+		return c.execute(h)
 	}
+	c.handOver(h, err)
+	return nil
 }
 
 // breakOff makes a write, whose payload will not all come, the beginning of what is unread. Its error is why.

@@ -153,8 +153,7 @@ func (c *Conn) dispatch(h *header) error {
 	case h.op == OpFlush && e.dev.Syncer == nil, h.op != OpFlush && h.length == 0:
 		return c.succeed(h)
 	default:
-		c.execute(h)
-		return nil
+		return c.execute(h)
 	}
 }
 
@@ -189,8 +188,7 @@ func (c *Conn) read(h *header) error {
 		c.meter.end(pace, n)
 		return c.settle(h, err)
 	default:
-		c.execute(h)
-		return nil
+		return c.execute(h)
 	}
 }
 
@@ -234,7 +232,7 @@ func (c *Conn) write(h *header, refused *refusal) error {
 		return c.succeed(h)
 	case e.durably(*h):
 		return c.receiveWrite(h, nil)
-	case e.dev.WriteFrom != nil && c.claimFast(h, arrived):
+	case e.dev.WriteFrom != nil && (arrived || n <= maxKept || c.budget == nil) && c.claimFast(h, arrived):
 		c.payload = payload{inbox: &c.inbox, total: n, left: n, arrived: arrived}
 		return c.settle(h, c.writeFrom(h))
 	case e.dev.WriteFrom == nil && arrived && n <= maxAlone && pace.alone.Load() && e.claims.tryAdd(&c.claim, c, h):

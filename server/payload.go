@@ -4,6 +4,9 @@ import (
 	"fmt"
 )
 
+// maxKept is the length in bytes up to which a connection with a budget may have a payload in memory that is not counted there.
+const maxKept = 2 << 20
+
 // A payload is the data of one WRITE on their way to a backend that takes them from where they are: the inbox, the socket, or
 // first one and then the other. It is the connection's, and implements backends.Payload.
 type payload struct {

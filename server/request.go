@@ -12,12 +12,13 @@ type request struct {
 	conn    *Conn
 	err     error   // the outcome, if there is nothing left to be executed: refused, or failed in a batch
 	payload *buffer // data of a WRITE, room for those of a READ; nil where there are none
-	cost    int64   // what the gate counts it for, in bytes
+	cost    int64   // what the gate and the budget count it for, in bytes
 	alone   bool    // executed by the connection's goroutine
 	claim   claim   // what it changes
 	arrived time.Duration
 
 	older, newer *request // in the flight of the connection
+	bound        int64    // turn of the budget in which it was done; 0: it is not
 
 	// The reply, for the outbox.
 	reply [replySize]byte
@@ -34,12 +35,15 @@ func newRequest() *request {
 	return r
 }
 
-// cost returns the payload memory that a request may need, in bytes. The lengths of TRIM and WRITE_ZEROES are ranges, not
+// cost returns the payload memory that a request may take, in bytes. The lengths of TRIM and WRITE_ZEROES are ranges, not
 // payload; zeros are written in pieces.
 func cost(h header) int64 {
 	switch h.op {
 	case OpRead, OpWrite:
-		return min(int64(h.length), maxPayload)
+		if h.length == 0 {
+			return 0
+		}
+		return 1 << classOf(int(min(h.length, maxPayload)))
 	case OpWriteZeroes:
 		return min(int64(h.length), zeroPiece)
 	default:
@@ -117,6 +121,9 @@ func (r *request) finish(err error) {
 	if err == nil && r.op == OpRead && r.payload != nil {
 		r.data = r.payload.bytes
 	}
+	if c.budget != nil && r.cost > 0 {
+		c.flight.bind(r, c.budget.turn.Load())
+	}
 	c.outbox.reply(r)
 }
 
@@ -129,5 +136,5 @@ func (r *request) release() {
 	}
 	*r = request{run: r.run}
 	requests.Put(r)
-	c.gate.leave(cost)
+	c.exit(cost)
 }

@@ -15,6 +15,7 @@ import (
 const (
 	defaultHandshakeTimeout = 10 * time.Second
 	defaultMaxConnections   = 1024
+	defaultMaxMemory        = 512 << 20
 
 	// Between attempts to accept a client.
 	minAcceptPause = 5 * time.Millisecond
@@ -31,9 +32,14 @@ type Server struct {
 	Exports map[string]*Export
 	// HandshakeTimeout is how long a client may take to choose. 0: 10 seconds.
 	HandshakeTimeout time.Duration
-	// MaxConnections bounds the clients that are served at once; more of them wait to be accepted. Each of them can have the server
-	// take 64 MiB for what it asks for, and keep that by not reading its replies. 0: 1024.
+	// MaxConnections bounds the clients that are served at once; more of them wait to be accepted. 0: 1024.
 	MaxConnections int
+	// MaxMemory bounds the memory for the data of requests, in bytes, for the clients of each export together; 64 MiB of it may be one
+	// client's. A request that finds nothing left waits, first come first served. While one does so for long, a client is disconnected
+	// that takes longer than about 20 seconds for the replies that are ready for it, or to send the data of a write. On top come the
+	// buffers of each client, which are smaller than 4 MiB, and what was received of the writes that a Swap or Resize interrupts.
+	// 0: 512 MiB.
+	MaxMemory int64
 	// Logger takes a record when a connection fails. nil: none.
 	Logger *slog.Logger
 
@@ -43,6 +49,7 @@ type Server struct {
 	listeners map[net.Listener]struct{}
 	talks     map[net.Conn]struct{} // in the handshake
 	conns     map[*Conn]struct{}
+	budgets   map[*Export]*budget
 	running   sync.WaitGroup // of serve; grows only while closed is false
 }
 
@@ -145,7 +152,7 @@ func (s *Server) serve(nc net.Conn) {
 		}
 		return
 	}
-	c := e.NewConn(nc, nil)
+	c := e.newConn(nc, nil, s.budget(e))
 	if !s.promote(nc, c) {
 		return
 	}
