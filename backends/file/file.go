@@ -44,6 +44,11 @@ type Options struct {
 	// Tail. 0 stands for 1.
 	BlockSize int
 
+	// AllowEmpty takes a file without bytes, or without a whole block, as a device of
+	// size 0, which a server can offer and a kernel cannot use. Otherwise it is an
+	// error, a *SizeError.
+	AllowEmpty bool
+
 	// Direct reads and writes past the page cache (O_DIRECT). BlockSizes then tells
 	// the smallest request, of which the size of the device is a multiple too. It is
 	// an error, a *DirectError, where that is not to be had.
