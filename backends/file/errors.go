@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"strings"
 )
 
@@ -73,9 +74,13 @@ type TailError struct {
 func (e *TailError) Error() string {
 	unit := int64(e.BlockSize)
 	tail := e.Have % unit
-	return fmt.Sprintf("file: %s: it can't grow: the last %d of its %d bytes are less than a block of %d, are not part of the device, "+
-		"and would be lost; cut them off first (truncate -s %d), or make the block whole (truncate -s %d) and resize to that",
-		e.Path, tail, e.Have, e.BlockSize, e.Have-tail, e.Have-tail+unit)
+	whole := e.Have - tail
+	s := fmt.Sprintf("file: %s: it can't grow: the last %d of its %d bytes are less than a block of %d, are not part of the device, "+
+		"and would be lost; cut them off first (truncate -s %d)", e.Path, tail, e.Have, e.BlockSize, whole)
+	if whole > math.MaxInt64-unit {
+		return s
+	}
+	return s + fmt.Sprintf(", or make the block whole (truncate -s %d) and resize to that", whole+unit)
 }
 
 // A DirectError says that a file cannot be read and written past the page cache, as

@@ -55,6 +55,9 @@ type Options struct {
 	Direct bool
 }
 
+// maxBlockSize is more than any device has, and little enough for multiples to be numbers.
+const maxBlockSize = 1 << 20
+
 // File is a block device in a file. All methods may be called concurrently.
 type File struct {
 	f       *os.File
@@ -111,6 +114,8 @@ func (o Options) check(path string) error {
 		return fmt.Errorf("file: %s: size %d: negative: %w", path, o.Size, fs.ErrInvalid)
 	case o.BlockSize < 0:
 		return fmt.Errorf("file: %s: block size %d: negative: %w", path, o.BlockSize, fs.ErrInvalid)
+	case o.BlockSize > maxBlockSize:
+		return fmt.Errorf("file: %s: block size %d: more than %d: %w", path, o.BlockSize, maxBlockSize, fs.ErrInvalid)
 	case o.Create && o.ReadOnly:
 		return fmt.Errorf("file: %s: a file that is created cannot be read-only: %w", path, fs.ErrInvalid)
 	}
@@ -209,9 +214,21 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	case n == len(p):
 		return n, end
 	case errors.Is(err, io.EOF):
-		return n, fmt.Errorf("file: %s: it ends at %d now: %w", f.path, off+int64(n), io.ErrUnexpectedEOF)
+		return n, f.endedEarly(off, len(p))
 	}
 	return n, fmt.Errorf("file: %w", err)
+}
+
+// endedEarly is the error of a read that found the file to end in front of its last byte.
+func (f *File) endedEarly(off int64, n int) error {
+	length, err := f.length()
+	switch {
+	case err != nil:
+		return fmt.Errorf("file: %s: read of %d bytes at %d: it ended before: %w (its length now: %w)", f.path, n, off, io.ErrUnexpectedEOF, err)
+	case length-off >= int64(n): // It has been made longer meanwhile.
+		return fmt.Errorf("file: %s: read of %d bytes at %d: it was cut off, and has %d bytes again: %w", f.path, n, off, length, io.ErrUnexpectedEOF)
+	}
+	return fmt.Errorf("file: %s: read of %d bytes at %d: it has only %d bytes now: %w", f.path, n, off, length, io.ErrUnexpectedEOF)
 }
 
 // writePiece is the longest single write, in bytes, that may make pages in the page

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"syscall"
 	"testing"
@@ -99,5 +100,70 @@ func TestConformanceShort(t *testing.T) {
 				return open(t, image(t, make([]byte, size)), file.Options{})
 			}, backendtest.Options{Operations: 100, TrimZeroes: true})
 		})
+	}
+}
+
+// A read that finds the file to be shorter than the device tells where it read, and how
+// long the file is now, wherever in the range it ends.
+func TestEndsEarly(t *testing.T) {
+	path := image(t, make([]byte, 16<<20))
+	f := open(t, path, file.Options{})
+	if err := os.Truncate(path, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ off, n, read int64 }{{8 << 20, 4096, 0}, {1<<20 - 100, 4096, 100}, {1 << 20, 1, 0}} {
+		n, err := f.ReadAt(make([]byte, tt.n), tt.off)
+		want := fmt.Sprintf("file: %s: read of %d bytes at %d: it has only 1048576 bytes now: unexpected EOF", path, tt.n, tt.off)
+		if int64(n) != tt.read || !errors.Is(err, io.ErrUnexpectedEOF) || err.Error() != want {
+			t.Errorf("read %d bytes, %v; want %d, %s", n, err, tt.read, want)
+		}
+	}
+	if _, err := f.ReadAt(make([]byte, 4096), 1<<20-4096); err != nil {
+		t.Errorf("read of what is there: %v", err)
+	}
+}
+
+// Sizes near 2^63 are in messages what they are.
+func TestLargeSizes(t *testing.T) {
+	const most = 1<<63 - 1
+	for _, tt := range []struct {
+		err  error
+		says []string
+		not  string
+	}{
+		{&file.TailError{Path: "x", Have: most, BlockSize: 512}, []string{"last 511 of its 9223372036854775807 bytes", "truncate -s 9223372036854775296)"}, "-9"},
+		{&file.TailError{Path: "x", Have: most - 512, BlockSize: 512}, []string{"last 511 of", "truncate -s 9223372036854774784)", "truncate -s 9223372036854775296)"}, "-9"},
+		{&file.SizeError{Path: "x", Have: most, Want: most - 1}, []string{"9223372036854775807 bytes, not 9223372036854775806"}, "-9"},
+	} {
+		for _, says := range tt.says {
+			if got := tt.err.Error(); !bytes.Contains([]byte(got), []byte(says)) || bytes.Contains([]byte(got), []byte(tt.not)) {
+				t.Errorf("%q, want %q in it", got, says)
+			}
+		}
+	}
+
+	f := open(t, image(t, make([]byte, 1000)), file.Options{})
+	for _, r := range []struct{ off, n int64 }{{most, 1}, {most - 4096, 4096}, {1, most}, {most, most}, {-1, most}} {
+		if err := f.Trim(r.off, r.n); !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("trim of %d bytes at %d: %v", r.n, r.off, err)
+		}
+		if err := f.Zero(r.off, r.n, 0); !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("zeros for %d bytes at %d: %v", r.n, r.off, err)
+		}
+		if err := f.Extents(r.off, r.n, func(backends.Extent) bool { return true }); !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("extents of %d bytes at %d: %v", r.n, r.off, err)
+		}
+	}
+	if n, err := f.ReadAt(make([]byte, 1), most); n != 0 || err != io.EOF {
+		t.Errorf("read at %d: %d bytes, %v", int64(most), n, err)
+	}
+	if _, err := f.WriteAt(make([]byte, 1), most); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("write at %d: %v", int64(most), err)
+	}
+	if _, err := f.WriteAtFUA(make([]byte, 1), most); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("durable write at %d: %v", int64(most), err)
+	}
+	if _, err := file.Open(f.Name(), file.Options{ReadOnly: true, BlockSize: 1 << 30}); !errors.Is(err, fs.ErrInvalid) {
+		t.Errorf("blocks of 1 GiB: %v", err)
 	}
 }
