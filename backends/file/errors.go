@@ -22,6 +22,7 @@ var (
 type LockedError struct {
 	Path    string
 	Holders []Holder // those that can be found; none if it is mounted, or the kernel's
+	Swap    bool     // the kernel swaps to it
 }
 
 // A Holder is a process that holds a file.
@@ -35,7 +36,10 @@ func (e *LockedError) Error() string {
 	for i, h := range e.Holders {
 		by[i] = fmt.Sprintf("%s (pid %d)", h.Comm, h.PID)
 	}
-	if len(by) == 0 {
+	switch {
+	case e.Swap:
+		return fmt.Sprintf("file: %s: in use as swap space", e.Path)
+	case len(by) == 0:
 		return fmt.Sprintf("file: %s: %v", e.Path, ErrLocked)
 	}
 	return fmt.Sprintf("file: %s: in use by %s", e.Path, strings.Join(by, ", "))

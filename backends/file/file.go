@@ -29,7 +29,9 @@ var _ interface {
 
 // Options of Open and New. The zero value attaches an existing file for writing.
 type Options struct {
-	// ReadOnly opens and locks for reading only.
+	// ReadOnly opens and locks for reading only. Without it, what can be read but not
+	// written is refused, with a *ReadOnlyError: a block device that is read-only, a file
+	// that is immutable or sealed, one on a file system that is read-only.
 	ReadOnly bool
 
 	// Create makes a sparse file of Size bytes if there is none. It never changes
@@ -156,6 +158,11 @@ func (f *File) setUp(opts Options) error {
 	}
 	if err := f.measure(opts); err != nil {
 		return err
+	}
+	if !opts.ReadOnly {
+		if err := f.checkWritable(f.size.Load()); err != nil {
+			return err
+		}
 	}
 	if f.direct != nil {
 		if err := f.goDirect(); err != nil {

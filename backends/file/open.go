@@ -55,6 +55,9 @@ func openExisting(path string, readOnly bool) (*os.File, error) {
 	if errors.Is(err, syscall.EBUSY) {
 		return nil, &LockedError{Path: path, Holders: openers(st)}
 	}
+	if err != nil && !readOnly {
+		return nil, refused(path, isBlock(st.Mode()), err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("file: %w", err)
 	}
@@ -84,7 +87,7 @@ func (f *File) create(size int64) (err error) {
 // Sync of its content would be worth nothing without the name.
 func (f *File) extend(size int64) error {
 	if err := f.f.Truncate(size); err != nil {
-		return fmt.Errorf("file: %w", err)
+		return fmt.Errorf("file: %s: %w", f.path, tooLong(err, size))
 	}
 	if err := f.f.Sync(); err != nil {
 		return fmt.Errorf("file: %w", err)

@@ -110,7 +110,7 @@ func (f *File) truncate(old, size int64) error {
 	if size > old {
 		err = errors.Join(err, f.f.Truncate(old))
 	}
-	return fmt.Errorf("file: resize: %w", err)
+	return fmt.Errorf("file: %s: resize: %w", f.path, tooLong(err, size))
 }
 
 // syncAll makes the length durable, too.
