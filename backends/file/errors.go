@@ -48,6 +48,24 @@ func (e *LockedError) Error() string {
 // Is reports whether target is ErrLocked.
 func (e *LockedError) Is(target error) bool { return target == ErrLocked }
 
+// A NoLocksError says that the file system, or the machine, has no locks that would keep
+// others away from a file. Options.NoLock does without. It matches errors.ErrUnsupported,
+// and what the kernel has said.
+type NoLocksError struct {
+	Path string
+	Err  error // of the kernel
+}
+
+func (e *NoLocksError) Error() string {
+	return fmt.Sprintf("file: %s: its file system has no locks (%v), so that others could write it at the same time", e.Path, e.Err)
+}
+
+// Is reports whether target is errors.ErrUnsupported.
+func (e *NoLocksError) Is(target error) bool { return target == errors.ErrUnsupported }
+
+// Unwrap returns what the kernel has said.
+func (e *NoLocksError) Unwrap() error { return e.Err }
+
 // A SizeError says that a file does not have the size that was asked for, or too
 // few bytes for any. Nothing has been done to it.
 type SizeError struct {

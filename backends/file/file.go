@@ -51,6 +51,12 @@ type Options struct {
 	// error, a *SizeError.
 	AllowEmpty bool
 
+	// NoLock takes a regular file without a lock, on a file system that has none: that
+	// nobody else writes it, or with ReadOnly unset reads it, is the caller's care then.
+	// Otherwise that is an error, a *NoLocksError. A block device is opened exclusively
+	// all the same.
+	NoLock bool
+
 	// Direct reads and writes past the page cache (O_DIRECT). BlockSizes then tells
 	// the smallest request, of which the size of the device is a multiple too. It is
 	// an error, a *DirectError, where that is not to be had.
@@ -140,8 +146,10 @@ func (f *File) setUp(opts Options) error {
 		if f.sizes, err = f.sectorSizes(); err != nil {
 			return fmt.Errorf("file: %s: sector sizes: %w", f.path, err)
 		}
-	} else if err := f.lock(opts.ReadOnly); err != nil {
-		return err
+	} else if !opts.NoLock {
+		if err := f.lock(opts.ReadOnly); err != nil {
+			return err
+		}
 	}
 	if f.created != "" {
 		if err := f.extend(opts.Size); err != nil {

@@ -10,7 +10,8 @@ import (
 )
 
 // Open opens the file at path and locks it. Its errors match fs.ErrNotExist,
-// fs.ErrPermission, syscall.EROFS, ErrNotDisk and ErrLocked, or are a *SizeError.
+// fs.ErrPermission, syscall.EROFS (a *ReadOnlyError if the file is there), ErrNotDisk and
+// ErrLocked, or are a *SizeError or a *NoLocksError.
 // When it fails, no file has been created or changed.
 func Open(path string, opts Options) (*File, error) {
 	if err := opts.check(path); err != nil {
