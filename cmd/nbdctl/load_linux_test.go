@@ -123,3 +123,24 @@ func TestKernelHeavyJournal(t *testing.T) {
 		})
 	}
 }
+
+// TestKernelDisconnectStuckBackend disconnects a device whose backend does not answer: that ends with the timeout of the
+// requests, with an error, and the device is gone; the process follows when the backend lets it.
+func TestKernelDisconnectStuckBackend(t *testing.T) {
+	requireKernel(t, kickNoise)
+	loop := loopDevice(t, "4M", "")
+	sh(t, "modprobe -q dm-mod || true; dmsetup create --noudevsync hanging --table '0 8192 linear "+loop+" 0'; dmsetup mknodes")
+	defer sh(t, "dmsetup remove --noudevsync hanging")
+	dev := connected(t, "file", "/dev/mapper/hanging", "--timeout", "2s")
+	sh(t, "dd if=/dev/urandom of="+dev+" bs=64k count=4 oflag=direct conv=fsync status=none")
+	sh(t, "dmsetup suspend --noflush hanging")
+	start := time.Now()
+	r := nbdctl(t, "disconnect", dev)
+	t.Logf("code %d after %s: %s%s", r.code, time.Since(start), r.stdout, r.stderr)
+	if took := time.Since(start); r.code != 1 || took > 30*time.Second {
+		t.Errorf("disconnect: code %d after %s", r.code, took)
+	}
+	eventually(t, func() bool { return listed(t, dev) == nil }, "the end of the device")
+	sh(t, "dmsetup resume hanging")
+	eventually(t, func() bool { return len(serving(t, os.Getenv("NBDCTL_STATE_DIR"))) == 0 }, "the end of the process")
+}
