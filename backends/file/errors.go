@@ -57,7 +57,8 @@ type NoLocksError struct {
 }
 
 func (e *NoLocksError) Error() string {
-	return fmt.Sprintf("file: %s: its file system has no locks (%v), so that others could write it at the same time", e.Path, e.Err)
+	return fmt.Sprintf("file: %s: its file system has no locks (%v), so that others could write it at the same time",
+		e.Path, e.Err)
 }
 
 // Is reports whether target is errors.ErrUnsupported.

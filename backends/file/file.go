@@ -236,14 +236,16 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 
 // endedEarly is the error of a read that found the file to end in front of its last byte.
 func (f *File) endedEarly(off int64, n int) error {
-	length, err := f.length()
-	switch {
+	found := ""
+	switch length, err := f.length(); {
 	case err != nil:
-		return fmt.Errorf("file: %s: read of %d bytes at %d: it ended before: %w (its length now: %w)", f.path, n, off, io.ErrUnexpectedEOF, err)
-	case length-off >= int64(n): // It has been made longer meanwhile.
-		return fmt.Errorf("file: %s: read of %d bytes at %d: it was cut off, and has %d bytes again: %w", f.path, n, off, length, io.ErrUnexpectedEOF)
+		found = fmt.Sprintf("it ended before (%v)", err)
+	case length-off >= int64(n):
+		found = fmt.Sprintf("it was cut off, and has %d bytes again", length)
+	default:
+		found = fmt.Sprintf("it has only %d bytes now", length)
 	}
-	return fmt.Errorf("file: %s: read of %d bytes at %d: it has only %d bytes now: %w", f.path, n, off, length, io.ErrUnexpectedEOF)
+	return fmt.Errorf("file: %s: read of %d bytes at %d: %s: %w", f.path, n, off, found, io.ErrUnexpectedEOF)
 }
 
 // writePiece is the longest single write, in bytes, that may make pages in the page

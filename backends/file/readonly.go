@@ -38,9 +38,10 @@ func writeProtected(err error) bool {
 func refused(path string, block bool, err error) error {
 	if writeProtected(err) {
 		if f, readErr := os.Open(path); readErr == nil {
-			reason := whyProtected(f, block, err)
+			cause := errors.Unwrap(err) // of a *fs.PathError
+			reason := whyProtected(f, block, cause)
 			_ = f.Close() // Nothing was done with it.
-			return &ReadOnlyError{Path: path, Reason: reason, Err: errors.Unwrap(err)}
+			return &ReadOnlyError{Path: path, Reason: reason, Err: cause}
 		}
 	}
 	return fmt.Errorf("file: %w", err)
@@ -52,7 +53,8 @@ func tooLong(err error, size int64) error {
 		return err
 	}
 	if limit, ok := sizeLimit(); ok && size > limit {
-		return fmt.Errorf("a size of %d bytes: this process may write the first %d bytes of a file only (ulimit -f): %w", size, limit, syscall.EFBIG)
+		return fmt.Errorf("a size of %d bytes: this process may write the first %d bytes of a file only (ulimit -f): %w",
+			size, limit, syscall.EFBIG)
 	}
 	return fmt.Errorf("a size of %d bytes: its file system has no files that long: %w", size, syscall.EFBIG)
 }

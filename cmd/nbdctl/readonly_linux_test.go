@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -177,7 +178,7 @@ func TestKernelFileLimit(t *testing.T) {
 	}
 
 	dev := connected(t, "file", image)
-	pid := sh(t, "nbdctl_pid=$(cat /sys/block/"+filepath.Base(dev)+"/pid); sed -n 's/^Tgid:\t//p' /proc/$nbdctl_pid/status")
+	pid := strconv.Itoa(int(listed(t, dev)["owner"].(map[string]any)["pid"].(float64)))
 	sh(t, "prlimit --pid "+pid+" --fsize=1048576:1048576")
 	sh(t, "dd if=/dev/urandom of=/tmp/written bs=64k count=16 status=none; dd if=/tmp/written of="+dev+" oflag=direct conv=fsync status=none")
 	if r := finish(t, command(t, "dd", "if=/dev/zero", "of="+dev, "bs=64k", "count=1", "seek=16", "conv=fsync")); r.code == 0 {
