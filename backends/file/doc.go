@@ -23,8 +23,9 @@
 // Options.ReadOnly is set: a block device that is read-only (BLKROGET: a read-only loop
 // device, a write-protected card, a partition of either, a read-only table of the device
 // mapper), a file that is immutable or append-only, memory that is sealed, a file that is
-// longer than this process may write (RLIMIT_FSIZE). Where that comes later, each write
-// fails, and so does Sync.
+// longer than this process may write (RLIMIT_FSIZE). A swap file is in use: a
+// *LockedError. Where that comes later, writes fail as they come, and Sync fails if what
+// was written before does not reach the disk any more.
 //
 // # Direct I/O
 //

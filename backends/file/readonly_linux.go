@@ -26,7 +26,8 @@ func (f *File) checkWritable(size int64) error {
 		}
 	} else {
 		if limit, ok := sizeLimit(); ok && size > limit {
-			reason := fmt.Sprintf("this process may write the first %d bytes of a file only (ulimit -f), and it has %d", limit, size)
+			reason := fmt.Sprintf("this process may write the first %d bytes of a file only (ulimit -f), and it has %d",
+				limit, size)
 			return &ReadOnlyError{Path: f.path, Reason: reason, Err: unix.EFBIG}
 		}
 		if f.sealed() {
