@@ -29,8 +29,11 @@ CASES ?=
 
 lab := testdata/lab
 stage := $(lab)/stage
+# Unless one is asked for, QEMU takes the place of a User-Mode Linux that cannot start.
+machine = $(lab)/$(LAB)$(if $(filter file,$(origin LAB)), --or-qemu)
 
-.PHONY: help build install test test-unit test-kernel test-qemu matrix soak lab demo bench bench-connect lint fuzz clean needs
+.PHONY: help build install test test-unit test-kernel test-qemu matrix soak lab demo bench bench-connect \
+	lint fuzz clean needs needs-demo
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -43,7 +46,7 @@ build:
 install: build
 	install -D -m 755 .bin/nbdctl "$(DESTDIR)$(PREFIX)/bin/nbdctl"
 
-## make test         all tests: unit tests here, kernel tests in User-Mode Linux, some under QEMU
+## make test         all tests: unit tests here, kernel tests in User-Mode Linux (under QEMU where that cannot start), some under QEMU
 test: needs
 	@$(stage) total $(MAKE) --no-print-directory test-unit test-kernel test-qemu
 
@@ -78,19 +81,19 @@ matrix: needs
 ## make soak         2,000 devices, made and ended while nbd-client and qemu-nbd do the same: ROUNDS=N
 soak: needs
 	@CGO_ENABLED=0 go test -c -o .bin/soak.test ./server/blockdev
-	@NBD_TEST_SOAK_ROUNDS=$(ROUNDS) NBD_TEST_POOL_ROUNDS=20 $(stage) 'soak in User-Mode Linux' $(lab)/uml --check --timeout 3600 -- \
+	@NBD_TEST_SOAK_ROUNDS=$(ROUNDS) NBD_TEST_POOL_ROUNDS=20 $(stage) 'soak in User-Mode Linux' $(lab)/uml --or-qemu --check --timeout 3600 -- \
 		.bin/soak.test -test.v -test.timeout 1h -test.run '^TestKernel(Soak|PoolMany)$$'
 
 ## make lab          a shell in a kernel with nbd: LAB=qemu; CMD='nbdctl list' runs that instead, and fails if it does
 ##                   (with make's own exit code, 2; testdata/lab/uml -- CMD returns the one of CMD)
 lab: needs build
 	@PATH="$(CURDIR)/.bin:$$PATH"; \
-	if [[ -v CMD ]]; then exec $(lab)/$(LAB) --timeout 0 -- bash -c "$$CMD"; else exec $(lab)/$(LAB) --shell; fi
+	if [[ -v CMD ]]; then exec $(machine) --timeout 0 -- bash -c "$$CMD"; else exec $(machine) --shell; fi
 
 ## make demo         the devices of nbdctl at work, on this machine's own kernel if it can and in the lab if not
-demo: needs build
+demo: needs-demo build
 	@PATH="$(CURDIR)/.bin:$$PATH"; \
-	if $(lab)/native; then exec $(lab)/demo; else exec $(lab)/$(LAB) --check -- $(lab)/demo; fi
+	if $(lab)/native; then exec $(lab)/demo; else exec $(machine) --check --timeout 600 -- $(lab)/demo; fi
 
 ## make bench        nbdctl beside a floor in C and other servers, 10 minutes: BENCH=quick for 2, CASES=REGEXP for some
 bench:
@@ -103,7 +106,7 @@ bench:
 bench-connect: ROUNDS = 20
 bench-connect: needs
 	@CGO_ENABLED=0 go -C testdata/bench build -o ../../.bin/connect ./connect
-	@$(lab)/$(LAB) --timeout 1800 --mem 2G $(if $(KERNEL),--kernel $(KERNEL)) -- .bin/connect -rounds $(ROUNDS)
+	@$(machine) --timeout 1800 --mem 2G $(if $(KERNEL),--kernel $(KERNEL)) -- .bin/connect -rounds $(ROUNDS)
 
 ## make lint         gofmt, go vet, staticcheck, shellcheck, import rules, bounds
 lint:
@@ -119,3 +122,6 @@ clean:
 
 needs:
 	@$(lab)/needs
+
+needs-demo:
+	@if $(lab)/native; then $(lab)/needs demo; else $(lab)/needs; fi
