@@ -10,6 +10,7 @@ LAB ?= uml
 # The kernel tests: of which name, and in which packages (all that have some).
 RUN ?= ^TestKernel
 PKG ?=
+COUNT ?=
 # Those that make test repeats with several processors and -race, in a machine that takes several times longer.
 QEMU_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$|Heal|ResizeUnderLoad|Trap(14|26))
 # Those that make matrix has there besides.
@@ -32,7 +33,7 @@ stage := $(lab)/stage
 # Unless one is asked for, QEMU takes the place of a User-Mode Linux that cannot start.
 machine = $(lab)/$(LAB)$(if $(filter file,$(origin LAB)), --or-qemu)
 
-.PHONY: help build install test test-unit test-kernel test-qemu matrix soak lab demo bench bench-connect \
+.PHONY: help build install test test-unit test-kernel test-qemu matrix soak flaky lab demo bench bench-connect \
 	lint fuzz clean needs needs-demo
 
 help:
@@ -83,6 +84,13 @@ soak: needs
 	@CGO_ENABLED=0 go test -c -o .bin/soak.test ./server/blockdev
 	@NBD_TEST_SOAK_ROUNDS=$(ROUNDS) NBD_TEST_POOL_ROUNDS=20 $(stage) 'soak in User-Mode Linux' $(lab)/uml --or-qemu --check --timeout 3600 -- \
 		.bin/soak.test -test.v -test.timeout 1h -test.run '^TestKernel(Soak|PoolMany)$$'
+
+## make flaky        tests many times beside a load of twice the processors, to find those that fail by chance: unit tests 200 times
+##                   with -race, kernel tests that wait for time or events 20 times on 6.1 and 6.12, in hours:
+##                   KERNELS='unit trixie' RUN=REGEXP PKG=./nbdnl COUNT=N for some
+flaky: needs
+	@$(stage) 'tests beside load' $(lab)/flaky '$(COUNT)' '$(if $(filter file,$(origin KERNELS)),unit bookworm trixie,$(KERNELS))' \
+		'$(if $(filter file,$(origin RUN)),,$(value RUN))' $(PKG)
 
 ## make lab          a shell in a kernel with nbd: LAB=qemu; CMD='nbdctl list' runs that instead, and fails if it does
 ##                   (with make's own exit code, 2; testdata/lab/uml -- CMD returns the one of CMD)
