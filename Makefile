@@ -33,7 +33,7 @@ stage := $(lab)/stage
 # Unless one is asked for, QEMU takes the place of a User-Mode Linux that cannot start.
 machine = $(lab)/$(LAB)$(if $(filter file,$(origin LAB)), --or-qemu)
 
-.PHONY: help build install test test-unit test-kernel test-qemu matrix soak flaky lab demo bench bench-connect \
+.PHONY: help build install test test-unit test-kernel test-qemu test-lab matrix soak flaky lab demo bench bench-connect \
 	lint fuzz clean needs needs-demo
 
 help:
@@ -49,7 +49,11 @@ install: build
 
 ## make test         all tests: unit tests here, kernel tests in User-Mode Linux (under QEMU where that cannot start), some under QEMU
 test: needs
-	@$(stage) total $(MAKE) --no-print-directory test-unit test-kernel test-qemu
+	@$(stage) total $(MAKE) --no-print-directory test-lab test-unit test-kernel test-qemu
+
+## make test-lab     tests of the lab itself: hosts with more registers, without ptrace, with noexec: KERNELS='bullseye trixie'
+test-lab: needs
+	@$(stage) 'tests of the lab' $(lab)/selftest $(if $(filter file,$(origin KERNELS)),,$(KERNELS))
 
 ## make test-unit    unit tests, with -race; then those that the race detector does not let run, on the fast build
 test-unit: needs
