@@ -22,6 +22,8 @@ ROUNDS ?= 2000
 # The kernels of make matrix: those of Debian suites in User-Mode Linux (5.10, 6.1, 6.12, 7.x), and under QEMU the machine's
 # own and the newest that there is.
 KERNELS ?= bullseye bookworm trixie sid qemu qemu:trixie-backports
+# The tests of reconnection, which make test repeats on 6.12, where the receiver of an old connection ends late.
+RECONNECT_RUN ?= ^TestKernel(Heal|Reconfigure|Reconnect|Trap09)
 FUZZTIME ?= 10s
 # BENCH=quick: short rounds, to see that it works. The cases: of which name (memory/rr4k-q32, file/, kernel/, growth/, idle; tuning/ is
 # measured only when it is named).
@@ -33,7 +35,7 @@ stage := $(lab)/stage
 # Unless one is asked for, QEMU takes the place of a User-Mode Linux that cannot start.
 machine = $(lab)/$(LAB)$(if $(filter file,$(origin LAB)), --or-qemu)
 
-.PHONY: help build install test test-unit test-kernel test-qemu test-lab matrix soak flaky lab demo bench bench-connect \
+.PHONY: help build install test test-unit test-kernel test-reconnect test-qemu test-lab matrix soak flaky lab demo bench bench-connect \
 	lint fuzz clean needs needs-demo
 
 help:
@@ -49,7 +51,7 @@ install: build
 
 ## make test         all tests: unit tests here, kernel tests in User-Mode Linux (under QEMU where that cannot start), some under QEMU
 test: needs
-	@$(stage) total $(MAKE) --no-print-directory test-lab test-unit test-kernel test-qemu
+	@$(stage) total $(MAKE) --no-print-directory test-lab test-unit test-kernel test-reconnect test-qemu
 
 ## make test-lab     tests of the lab itself: hosts with more registers, without ptrace, with noexec: KERNELS='bullseye trixie'
 test-lab: needs
@@ -72,6 +74,10 @@ test-unit: needs
 ## make test-kernel  kernel tests in User-Mode Linux: RUN=REGEXP PKG=./nbdnl
 test-kernel: needs
 	@$(stage) 'kernel tests in User-Mode Linux' $(lab)/tests uml '$(value RUN)' $(PKG)
+
+## make test-reconnect   the kernel tests of reconnection on 6.12
+test-reconnect: needs
+	@$(stage) 'kernel tests of reconnection on 6.12' $(lab)/tests --kernel trixie uml '$(RECONNECT_RUN)' $(PKG)
 
 ## make test-qemu    kernel tests under QEMU, with four processors and -race: QEMU_RUN=REGEXP PKG=./nbdnl
 test-qemu: needs
