@@ -10,6 +10,7 @@ LAB ?= uml
 # The kernel tests: of which name, and in which packages (all that have some).
 RUN ?= ^TestKernel
 PKG ?=
+COUNT ?=
 # Those that make test repeats with several processors and -race, in a machine that takes several times longer.
 QEMU_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$|Heal|ResizeUnderLoad|Trap(14|26))
 # Those that make matrix has there besides.
@@ -21,6 +22,8 @@ ROUNDS ?= 2000
 # The kernels of make matrix: those of Debian suites in User-Mode Linux (5.10, 6.1, 6.12, 7.x), and under QEMU the machine's
 # own and the newest that there is.
 KERNELS ?= bullseye bookworm trixie sid qemu qemu:trixie-backports
+# The tests of reconnection, which make test repeats on 6.12, where the receiver of an old connection ends late.
+RECONNECT_RUN ?= ^TestKernel(Heal|Reconfigure|Reconnect|Trap09)
 FUZZTIME ?= 10s
 # BENCH=quick: short rounds, to see that it works. The cases: of which name (memory/rr4k-q32, file/, kernel/, growth/, idle; tuning/ is
 # measured only when it is named).
@@ -29,8 +32,11 @@ CASES ?=
 
 lab := testdata/lab
 stage := $(lab)/stage
+# Unless one is asked for, QEMU takes the place of a User-Mode Linux that cannot start.
+machine = $(lab)/$(LAB)$(if $(filter file,$(origin LAB)), --or-qemu)
 
-.PHONY: help build install test test-unit test-kernel test-qemu matrix soak lab demo bench bench-connect lint fuzz clean needs
+.PHONY: help build install test test-unit test-kernel test-reconnect test-qemu test-lab matrix soak flaky lab demo bench bench-connect \
+	lint fuzz clean needs needs-demo
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -43,9 +49,13 @@ build:
 install: build
 	install -D -m 755 .bin/nbdctl "$(DESTDIR)$(PREFIX)/bin/nbdctl"
 
-## make test         all tests: unit tests here, kernel tests in User-Mode Linux, some under QEMU
+## make test         all tests: unit tests here, kernel tests in User-Mode Linux (under QEMU where that cannot start), some under QEMU
 test: needs
-	@$(stage) total $(MAKE) --no-print-directory test-unit test-kernel test-qemu
+	@$(stage) total $(MAKE) --no-print-directory test-lab test-unit test-kernel test-reconnect test-qemu
+
+## make test-lab     tests of the lab itself: hosts with more registers, without ptrace, with noexec: KERNELS='bullseye trixie'
+test-lab: needs
+	@$(stage) 'tests of the lab' $(lab)/selftest $(if $(filter file,$(origin KERNELS)),,$(KERNELS))
 
 ## make test-unit    unit tests, with -race; then those that the race detector does not let run, on the fast build
 test-unit: needs
@@ -65,6 +75,10 @@ test-unit: needs
 test-kernel: needs
 	@$(stage) 'kernel tests in User-Mode Linux' $(lab)/tests uml '$(value RUN)' $(PKG)
 
+## make test-reconnect   the kernel tests of reconnection on 6.12
+test-reconnect: needs
+	@$(stage) 'kernel tests of reconnection on 6.12' $(lab)/tests --kernel trixie uml '$(RECONNECT_RUN)' $(PKG)
+
 ## make test-qemu    kernel tests under QEMU, with four processors and -race: QEMU_RUN=REGEXP PKG=./nbdnl
 test-qemu: needs
 	@$(stage) 'kernel tests under QEMU' $(lab)/tests qemu '$(QEMU_RUN)' $(PKG)
@@ -78,19 +92,26 @@ matrix: needs
 ## make soak         2,000 devices, made and ended while nbd-client and qemu-nbd do the same: ROUNDS=N
 soak: needs
 	@CGO_ENABLED=0 go test -c -o .bin/soak.test ./server/blockdev
-	@NBD_TEST_SOAK_ROUNDS=$(ROUNDS) NBD_TEST_POOL_ROUNDS=20 $(stage) 'soak in User-Mode Linux' $(lab)/uml --check --timeout 3600 -- \
+	@NBD_TEST_SOAK_ROUNDS=$(ROUNDS) NBD_TEST_POOL_ROUNDS=20 $(stage) 'soak in User-Mode Linux' $(lab)/uml --or-qemu --check --timeout 3600 -- \
 		.bin/soak.test -test.v -test.timeout 1h -test.run '^TestKernel(Soak|PoolMany)$$'
+
+## make flaky        tests many times beside a load of twice the processors, to find those that fail by chance: unit tests 200 times
+##                   with -race, kernel tests that wait for time or events 20 times on 6.1 and 6.12, in hours:
+##                   KERNELS='unit trixie' RUN=REGEXP PKG=./nbdnl COUNT=N for some
+flaky: needs
+	@$(stage) 'tests beside load' $(lab)/flaky '$(COUNT)' '$(if $(filter file,$(origin KERNELS)),unit bookworm trixie,$(KERNELS))' \
+		'$(if $(filter file,$(origin RUN)),,$(value RUN))' $(PKG)
 
 ## make lab          a shell in a kernel with nbd: LAB=qemu; CMD='nbdctl list' runs that instead, and fails if it does
 ##                   (with make's own exit code, 2; testdata/lab/uml -- CMD returns the one of CMD)
 lab: needs build
 	@PATH="$(CURDIR)/.bin:$$PATH"; \
-	if [[ -v CMD ]]; then exec $(lab)/$(LAB) --timeout 0 -- bash -c "$$CMD"; else exec $(lab)/$(LAB) --shell; fi
+	if [[ -v CMD ]]; then exec $(machine) --timeout 0 -- bash -c "$$CMD"; else exec $(machine) --shell; fi
 
 ## make demo         the devices of nbdctl at work, on this machine's own kernel if it can and in the lab if not
-demo: needs build
+demo: needs-demo build
 	@PATH="$(CURDIR)/.bin:$$PATH"; \
-	if $(lab)/native; then exec $(lab)/demo; else exec $(lab)/$(LAB) --check -- $(lab)/demo; fi
+	if $(lab)/native; then exec $(lab)/demo; else exec $(machine) --check --timeout 600 -- $(lab)/demo; fi
 
 ## make bench        nbdctl beside a floor in C and other servers, 10 minutes: BENCH=quick for 2, CASES=REGEXP for some
 bench:
@@ -103,7 +124,7 @@ bench:
 bench-connect: ROUNDS = 20
 bench-connect: needs
 	@CGO_ENABLED=0 go -C testdata/bench build -o ../../.bin/connect ./connect
-	@$(lab)/$(LAB) --timeout 1800 --mem 2G $(if $(KERNEL),--kernel $(KERNEL)) -- .bin/connect -rounds $(ROUNDS)
+	@$(machine) --timeout 1800 --mem 2G $(if $(KERNEL),--kernel $(KERNEL)) -- .bin/connect -rounds $(ROUNDS)
 
 ## make lint         gofmt, go vet, staticcheck, shellcheck, import rules, bounds
 lint:
@@ -119,3 +140,6 @@ clean:
 
 needs:
 	@$(lab)/needs
+
+needs-demo:
+	@if $(lab)/native; then $(lab)/needs demo; else $(lab)/needs; fi

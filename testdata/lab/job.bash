@@ -2,7 +2,8 @@
 # job.bash is sourced by the runners uml and qemu: what both do before and after their kernel runs.
 #
 # A job is one command inside one kernel. Its directory on the host holds everything that goes in (start, binds, disk)
-# and everything that comes out (exit, console), and is removed with the job. A runner sets $lab, its own directory.
+# and everything that comes out (began, exit, console), and is removed with the job. A runner sets $lab, its own directory,
+# and has a function not_begun for a machine that did not get as far as the init inside.
 
 usage() {
 	cat >&2 <<-TEXT
@@ -45,7 +46,7 @@ parse() {
 
 # make_job lays out the job directory, below the cache and not below /tmp, which is another one inside.
 make_job() {
-	local cache=${XDG_CACHE_HOME:-$HOME/.cache}/nbdctl-lab
+	cache=${XDG_CACHE_HOME:-$HOME/.cache}/nbdctl-lab
 	mkdir -p "$cache"
 	cache=$(realpath "$cache")
 	exec 9>"$cache/jobs.lock" && flock 9
@@ -102,7 +103,8 @@ start() {
 }
 
 # run_job runs the machine, given as a command line that writes the command's output to descriptor 3. It leaves with the
-# exit code of the command; 124 after a timeout; 125 when the machine died of itself.
+# exit code of the command; 124 after a timeout; 125 when the machine died of itself; as not_begun does when it did not
+# even start.
 run_job() {
 	local began=$SECONDS code=0 output terminal
 	if [[ $shell ]]; then
@@ -126,11 +128,13 @@ run_job() {
 	fi
 
 	[[ -s $job/exit ]] && exit "$(<"$job/exit")"
-	cat "$job/console" >&2
 	if ((timeout > 0 && SECONDS - began >= timeout)); then
+		cat "$job/console" >&2
 		echo "${0##*/}: killed after $timeout s" >&2
 		exit 124
 	fi
+	[[ -e $job/began ]] || not_begun
+	cat "$job/console" >&2
 	echo "${0##*/}: the machine ended without an exit code (its own: $code)" >&2
 	exit 125
 }
