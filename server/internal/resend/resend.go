@@ -30,7 +30,7 @@ const (
 // A Patience is how a client behaves.
 type Patience struct {
 	Resend time.Duration // without a reply it sends a request again over another connection; 0: it never does
-	Total  time.Duration // after the first time a request that was sent again is to fail
+	Total  time.Duration // after the first time a request that was sent again is to fail, 3 s later at the latest
 }
 
 // margin is how long before the client gives a connection up a request has to be answered in order to save that.
@@ -56,8 +56,8 @@ type Request struct {
 	Suspect bool          // it overlaps one that the backend never came back from
 }
 
-// repeated reports whether the client has sent the request again.
-func (r Request) repeated() bool { return r.First < r.Arrived }
+// Repeated reports whether the client has sent the request again.
+func (r Request) Repeated() bool { return r.First < r.Arrived }
 
 // A Judge is the memory of one export. The zero value waits for a patience.
 type Judge struct {
@@ -65,10 +65,11 @@ type Judge struct {
 
 	mu       sync.Mutex // guards all below
 	patience Patience
-	lost     []lost              // unanswered when their connection died, in the order of the deaths
-	until    time.Duration       // no repetition is to be expected any more
-	blind    time.Duration       // until then unknown requests may be repetitions, too
-	stuck    map[*Stuck]struct{} // answered, and still in the backend
+	lost     []lost        // unanswered when their connection died, in the order of the deaths
+	until    time.Duration // during an episode: no repetition is to be expected any more
+	isBlind  bool          // unknown requests may be repetitions, too
+	blind    time.Duration // until then, if so
+	stuck    []Key         // failed, and still in the backend
 }
 
 // lost is a request that a connection has left unanswered.
@@ -77,9 +78,6 @@ type lost struct {
 	first   time.Duration
 	expires time.Duration
 }
-
-// A Stuck is the range of a request that was answered while the backend was at work on it.
-type Stuck struct{ first, end uint64 }
 
 // SetPatience says how the clients behave from now on.
 func (j *Judge) SetPatience(p Patience) {
@@ -114,10 +112,10 @@ func (j *Judge) Lost(now time.Duration, requests []Request, blind bool) {
 		j.lost = slices.Delete(j.lost, 0, n)
 		blind = true
 	}
-	j.until = max(j.until, now+j.patience.Total)
+	j.until = now + j.patience.Total
 	if blind {
 		// Each is repeated when its own time is up, which began before the death.
-		j.blind = now + j.patience.Resend + rounding
+		j.isBlind, j.blind = true, now+j.patience.Resend+rounding
 	}
 	j.active.Store(true)
 }
@@ -140,7 +138,7 @@ func (j *Judge) Judge(now time.Duration, k Key) Request {
 			return r
 		}
 	}
-	if now < j.blind {
+	if j.isBlind && now < j.blind {
 		r.First = now - j.patience.Resend
 	}
 	return r
@@ -149,7 +147,7 @@ func (j *Judge) Judge(now time.Duration, k Key) Request {
 // Adopt is Judge for a request that arrived shortly before the death was known of the connection on which it came first. It
 // reports whether the request is a repetition.
 func (j *Judge) Adopt(now time.Duration, r *Request) bool {
-	if r.repeated() || now-r.Arrived > rounding {
+	if r.Repeated() || now-r.Arrived > rounding {
 		return false
 	}
 	j.mu.Lock()
@@ -166,32 +164,17 @@ func (j *Judge) Adopt(now time.Duration, r *Request) bool {
 
 // suspect reports whether k overlaps something that is stuck. The caller holds mu.
 func (j *Judge) suspect(k Key) bool {
-	for s := range j.stuck {
-		if k.Offset < s.end && s.first < k.Offset+uint64(k.Length) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(j.stuck, func(s Key) bool {
+		return k.Offset < s.Offset+uint64(s.Length) && s.Offset < k.Offset+uint64(k.Length)
+	})
 }
 
-// Stick notes that a request was answered while the backend is at work on it. What overlaps it until Free is not to cost its
+// SetStuck says for which requests, that have failed, the backend is still at work. What overlaps them from now on is not to cost its
 // connection, too.
-func (j *Judge) Stick(k Key) *Stuck {
+func (j *Judge) SetStuck(stuck []Key) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	s := &Stuck{k.Offset, k.Offset + uint64(k.Length)}
-	if j.stuck == nil {
-		j.stuck = make(map[*Stuck]struct{})
-	}
-	j.stuck[s] = struct{}{}
-	return s
-}
-
-// Free notes that the backend has come back.
-func (j *Judge) Free(s *Stuck) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	delete(j.stuck, s)
+	j.stuck = stuck
 }
 
 // Overdue returns which of the requests that one connection has in flight are to be answered with an error now, by their place.
@@ -213,7 +196,7 @@ func (j *Judge) Overdue(now time.Duration, requests []Request) []int {
 	var due []int
 	for i, r := range requests {
 		limit := p.limit(r)
-		late := now >= end-p.margin() && r.repeated() && limit <= r.Arrived+p.Resend && r.Arrived+p.Resend > r.First+p.Total+strayed
+		late := now >= end-p.margin() && r.Repeated() && limit <= r.Arrived+p.Resend && r.Arrived+p.Resend > r.First+p.Total+strayed
 		if now >= limit || late {
 			due = append(due, i)
 		}
@@ -229,7 +212,7 @@ func (p Patience) limit(r Request) time.Duration {
 	end := r.Arrived + p.Resend
 	last := end - p.margin() // in order to save the connection
 	limit := never
-	if r.repeated() {
+	if r.Repeated() {
 		limit = max(r.First+p.Total, r.Arrived+min(grace, p.Resend-p.margin()))
 		if last < limit && limit <= end+rounding {
 			limit = last // Otherwise it would be repeated once more for nothing, and with it what needs no repetition.
@@ -248,7 +231,7 @@ func (j *Judge) Quiet(now time.Duration, repeats bool) bool {
 	if repeats || now < j.until || len(j.stuck) > 0 {
 		return false
 	}
-	j.lost, j.blind = nil, 0
+	j.lost, j.isBlind = nil, false
 	j.active.Store(false)
 	return true
 }

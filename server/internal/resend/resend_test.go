@@ -165,7 +165,7 @@ func TestStuck(t *testing.T) {
 	var j resend.Judge
 	j.SetPatience(patience)
 	j.Lost(100*s, nil, false)
-	stuck := j.Stick(key(8192))
+	j.SetStuck([]resend.Key{key(8192)})
 	for off, suspect := range map[uint64]bool{0: false, 4096: false, 4097: true, 8192: true, 12287: true, 12288: false} {
 		if r := j.Judge(101*s, key(off)); r.Suspect != suspect {
 			t.Errorf("at %d: %+v", off, r)
@@ -174,7 +174,7 @@ func TestStuck(t *testing.T) {
 	if j.Quiet(1000*s, false) || !j.Active() {
 		t.Error("quiet while something is stuck")
 	}
-	j.Free(stuck)
+	j.SetStuck(nil)
 	if r := j.Judge(101*s, key(8192)); r.Suspect {
 		t.Error("suspect of what is not stuck any more")
 	}
