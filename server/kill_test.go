@@ -23,7 +23,9 @@ type character struct {
 var characters = []character{{name: "workers"}, {name: "quick", quick: true}, {name: "direct", direct: true}}
 
 // export offers d in its character.
-func (c character) export(t *testing.T, d *disk) *server.Export { return c.serveWith(t, d, server.Options{}) }
+func (c character) export(t *testing.T, d *disk) *server.Export {
+	return c.serveWith(t, d, server.Options{})
+}
 
 func (c character) serveWith(t *testing.T, d *disk, o server.Options) *server.Export {
 	var b backends.Backend = d

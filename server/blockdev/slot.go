@@ -85,7 +85,9 @@ func (d *Device) unkeep() {
 	d.unexpire()
 	if !d.goodbye {
 		d.err = d.lost
-		d.misses(d.lost)
+		if !d.kicked {
+			d.misses(d.lost)
+		}
 	}
 	close(d.done)
 	d.changed()
