@@ -24,10 +24,11 @@
 // n == len(p) is success, whatever the error says of [io.EOF]. A short count is
 // an error: a backend never pads a read with zeros that it did not store.
 //
-// Data methods take no context, for neither a pread nor a request on the wire
-// can be taken back, and a call that returned early would leave p in use. A
-// backend that waits for a network takes its timeouts at construction, and its
-// Close unblocks the calls in flight.
+// Plain data methods take no context, for neither a pread nor a request on the
+// wire can be taken back, and a call that returned early would leave p in use. A
+// backend that waits for a network, and can give up, implements
+// [ReaderAtContext] and [WriterAtContext], or takes its timeouts at construction;
+// its Close unblocks the calls in flight.
 //
 // # Wrappers
 //

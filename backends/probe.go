@@ -9,23 +9,25 @@ import (
 type Caps uint32
 
 const (
-	CapWrite     Caps = 1 << iota // io.WriterAt
-	CapSync                       // Syncer
-	CapFUA                        // FUAWriter
-	CapTrim                       // Trimmer
-	CapZero                       // Zeroer
-	CapExtents                    // Extenter
-	CapResize                     // Resizer
-	CapReadTo                     // ReaderAtTo
-	CapWriteFrom                  // WriterAtFrom
+	CapWrite        Caps = 1 << iota // io.WriterAt
+	CapSync                          // Syncer
+	CapFUA                           // FUAWriter
+	CapTrim                          // Trimmer
+	CapZero                          // Zeroer
+	CapExtents                       // Extenter
+	CapResize                        // Resizer
+	CapReadTo                        // ReaderAtTo
+	CapWriteFrom                     // WriterAtFrom
+	CapReadContext                   // ReaderAtContext
+	CapWriteContext                  // WriterAtContext
 )
 
 // capsOfWriter are worth nothing on a device that cannot be written.
-const capsOfWriter = CapSync | CapFUA | CapTrim | CapZero | CapResize | CapWriteFrom
+const capsOfWriter = CapSync | CapFUA | CapTrim | CapZero | CapResize | CapWriteFrom | CapWriteContext
 
 // String lists the capabilities: "write,sync,trim".
 func (c Caps) String() string {
-	names := []string{"write", "sync", "fua", "trim", "zero", "extents", "resize", "readto", "writefrom"}
+	names := []string{"write", "sync", "fua", "trim", "zero", "extents", "resize", "readto", "writefrom", "readcontext", "writecontext"}
 	var have []string
 	for i, name := range names {
 		if c&(1<<i) != 0 {
@@ -60,6 +62,9 @@ type Device struct {
 	ReadTo    ReaderAtTo
 	WriteFrom WriterAtFrom
 
+	ReadContext  ReaderAtContext
+	WriteContext WriterAtContext
+
 	BlockSizes BlockSizes // zero where the backend has no opinion
 }
 
@@ -84,6 +89,8 @@ func Probe(b Backend) Device {
 	take(&d, b, have, CapResize, &d.Resizer)
 	take(&d, b, have, CapReadTo, &d.ReadTo)
 	take(&d, b, have, CapWriteFrom, &d.WriteFrom)
+	take(&d, b, have, CapReadContext, &d.ReadContext)
+	take(&d, b, have, CapWriteContext, &d.WriteContext)
 	if s, ok := b.(BlockSizer); ok {
 		d.BlockSizes = s.BlockSizes()
 	}

@@ -20,7 +20,7 @@ var errHungUp = errors.New("the client hung up while its requests waited; those 
 
 // outdated reports whether the request that the loop is at has perhaps been sent again over another connection, which it can't where
 // there is none.
-func (c *Conn) outdated() bool { return c.export.several.Load() && c.outlived() }
+func (c *Conn) outdated() bool { return c.left.Load() || c.export.several.Load() && c.outlived() }
 
 // outlived reports whether the request that the loop is at is older than the client's patience, and that is gone.
 func (c *Conn) outlived() bool {
@@ -37,8 +37,11 @@ func (c *Conn) abandoned() bool { return c.closed.Load() || c.left.Load() }
 // all replies.
 func (c *Conn) leave() {
 	if c.hungUp() {
+		c.lose(false)
 		c.left.Store(true)
+		c.cancel()
 		c.export.claims.wake()
+		c.export.admission.wake()
 	}
 }
 

@@ -20,6 +20,7 @@ var errAbandoned = errors.New("not executed: the client hung up while an older r
 type claim struct {
 	conn       *Conn // nil: not in the list
 	first, end uint64
+	orphan     bool // its client was told that the request has failed
 
 	older, newer *claim
 }
@@ -40,7 +41,8 @@ func (h *header) changes() bool {
 	return (h.op == OpWrite || h.op == OpTrim || h.op == OpWriteZeroes) && h.length > 0
 }
 
-// add puts k in the list, for the range of h, and reports whether it has to wait. It does not block.
+// add puts k in the list, for the range of h, and reports whether it has to wait. It does not block. On a sealed connection there is
+// nothing to wait for, which wait says.
 func (l *claims) add(k *claim, c *Conn, h *header) (wait bool) {
 	*k = claim{conn: c, first: h.offset, end: h.offset + uint64(h.length)}
 	l.mu.Lock()
@@ -54,7 +56,7 @@ func (l *claims) add(k *claim, c *Conn, h *header) (wait bool) {
 	l.newest = k
 	c.claimed++
 	l.count.Add(1)
-	return l.contested(k)
+	return c.sealed || l.contested(k)
 }
 
 // tryAdd is add if that would not have to wait, and nothing else.
@@ -89,9 +91,9 @@ func (l *claims) contested(k *claim) bool {
 	return false
 }
 
-// overlaps reports whether o is of another connection than k, and has bytes in common with it.
+// overlaps reports whether o is of another connection than k, or of nobody any more, and has bytes in common with it.
 func (o *claim) overlaps(k *claim) bool {
-	return o.conn != k.conn && o.first < k.end && k.first < o.end
+	return (o.conn != k.conn || o.orphan) && o.first < k.end && k.first < o.end
 }
 
 // payloadPatience is how long a write may wait for the rest of its payload while another request waits for it.
@@ -101,6 +103,9 @@ const payloadPatience = time.Second
 func (l *claims) wait(k *claim) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if k.conn.sealed {
+		return errAbandoned
+	}
 	if !l.contested(k) {
 		return nil
 	}
@@ -116,7 +121,7 @@ func (l *claims) queue(k *claim) error {
 		timer.Stop()
 	}()
 	for l.contested(k) {
-		if k.conn.abandoned() {
+		if k.conn.abandoned() || k.orphan {
 			return errAbandoned
 		}
 		l.waiting++
@@ -165,12 +170,36 @@ func (l *claims) unlink(k *claim) {
 	} else {
 		k.newer.older = k.older
 	}
-	k.conn.claimed--
+	if !k.orphan {
+		k.conn.claimed--
+	}
 	l.count.Add(-1)
 	k.conn = nil
 	if l.waiting > 0 {
 		l.gone.Broadcast()
 	}
+}
+
+// orphan has k, if it is in the list, hold up whoever comes after it, its own connection included. It is for a request whose client
+// was told that it has failed: newer data must not be overwritten by it.
+func (l *claims) orphan(k *claim) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if k.conn == nil || k.orphan {
+		return
+	}
+	k.orphan = true
+	k.conn.claimed--
+	l.gone.Broadcast()
+}
+
+// seal keeps requests of c from changing anything that have no claim yet.
+func (l *claims) seal(c *Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c.sealed = true
+	c.left.Store(true)
+	l.gone.Broadcast()
 }
 
 // wake has those who wait look again.

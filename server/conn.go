@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/server/internal/rawio"
+	"github.com/nbdctl/nbdctl/server/internal/resend"
 )
 
 // ErrShutdown is what Transmit returns after Shutdown.
@@ -42,9 +43,11 @@ type Conn struct {
 	payload payload // of the write that is being executed
 	claim   claim   // what it changes, if it can take long
 	meter   meter
-	current header        // of the request that the loop is at; in one place, because to copy what was just written is slow
-	inside  bool          // a call of the backend, for it
-	absence time.Duration // from what was received last until what it asked for had an end, here
+	current header         // of the request that the loop is at; in one place, because to copy what was just written is slow
+	judged  resend.Request // what is known of it, if judging
+	judging bool           // requests may come again
+	inside  bool           // a call of the backend, for it
+	absence time.Duration  // from what was received last until what it asked for had an end, here
 	result  chan error
 
 	claimed int // of the export's claims; guarded by their mu
@@ -53,6 +56,11 @@ type Conn struct {
 	stopping     atomic.Bool // the reader is to stop; set under mu
 	closed       atomic.Bool
 	left         atomic.Bool // the client has hung up
+	sealed       bool        // no request that changes bytes is begun any more; guarded by the mu of the export's claims
+
+	// ctx is that of the backend's calls. It ends when nobody waits for them any more.
+	ctx    context.Context
+	cancel context.CancelFunc
 
 	receiving atomic.Int64 // turn of the budget in which the payload began to be received that is; 0: none is
 
@@ -61,7 +69,9 @@ type Conn struct {
 	unread []byte
 	fence  *fence // that the loop has to pass, or nil
 
-	stopped chan struct{} // closed when the loop has ended
+	looped  chan struct{} // closed when the loop has ended
+	stopped chan struct{} // closed then, or when it will not begin anything more
+	away    time.Duration // for how long the loop had been in a call when the connection was sealed; 0: it was not
 
 	ended chan struct{} // closed with phaseEnded
 }
@@ -83,9 +93,11 @@ func (e *Export) newConn(nc net.Conn, unread []byte, b *budget) *Conn {
 		meter:   meter{paces: &e.paces, switches: threadSwitches},
 		result:  make(chan error, 1),
 		unread:  unread,
+		looped:  make(chan struct{}),
 		stopped: make(chan struct{}),
 		ended:   make(chan struct{}),
 	}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.outbox.broken = func() { c.interrupt() }
 	return c
 }
@@ -106,9 +118,17 @@ func (c *Conn) Transmit() error {
 
 	// The loop has a goroutine of its own because a backend may end the one that it is called on.
 	go c.run()
+	unwatch := c.watch()
 	err := <-c.result
-	close(c.stopped)
+	close(c.looped)
+	unwatch()
 	c.leave()
+	if c.away == 0 {
+		if c.abandoned() || c.outbox.failure() != nil {
+			c.lose(err != io.EOF || c.inbox.holdsAny())
+		}
+		close(c.stopped)
+	}
 	c.gate.drained(nil)
 	err = c.verdict(err)
 	c.end()
@@ -153,6 +173,7 @@ func (c *Conn) end() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.phase = phaseEnded
+	c.cancel()
 	c.unread = c.inbox.unread()
 	c.inbox.release()
 	if c.stopping.Load() || c.fence != nil {
@@ -168,6 +189,7 @@ func (c *Conn) interrupt() error {
 	switch c.phase {
 	case phaseNew:
 		c.phase = phaseEnded
+		c.cancel()
 		close(c.ended)
 	case phaseServing:
 		c.stopping.Store(true)
@@ -202,29 +224,41 @@ func (c *Conn) Unread() []byte {
 	return c.unread
 }
 
-// Close cuts the connection. Transmit returns once the backend calls in flight have: they cannot be interrupted from here.
-// Close does not wait for that. Further calls do nothing.
+// Close cuts the connection, and ends the context of the backend calls in flight. Transmit returns once these have, which may take
+// long where the backend knows no context. Close does not wait for that. Further calls do nothing.
 func (c *Conn) Close() error {
+	if c.closed.Load() {
+		return nil
+	}
+	c.lose(false)
 	if c.closed.Swap(true) {
 		return nil
 	}
 	if c.budget != nil {
 		c.budget.forget(c) // first: to close the socket may wait for a disk that it is sending from
 	}
+	defer c.export.admission.wake()
 	defer c.export.claims.wake()
+	c.cancel()
 	return c.nc.Close()
 }
 
 // Disconnected reports whether the client has ended the connection in order, by NBD_CMD_DISC.
 func (c *Conn) Disconnected() bool { return c.disconnected.Load() }
 
-// Stopped returns a channel that is closed when Transmit reads nothing more, because the connection has ended in whatever way. It
-// returns after that, when the backend has let go of the last request.
+// Stopped returns a channel that is closed when Transmit begins no request any more, because the connection has ended in whatever
+// way. It returns after that, when the backend has let go of the last request. Meanwhile the client may go on over another connection
+// of the export: what it sends again waits for its turn (see the package documentation).
 func (c *Conn) Stopped() <-chan struct{} { return c.stopped }
 
 // Absence returns for how long the requests that were received last kept the connection from looking whether the client is there,
 // because they waited for the backend other than on workers. It is valid when Stopped has been closed.
-func (c *Conn) Absence() time.Duration { return c.absence }
+func (c *Conn) Absence() time.Duration {
+	if c.away > 0 {
+		return c.away
+	}
+	return c.absence
+}
 
 // Stats returns what the connection has served so far.
 func (c *Conn) Stats() Stats {

@@ -34,6 +34,17 @@
 // Three things are left to others: a backend that does not keep the promise of [backends.WriterAtFrom] not to block; a
 // client that loses its patience within half a second; and a TCP client, of which the server can not tell that it has hung up.
 //
+// A client that sends requests again does so without an end: each new connection begins their time anew. An export that was told of
+// its clients' patience ([Export.SetPatience]) counts the time of a request from when it came first, on whatever connection, and
+// answers it with EIO when that is over, though the backend is still at work on it. Its range stays locked until the backend has come
+// back, for requests of the same connection too, so that the old bytes can't land on newer ones. Then, and until no repetition is to
+// be expected any more, all that a backend does not promise to do at once is left to workers; what overlaps a request that the backend
+// never came back from fails before it costs its connection; and when the backend hangs in as many requests of dead connections as one
+// connection may have in flight (16 at least), it gets no more before it has come back from some.
+//
+// A backend that can give up ([backends.ReaderAtContext], [backends.WriterAtContext]) is told when nobody waits any more, by the
+// context of the connection: the client has hung up, or the connection was closed.
+//
 // An export may change its size while it is served ([Export.Resize]); requests are checked against the size of the moment in which
 // their turn comes.
 //

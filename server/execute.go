@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -13,7 +14,7 @@ const zeroPiece = 256 << 10
 
 // execute has the backend carry out a request that passed check. p is the payload of a WRITE, or the room for that of a READ.
 // When it returns nil, what the client asked for is done and, with FUA, durable.
-func (e *Export) execute(h header, p []byte) error {
+func (e *Export) execute(ctx context.Context, h header, p []byte) error {
 	off, n := int64(h.offset), int64(h.length)
 	if n == 0 && h.op != OpFlush {
 		return nil // The protocol leaves a request for nothing undefined; backends need not know that it exists.
@@ -21,17 +22,17 @@ func (e *Export) execute(h header, p []byte) error {
 	fua := h.flags&flagFUA != 0
 	switch h.op {
 	case OpRead:
-		m, err := e.dev.ReadAt(p, off)
+		m, err := e.readAt(ctx, p, off)
 		return whole(m, len(p), err, io.ErrUnexpectedEOF)
 	case OpWrite:
-		return e.write(p, off, fua)
+		return e.write(ctx, p, off, fua)
 	case OpTrim:
 		if err := e.dev.Trimmer.Trim(off, n); err != nil {
 			return err
 		}
 		return e.syncIf(fua)
 	case OpWriteZeroes:
-		if err := e.zero(off, n, h.flags); err != nil {
+		if err := e.zero(ctx, off, n, h.flags); err != nil {
 			return err
 		}
 		return e.syncIf(fua)
@@ -45,12 +46,27 @@ func (e *Export) durably(h header) bool {
 	return h.flags&flagFUA != 0 && (e.dev.Syncer != nil || e.dev.FUAWriter != nil)
 }
 
-func (e *Export) write(p []byte, off int64, fua bool) error {
+// readAt and writeAt let the backend know when nobody waits any more, if it wants to.
+func (e *Export) readAt(ctx context.Context, p []byte, off int64) (int, error) {
+	if e.dev.ReadContext != nil {
+		return e.dev.ReadContext.ReadAtContext(ctx, p, off)
+	}
+	return e.dev.ReadAt(p, off)
+}
+
+func (e *Export) writeAt(ctx context.Context, p []byte, off int64) (int, error) {
+	if e.dev.WriteContext != nil {
+		return e.dev.WriteContext.WriteAtContext(ctx, p, off)
+	}
+	return e.dev.WriterAt.WriteAt(p, off)
+}
+
+func (e *Export) write(ctx context.Context, p []byte, off int64, fua bool) error {
 	if fua && e.dev.FUAWriter != nil {
 		n, err := e.dev.FUAWriter.WriteAtFUA(p, off)
 		return whole(n, len(p), err, io.ErrShortWrite)
 	}
-	n, err := e.dev.WriterAt.WriteAt(p, off)
+	n, err := e.writeAt(ctx, p, off)
 	if err := whole(n, len(p), err, io.ErrShortWrite); err != nil {
 		return err
 	}
@@ -79,7 +95,7 @@ func (e *Export) syncIf(wanted bool) error {
 
 // zero makes the range read as zeros. Where the backend has no way of its own, or says that it has none for this range after
 // all, zeros are written, which also leaves no hole.
-func (e *Export) zero(off, n int64, flags commandFlags) error {
+func (e *Export) zero(ctx context.Context, off, n int64, flags commandFlags) error {
 	if e.dev.Zeroer != nil {
 		var how backends.ZeroFlags
 		if flags&flagNoHole != 0 {
@@ -94,7 +110,7 @@ func (e *Export) zero(off, n int64, flags commandFlags) error {
 	clear(b.bytes)
 	for n > 0 {
 		p := b.bytes[:min(n, int64(len(b.bytes)))]
-		if err := e.write(p, off, false); err != nil {
+		if err := e.write(ctx, p, off, false); err != nil {
 			return err
 		}
 		off += int64(len(p))

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/backends"
+	"github.com/nbdctl/nbdctl/server/internal/resend"
 )
 
 const (
@@ -55,14 +56,19 @@ type Export struct {
 	journal     journal
 	paces       paces
 	claims      claims
+	judge       resend.Judge
+	admission   admission
+	watchful    atomic.Bool // it matters at once when a client hangs up
+	direct      atomic.Bool // the backend takes writes without a claim (backends.WriterAtFrom)
 	lastError   atomic.Pointer[RequestError]
 	losses      losses
 	several     atomic.Bool // there were two connections at the same time
 
-	mu       sync.Mutex         // guards the three below
+	mu       sync.Mutex         // guards the four below
 	live     map[*Conn]struct{} // in Transmit
 	finished Stats              // of those that were
 	held     chan struct{}      // unless nil, until it is closed no connection may begin
+	tending  *time.Timer        // until requests that were sent again are looked at; nil: they are not
 
 	resizing sync.Mutex   // held in Resize, Swap and Sync; guards the one below
 	syncing  <-chan error // has the result of a sync that was given up; nil: there is none
@@ -86,6 +92,7 @@ func NewExport(b backends.Backend, o Options) (*Export, error) {
 		live:        make(map[*Conn]struct{}),
 	}
 	e.claims.gone.L = &e.claims.mu
+	e.admission.changed.L = &e.admission.mu
 	size := dev.Size()
 	e.size.Store(size)
 	need := max(1, dev.BlockSizes.Minimum)
@@ -117,6 +124,7 @@ func NewExport(b backends.Backend, o Options) (*Export, error) {
 		return nil, fmt.Errorf("server: %d requests in flight are too few to serve any", e.maxInFlight)
 	}
 	e.flags = promise(dev, o.ReadOnly)
+	e.noteAbilities()
 	return e, nil
 }
 
@@ -135,6 +143,12 @@ func promise(dev backends.Device, readOnly bool) Flags {
 		f |= FlagSendTrim
 	}
 	return f
+}
+
+// noteAbilities keeps what others than the loops ask of the backend.
+func (e *Export) noteAbilities() {
+	e.direct.Store(e.dev.WriteFrom != nil)
+	e.watchful.Store(e.judge.Patience().Resend > 0 || e.dev.ReadContext != nil || e.dev.WriteContext != nil)
 }
 
 // Size returns the size in bytes.
@@ -172,6 +186,7 @@ func (e *Export) enlist(c *Conn) {
 		e.mu.Lock()
 	}
 	e.live[c] = struct{}{}
+	e.tendLater()
 	if len(e.live) > 1 {
 		e.several.Store(true)
 	}

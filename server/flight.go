@@ -3,12 +3,14 @@ package server
 import (
 	"sync"
 	"time"
+
+	"github.com/nbdctl/nbdctl/server/internal/resend"
 )
 
 // A flight has the requests of a connection that are in flight and not in its batch, in the order in which they came. The zero
 // value is empty. Safe for concurrent use.
 type flight struct {
-	mu     sync.Mutex // guards all below, and the two links and bound of each request
+	mu     sync.Mutex // guards all below, and the two links, bound, judged and lost of each request
 	oldest *request
 	newest *request
 	count  int
@@ -41,6 +43,52 @@ func (f *flight) remove(r *request) {
 		r.newer.older = r.older
 	}
 	f.count--
+}
+
+// unanswered returns the requests that the backend is to answer and nobody has, and what is known of each. The caller holds mu.
+func (f *flight) unanswered() (waiting []*request, judged []resend.Request) {
+	for r := f.oldest; r != nil; r = r.newer {
+		if r.err == nil && !r.answered.Load() {
+			waiting, judged = append(waiting, r), append(judged, r.judged)
+		}
+	}
+	return waiting, judged
+}
+
+// lose returns what is known of all requests, of each once.
+func (f *flight) lose() []resend.Request {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var all []resend.Request
+	for r := f.oldest; r != nil; r = r.newer {
+		if !r.lost {
+			r.lost = true
+			all = append(all, r.judged)
+		}
+	}
+	return all
+}
+
+// stuck appends to all what the backend has of requests that came first at that time, or before, and of those that were answered
+// without it.
+func (f *flight) stuck(first time.Duration, all []resend.Key) []resend.Key {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for r := f.oldest; r != nil; r = r.newer {
+		if r.err == nil && (r.answered.Load() || r.lost && r.judged.First <= first) {
+			all = append(all, r.judged.Key)
+		}
+	}
+	return all
+}
+
+// adopt finds out which requests came before, on a connection whose death has just been noted.
+func (f *flight) adopt(now time.Duration, j *resend.Judge) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for r := f.oldest; r != nil; r = r.newer {
+		j.Adopt(now, &r.judged)
+	}
 }
 
 // bind notes that the request is done, and holds its memory only until the client has taken the reply; turn is that of the budget.

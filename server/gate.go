@@ -11,10 +11,11 @@ type gate struct {
 	maxRequests int
 	maxBytes    int64
 
-	mu       sync.Mutex // guards the two counts
+	mu       sync.Mutex // guards the two counts and waiting
 	changed  sync.Cond  // a request has left
 	requests int
 	bytes    int64
+	waiting  bool // the loop, for room
 }
 
 func newGate(maxRequests int, maxBytes int64) *gate {
@@ -35,8 +36,10 @@ func (g *gate) enter(bytes int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for !g.admit(bytes) {
+		g.waiting = true
 		g.changed.Wait()
 	}
+	g.waiting = false
 }
 
 // admit goes in if there is room. The caller holds the lock.
@@ -47,6 +50,30 @@ func (g *gate) admit(bytes int64) bool {
 	g.requests++
 	g.bytes += bytes
 	return true
+}
+
+// join goes in although there may be no room, with something that takes no memory.
+func (g *gate) join() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.requests++
+}
+
+// load returns what is inside.
+func (g *gate) load() (requests int, bytes int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.requests, g.bytes
+}
+
+// ifWaiting calls f if somebody waits for room, who does not get it before f has returned. It reports whether it did.
+func (g *gate) ifWaiting(f func()) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.waiting {
+		f()
+	}
+	return g.waiting
 }
 
 // leave gives back what enter took.

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"net"
 	"os"
+
+	"github.com/nbdctl/nbdctl/server/internal/resend"
 )
 
 // receiveWrite receives the payload of a WRITE into memory of its own and has the request executed. A write that is refused is
@@ -67,7 +69,7 @@ func (c *Conn) start(h *header, payload *buffer) {
 		return
 	}
 	wait := h.changes() && c.export.claims.add(&r.claim, c, h)
-	if pace := c.export.pace(*h); pace != nil && !wait && pace.alone.Load() {
+	if pace := c.export.pace(*h); pace != nil && !wait && c.export.inline(pace) {
 		c.meter.settle(clock())
 		r.alone = true
 		r.run()
@@ -93,6 +95,11 @@ func (c *Conn) request(h *header, cost int64) *request {
 		r = newRequest()
 	}
 	r.conn, r.header, r.cost, r.arrived = c, *h, cost, c.inbox.arrived()
+	if c.judging {
+		r.judged = c.judged
+	} else {
+		r.judged = resend.Request{Key: h.key(), Arrived: r.arrived, First: r.arrived}
+	}
 	c.flight.add(r)
 	return r
 }

@@ -209,6 +209,9 @@ func (in *inbox) putBack(b []byte) {
 	in.age.putBack()
 }
 
+// holdsAny reports whether there is anything that was received and not consumed.
+func (in *inbox) holdsAny() bool { return len(in.received())+len(in.ahead) > 0 }
+
 // unread returns a copy of all that was received and not consumed.
 func (in *inbox) unread() []byte {
 	return slices.Concat(in.received(), in.ahead)

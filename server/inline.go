@@ -31,7 +31,7 @@ func (c *Conn) claimFast(h *header, arrived bool) bool {
 func (c *Conn) readAt(p []byte, h *header) (err error) {
 	defer c.recovered(&err)
 	c.inside = true
-	n, err := c.export.dev.ReadAt(p, int64(h.offset))
+	n, err := c.export.readAt(c.ctx, p, int64(h.offset))
 	c.inside = false
 	return whole(n, len(p), err, io.ErrUnexpectedEOF)
 }
@@ -47,7 +47,7 @@ func (c *Conn) writeFrom(h *header) (err error) {
 func (c *Conn) writeAt(p []byte, h *header) (err error) {
 	defer c.recovered(&err)
 	c.inside = true
-	n, err := c.export.dev.WriterAt.WriteAt(p, int64(h.offset))
+	n, err := c.export.writeAt(c.ctx, p, int64(h.offset))
 	c.inside = false
 	return whole(n, len(p), err, io.ErrShortWrite)
 }

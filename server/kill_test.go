@@ -24,11 +24,15 @@ var characters = []character{{name: "workers"}, {name: "quick", quick: true}, {n
 
 // export offers d in its character.
 func (c character) export(t *testing.T, d *disk) *server.Export {
+	return c.serveWith(t, d, server.Options{})
+}
+
+func (c character) serveWith(t *testing.T, d *disk, o server.Options) *server.Export {
 	var b backends.Backend = d
 	if c.direct {
 		b = directDisk{d}
 	}
-	e := export(t, b, server.Options{})
+	e := export(t, b, o)
 	if c.quick {
 		s := connect(t, e)
 		warm(s.client)

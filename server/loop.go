@@ -140,6 +140,11 @@ func (c *Conn) open(h *header, n int, copied bool) error {
 func (c *Conn) dispatch(h *header) error {
 	e := c.export
 	refused := e.check(*h)
+	if e.judge.Active() {
+		c.judged, c.judging = e.judge.Judge(c.inbox.arrived(), h.key()), true
+	} else if c.judging {
+		c.judging = false
+	}
 	switch {
 	case h.changes() && c.outdated():
 		return errHungUp
@@ -178,7 +183,7 @@ func (c *Conn) read(h *header) error {
 			return err
 		}
 		return c.settle(h, c.readTo(h))
-	case n <= slabSize && pace.alone.Load():
+	case n <= slabSize && e.inline(pace):
 		if err := c.open(h, n, true); err != nil {
 			return err
 		}
@@ -196,7 +201,7 @@ func (c *Conn) read(h *header) error {
 // there, without another goroutine. Then a burst of large writes takes few system calls, too.
 func (c *Conn) gathers(h *header) bool {
 	e := c.export
-	return h.op == OpWrite && e.dev.WriteFrom == nil && c.inbox.holds(h.length) && e.paces.write.alone.Load() && !e.durably(*h)
+	return h.op == OpWrite && e.dev.WriteFrom == nil && c.inbox.holds(h.length) && e.inline(&e.paces.write) && !e.durably(*h)
 }
 
 // write executes a WRITE. If its payload has not arrived yet, it is a large one, which is received into the place where it is to
@@ -235,7 +240,7 @@ func (c *Conn) write(h *header, refused *refusal) error {
 	case e.dev.WriteFrom != nil && (arrived || n <= maxKept || c.budget == nil) && c.claimFast(h, arrived):
 		c.payload = payload{inbox: &c.inbox, total: n, left: n, arrived: arrived}
 		return c.settle(h, c.writeFrom(h))
-	case e.dev.WriteFrom == nil && arrived && n <= maxAlone && pace.alone.Load() && e.claims.tryAdd(&c.claim, c, h):
+	case e.dev.WriteFrom == nil && arrived && n <= maxAlone && e.inline(pace) && e.claims.tryAdd(&c.claim, c, h):
 		p := c.inbox.take(n)
 		c.payload = payload{total: n}
 		c.meter.begin(pace)

@@ -2,7 +2,10 @@ package server
 
 import (
 	"runtime/debug"
+	"sync/atomic"
 	"time"
+
+	"github.com/nbdctl/nbdctl/server/internal/resend"
 )
 
 // A request is one NBD request that does not belong to a batch, between its arrival and its reply: a worker executes it, or the
@@ -16,6 +19,10 @@ type request struct {
 	alone   bool    // executed by the connection's goroutine
 	claim   claim   // what it changes
 	arrived time.Duration
+
+	judged   resend.Request // guarded by the mu of the flight
+	lost     bool           // its connection has died; guarded by the mu of the flight
+	answered atomic.Bool    // by whoever has set it: finish, or somebody who does not wait for the backend any more
 
 	older, newer *request // in the flight of the connection
 	bound        int64    // turn of the budget in which it was done; 0: it is not
@@ -69,6 +76,11 @@ func (r *request) perform() error {
 		return r.err
 	}
 	e := r.conn.export
+	if !r.alone && e.judge.Active() {
+		if err := e.admit(r); err != nil {
+			return err
+		}
+	}
 	if r.claim.conn != nil && !r.alone {
 		if err := e.claims.wait(&r.claim); err != nil {
 			return err
@@ -83,7 +95,7 @@ func (r *request) perform() error {
 	}
 	pace := e.pace(r.header)
 	if pace == nil {
-		return e.execute(r.header, p)
+		return e.execute(r.conn.ctx, r.header, p)
 	}
 	if r.alone {
 		m := &r.conn.meter
@@ -92,12 +104,12 @@ func (r *request) perform() error {
 			m.end(pace, paceBytes(r.header))
 			m.settle(clock()) // What follows is not the backend's.
 		}()
-		return e.execute(r.header, p)
+		return e.execute(r.conn.ctx, r.header, p)
 	}
 	pace.busy.Add(1)
 	defer pace.busy.Add(-1)
 	start := clock()
-	err := e.execute(r.header, p)
+	err := e.execute(r.conn.ctx, r.header, p)
 	pace.worked(clock()-start, paceBytes(r.header))
 	return err
 }
@@ -109,6 +121,10 @@ func (r *request) finish(err error) {
 	took := clock() - r.arrived
 	if r.alone {
 		c.absence = took
+	}
+	if r.answered.Swap(true) {
+		r.release()
+		return
 	}
 	code := errnoNone
 	if err != nil {
@@ -137,4 +153,7 @@ func (r *request) release() {
 	*r = request{run: r.run}
 	requests.Put(r)
 	c.exit(cost)
+	if c.export.judge.Active() {
+		c.export.admission.wake()
+	}
 }

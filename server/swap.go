@@ -70,6 +70,7 @@ func (e *Export) swap(ctx context.Context, next func() (backends.Device, error))
 		return err
 	}
 	e.dev = dev // Who reads it is held up: the close of release comes before their next look.
+	e.noteAbilities()
 	return nil
 }
 

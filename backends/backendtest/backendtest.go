@@ -23,6 +23,11 @@ type Options struct {
 	// what was not synced, as a crash would. nil: content does not outlive a
 	// backend.
 	Reopen func(t testing.TB, b backends.Backend) backends.Backend
+
+	// Stall makes what b waits for hang until release is called, such as a server
+	// across a network. It is to show that calls end with their context. nil:
+	// they are made on a backend that answers.
+	Stall func(t testing.TB, b backends.Backend) (release func())
 }
 
 // Test checks the backends that open returns. Every check opens its own, so open
@@ -53,12 +58,14 @@ var checks = []check{
 	{"ReadEdges", 0, checkReadEdges},
 	{"ConcurrentReads", 0, checkConcurrentReads},
 	{"ReadTo", backends.CapReadTo, checkReadTo},
+	{"ReadContext", backends.CapReadContext, checkReadContext},
 	{"Extents", backends.CapExtents, checkExtents},
 	{"WriteEdges", backends.CapWrite, checkWriteEdges},
 	{"Random", backends.CapWrite, checkRandom},
 	{"Zero", backends.CapZero, checkZero},
 	{"Trim", backends.CapTrim, checkTrim},
 	{"WriteFrom", backends.CapWriteFrom, checkWriteFrom},
+	{"WriteContext", backends.CapWriteContext, checkWriteContext},
 	{"Neighbours", backends.CapWrite, checkNeighbours},
 	{"Overlaps", backends.CapWrite, checkOverlaps},
 	{"Durability", backends.CapWrite, checkDurability},

@@ -31,9 +31,13 @@ func TestRightBackends(t *testing.T) {
 		"long":             func() backends.Backend { return newDisk(5 << 20) },
 		"blocks":           func() backends.Backend { return &blocks{newDisk(512 << 10)} },
 		"sends files":      func() backends.Backend { return &filed{bytes.NewReader(content), file} },
+		"gives up":         func() backends.Backend { return newContextDisk(diskSize) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			opts := Options{Operations: 100, TrimZeroes: true}
+			if _, ok := open().(stallable); ok {
+				opts.Stall = func(_ testing.TB, b backends.Backend) func() { return b.(stallable).stall() }
+			}
 			if _, ok := open().(*disk); ok {
 				opts.Reopen = func(_ testing.TB, b backends.Backend) backends.Backend { return b.(*disk).crash() }
 			}
@@ -150,6 +154,12 @@ func TestWrongBackends(t *testing.T) {
 		{&repliesLess{newDisk(diskSize)}, "ReadTo", "gave"},
 		{&repliesReused{disk: newDisk(diskSize)}, "ReadTo", "ReadAtTo: byte"},
 		{&repliesWrapped{newDisk(diskSize)}, "ReadTo", "wrapped"},
+		{&contextOther{newContextDisk(diskSize)}, "ReadContext", "other bytes than ReadAt"},
+		{&contextShort{newContextDisk(diskSize)}, "ReadContext", "no error when"},
+		{&contextDeaf{newContextDisk(diskSize)}, "ReadContext", "does not return"},
+		{&contextLoses{newContextDisk(diskSize)}, "WriteContext", "WriteAtContext has written"},
+		{&contextLate{contextDisk: newContextDisk(diskSize)}, "WriteContext", "after it was given up"},
+
 		{&takesLess{newDisk(diskSize)}, "WriteFrom", "left"},
 		{&takesMore{newDisk(diskSize)}, "WriteFrom", "asked for more"},
 		{&takesThenBlocks{newDisk(diskSize)}, "WriteFrom", "after a call of Into"},
@@ -164,6 +174,9 @@ func TestWrongBackends(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%T", tt.wrong), func(t *testing.T) {
 			opts := Options{Seed: 1, Operations: 400, TrimZeroes: false}
+			if strings.HasSuffix(tt.check, "Context") {
+				opts.Stall = func(_ testing.TB, b backends.Backend) func() { return b.(stallable).stall() }
+			}
 			if tt.check == "Durability" {
 				opts.Reopen = crash
 			}

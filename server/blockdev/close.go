@@ -45,17 +45,26 @@ func (d *Device) Disconnect(ctx context.Context) error {
 	return d.release()
 }
 
-// Close ends the device even if somebody uses it, who gets I/O errors from then on. What is cached is written first, if the backend
-// takes it within a few seconds. Close returns when the index is free and no request is served any more, after 30 seconds at the
-// latest, even if the backend never does. The error says what is left, and what was lost, now or earlier, unless Flush has told that
-// (see there). A device that has gone already is no error. Further calls do nothing.
-func (d *Device) Close() error {
-	d.ending <- struct{}{}
-	defer func() { <-d.ending }()
+// Close is CloseContext without a context: it returns after 30 seconds at the latest.
+func (d *Device) Close() error { return d.CloseContext(context.Background()) }
+
+// CloseContext ends the device even if somebody uses it, who gets I/O errors from then on. What is cached is written first, if the
+// backend takes it within a few seconds. CloseContext returns when the index is free and no request is served any more; when ctx ends,
+// or after 30 seconds, it cuts the connections and returns even if the backend never does. One that knows contexts
+// (backends.ReaderAtContext) is told to give up as soon as the kernel has let go of the device. The error says what is left, and what
+// was lost, now or earlier, unless Flush has told that (see there). A device that has gone already is no error. Further calls do
+// nothing.
+func (d *Device) CloseContext(ctx context.Context) error {
+	select {
+	case d.ending <- struct{}{}:
+		defer func() { <-d.ending }()
+	case <-ctx.Done():
+		return fmt.Errorf("blockdev: %s is being ended by another call: %w", d.Path(), context.Cause(ctx))
+	}
 	if d.ended {
 		return d.TakeLoss()
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), closePatience)
+	ctx, cancel := context.WithTimeout(ctx, closePatience)
 	defer cancel()
 	d.ended = true
 	return errors.Join(d.end(ctx), d.release(), d.TakeLoss())
@@ -65,6 +74,7 @@ func (d *Device) Close() error {
 func (d *Device) end(ctx context.Context) error {
 	hung := time.AfterFunc(hangPatience, d.cut)
 	defer hung.Stop()
+	defer context.AfterFunc(ctx, d.cut)()
 	var err error
 	if !d.disconnected() {
 		err = d.detach(ctx, true)

@@ -97,6 +97,7 @@ func (m machine) newDevice(b backends.Backend, o Options) (*Device, error) {
 		timeout:    o.Timeout,
 		deadTime:   o.DeadTimeout,
 	}
+	d.bePatient()
 	d.size.Store(e.Size())
 	d.mending, d.giveUp = context.WithCancelCause(context.Background())
 	if d.client == nil {

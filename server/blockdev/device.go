@@ -47,6 +47,7 @@ type Device struct {
 	keepers int        // goroutines that serve a slot, or heal it
 	goodbye bool       // the kernel has announced the end
 	leaving bool       // by Kick, or all is cut
+	kicked  bool       // by Kick: what is cached is lost, as told
 	lost    error      // what ended the connection that died first of those that are dead
 	expiry  *expiry    // of the wait for a new connection, while all are dead
 	// undelivered says what the kernel may have lost because there was no connection; nil if nobody need be told.

@@ -29,13 +29,18 @@
 // when the kernel has given up, the device is [Device.Done].
 //
 // Of a write that is executed twice, the first time must not end after the second, for newer data may have been written in between.
-// So a new connection is offered when the backend has let go of every request of the old one, and what is sent again over one that is
-// still there is not executed before the backend has let go of the first (package server, "What a client can rely on"). Reads
-// that hang are repeated at once.
+// So what is sent again is not executed before the backend has let go of the first (package server, "What a client can rely on").
+// Reads that hang are repeated at once.
 //
-// So more connections do not help against a backend that hangs in a write: each repetition waits for it, and costs the next
-// connection when its time is up. With DeadTimeout these are replaced, which takes a moment in which requests wait, and all but the
-// write goes on; without, the device ends with the last of them. Timeout is to be above whatever the backend may take.
+// A request that hangs costs a connection each time when its timeout is over. Without DeadTimeout the device ends with the last of
+// them. With it each is replaced within moments, whatever the backend is at, and all but the request goes on. The request fails with
+// EIO, however often the kernel sends it again: not before Timeout and DeadTimeout together have passed since it was sent first, and
+// at the latest 10 seconds after that. A write that has failed so keeps its range until the backend comes back from it: what is
+// written there meanwhile waits, or fails too, and never is overwritten by the old bytes. Timeout is to be above whatever the backend
+// may take; one that takes longer each time answers nothing.
+//
+// A backend that waits for a network can implement [backends.ReaderAtContext] and [backends.WriterAtContext]. Their context ends when
+// the kernel has given up the connection, at Kick and at Close, which then have nothing to wait for.
 //
 // [Device.Kick] ends a device whose I/O is stuck, at once and with I/O errors for all of it.
 //
@@ -81,9 +86,9 @@
 //     take them. Keep the backend from growing while it serves, write backing files with direct I/O or without, protect the process
 //     (mlockall, oom_score_adj -1000), and leave the machine some room. A timeout ends such a wait at the price of I/O errors.
 //   - A backend that waits for ever. The requests behind it wait too, once [Options].MaxInFlight are in it, and so does everyone who
-//     opens the device. The kernel gives up a request after [Options].Timeout; nobody can take it back from the backend. Kick and
-//     Close free those who wait for it, and Close reports that it is still there. A backend that waits for a network takes its own
-//     timeout, shorter than the device's.
+//     opens the device. The kernel gives up a request after [Options].Timeout; nobody can take it back from a backend without a
+//     context. Kick and Close free those who wait for it, and Close reports that it is still there. A backend that waits for a network
+//     takes the context, or its own timeout, shorter than the device's.
 //   - A lock that a backend holds while it calls Close or Disconnect of its own device: both write what is cached, which needs the
 //     backend.
 package blockdev

@@ -126,7 +126,7 @@ func (d *Device) TakeLoss() error {
 
 // misses notes that the kernel may have failed writes that no connection carried to the server. The caller holds mu.
 func (d *Device) misses(reason error) {
-	if d.undelivered == nil && !d.ReadOnly() && !errors.Is(reason, errKicked) {
+	if d.undelivered == nil && !d.ReadOnly() {
 		d.undelivered = fmt.Errorf("blockdev: %s: writes may be lost, for there was no connection to send them over: %w", d.Path(), reason)
 	}
 }

@@ -135,6 +135,9 @@ func (s stuck) ReadAtTo(w backends.Reply, _ int64, n int) error {
 	return nil
 }
 
+// WriteAtFrom takes nothing. That it is there makes the device wait for the call, since a write could be in it.
+func (s stuck) WriteAtFrom(backends.Payload, int64, int) error { return backends.ErrWouldBlock }
+
 // TestGapUnseen holds that the time counts in which the kernel had given up a connection whose server was in a call of the backend and
 // did not see it.
 func TestGapUnseen(t *testing.T) {

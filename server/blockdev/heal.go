@@ -31,8 +31,8 @@ func (d *Device) patience() time.Duration { return d.timeout + d.deadTime }
 
 // heal replaces the dead connection in a slot, and reports whether it could.
 //
-// The old one must have ended: the kernel sends again, over another connection, what was in flight on it. A backend that is still
-// at work on the old request could, when newer data were written after the repetition, overwrite them.
+// The old one must have stopped: the kernel sends again, over another connection, what was in flight on it. A backend may still be at
+// work on that, which the server orders before the repetition (server.Conn.Stopped).
 func (d *Device) heal(s *slot) bool {
 	ctx := d.mending // As long as another connection serves it is worth trying; with none left, died sets a limit.
 	select {

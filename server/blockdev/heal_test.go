@@ -155,9 +155,9 @@ func shutdown(t *testing.T, end *os.File) {
 	}
 }
 
-// TestHealFence holds that no new connection is offered while the backend is at work for the old one, since the kernel sends its
-// requests again, and that the counts of both are the device's.
-func TestHealFence(t *testing.T) {
+// TestHealBusy holds that a new connection is offered while the backend is at work for the old one, that the counts of both are the
+// device's, and that the device is not done before the backend has let go of both.
+func TestHealBusy(t *testing.T) {
 	b := newElastic()
 	arrived, release := make(chan struct{}), make(chan struct{})
 	b.read = func() { close(arrived); <-release }
@@ -166,23 +166,30 @@ func TestHealFence(t *testing.T) {
 	<-arrived
 	b.read = nil
 	shutdown(t, kernel)
-	awaitState(t, d, nbdnl.StateWaiting)
-	select {
-	case <-time.After(200 * time.Millisecond): // for attempts that must not be made
-	case <-d.Done():
-		t.Fatal("done while a request is in the backend")
+	for k.Commands(nbdnltest.Reconfigure) == 0 || d.State() != nbdnl.StateLive {
+		select {
+		case <-d.Changes():
+		case <-d.Done():
+			t.Fatal("done while a request is in the backend")
+		}
 	}
-	if n := k.Commands(nbdnltest.Reconfigure); n != 0 || d.Alive() != 0 {
-		t.Errorf("%d new connections were offered while the backend was at work for the old one", n)
-	}
-	close(release)
-	awaitState(t, d, nbdnl.StateLive)
 	if n := k.Commands(nbdnltest.Reconfigure); n != 1 {
 		t.Errorf("%d commands, want 1", n)
 	}
+	if s := d.Stats(); len(s) != 1 || s[0].InFlight != 1 {
+		t.Errorf("stats %+v", s)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	if err := d.CloseContext(ctx); !errors.Is(err, context.DeadlineExceeded) || isDone(d) {
+		t.Errorf("while a request is in the backend: done %t, Close: %v", isDone(d), err)
+	}
+	close(release)
+	<-d.Done()
 	if s := d.Stats(); len(s) != 1 || s[0].Read.Requests != 1 || d.Export().Stats().Read.Requests != 1 {
 		t.Errorf("stats %+v, of the export %+v", s, d.Export().Stats())
 	}
+	checkClean(t, k)
 }
 
 // TestHealExpires holds that a device whose connections can't be replaced in time ends, as one that need not wait.

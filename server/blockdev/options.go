@@ -38,7 +38,8 @@ type Options struct {
 	// request again over another. Whole seconds. It must be above what the backend may take. 0: 30 s.
 	Timeout time.Duration
 	// DeadTimeout is how long requests wait for a new connection when all are dead, before they fail. The device makes that
-	// connection itself, as soon as the backend has let go of the old ones. Whole seconds. 0: they fail at once.
+	// connection itself, at once. A request that is sent again and again fails at the latest 10 s after both timeouts. Whole
+	// seconds. 0: requests fail at once when all connections are dead.
 	DeadTimeout time.Duration
 	// ReadOnly makes a read-only device of a backend that could be written.
 	ReadOnly bool

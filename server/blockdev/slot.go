@@ -25,16 +25,33 @@ const hasty = 100 * time.Millisecond
 // guarded by the device's mu.
 type slot struct {
 	number int
-	conn   *server.Conn // the present one, or the last
-	past   server.Stats // of those before
-	alive  bool         // conn is served
-	dead   time.Time    // when the kernel has taken the last one for dead that was, at the earliest
+	conn   *server.Conn              // the present one, or the last
+	behind map[*server.Conn]struct{} // dead ones that the backend has not let go of
+	past   server.Stats              // of those before
+	alive  bool                      // conn is served
+	dead   time.Time                 // when the kernel has taken the last one for dead that was, at the earliest
+}
+
+func newSlot(number int, c *server.Conn) *slot {
+	return &slot{number: number, conn: c, behind: make(map[*server.Conn]struct{}), alive: true}
 }
 
 func (s *slot) stats() server.Stats {
 	stats, now := s.past, s.conn.Stats()
 	stats.Add(&now)
+	for c := range s.behind {
+		if c != s.conn {
+			now = c.Stats()
+			stats.Add(&now)
+		}
+	}
 	return stats
+}
+
+// fold keeps the counts of a connection whose place another one has, without keeping it.
+func (s *slot) fold(c *server.Conn) {
+	stats := c.Stats()
+	s.past.Add(&stats)
 }
 
 // serve starts to serve the connections. They end by themselves, by cut, or by the kernel.
@@ -42,7 +59,7 @@ func (d *Device) serve(ends []*net.UnixConn) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for i, end := range ends {
-		d.slots = append(d.slots, &slot{number: i, conn: d.export.NewConn(end, nil), alive: true})
+		d.slots = append(d.slots, newSlot(i, d.export.NewConn(end, nil)))
 	}
 	d.alive, d.keepers = len(ends), len(ends)
 	for _, s := range d.slots {
@@ -56,6 +73,11 @@ func (d *Device) keep(s *slot) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.unkeep()
+}
+
+// unkeep ends the device with its last keeper. The caller holds mu.
+func (d *Device) unkeep() {
 	if d.keepers--; d.keepers > 0 {
 		return
 	}
@@ -63,27 +85,33 @@ func (d *Device) keep(s *slot) {
 	d.unexpire()
 	if !d.goodbye {
 		d.err = d.lost
-		d.misses(d.lost)
+		if !d.kicked {
+			d.misses(d.lost)
+		}
 	}
 	close(d.done)
 	d.changed()
 }
 
-// transmit serves the connection in a slot to its end, which is when the backend has let go of its last request, and reports
-// whether another one should take its place.
+// transmit serves the connection in a slot to its end, and reports whether another one should take its place. What the backend has
+// not let go of is left behind then.
 func (d *Device) transmit(s *slot) bool {
-	result := make(chan error, 1)
-	go func() { result <- s.conn.Transmit() }()
+	c, result := s.conn, make(chan error, 1)
+	go func() { result <- c.Transmit() }()
 	var err error
 	select {
 	case err = <-result:
 		d.died(s)
-	case <-s.conn.Stopped():
+	case <-c.Stopped():
 		d.died(s)
-		err = <-result // The backend may be at work for longer.
+		if c.Disconnected() {
+			err = <-result
+		} else {
+			err = d.leaveBehind(s, c, result)
+		}
 	}
-	s.conn.Close() // The kernel must see that nobody is there, whatever the reason.
-	if s.conn.Disconnected() {
+	c.Close() // The kernel must see that nobody is there, whatever the reason.
+	if c.Disconnected() {
 		return false
 	}
 	err = fmt.Errorf("blockdev: connection %d ended without a disconnect: %w", s.number, reason(err))
@@ -98,12 +126,46 @@ func (d *Device) transmit(s *slot) bool {
 	return true
 }
 
+// leaveBehind has the device go on without a connection that the backend has not let go of yet. What that is at work on is safe from
+// newer requests, and they from it (package server, "What a client can rely on"). It returns the result if there is one.
+func (d *Device) leaveBehind(s *slot, c *server.Conn, result <-chan error) error {
+	select {
+	case err := <-result:
+		return err
+	default:
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s.behind[c] = struct{}{}
+	d.keepers++
+	go func() {
+		<-result
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		delete(s.behind, c)
+		if c != s.conn {
+			s.fold(c)
+		}
+		d.unkeep()
+	}()
+	return nil
+}
+
 // reason says why a connection has ended that was not disconnected.
 func reason(err error) error {
 	if err == nil {
 		return io.ErrUnexpectedEOF // The kernel takes the server for dead, as after a timeout.
 	}
 	return err
+}
+
+// overdue is by how much a request may exceed the timeouts before the server answers it itself. With what the kernel adds, that is
+// 10 seconds at most.
+const overdue = 7 * time.Second
+
+// bePatient tells the server for how long the kernel is. The caller holds mu, or is alone.
+func (d *Device) bePatient() {
+	d.export.SetPatience(server.Patience{Resend: d.timeout, Total: d.timeout + d.deadTime + overdue})
 }
 
 // died notes that the connection in a slot is served no more.
@@ -152,7 +214,9 @@ func (d *Device) revive(s *slot, c *server.Conn) error {
 	if d.mending.Err() != nil {
 		return context.Cause(d.mending)
 	}
-	s.past = s.stats()
+	if _, ok := s.behind[s.conn]; !ok {
+		s.fold(s.conn)
+	}
 	s.conn, s.alive = c, true
 	if gap := d.gap(); d.alive == 0 && gap+hasty >= d.deadTime {
 		d.misses(fmt.Errorf("there was none for %v", gap))

@@ -48,6 +48,7 @@ func (d *Device) reconfigure(ctx context.Context, u nbdnl.Update) error {
 	if u.DeadConnTimeout != nil {
 		d.deadTime = *u.DeadConnTimeout
 	}
+	d.bePatient()
 	d.changed()
 	return nil
 }
