@@ -39,7 +39,7 @@ type receivers struct {
 func (s *System) receivers(index int) *receivers {
 	r := &receivers{sys: s, index: index}
 	// All kernel threads are children of the second process (rest_init).
-	name, err := os.ReadFile(s.path("proc/2/comm"))
+	name, err := readAttribute(s.path("proc/2/comm"))
 	if err != nil || string(name) != "kthreadd\n" {
 		return r
 	}
@@ -58,7 +58,7 @@ func (s *System) receivers(index int) *receivers {
 
 // receives reports whether the thread is at work for the device's workqueue, "knbd3-recv" in Linux 5.10 and "nbd3-recv" since.
 func (r *receivers) receives(thread string) bool {
-	comm, err := os.ReadFile(r.sys.path("proc", thread, "comm"))
+	comm, err := readAttribute(r.sys.path("proc", thread, "comm"))
 	if err != nil {
 		return false // it has ended
 	}
@@ -68,7 +68,7 @@ func (r *receivers) receives(thread string) bool {
 
 // sleeps reports whether the thread is in an interruptible sleep.
 func (r *receivers) sleeps(thread string) bool {
-	stat, err := os.ReadFile(r.sys.path("proc", thread, "stat"))
+	stat, err := readAttribute(r.sys.path("proc", thread, "stat"))
 	name := bytes.LastIndexByte(stat, ')') // the state follows, proc_pid_stat(5)
 	return err == nil && bytes.HasPrefix(stat[name+1:], []byte(" S "))
 }
