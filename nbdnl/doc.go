@@ -29,9 +29,13 @@
 // when their timeout ends, so no late answer to them may change anything by then: cut the old server off
 // before the new socket is passed.
 //
-// The kernel's receiver of the old connection may still be at work on its socket when a new one takes its place, and
-// holds no reference to it (nbd_reconnect_socket; Linux 7.2 was seen to panic). So keep a copy of the kernel's end of
-// the old connection open until the new one serves, or wait for a moment, 100 ms say, between the two.
+// The kernel's receiver of the old connection may still be at work when a new one takes its place. It holds no reference to the old
+// socket (nbd_reconnect_socket; Linux 7.2 was seen to crash of it), and its last act is to shut down the socket that it finds in the
+// place (nbd_mark_nsock_dead), be it the new one: with Linux 6.12 in about one of ten cases where a request's timeout had ended the
+// old connection and the new socket was given at once. The announcement of the death is no sign that the receiver has ended. So
+// Reconfigure waits for that, before and after, by what the names and states of the kernel's threads show, and says in a
+// [ShutDownError] which sockets were shut down all the same: give others, at once. A receiver that can't be seen may come later than
+// Reconfigure waits, in a container whose host is very busy. So whoever serves a connection replaces it whenever it ends.
 //
 // # Disconnecting
 //
@@ -118,8 +122,8 @@
 //     means nothing; with 6.1 and 7.3 it does not.
 //   - After 6.1 and before 7.2 a signal to a thread that does I/O on the device can break a connection in
 //     the middle of a request; package server/blockdev has the remedy.
-//   - With all of them a socket that Reconfigure puts in the place of one which died in the same moment may be
-//     declared dead with it, and 7.2 was seen to crash: wait a tenth of a second, as package server/blockdev does.
+//   - With all of them a socket that takes the place of a connection may be shut down by that one's receiver, and 7.2 was seen to
+//     crash when it was given in the same moment: see above.
 //   - Block sizes beyond the page size need 7.2, built with transparent huge pages.
 //
 // Changing devices takes CAP_SYS_ADMIN in the initial user namespace, always.

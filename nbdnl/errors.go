@@ -26,6 +26,9 @@ var (
 	// ErrNoDeadConnection means that a connection was to be replaced, and none was dead.
 	ErrNoDeadConnection = errors.New("no connection is dead")
 
+	// ErrShutDown means that the kernel has taken a socket, and shut it down again.
+	ErrShutDown = errors.New("the kernel has shut the socket down again")
+
 	// ErrNotVerified means that the kernel has obeyed a command in a way that can't be found out.
 	ErrNotVerified = errors.New("whether the kernel has taken the sockets can't be told")
 
@@ -126,6 +129,23 @@ func (e *DroppedError) Error() string {
 
 // Is reports whether target is ErrNoDeadConnection.
 func (e *DroppedError) Is(target error) bool { return target == ErrNoDeadConnection }
+
+// A ShutDownError says which sockets a device took in the place of dead connections and then shut down, because it had not quite
+// finished with those. Others can be given at once. It matches ErrShutDown.
+type ShutDownError struct {
+	Index int
+	// Sockets are positions in the list that was given, ascending.
+	Sockets []int
+}
+
+// Error names the device and the sockets.
+func (e *ShutDownError) Error() string {
+	return fmt.Sprintf("%s has taken sockets %v and lost them with the connections before: %v (give others)",
+		name(e.Index), e.Sockets, ErrShutDown)
+}
+
+// Is reports whether target is ErrShutDown.
+func (e *ShutDownError) Is(target error) bool { return target == ErrShutDown }
 
 // A BusyError says who keeps a device from being detached. It matches ErrBusy.
 type BusyError struct {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"syscall"
 	"time"
 )
 
@@ -17,6 +19,12 @@ import (
 // this Client has set it before. If the timeout is unknown, and may be 0, the error can match
 // ErrNotVerified: the sockets are in use, or they are not. So it does when the kernel has not answered two
 // seconds after the end of ctx.
+//
+// The kernel may also shut down a socket that it has just taken, when it notices the death of the connection
+// before for a second time. Reconfigure therefore waits until that connection's receiver has ended, before
+// it gives the sockets and again after. That takes a millisecond, and half a second at most; a tenth of a
+// second each where the kernel's threads do not show, as in a container. Sockets that were shut down all the
+// same are named in a *ShutDownError. They are of no use any more; the caller gives others, at once.
 //
 // A size or block size that is not in force matches errors.ErrUnsupported (see UnsupportedError), and
 // the device stays changed. Otherwise the error matches what that of Disconnect does.
@@ -53,7 +61,8 @@ func (c *Client) reconfigure(ctx context.Context, index int, identifier string, 
 	if len(u.Sockets) > 0 && u.Timeout == nil && m.timed {
 		u.Timeout = &m.timeout
 	}
-	if err := c.persist(ctx, index, l, identifier, u); err != nil {
+	pending, err := c.persist(ctx, index, l, identifier, u)
+	if err = errors.Join(err, c.secure(ctx, index, u.Sockets, pending)); err != nil {
 		return err
 	}
 	s, now, err := c.look(index)
@@ -66,8 +75,9 @@ func (c *Client) reconfigure(ctx context.Context, index int, identifier string, 
 	return u.missing(s)
 }
 
-// persist gives the command until it is answered and each socket is taken, within reason.
-func (c *Client) persist(ctx context.Context, index int, l life, identifier string, u Update) error {
+// persist gives the command until it is answered and each socket is taken, within reason. It returns the positions of the sockets
+// that were not, or that may not have been.
+func (c *Client) persist(ctx context.Context, index int, l life, identifier string, u Update) ([]int, error) {
 	sockets, pending := u.Sockets, make([]int, len(u.Sockets))
 	for i := range pending {
 		pending[i] = i
@@ -77,7 +87,15 @@ func (c *Client) persist(ctx context.Context, index int, l life, identifier stri
 	telling := u.Timeout != nil
 	pause := newBackoff()
 	defer pause.stop()
-	for begin, lost := time.Now(), false; ; {
+	for begin, lost, blind := time.Now(), false, blindPatience; ; blind = 0 {
+		// The worker that receives from a dead connection has no reference to its socket, and the command takes the last one away
+		// (nbd_reconnect_socket): Linux 7.2 was seen to crash of it. A worker that is between two replies would go on with the new
+		// socket, whose replies then go to two.
+		if len(pending) > 0 {
+			if err := c.sys.settle(ctx, index, blind, func() bool { return false }); err != nil {
+				return pending, errors.Join(&DroppedError{Index: index, Sockets: pending}, err)
+			}
+		}
 		u.Sockets = nil
 		for _, i := range pending {
 			u.Sockets = append(u.Sockets, sockets[i])
@@ -89,24 +107,48 @@ func (c *Client) persist(ctx context.Context, index int, l life, identifier stri
 		answerLost := errors.Is(err, errAnswerLost)
 		switch {
 		case errors.Is(err, errNoAnswer) && len(pending) > 0:
-			return fmt.Errorf("%w: %w", ErrNotVerified, err)
+			return pending, fmt.Errorf("%w: %w", ErrNotVerified, err)
 		case err != nil && !answerLost:
-			return err
+			return pending, err
 		case len(pending) > 0 && !telling:
-			return errors.Join(fmt.Errorf("%w: the timeout of the device is not known here and may be 0, give it in the update",
+			return pending, errors.Join(fmt.Errorf("%w: the timeout of the device is not known here and may be 0, give it in the update",
 				ErrNotVerified), err)
 		case answerLost && !lost:
 			lost = true // what is left in u can be done twice
 			continue
 		case len(pending) == 0:
-			return err
+			return nil, err
 		case answerLost || time.Since(begin) >= reconnectPatience:
-			return errors.Join(&DroppedError{Index: index, Sockets: pending}, err)
+			return pending, errors.Join(&DroppedError{Index: index, Sockets: pending}, err)
 		}
 		if err := pause.wait(ctx, nil); err != nil {
-			return errors.Join(&DroppedError{Index: index, Sockets: pending}, err)
+			return pending, errors.Join(&DroppedError{Index: index, Sockets: pending}, err)
 		}
 	}
+}
+
+// secure waits until no receiver of an earlier connection can shut down a socket any more that was taken, as far as that shows, and
+// returns a *ShutDownError for those with which that has happened. It takes so little time that the end of ctx does not matter.
+func (c *Client) secure(ctx context.Context, index int, sockets []syscall.Conn, pending []int) error {
+	if len(sockets) == len(pending) {
+		return nil
+	}
+	shut := func() (positions []int) {
+		for i, conn := range sockets {
+			if !slices.Contains(pending, i) && isShutDown(conn) {
+				positions = append(positions, i)
+			}
+		}
+		return positions
+	}
+	over := func() bool { return len(shut()) > 0 }
+	if err := c.sys.settle(context.WithoutCancel(ctx), index, blindPatience, over); err != nil {
+		return err
+	}
+	if positions := shut(); len(positions) > 0 {
+		return &ShutDownError{Index: index, Sockets: positions}
+	}
+	return nil
 }
 
 // untaken returns those of the positions whose socket was not taken.

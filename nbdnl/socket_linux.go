@@ -105,6 +105,17 @@ func hungUp(fds []int) bool {
 	return err == nil && n == len(fds)
 }
 
+// isShutDown reports whether a socket has been shut down, or its other end. Of one that is closed it can't tell.
+func isShutDown(conn syscall.Conn) bool {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return false
+	}
+	shut := false
+	_ = raw.Control(func(fd uintptr) { shut = hungUp([]int{int(fd)}) })
+	return shut
+}
+
 // closeAll closes descriptors that were made here. The sockets themselves live on in the kernel.
 func closeAll(fds []int) {
 	for _, fd := range fds {

@@ -22,3 +22,5 @@ func dupDescriptors([]int) ([]int, error) { return nil, errors.ErrUnsupported }
 func shutDownAll([]int) {}
 
 func hungUp([]int) bool { return false }
+
+func isShutDown(syscall.Conn) bool { return false }

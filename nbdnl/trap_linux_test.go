@@ -32,6 +32,8 @@ import (
 // a namespace can use the family at all; of 10, that the resize waits at all needs Linux 6.12, and the
 // deadlock that follows is refused by this package; of 14, Linux 5.10 would hang every generic netlink user
 // of the machine.
+//
+// The 31st trap is TestKernelReconfigureTimedOut: a reconfigure that was obeyed is undone by the receiver of the connection before.
 
 // The control interface once more, to give commands that package nbdnl would not.
 const (

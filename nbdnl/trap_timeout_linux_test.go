@@ -215,9 +215,8 @@ func TestKernelTrap09WriteSentTwice(t *testing.T) {
 	})
 	first := w.keeps(old)
 	w.dead(l, index)
-	next := observe(t)
-	next.holdAt(elsewhere)
-	w.wantDone("reconfigure", w.Reconfigure(t.Context(), index, cfg.Identifier, nbdnl.Update{Sockets: kernelEnds(next)}))
+	next, _, err := w.replaceDead(index, cfg.Identifier)
+	w.wantDone("reconfigure", err)
 	second := w.keeps(next)
 	if second.cookie == first.cookie || second.first != first.first || second.length != first.length {
 		t.Errorf("requests are %+v and %+v, want the same under another cookie", first, second)

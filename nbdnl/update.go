@@ -9,9 +9,7 @@ import (
 // An Update says what Reconfigure changes: a nil field, or an empty list of sockets, leaves that
 // setting alone. Units and ranges are those of Config.
 type Update struct {
-	// Sockets replace connections that are dead, in order. Their number can't grow. The kernel lets go of the socket of the dead one at
-	// once, although a worker of its may still be receiving from it, of which Linux 7.2 was seen to crash: keep the kernel's end of
-	// the old connection open until the new one serves, or begin 100 ms after it has ended.
+	// Sockets replace connections that are dead, in order. Their number can't grow.
 	Sockets []syscall.Conn
 	Size    *int64
 	// BlockSize without Size keeps the size in bytes, which must be a multiple of it.

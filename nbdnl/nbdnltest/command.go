@@ -146,6 +146,7 @@ func (k *Kernel) connect(r *request) ([]byte, syscall.Errno) {
 		}
 	}
 	c.ref = true
+	k.showReceivers(d)
 	ae := netlink.NewAttributeEncoder()
 	ae.Uint32(nbdAttrIndex, uint32(d.index))
 	return k.encode(ae), 0
@@ -255,7 +256,7 @@ func (k *Kernel) reconfigure(r *request) syscall.Errno {
 		if errno != 0 {
 			return errno
 		}
-		if !c.reconnect(fd) {
+		if !d.reconnect(fd) {
 			break // nbd_reconnect_socket says ENOSPC, and nobody is told
 		}
 	}
@@ -274,7 +275,8 @@ func (k *Kernel) resized(d *device, before uint64) {
 
 // reconnect is nbd_reconnect_socket: it puts a socket in the place of the first dead one. Where none is
 // dead the socket is dropped.
-func (c *config) reconnect(fd int) bool {
+func (d *device) reconnect(fd int) bool {
+	c := d.config
 	for i, old := range c.sockets {
 		if isDead(old) {
 			shutdown(old)
@@ -283,6 +285,7 @@ func (c *config) reconnect(fd int) bool {
 			if t := c.setting.Timeout; t != 0 {
 				limitSends(fd, t)
 			}
+			d.kernel.receive(d, fd)
 			return true
 		}
 	}

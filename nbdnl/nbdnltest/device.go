@@ -33,6 +33,7 @@ type config struct {
 	ref     bool // NBD_RT_HAS_CONFIG_REF: the connection holds a reference
 	shown   bool // `pid` is there
 	setter  int  // the thread that sets it up by ioctls (task_setup); 0: none yet
+	late    int  // receivers of dead connections that have not noticed yet
 }
 
 // hold takes a reference to the config, and makes one where there is none, as nbd_open does.
@@ -51,6 +52,7 @@ func (d *device) put() {
 	k, c := d.kernel, d.config
 	d.config = nil
 	c.close()
+	k.showReceivers(d)
 	if c.shown {
 		k.tree.size(d.index, 0)
 		k.announce("change", d.index)

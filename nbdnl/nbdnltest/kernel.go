@@ -6,6 +6,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/mdlayher/genetlink"
 	"github.com/mdlayher/netlink"
@@ -22,6 +23,8 @@ type Options struct {
 	// NoModule is a kernel without the driver. HideFamily hides the driver's netlink family, as up to Linux 6.1
 	// outside of the initial network namespace. NoPrivilege refuses what needs CAP_SYS_ADMIN.
 	NoModule, HideFamily, NoPrivilege bool
+	// HideThreads hides the kernel's threads, as in a PID namespace other than the initial one.
+	HideThreads bool
 }
 
 // A Kernel is a fake NBD driver. Its methods may be called concurrently.
@@ -46,6 +49,8 @@ type Kernel struct {
 	ignored uint64           // server flags
 	rigid   bool             // sizes can't be changed
 	nextPID int
+	undo    []time.Duration // how long after its reconnection a socket is shut down, of the next ones
+	over    bool            // the test has ended
 }
 
 // New makes a kernel whose files live in a temporary directory of the test.
@@ -73,6 +78,10 @@ func New(t testing.TB, o Options) *Kernel {
 	}
 	k.tree.init(o.Release)
 	k.tree.discards = !k.atLeast(5, 14)
+	if !o.HideThreads {
+		k.tree.write("kthreadd\n", "proc/2/comm")
+		k.tree.write("", threadList)
+	}
 	if !o.NoModule {
 		for index := range o.Devices {
 			k.add(index)
@@ -205,6 +214,14 @@ func (k *Kernel) Ignore(flags nbdnl.Flags) {
 	k.ignored = uint64(flags)
 }
 
+// Undo makes the kernel shut down the next socket that takes the place of a dead connection, after that time, and the one
+// after it, and so on. So does a receiver that notices the end of its connection late (recv_work, nbd_mark_nsock_dead).
+func (k *Kernel) Undo(after ...time.Duration) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.undo = append(k.undo, after...)
+}
+
 // LinkDead tells, as the kernel does when it notices, that connections of the device have died. What
 // they are is seen from the sockets themselves, which the caller ends.
 func (k *Kernel) LinkDead(index int) {
@@ -316,6 +333,20 @@ func (k *Kernel) Setting(index int) Setting {
 	return Setting{}
 }
 
+// Dead returns how many connections of the device are dead.
+func (k *Kernel) Dead(index int) (n int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if d := k.add(index); d.config != nil {
+		for _, fd := range d.config.sockets {
+			if isDead(fd) {
+				n++
+			}
+		}
+	}
+	return n
+}
+
 // Path returns the path of a file of the kernel's system: Path("sys/block/nbd0/size").
 func (k *Kernel) Path(name string) string { return filepath.Join(k.tree.root, name) }
 
@@ -335,6 +366,7 @@ func (k *Kernel) add(index int) *device {
 func (k *Kernel) reset() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.over = true
 	for _, d := range k.devices {
 		if d.config != nil {
 			d.config.close()

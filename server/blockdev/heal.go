@@ -10,20 +10,16 @@ import (
 )
 
 const (
-	// firstPause and longestPause lie between attempts to replace a connection. The kernel may need a moment to notice that the
-	// old one is dead, and drops the new one until then.
+	// firstPause and longestPause lie between attempts to replace a connection.
 	firstPause   = 10 * time.Millisecond
 	longestPause = 2 * time.Second
-	// settleTime is given to the kernel before a connection is replaced that it has declared dead. The worker which received from
-	// that one may not have noticed yet, and it holds no reference: RECONFIGURE takes the socket away under it
-	// (nbd_reconnect_socket). Linux 7.2 was seen to crash of it (recv_work, scm_recv_unix).
-	settleTime = 100 * time.Millisecond
+	// idlePause comes before the first attempt if the dead connection has not carried anything. The kernel's receiver of the one
+	// before may have shut it down (nbdnl.ErrShutDown) so late that Reconfigure had no knowledge of it, and the next one may do well;
+	// but where each one dies at once, the kernel and the log have peace for so long.
+	idlePause = 100 * time.Millisecond
 	// commandPatience bounds one attempt: a command of somebody else may be stuck in the kernel.
 	commandPatience = 10 * time.Second
 )
-
-// errDropped means that the kernel has not taken a connection: it knows of no dead one.
-var errDropped = errors.New("the kernel has not taken it, as if no connection were dead")
 
 // patience returns how long it is worth replacing connections when all are dead: after that the kernel has failed what waited for
 // one (each request has its timeout, and then the wait for a connection). The caller holds mu.
@@ -41,11 +37,13 @@ func (d *Device) heal(s *slot) bool {
 		return false
 	}
 	log := d.log.With("device", d.Identifier(), "connection", s.number)
-	settled := time.NewTimer(settleTime)
-	defer settled.Stop()
-	select {
-	case <-settled.C:
-	case <-ctx.Done(): // The first attempt sees to that.
+	if d.idle(s) {
+		idle := time.NewTimer(idlePause)
+		defer idle.Stop()
+		select {
+		case <-idle.C:
+		case <-ctx.Done(): // The first attempt sees to that.
+		}
 	}
 	for pause := firstPause; ; pause = min(2*pause, longestPause) {
 		err := d.replace(ctx, s)
@@ -79,7 +77,17 @@ func beyondHelp(err error) bool {
 	return missing(err) || errors.Is(err, os.ErrPermission) || errors.Is(err, errors.ErrUnsupported)
 }
 
-// replace makes one attempt.
+// idle reports whether the last connection in a slot has carried nothing.
+func (d *Device) idle(s *slot) bool {
+	d.mu.Lock()
+	c := s.conn
+	d.mu.Unlock()
+	n := c.Stats()
+	return n.InFlight == 0 && n.Read.Requests+n.Write.Requests+n.Flush.Requests+n.Trim.Requests+n.WriteZeroes.Requests+n.Unknown.Requests == 0
+}
+
+// replace makes one attempt. That the kernel has taken the connection, and has not shut it down again, Reconfigure makes sure of. One
+// that dies later is replaced as any other.
 func (d *Device) replace(ctx context.Context, s *slot) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -92,10 +100,6 @@ func (d *Device) replace(ctx context.Context, s *slot) error {
 	}
 	err = d.reconfigure(ctx, nbdnl.Update{Sockets: l.kernel})
 	l.closeKernelEnds()
-	// What the kernel drops it drops silently. Then there is no copy left, and the connection ends.
-	if err == nil && hungUp(l.server[0]) {
-		err = errDropped
-	}
 	if err == nil {
 		err = d.revive(s, d.export.NewConn(l.server[0], nil))
 	}

@@ -2,7 +2,9 @@ package blockdev_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -65,13 +67,35 @@ func processors(t *testing.T, d *blockdev.Device) []int {
 	return cpus
 }
 
+// replacements returns a logger, and what tells of each connection that was replaced.
+func replacements() (*slog.Logger, <-chan struct{}) {
+	c := make(replaced, 100)
+	return slog.New(c), c
+}
+
+// A replaced is a handler of log messages to which only one matters.
+type replaced chan struct{}
+
+func (c replaced) Enabled(context.Context, slog.Level) bool { return true }
+func (c replaced) WithAttrs([]slog.Attr) slog.Handler       { return c }
+func (c replaced) WithGroup(string) slog.Handler            { return c }
+
+func (c replaced) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == "connection replaced" {
+		c <- struct{}{}
+	}
+	return nil
+}
+
 // TestKernelHeal has one read take longer than the device's timeout: its connection dies, the read is repeated on another, and
-// a new connection takes the place of the dead one, once the backend has let go of that.
+// a new connection takes the place of the dead one. When the death shows differs: a quick backend's reads are made by the goroutine
+// that would notice it (server.pace), after a number of reads that is different each time.
 func TestKernelHeal(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	const connections, off = 2, 65536
 	b := newRecorder(1 << 20)
-	d := connect(t, b, blockdev.Options{Connections: connections, Timeout: time.Second})
+	log, replaced := replacements()
+	d := connect(t, b, blockdev.Options{Connections: connections, Timeout: time.Second, Logger: log})
 	f := open(t, d, os.O_RDONLY|syscall.O_DIRECT)
 	cpus := processors(t, d)
 	for round := range 3 {
@@ -87,11 +111,13 @@ func TestKernelHeal(t *testing.T) {
 			}
 		})
 		t.Logf("round %d: the read took %v", round, time.Since(start))
-		if d.State() != nbdnl.StateDegraded || d.Alive() != connections-1 {
-			t.Errorf("round %d: %s, %d alive, while the backend is at work", round, d.State(), d.Alive())
-		}
 		before := d.Stats()
 		release()
+		select {
+		case <-replaced:
+		case <-time.After(30 * time.Second):
+			t.Fatalf("round %d: the connection is not replaced, %s, %d alive", round, d.State(), d.Alive())
+		}
 		awaitState(t, d, nbdnl.StateLive)
 		for _, cpu := range cpus {
 			q := aligned(t, 4096)

@@ -96,6 +96,42 @@ func TestHealRetries(t *testing.T) {
 	checkClean(t, k)
 }
 
+// TestHealUndone has the kernel shut down connections right after it has taken them, while that is looked out for and when it is
+// not any more: each is replaced by another one, of which the last stays.
+func TestHealUndone(t *testing.T) {
+	for name, undo := range map[string][]time.Duration{
+		"at once":         {0},
+		"soon":            {50 * time.Millisecond, time.Millisecond, 20 * time.Millisecond},
+		"late":            {time.Second},
+		"late, then soon": {800 * time.Millisecond, time.Millisecond, 700 * time.Millisecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: time.Hour})
+			before := k.Commands(nbdnltest.Reconfigure)
+			k.Undo(undo...)
+			d.lose(0)
+			want := before + len(undo) + 1
+			limit := time.After(20 * time.Second)
+			for k.Commands(nbdnltest.Reconfigure) < want || d.State() != nbdnl.StateLive {
+				select {
+				case <-d.Changes():
+				case <-time.After(10 * time.Millisecond):
+				case <-limit:
+					t.Fatalf("%s after %d commands, want %d", d.State(), k.Commands(nbdnltest.Reconfigure)-before, want-before)
+				}
+			}
+			if n := k.Commands(nbdnltest.Reconfigure); n != want || k.Dead(d.Index()) != 0 {
+				t.Errorf("%d commands, want %d; %d connections are dead", n-before, want-before, k.Dead(d.Index()))
+			}
+			if err := d.Disconnect(t.Context()); err != nil {
+				t.Error(err)
+			}
+			checkClean(t, k)
+		})
+	}
+}
+
 // TestHealPersists holds that a device goes on replacing a connection for as long as another one serves, even when the time is over in
 // which the kernel would fail requests if none did.
 func TestHealPersists(t *testing.T) {

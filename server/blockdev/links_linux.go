@@ -46,20 +46,3 @@ func unixConn(fd int) (*net.UnixConn, error) {
 	}
 	return c.(*net.UnixConn), nil
 }
-
-// hungUp reports whether nobody has the other end any more.
-func hungUp(c *net.UnixConn) bool {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return true
-	}
-	p := []unix.PollFd{{Events: unix.POLLRDHUP}}
-	err = raw.Control(func(fd uintptr) {
-		p[0].Fd = int32(fd)
-		for err := unix.EINTR; err == unix.EINTR; {
-			_, e := unix.Poll(p, 0)
-			err, _ = e.(unix.Errno)
-		}
-	})
-	return err != nil || p[0].Revents&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR) != 0
-}

@@ -1,0 +1,105 @@
+package nbdnl_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
+)
+
+// shutDown returns which sockets the kernel has shut down again.
+func shutDown(t *testing.T, err error) []int {
+	t.Helper()
+	var e *nbdnl.ShutDownError
+	if !errors.As(err, &e) || !errors.Is(err, nbdnl.ErrShutDown) {
+		t.Fatalf("error is %v, want one of sockets that were shut down", err)
+	}
+	return e.Sockets
+}
+
+// A socket that the receiver of the connection before shuts down is reported, whether the receiver shows or not, and the next one
+// takes its place.
+func TestReconfigureUndone(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		o     nbdnltest.Options
+		after time.Duration
+	}{
+		{"the receiver shows", nbdnltest.Options{}, 400 * time.Millisecond},
+		{"with Linux 5.10", nbdnltest.Options{Release: "5.10.0"}, 400 * time.Millisecond},
+		{"no thread shows", nbdnltest.Options{HideThreads: true}, 80 * time.Millisecond},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w, k := fakeWorld(t, tt.o)
+				cfg, end := ending(t)
+				index := w.connect(cfg)
+				end()
+				k.Undo(tt.after)
+				update := nbdnl.Update{Sockets: unserved(t).Sockets, Timeout: &cfg.Timeout}
+				if diff := cmp.Diff([]int{0}, shutDown(t, w.Reconfigure(t.Context(), index, cfg.Identifier, update))); diff != "" {
+					t.Errorf("sockets (-want +got):\n%s", diff)
+				}
+				update.Sockets = unserved(t).Sockets
+				w.wantDone("reconfigure", w.Reconfigure(t.Context(), index, cfg.Identifier, update))
+			})
+		})
+	}
+}
+
+// Reconfigure takes no time where all receivers are seen at rest, and a bounded one where not.
+func TestReconfigureSettles(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		o        nbdnltest.Options
+		undo     []time.Duration
+		min, max time.Duration
+	}{
+		{"all sleep", nbdnltest.Options{}, nil, 0, 20 * time.Millisecond},
+		{"no thread shows", nbdnltest.Options{HideThreads: true}, nil, 200 * time.Millisecond, 400 * time.Millisecond},
+		{"one does not come to rest", nbdnltest.Options{}, []time.Duration{time.Hour}, 500 * time.Millisecond, time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w, k := fakeWorld(t, tt.o)
+				cfg, end := ending(t)
+				index := w.connect(cfg)
+				end()
+				k.Undo(tt.undo...)
+				begin := time.Now()
+				w.wantDone("reconfigure", w.Reconfigure(t.Context(), index, cfg.Identifier, nbdnl.Update{Sockets: unserved(t).Sockets}))
+				if took := time.Since(begin); took < tt.min || took > tt.max {
+					t.Errorf("it took %v, want %v to %v", took, tt.min, tt.max)
+				}
+			})
+		})
+	}
+}
+
+// While a receiver is awake no socket is given, and if ctx ends before it rests none was.
+func TestReconfigureWaitsForReceiver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, k := fakeWorld(t, nbdnltest.Options{})
+		cfg, end := ending(t)
+		index := w.connect(cfg)
+		end()
+		k.Undo(time.Hour)
+		next, endNext := ending(t)
+		w.wantDone("reconfigure", w.Reconfigure(t.Context(), index, cfg.Identifier, nbdnl.Update{Sockets: next.Sockets}))
+		endNext()
+		before := k.Commands(nbdnltest.Reconfigure)
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		err := w.Reconfigure(ctx, index, cfg.Identifier, nbdnl.Update{Sockets: unserved(t).Sockets})
+		w.wantError(err, context.DeadlineExceeded)
+		w.wantDropped(err, 0)
+		if n := k.Commands(nbdnltest.Reconfigure) - before; n != 0 {
+			t.Errorf("%d commands were given while a receiver was awake", n)
+		}
+	})
+}
