@@ -98,6 +98,7 @@ func (m machine) newDevice(b backends.Backend, o Options) (*Device, error) {
 		deadTime:   o.DeadTimeout,
 	}
 	d.size.Store(e.Size())
+	e.OnLoss(d.changed)
 	d.mending, d.giveUp = context.WithCancelCause(context.Background())
 	if d.client == nil {
 		if d.client, err = nbdnl.New(); err != nil {

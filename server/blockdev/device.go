@@ -49,10 +49,13 @@ type Device struct {
 	leaving bool       // by Kick, or all is cut
 	lost    error      // what ended the connection that died first of those that are dead
 	expiry  *expiry    // of the wait for a new connection, while all are dead
-	// undelivered says what the kernel may have lost because there was no connection; nil if nobody need be told.
-	undelivered error
-	timeout     time.Duration
-	deadTime    time.Duration
+	kicked  bool       // by Kick
+	written bool       // all that was cached, by an orderly detach
+	// missed says what the kernel may have lost first because there was no connection; nil if nothing. undelivered is the same of
+	// what nobody was told of.
+	missed, undelivered error
+	timeout             time.Duration
+	deadTime            time.Duration
 
 	// mending ends when no connection is to be replaced any more.
 	mending context.Context

@@ -26,6 +26,7 @@ func (d *Device) Kick(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, kickPatience)
 	defer cancel()
 	d.mu.Lock()
+	d.kicked = true
 	if d.lost == nil {
 		d.lost = errKicked
 	}
