@@ -65,6 +65,9 @@ func list(c *cli.Context) error {
 		if v.State == nbdnl.StateOrphaned.String() {
 			fmt.Fprintf(c.App.ErrWriter, "nbdctl: %s is orphaned: %s\n", v.Name, orphanAdvice(v))
 		}
+		if v.Loss != nil {
+			fmt.Fprintf(c.App.ErrWriter, "nbdctl: writes to %s were lost, the first %s\n", v.Name, lossNote(v.Loss))
+		}
 	}
 	return nil
 }
@@ -83,7 +86,7 @@ func printTable(w io.Writer, views []view) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "NAME\tSTATE\tSIZE\tBACKEND\tLABEL\tMODE\tCONNS\tBLOCK\tRO\tTIMEOUT\tOWNER\tSINCE")
 	for _, v := range views {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, v.State, quantity.FormatSize(v.Size),
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, v.shownState(), quantity.FormatSize(v.Size),
 			printable(v.Backend), orDash(v.Label), orDash(v.Mode), connections(v), orDash(v.BlockSize), yesNo(v.ReadOnly),
 			timeouts(v), owner(v), since(v.Since))
 	}

@@ -90,6 +90,9 @@ func printStatus(w io.Writer, v *fullView) error {
 	for i, s := range v.Traffic {
 		line(fmt.Sprintf("connection %d", i), traffic(s))
 	}
+	if v.Loss != nil {
+		line("loss", lossNote(v.Loss))
+	}
 	if e := v.LastError; e != nil {
 		line("last error", fmt.Sprintf("%s: %s at %d, %d bytes: %s", e.Time.Local().Format(time.DateTime), e.Op, e.Offset, e.Length, e.Error))
 	}

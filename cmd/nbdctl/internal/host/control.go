@@ -56,10 +56,8 @@ type Status struct {
 	Connections []Traffic `json:"connections"`
 	// LastError is the newest request that failed, nil if none did.
 	LastError *Failure `json:"last_error"`
-	// Loss is what the process was asked to tell of writes that were lost.
+	// Loss is what the process was asked to tell of writes that were lost since the connect.
 	Loss string `json:"loss,omitempty"`
-	// untold is called if the asker could not be told; nil: nothing has to be.
-	untold func()
 	// Stats are the full counts of each connection, for those who ask for them.
 	Stats []server.Stats `json:"stats,omitempty"`
 }
@@ -166,11 +164,7 @@ func answer(ctx context.Context, c net.Conn, serve service) {
 	if err != nil {
 		resp.Error, resp.Code = err.Error(), exit.Of(err)
 	}
-	err = c.SetDeadline(time.Now().Add(controlTimeout))
-	if err == nil {
-		err = json.NewEncoder(c).Encode(resp)
-	}
-	if err != nil && status != nil && status.untold != nil {
-		status.untold() // The asker has gone.
+	if c.SetDeadline(time.Now().Add(controlTimeout)) == nil {
+		_ = json.NewEncoder(c).Encode(resp) // The asker may have gone.
 	}
 }
