@@ -186,6 +186,10 @@ func allowed(d device, force bool) error {
 	if !d.connected() {
 		return notConnected(d)
 	}
+	if d.left && !force {
+		return exit.With(exit.Permission, "nbd%d is not ours: a program that has ended connected it, and may take it back when it runs again; "+
+			"use --force to disconnect it here", d.Index)
+	}
 	if !d.ours() && !force {
 		return exit.With(exit.Permission, "nbd%d is not ours: %s connected it; disconnect it there, or use --force", d.Index, d.connector())
 	}
