@@ -48,6 +48,9 @@ func status(c *cli.Context) error {
 		return notConnected(d)
 	}
 	v, err := fullViewOf(ctx, d)
+	if err == nil && exit.Of(v.unanswered) == exit.NotFound { // It has ended meanwhile, or is about to.
+		v, err = viewDevice(ctx, d.Index)
+	}
 	if err != nil {
 		return err
 	}

@@ -145,6 +145,9 @@ func viewDevice(ctx context.Context, index int) (*fullView, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !d.connected() { // any more
+		return nil, notConnected(d)
+	}
 	return fullViewOf(ctx, d)
 }
 

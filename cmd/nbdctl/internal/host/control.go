@@ -81,6 +81,9 @@ type service func(context.Context, request) (*Status, error)
 // errUnknownOp is the service's answer to what it has never heard of.
 var errUnknownOp = errors.New("unknown operation")
 
+// errEnding is the answer to what was not done before the end of the device.
+var errEnding = exit.With(exit.NotFound, "the device is being disconnected")
+
 // A control is the control socket of a serving process.
 type control struct {
 	listener net.Listener
@@ -88,7 +91,7 @@ type control struct {
 	slots    chan struct{} // holds one element for each connection
 	ended    chan struct{} // closed when nothing is accepted any more
 	ctx      context.Context
-	cancel   context.CancelFunc // ends what is being served
+	cancel   context.CancelCauseFunc // ends what is being served
 }
 
 // listenControl makes the control socket at path and answers on it. Only root
@@ -102,7 +105,7 @@ func listenControl(path string, serve service) (*control, error) {
 		return nil, errors.Join(fmt.Errorf("control socket: %w", err), l.Close())
 	}
 	c := &control{listener: l, serve: serve, slots: make(chan struct{}, controlAskers), ended: make(chan struct{})}
-	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	go c.run()
 	return c, nil
 }
@@ -132,7 +135,7 @@ func (c *control) run() {
 // close ends the answering of new connections, and what is being done for the
 // others.
 func (c *control) close() {
-	c.cancel()
+	c.cancel(errEnding)
 	c.listener.Close()
 	<-c.ended
 }
@@ -153,6 +156,7 @@ func answer(ctx context.Context, c net.Conn, serve service) {
 	if hungUp(c) || c.SetDeadline(time.Time{}) != nil {
 		return
 	}
+	life := ctx
 	ctx, cancel := context.WithTimeoutCause(ctx, actionTimeout, fmt.Errorf("not done within %s", actionTimeout))
 	defer cancel()
 	go func() {
@@ -160,6 +164,9 @@ func answer(ctx context.Context, c net.Conn, serve service) {
 		cancel()
 	}()
 	status, err := serve(ctx, req)
+	if err != nil && life.Err() != nil {
+		err = context.Cause(life)
+	}
 	resp := response{Version: controlVersion, Status: status}
 	if err != nil {
 		resp.Error, resp.Code = err.Error(), exit.Of(err)
