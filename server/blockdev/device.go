@@ -26,6 +26,7 @@ type Device struct {
 	options    Options
 	flags      nbdnl.Flags
 	log        *slog.Logger
+	path       *atomic.Pointer[string] // for log; set by attach
 
 	index int          // set by attach
 	birth os.FileInfo  // of the kernel's device, to know it by; set by attach

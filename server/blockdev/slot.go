@@ -93,7 +93,7 @@ func (d *Device) transmit(s *slot) bool {
 		d.lost = err
 	}
 	if !d.leaving {
-		d.log.Warn("connection lost", "device", d.Identifier(), "alive", d.alive, "err", err)
+		d.log.Warn("connection lost", "alive", d.alive, "err", err)
 	}
 	return true
 }
