@@ -59,7 +59,7 @@ func (e LossError) orNil() *LossError {
 }
 
 // Loss returns which requests have failed since the export was made, or nil, however often that was told. It counts those that
-// promise bytes, which reads and trims do not. Nor does it count what was sent over a connection that the client has given up: that
+// promise bytes, which reads and trims do not, and the syncs of Swap and Sync. Nor does it count what was sent over a connection that the client has given up: that
 // client sends it again over another one, or knows that it has lost it.
 func (e *Export) Loss() *LossError {
 	e.losses.mu.Lock()
