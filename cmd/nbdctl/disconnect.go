@@ -131,7 +131,10 @@ func takeDown(ctx context.Context, c *cli.Context, d device, force bool) (loss, 
 	}
 	var busy *nbdnl.BusyError
 	if errors.As(err, &busy) {
-		return nil, fmt.Errorf("%w; unmount or close it, or use --force", busy)
+		if errors.Is(err, nbdnl.ErrNotWritten) { // of which the kernel tells once
+			loss = fmt.Errorf("nbd%d: %w", d.Index, nbdnl.ErrNotWritten)
+		}
+		return loss, fmt.Errorf("%w; unmount or close it, or use --force", busy)
 	}
 	if err != nil || !free {
 		return nil, err // or a warning has said so; the process stays as long as its device

@@ -122,7 +122,7 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 	<-device.Done()
 	if loss := device.Loss(); loss != nil {
 		h.log.Error("writes were lost", "device", h.record.Device(), "error", loss)
-		if !errors.As(err, new(*server.LossError)) { // The end of the device may have told it.
+		if !errors.As(err, new(*server.LossError)) && !errors.Is(err, loss) { // The end of the device may have told it.
 			err = errors.Join(err, loss)
 		}
 	}
