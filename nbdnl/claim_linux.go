@@ -8,14 +8,24 @@ import (
 )
 
 // tryLock takes the exclusive lock on f, unless another open file has it.
-func tryLock(f *os.File) (bool, error) {
+func tryLock(f *os.File) (bool, error) { return flock(f, unix.LOCK_EX) }
+
+// lockedByOther reports whether another open file has the exclusive lock on f. It takes a shared one, until f is closed: flock(2) has
+// no way to ask.
+func lockedByOther(f *os.File) (bool, error) {
+	shared, err := flock(f, unix.LOCK_SH)
+	return !shared && err == nil, err
+}
+
+// flock takes a lock on f, unless a lock that another open file has forbids it.
+func flock(f *os.File, how int) (bool, error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return false, err
 	}
 	var lockErr error
 	if err := raw.Control(func(fd uintptr) {
-		lockErr = unix.Flock(int(fd), unix.LOCK_EX|unix.LOCK_NB)
+		lockErr = unix.Flock(int(fd), how|unix.LOCK_NB)
 	}); err != nil {
 		return false, err
 	}

@@ -18,7 +18,7 @@ type DetachOptions struct {
 	// Birth, unless it is 0, is what Birth said of the device when the caller made sure that it is the one: when its index
 	// is used anew, the device is not connected any more. It is for devices without an identifier.
 	Birth uint64
-	// Force detaches the device although somebody uses it, or although what is cached can't be written:
+	// Force detaches the device although somebody uses it, or although writing what is cached does not end:
 	// those who use it get I/O errors from then on, a file system above loses what it had not written.
 	Force bool
 	// Dead says that the device's server is gone for good. What is cached is then given up, since there
@@ -37,9 +37,13 @@ type DetachOptions struct {
 // index meanwhile (see Claim), so the caller must not.
 //
 // The error matches os.ErrNotExist, ErrNotConnected, ErrNotOwner (see Disconnect), or is a *BusyError;
-// the device then is as it was. It also is as it was when the cached data could not be written. With
-// Force those two go on, and what was lost is reported: a failed write, and a *BusyError that says
-// Disconnected when the holders keep the index from becoming free.
+// the device then is as it was. It also is as it was when writing what is cached has not come to an end.
+// With Force those two go on, and what was lost is reported, with a *BusyError that says Disconnected
+// when the holders keep the index from becoming free.
+//
+// An error that matches ErrNotWritten tells that the server did not take some of the cached data. The
+// kernel drops what it could not write, and tells only the first who syncs after that, so to keep the
+// device would save nothing: it is disconnected all the same, unless the error is another one, too.
 //
 // Each step ends with ctx. A step that the kernel or the device's server blocks is then left behind in
 // a goroutine, which ends when the device's requests do.
@@ -71,23 +75,27 @@ func (c *Client) detach(ctx context.Context, index int, o DetachOptions) (err er
 	default:
 		o.keeper = descriptor{o.Server, someFD}
 	}
-	opened, flushErr := c.flush(ctx, index, o)
+	opened, lost, err := c.flush(ctx, index, o)
 	defer opened.close()
-	if flushErr != nil && (!o.Force || ctx.Err() != nil) {
-		return fmt.Errorf("%w; it was not disconnected", flushErr)
+	if err != nil && (!o.Force || ctx.Err() != nil) {
+		return errors.Join(fmt.Errorf("%w; it was not disconnected", err), lost)
 	}
+	lost = errors.Join(err, lost)
 	bounded, cancel := context.WithTimeout(ctx, commandPatience)
 	defer cancel()
 	if err := c.disconnect(bounded, index, l); err != nil {
-		return errors.Join(err, flushErr)
+		return errors.Join(err, lost)
 	}
 	// While it is open the kernel keeps the device as it was.
 	opened.close()
 	if err := c.waitRelease(ctx, index, l); err != nil {
-		return errors.Join(err, flushErr)
+		return errors.Join(err, lost)
 	}
 	c.dropPartitions(ctx, index)
-	return flushErr
+	if lost != nil {
+		return fmt.Errorf("disconnected, but %w", lost)
+	}
+	return nil
 }
 
 // lifeFor returns the device's life if it is one that the options mean.
@@ -103,21 +111,29 @@ func (c *Client) lifeFor(index int, o DetachOptions) (life, error) {
 }
 
 // flush opens the device, exclusively unless that is to be forced, and writes what is cached. It
-// returns the device, if it could be opened, along with an error.
-func (c *Client) flush(ctx context.Context, index int, o DetachOptions) (*seizure, error) {
-	opened, err := c.seize(ctx, index, o)
+// returns the device, if it could be opened, what can't be written any more, and why the device should
+// be left as it is.
+func (c *Client) flush(ctx context.Context, index int, o DetachOptions) (opened *seizure, lost, err error) {
+	opened, err = c.seize(ctx, index, o)
 	if err != nil || opened.dev == nil {
-		return opened, err
+		return opened, nil, err
 	}
 	own := opened.descriptor() // now: a sync that does not come to an end keeps it
-	if err := opened.sync(ctx, o.Force || o.Dead); err != nil && !o.Dead {
-		return opened, fmt.Errorf("cached data could not be written: %w", err)
+	err = opened.sync(ctx, o.Force || o.Dead)
+	switch {
+	case err == nil || o.Dead:
+	case opened.dev == nil && (!o.Force || ctx.Err() != nil): // The sync goes on, and may yet write all.
+		return opened, nil, fmt.Errorf("cached data is not written yet: %w", err)
+	default:
+		// The kernel tries every page once, and has none left that waits: one whose write failed is clean
+		// (end_buffer_async_write, or end_bio_bh_io_sync before it, in fs/buffer.c).
+		lost = fmt.Errorf("%w: %w", ErrNotWritten, err)
 	}
 	if o.Force {
-		return opened, nil
+		return opened, lost, nil
 	}
 	// The write may have taken long enough for somebody to open the device.
-	return opened, c.vacant(ctx, index, o.keeper, own)
+	return opened, lost, c.vacant(ctx, index, o.keeper, own)
 }
 
 // seize opens the device. Read-only is enough to fsync, and does not make udev probe the device again
@@ -132,6 +148,9 @@ func (c *Client) seize(ctx context.Context, index int, o DetachOptions) (*seizur
 		dev, err := c.open(ctx, index, os.O_RDONLY|syscall.O_EXCL)
 		if errors.Is(err, syscall.EBUSY) {
 			dev, err = c.open(ctx, index, os.O_RDONLY)
+		}
+		if err != nil && o.Dead {
+			return &seizure{}, nil // as below
 		}
 		return &seizure{dev: dev}, err
 	}

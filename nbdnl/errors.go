@@ -23,6 +23,9 @@ var (
 	// ErrBusy means that the device is in use, or merely open.
 	ErrBusy = errors.New("device is busy")
 
+	// ErrNotWritten means that data which the kernel had cached of a device could not be written, and is lost.
+	ErrNotWritten = errors.New("cached data could not be written")
+
 	// ErrNoDeadConnection means that a connection was to be replaced, and none was dead.
 	ErrNoDeadConnection = errors.New("no connection is dead")
 

@@ -39,12 +39,12 @@ func (s *System) tryLease(index int) (*Lease, error) {
 		return nil, fmt.Errorf("index is not within 0 and %d: %w", maxIndex, os.ErrInvalid)
 	}
 	path := filepath.Join(s.leases(), name(index))
-	c, err := tryClaim(path)
+	c, err := claimLease(path)
 	if errors.Is(err, os.ErrNotExist) {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return nil, err
 		}
-		c, err = tryClaim(path)
+		c, err = claimLease(path)
 	}
 	if err != nil {
 		return nil, err
@@ -53,12 +53,68 @@ func (s *System) tryLease(index int) (*Lease, error) {
 		return nil, fmt.Errorf("%w: another process has leased it", ErrBusy)
 	}
 	l := &Lease{index: index, file: c.file}
-	b, err := io.ReadAll(c.file)
-	if err != nil {
+	if l.left, err = noted(c.file); err != nil {
 		return nil, errors.Join(err, l.Leave())
 	}
-	l.left, _, _ = strings.Cut(string(b), "\n")
 	return l, nil
+}
+
+// leaseLooks is how often in a row a lease is asked for of which somebody else is only finding out whether it is held (LeftAt).
+const leaseLooks = 100
+
+// claimLease returns nil when somebody else has the lease.
+func claimLease(path string) (*Claimed, error) {
+	for range leaseLooks {
+		c, err := tryClaim(path)
+		if c != nil || err != nil {
+			return c, err
+		}
+		f, err := os.Open(path)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // It was given up.
+		}
+		if err != nil {
+			return nil, err
+		}
+		held, err := lockedByOther(f)
+		if err = errors.Join(err, f.Close()); held || err != nil {
+			return nil, err
+		}
+	}
+	return nil, nil
+}
+
+// noted reads the identifier in the file of a lease.
+func noted(f *os.File) (string, error) {
+	b, err := io.ReadAll(f)
+	identifier, _, _ := strings.Cut(string(b), "\n")
+	return identifier, err
+}
+
+// LeftAt returns the identifier that the last holder of an index's lease noted, if its process has ended without a Release; else it is
+// empty. The connected device with that identifier then has nobody who serves it. The lease itself is left to whoever asks for it with
+// TryLease. Reading leases takes the privilege of taking them, else the error matches os.ErrPermission.
+func LeftAt(index int) (string, error) { return System{}.LeftAt(index) }
+
+// LeftAt is the function LeftAt for the system.
+func (s System) LeftAt(index int) (string, error) {
+	left, err := leftAt(filepath.Join(s.leases(), name(index)))
+	return left, newError("lease", index, err)
+}
+
+func leftAt(path string) (left string, err error) {
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if held, err := lockedByOther(f); held || err != nil || !isAt(f, path) {
+		return "", err
+	}
+	return noted(f)
 }
 
 // Leased returns the indexes of which there is a lease, or was until its holder's process ended, ascending.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"slices"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -54,6 +55,62 @@ func TestLease(t *testing.T) {
 			t.Errorf("index %d: %v", index, err)
 		}
 	}
+}
+
+// TestLeftAt holds that the lease of a living process is told from one that was left, and that to ask keeps nobody from taking it.
+func TestLeftAt(t *testing.T) {
+	t.Setenv("NBDCTL_STATE_DIR", t.TempDir())
+	wantLeft := func(want string) {
+		t.Helper()
+		if got, err := nbdnl.LeftAt(7); got != want || err != nil {
+			t.Errorf("left %q, error %v, want %q", got, err, want)
+		}
+	}
+	wantLeft("")
+	l, err := nbdnl.TryLease(7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Note("pool:1"); err != nil {
+		t.Error(err)
+	}
+	wantLeft("") // Its holder lives.
+	if err := l.Leave(); err != nil {
+		t.Error(err)
+	}
+	wantLeft("pool:1")
+	var asker sync.WaitGroup
+	stop := make(chan struct{})
+	asker.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if _, err := nbdnl.LeftAt(7); err != nil {
+				t.Errorf("asking: %v", err)
+			}
+		}
+	})
+	for range 100 {
+		if l, err = nbdnl.TryLease(7); err != nil || l.Left() != "pool:1" {
+			t.Errorf("taking what is asked about: left %q, error %v", l.Left(), err)
+			break
+		}
+		if err := l.Leave(); err != nil {
+			t.Error(err)
+		}
+	}
+	close(stop)
+	asker.Wait()
+	if l, err = nbdnl.TryLease(7); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Release(); err != nil {
+		t.Error(err)
+	}
+	wantLeft("")
 }
 
 // TestAddIndex adds devices, and says why it can't.

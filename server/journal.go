@@ -20,19 +20,27 @@ const (
 type trouble int
 
 const (
-	troubleFailed  trouble = iota // by the backend
-	troubleRefused                // never reached the backend
-	troubleSlow                   // took long, and succeeded
-	troubles                      // how many there are
+	troubleFailed    trouble = iota // of a request, by the backend
+	troubleRefused                  // of a request that never reached the backend
+	troubleSlow                     // of a request that took long, and succeeded
+	troubleHandshake                // of a client that did not come to an export
+	troubleClient                   // of a client that had one
+	troubles                        // how many there are
 )
 
-func (t trouble) String() string { return [troubles]string{"failed", "refused", "slow"}[t] }
+func (t trouble) String() string {
+	return [troubles]string{"failed", "refused", "slow", "handshake", "connection"}[t]
+}
 
-// An event is a request that goes into the log.
+// ofClient reports whether the trouble is not that of a request.
+func (t trouble) ofClient() bool { return t == troubleHandshake || t == troubleClient }
+
+// An event is a request that goes into the log, or a client.
 type event struct {
 	trouble trouble
 	header  header
-	err     error // nil if it succeeded
+	client  string // its address
+	err     error  // nil if it succeeded
 	time    time.Time
 	took    time.Duration
 
@@ -126,8 +134,12 @@ func (j *journal) write() {
 func (e *event) writeTo(log slog.Handler) {
 	level, text := slog.LevelWarn, "request failed"
 	switch {
+	case e.more > 0 && e.trouble.ofClient():
+		text = "more clients than are logged"
 	case e.more > 0:
 		text = "more requests than are logged"
+	case e.trouble.ofClient():
+		text = e.trouble.String() + " failed"
 	case e.trouble == troubleFailed:
 		level = slog.LevelError
 	case e.trouble == troubleSlow:
@@ -137,9 +149,12 @@ func (e *event) writeTo(log slog.Handler) {
 		return
 	}
 	r := slog.NewRecord(e.time, level, text, 0)
-	if e.more > 0 {
+	switch {
+	case e.more > 0:
 		r.AddAttrs(slog.String("which", e.trouble.String()), slog.Int("more", e.more))
-	} else {
+	case e.trouble.ofClient():
+		r.AddAttrs(slog.String("client", e.client))
+	default:
 		h := e.header
 		r.AddAttrs(slog.String("op", h.op.String()), slog.Uint64("offset", h.offset), slog.Uint64("length", uint64(h.length)),
 			slog.Uint64("errno", uint64(wireErrno(e.err))), slog.Duration("took", e.took))

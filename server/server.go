@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"syscall"
@@ -40,7 +41,8 @@ type Server struct {
 	// buffers of each client, which are smaller than 4 MiB, and what was received of the writes that a Swap or Resize interrupts.
 	// 0: 512 MiB.
 	MaxMemory int64
-	// Logger takes a record when a connection fails. nil: none.
+	// Logger takes a record when a connection fails, of ten in ten seconds; how many more there were is one record. Clients that leave
+	// before they have sent anything, as those of port scanners and health checks do, are told of at level debug. nil: none.
 	Logger *slog.Logger
 
 	mu        sync.Mutex // guards all below
@@ -50,6 +52,7 @@ type Server struct {
 	talks     map[net.Conn]struct{} // in the handshake
 	conns     map[*Conn]struct{}
 	budgets   map[*Export]*budget
+	journal   *journal
 	running   sync.WaitGroup // of serve; grows only while closed is false
 }
 
@@ -143,12 +146,17 @@ func (s *Server) acceptError(err error) error {
 func (s *Server) serve(nc net.Conn) {
 	defer s.running.Done()
 	defer nc.Close()
-	log := s.logger().With(slog.String("client", nc.RemoteAddr().String()))
-	e, err := s.Handshake(nc)
+	client := nc.RemoteAddr().String()
+	heard := &hearer{Conn: nc}
+	e, err := s.Handshake(heard)
 	if err != nil {
 		s.part(nc)
-		if err != ErrAborted {
-			log.Warn("handshake failed", slog.Any("err", err))
+		switch {
+		case err == ErrAborted:
+		case !heard.something && !errors.Is(err, os.ErrDeadlineExceeded):
+			s.logger().Debug("client left without a word", slog.String("client", client))
+		default:
+			s.note(troubleHandshake, client, err)
 		}
 		return
 	}
@@ -158,8 +166,31 @@ func (s *Server) serve(nc net.Conn) {
 	}
 	defer s.retire(c)
 	if err := c.Transmit(); err != nil && err != ErrShutdown && !errors.Is(err, net.ErrClosed) {
-		log.Warn("connection failed", slog.Any("err", err))
+		s.note(troubleClient, client, err)
 	}
+}
+
+// note logs what became of a client, unless that would be too many.
+func (s *Server) note(t trouble, client string, err error) {
+	s.mu.Lock()
+	if s.journal == nil {
+		s.journal = &journal{log: s.Logger}
+	}
+	j := s.journal
+	s.mu.Unlock()
+	j.note(event{trouble: t, client: client, err: err, time: time.Now()})
+}
+
+// A hearer is a connection that knows whether its client has said something.
+type hearer struct {
+	net.Conn
+	something bool
+}
+
+func (h *hearer) Read(p []byte) (int, error) {
+	n, err := h.Conn.Read(p)
+	h.something = h.something || n > 0
+	return n, err
 }
 
 // Shutdown stops accepting, cuts who has not chosen an export yet, lets every request that was read be answered, and then closes

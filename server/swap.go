@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"runtime/debug"
+	"time"
 
 	"github.com/nbdctl/nbdctl/backends"
 )
@@ -103,7 +104,8 @@ func (e *Export) successor(b backends.Backend) (backends.Device, error) {
 }
 
 // Sync makes what was written to the backend durable, while requests go on. Before a Swap whose context leaves clients little time to
-// wait, it takes most of that out of the way. If ctx ends first, the error is the context's, and the backend is left to it.
+// wait, it takes most of that out of the way. If ctx ends first, the error is the context's, and the backend is left to it. That a
+// backend could not be synced is part of Loss: many tell it once, and a flush that a client sends later then succeeds.
 func (e *Export) Sync(ctx context.Context) error {
 	e.resizing.Lock()
 	defer e.resizing.Unlock()
@@ -133,6 +135,9 @@ func (e *Export) sync(ctx context.Context) error {
 		defer func() {
 			if p := recover(); p != nil {
 				err = &panicError{value: p, stack: debug.Stack()}
+			}
+			if err != nil {
+				e.losses.note(&RequestError{Op: OpFlush, Err: err, Errno: uint32(wireErrno(err)), Time: time.Now()})
 			}
 			result <- err
 		}()

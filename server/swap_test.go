@@ -305,6 +305,40 @@ func TestSwapAwaitsSync(t *testing.T) {
 	})
 }
 
+// TestSwapSyncLoss holds that a backend which tells once that it could not be synced is not believed the next time: whoever is told, and
+// even if nobody waits for it any more, what is lost stays known.
+func TestSwapSyncLoss(t *testing.T) {
+	for _, givenUp := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			old, next := newDisk(8192), newDisk(8192)
+			var syncs atomic.Int32
+			old.before = func(op string, _, _ int64) error {
+				if op != "sync" || syncs.Add(1) > 1 {
+					return nil
+				}
+				if givenUp {
+					time.Sleep(2 * time.Second)
+				}
+				return syscall.ENOSPC
+			}
+			e := export(t, old, server.Options{})
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			want := error(syscall.ENOSPC)
+			if givenUp {
+				want = context.DeadlineExceeded
+			}
+			checkError(t, e.Swap(ctx, next), want)
+			checkError(t, e.Swap(t.Context(), next), nil)
+			for range 2 {
+				if loss := e.Loss(); loss == nil || loss.Requests != 1 || loss.First.Op != server.OpFlush || !errors.Is(loss, syscall.ENOSPC) {
+					t.Errorf("given up %t: the loss of %v, want that of a flush", givenUp, loss)
+				}
+			}
+		})
+	}
+}
+
 // TestSwapHolds holds that nothing is executed while a new backend is being made, also of a client that comes meanwhile.
 func TestSwapHolds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

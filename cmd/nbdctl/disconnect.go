@@ -57,6 +57,7 @@ func disconnect(c *cli.Context) error {
 		if c.Bool("all") && exit.Of(err) == exit.NotFound {
 			err = nil // somebody else was quicker, with the same result
 		}
+		// A refusal goes first, for the exit code is then not that of a device that has gone.
 		errs = append(errs, err, loss)
 	}
 	return errors.Join(errs...)
@@ -78,7 +79,7 @@ func ourDevices(store *host.Store) (names []string, err error) {
 }
 
 // disconnectOne takes one device down. Also when that fails, it tells what had
-// been lost of the device: nobody will be told again.
+// been lost of the device.
 func disconnectOne(ctx context.Context, c *cli.Context, store *host.Store, name string) (loss, err error) {
 	d, err := lookup(ctx, store, name)
 	if err != nil {
@@ -95,7 +96,11 @@ func disconnectOne(ctx context.Context, c *cli.Context, store *host.Store, name 
 		warn(c, []string{loss.Error()}) // as all that forcing costs
 		loss = nil
 	}
-	return loss, takeDown(ctx, c, d, force)
+	unwritten, err := takeDown(ctx, c, d, force)
+	if loss == nil {
+		loss = unwritten // Else it is the same, in less detail.
+	}
+	return loss, err
 }
 
 // lost tells which writes to the device have failed. Whether those who made them
@@ -112,37 +117,42 @@ func lost(ctx context.Context, d device) error {
 	return fmt.Errorf("nbd%d: writes have failed, of which those who made them may not know: %s", d.Index, loss)
 }
 
-// takeDown detaches the device and waits for the process that served it.
-func takeDown(ctx context.Context, c *cli.Context, d device, force bool) error {
+// takeDown detaches the device and waits for the process that served it. loss is
+// what was cached of it and could not be written, when the device has gone.
+func takeDown(ctx context.Context, c *cli.Context, d device, force bool) (loss, err error) {
 	client, err := nbdnl.New()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer client.Close()
 	free, err := detach(ctx, c, client, d, force)
+	if free {
+		loss, err = err, nil
+	}
 	var busy *nbdnl.BusyError
 	if errors.As(err, &busy) {
-		return fmt.Errorf("%w; unmount or close it, or use --force", busy)
+		if errors.Is(err, nbdnl.ErrNotWritten) { // of which the kernel tells once
+			loss = fmt.Errorf("nbd%d: %w", d.Index, nbdnl.ErrNotWritten)
+		}
+		return loss, fmt.Errorf("%w; unmount or close it, or use --force", busy)
 	}
-	if err != nil {
-		return err
-	}
-	if !free {
-		return nil // and a warning has said so; the process stays as long as its device
+	if err != nil || !free {
+		return nil, err // or a warning has said so; the process stays as long as its device
 	}
 	if d.entry != nil {
 		ctx, cancel := context.WithTimeoutCause(ctx, endPatience, fmt.Errorf("not within %s; it may be stopped, or stuck in its backend", endPatience))
 		defer cancel()
 		if err := d.entry.Wait(ctx); err != nil {
-			return fmt.Errorf("nbd%d is disconnected, but %w", d.Index, err)
+			return loss, fmt.Errorf("nbd%d is disconnected, but %w", d.Index, err)
 		}
 	}
 	_, err = fmt.Fprintf(c.App.Writer, "nbd%d disconnected\n", d.Index)
-	return err
+	return loss, err
 }
 
-// detach takes the device away and tells whether its index is free. What
-// forcing it cost is a warning: it was asked for.
+// detach takes the device away and tells whether its index is free, even if not
+// all could be written that was cached. What forcing it cost is a warning: it was
+// asked for.
 func detach(ctx context.Context, c *cli.Context, client *nbdnl.Client, d device, force bool) (free bool, err error) {
 	err = client.Detach(ctx, d.Index, nbdnl.DetachOptions{
 		Identifier: d.Identifier,
@@ -154,17 +164,20 @@ func detach(ctx context.Context, c *cli.Context, client *nbdnl.Client, d device,
 		// the device. Its users are.
 		Dead: d.state() == nbdnl.StateOrphaned,
 	})
-	if err == nil || !force {
+	if err == nil || !force && !errors.Is(err, nbdnl.ErrNotWritten) {
 		return err == nil, err
 	}
 	var busy *nbdnl.BusyError
-	if errors.As(err, &busy) && busy.Disconnected {
+	if errors.As(err, &busy) && busy.Disconnected && force {
 		warn(c, []string{err.Error()})
 		return false, nil
 	}
 	now, statusErr := client.Status(ctx, d.Index)
 	if statusErr != nil || now.Connected() && now.OwnerTID == d.OwnerTID && now.Identifier == d.Identifier {
 		return false, err
+	}
+	if !force {
+		return true, err
 	}
 	warn(c, []string{err.Error()})
 	return true, nil
@@ -175,6 +188,10 @@ func detach(ctx context.Context, c *cli.Context, client *nbdnl.Client, d device,
 func allowed(d device, force bool) error {
 	if !d.connected() {
 		return notConnected(d)
+	}
+	if d.left && !force {
+		return exit.With(exit.Permission, "nbd%d is not ours: a program that has ended connected it, and may take it back when it runs again; "+
+			"use --force to disconnect it here", d.Index)
 	}
 	if !d.ours() && !force {
 		return exit.With(exit.Permission, "nbd%d is not ours: %s connected it; disconnect it there, or use --force", d.Index, d.connector())

@@ -23,6 +23,9 @@ type device struct {
 	// birth is nbdnl.Birth of the use of the index that this is about, where no
 	// identifier tells; 0 is unknown.
 	birth uint64
+	// left is whether another program's device is known to have nobody who serves
+	// it: its index was leased (nbdnl.Lease), and the process that had it has ended.
+	left bool
 }
 
 // ours tells whether nbdctl connected the device. The mark in the kernel
@@ -39,6 +42,8 @@ func (d device) connected() bool {
 // state completes what the kernel shows by what our processes know.
 func (d device) state() nbdnl.State {
 	switch {
+	case d.left:
+		return nbdnl.StateOrphaned
 	case !d.connected() || !d.ours():
 		return d.State
 	case d.entry == nil && d.ownerGone(), d.entry != nil && !d.entry.Alive:
@@ -70,7 +75,7 @@ func (d device) pid() int {
 	switch {
 	case d.entry != nil:
 		return d.entry.PID
-	case d.ours() && d.ownerGone():
+	case d.ours() && d.ownerGone(), d.left:
 		return 0 // The number may be another's by now.
 	}
 	return d.OwnerPID
@@ -87,6 +92,9 @@ func (d device) server() int {
 // connector names the process that connected the device.
 func (d device) connector() string {
 	pid := d.pid()
+	if d.left {
+		return "a program that has ended"
+	}
 	if pid == 0 {
 		return "another program"
 	}
@@ -189,6 +197,12 @@ func pair(st nbdnl.Status, entries []host.Entry) (device, []host.Entry) {
 			d.birth = e.Birth
 		}
 		entries = slices.Delete(entries, i, i+1)
+	}
+	if d.connected() && !d.ours() && d.Identifier != "" {
+		// Of devices without a lease nothing can be known, for they may well outlive the
+		// process that connected them; nor, without privilege, of the others.
+		left, err := nbdnl.LeftAt(d.Index)
+		d.left = err == nil && left == d.Identifier
 	}
 	return d, entries
 }

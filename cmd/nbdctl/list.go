@@ -65,12 +65,19 @@ func list(c *cli.Context) error {
 		if v.State == nbdnl.StateOrphaned.String() {
 			fmt.Fprintf(c.App.ErrWriter, "nbdctl: %s is orphaned: %s\n", v.Name, orphanAdvice(v))
 		}
+		if v.Loss != nil {
+			fmt.Fprintf(c.App.ErrWriter, "nbdctl: writes to %s were lost, the first %s\n", v.Name, lossNote(v.Loss))
+		}
 	}
 	return nil
 }
 
 // orphanAdvice says what an orphan is and what to do about it.
 func orphanAdvice(v view) string {
+	if !v.Owner.Ours {
+		return fmt.Sprintf("the program that served it has ended without disconnecting, all I/O on it fails; it may take it back when it "+
+			"runs again, else nbdctl disconnect --force %s frees it", v.Name)
+	}
 	who := "the process that served it"
 	if v.Owner.PID != nil {
 		who = fmt.Sprintf("pid %d, which served it,", *v.Owner.PID)
@@ -83,7 +90,7 @@ func printTable(w io.Writer, views []view) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "NAME\tSTATE\tSIZE\tBACKEND\tLABEL\tMODE\tCONNS\tBLOCK\tRO\tTIMEOUT\tOWNER\tSINCE")
 	for _, v := range views {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, v.State, quantity.FormatSize(v.Size),
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, v.shownState(), quantity.FormatSize(v.Size),
 			printable(v.Backend), orDash(v.Label), orDash(v.Mode), connections(v), orDash(v.BlockSize), yesNo(v.ReadOnly),
 			timeouts(v), owner(v), since(v.Since))
 	}

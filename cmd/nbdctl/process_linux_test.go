@@ -13,13 +13,19 @@ import (
 	"time"
 )
 
-// runCommand is what the test binary does in place of testing.
+// runCommand is what the test binary does in place of testing: it is nbdctl, or
+// a worker of a test.
 func runCommand() {
+	run := churnRun
 	rounds, err := strconv.Atoi(os.Getenv(churnWorker))
+	if err != nil {
+		run = servePool
+		rounds, err = strconv.Atoi(os.Getenv(poolProgram))
+	}
 	if err != nil || len(os.Args) > 1 {
 		main() // does not return
 	}
-	if err := churnRun(rounds); err != nil {
+	if err := run(rounds); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

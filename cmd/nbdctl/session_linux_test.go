@@ -150,7 +150,7 @@ func TestKernelJSON(t *testing.T) {
 	}
 	defer must(t, "disconnect", connect["path"].(string))
 	keys := []string{"name", "index", "path", "state", "size", "block_size", "label", "backend", "mode", "connections", "connections_alive", "read_only",
-		"features", "timeout", "dead_timeout", "identifier", "since", "owner"}
+		"features", "timeout", "dead_timeout", "identifier", "since", "owner", "loss"}
 	more := append(keys, "log", "last_error", "traffic", "holders")
 	all := listJSON(t, "--all")
 	if len(all) < 2 {

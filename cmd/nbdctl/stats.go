@@ -107,7 +107,7 @@ func watchStats(ctx context.Context, c *cli.Context, e *host.Entry, interval tim
 		if ctx.Err() != nil {
 			return nil // interrupted, which is how watching ends
 		}
-		if err != nil && before != nil && e.Ended() {
+		if err != nil && before != nil && (e.Ended() || exit.Of(err) == exit.NotFound) {
 			return nil // the device has gone, which is how watching ends too
 		}
 		if err != nil {

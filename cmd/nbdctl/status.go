@@ -48,6 +48,9 @@ func status(c *cli.Context) error {
 		return notConnected(d)
 	}
 	v, err := fullViewOf(ctx, d)
+	if err == nil && exit.Of(v.unanswered) == exit.NotFound { // It has ended meanwhile, or is about to.
+		v, err = viewDevice(ctx, d.Index)
+	}
 	if err != nil {
 		return err
 	}
@@ -89,6 +92,9 @@ func printStatus(w io.Writer, v *fullView) error {
 	}
 	for i, s := range v.Traffic {
 		line(fmt.Sprintf("connection %d", i), traffic(s))
+	}
+	if v.Loss != nil {
+		line("loss", lossNote(v.Loss))
 	}
 	if e := v.LastError; e != nil {
 		line("last error", fmt.Sprintf("%s: %s at %d, %d bytes: %s", e.Time.Local().Format(time.DateTime), e.Op, e.Offset, e.Length, e.Error))

@@ -32,6 +32,7 @@ type view struct {
 	Identifier  *string    `json:"identifier"`
 	Since       *time.Time `json:"since"`
 	Owner       ownerView  `json:"owner"`
+	Loss        *host.Loss `json:"loss"`
 }
 
 type ownerView struct {
@@ -80,8 +81,22 @@ func viewOf(d device) view {
 		v.Timeout = known(int64(e.Spec.Timeout/time.Second), true)
 		v.DeadTimeout = known(int64(e.Spec.DeadTimeout/time.Second), true)
 		v.Since = &e.Since
+		v.Loss = e.Record.Loss
 	}
 	return v
+}
+
+// shownState is the state for people, who should see a loss without looking for it.
+func (v view) shownState() string {
+	if v.Loss != nil {
+		return v.State + ",loss"
+	}
+	return v.State
+}
+
+// lossNote says what was lost first.
+func lossNote(l *host.Loss) string {
+	return fmt.Sprintf("%s: %s", l.Time.Local().Format(time.DateTime), l.Error)
 }
 
 // features names what the kernel asks of the device's server.
@@ -129,6 +144,9 @@ func viewDevice(ctx context.Context, index int) (*fullView, error) {
 	d, err := lookupIndex(ctx, store, index)
 	if err != nil {
 		return nil, err
+	}
+	if !d.connected() { // any more
+		return nil, notConnected(d)
 	}
 	return fullViewOf(ctx, d)
 }

@@ -177,7 +177,7 @@ func (m *monitor) refresh() error {
 // same tells whether nothing has changed that a record tells and an event of
 // the kernel's does not.
 func same(a, b view) bool {
-	return a.State == b.State && connections(a) == connections(b) && timeouts(a) == timeouts(b)
+	return a.shownState() == b.shownState() && connections(a) == connections(b) && timeouts(a) == timeouts(b)
 }
 
 // entries are our records. A damaged one hides no other.
@@ -194,7 +194,7 @@ func printEvent(w io.Writer, asJSON bool) func(eventView) error {
 		return func(v eventView) error { return e.Encode(v) }
 	}
 	return func(v eventView) error {
-		_, err := fmt.Fprintf(w, "%s  %-10s  %-6s  %-13s  %s  %s\n", v.Time.Local().Format("15:04:05.000"), v.Event, v.Name, v.State,
+		_, err := fmt.Fprintf(w, "%s  %-10s  %-6s  %-13s  %s  %s\n", v.Time.Local().Format("15:04:05.000"), v.Event, v.Name, v.shownState(),
 			quantity.FormatSize(v.Size), printable(v.Backend))
 		return err
 	}

@@ -21,7 +21,11 @@ const (
 // Disconnect ends the device in good order: it makes sure that nobody uses it, writes what is cached, disconnects, and waits until
 // the index is free and no request is served any more. If somebody uses the device, the error is a *nbdnl.BusyError that says who,
 // and the device goes on; so it does after any other error before the disconnect. A device that has gone already, by
-// whomever's doing, is no error. What was lost earlier is for Flush to tell, or for Close, also after Disconnect.
+// whomever's doing, is no error.
+//
+// What the backend does not take when it is written now ends the device all the same, for the kernel has dropped it: the error then
+// matches nbdnl.ErrNotWritten. What was lost earlier is in the error, too, of the Disconnect that ends the device, unless Flush has
+// told it (see there). Nil means that all that was written to the device is in the backend.
 func (d *Device) Disconnect(ctx context.Context) error {
 	select {
 	case d.ending <- struct{}{}:
@@ -32,17 +36,19 @@ func (d *Device) Disconnect(ctx context.Context) error {
 	if d.ended {
 		return nil
 	}
+	var lost error
 	if !d.disconnected() {
-		if err := d.detach(ctx, false); err != nil {
-			return err
+		lost = d.detach(ctx, false)
+		if lost != nil && !(errors.Is(lost, nbdnl.ErrNotWritten) && d.gone(ctx)) {
+			return lost
 		}
 	}
 	d.giveUp(errEnded)
 	if err := d.await(ctx); err != nil {
-		return err
+		return errors.Join(err, lost)
 	}
 	d.ended = true
-	return d.release()
+	return errors.Join(lost, d.release(), d.TakeLoss())
 }
 
 // Close is CloseContext without a context: it returns after 30 seconds at the latest.
@@ -92,15 +98,30 @@ func (d *Device) end(ctx context.Context) error {
 
 // detach has the kernel disconnect the device. That it has gone already is no error.
 func (d *Device) detach(ctx context.Context, force bool) error {
-	err := d.client.Detach(ctx, d.index, nbdnl.DetachOptions{Identifier: d.Identifier(), Force: force})
+	o := nbdnl.DetachOptions{Identifier: d.Identifier(), Force: force, Dead: d.unserved()}
+	err := d.client.Detach(ctx, d.index, o)
 	if errors.Is(err, errors.ErrUnsupported) && d.machine.same(d.index, d.birth) {
 		// This kernel keeps no identifiers, but this is the device that was made for us.
-		err = d.client.Detach(ctx, d.index, nbdnl.DetachOptions{Any: true, Force: force})
+		o.Identifier, o.Any = "", true
+		err = d.client.Detach(ctx, d.index, o)
 	}
 	if (missing(err) || errors.Is(err, errors.ErrUnsupported)) && d.gone(ctx) {
 		return nil
 	}
+	if err == nil && !o.Force && !o.Dead {
+		d.mu.Lock()
+		d.written = true
+		d.mu.Unlock()
+	}
 	return err
+}
+
+// unserved reports whether there is nobody to write to, so that a write of what is cached can only fail, even of nothing at all: with
+// all connections dead that was told, or will be, as what may be lost (misses), and Kick gives it up.
+func (d *Device) unserved() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.leaving || d.alive == 0 && d.mending.Err() != nil && !d.goodbye
 }
 
 // disconnected reports whether the kernel has announced the end of the device and nothing is served any more.

@@ -101,23 +101,25 @@ func TestCloseHeld(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestUnwritable holds that a device whose cache can't be written goes on at Disconnect, and that Close says what is lost.
+// TestUnwritable holds that a device whose cache can't be written ends, for nothing is left to save, and that the end says what is lost.
 func TestUnwritable(t *testing.T) {
-	k, d := connected(t)
-	k.FailSync(d.Index(), syscall.ENOSPC)
-	if err := d.Disconnect(t.Context()); !errors.Is(err, syscall.ENOSPC) {
-		t.Errorf("Disconnect: %v, want ENOSPC", err)
+	for name, end := range map[string]func(*Device) error{
+		"Disconnect": func(d *Device) error { return d.Disconnect(context.Background()) },
+		"Close":      (*Device).Close,
+	} {
+		k, d := connected(t)
+		k.FailSync(d.Index(), syscall.ENOSPC)
+		if err := end(d); !errors.Is(err, nbdnl.ErrNotWritten) || !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("%s: %v, want ENOSPC", name, err)
+		}
+		if !isDone(d) || d.Err() != nil {
+			t.Errorf("%s: done %t, error %v", name, isDone(d), d.Err())
+		}
+		if err := errors.Join(d.Disconnect(t.Context()), d.Close()); err != nil {
+			t.Errorf("%s, and again: %v", name, err)
+		}
+		checkClean(t, k)
 	}
-	if isDone(d) {
-		t.Error("the device does not go on")
-	}
-	if err := d.Close(); !errors.Is(err, syscall.ENOSPC) {
-		t.Errorf("Close: %v, want ENOSPC", err)
-	}
-	if !isDone(d) || d.Err() != nil {
-		t.Errorf("done %t, error %v after Close", isDone(d), d.Err())
-	}
-	checkClean(t, k)
 }
 
 // TestDisconnectedByOther holds that the device notices, and that there is nothing left to end.

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -71,12 +73,14 @@ func (m machine) newDevice(b backends.Backend, o Options) (*Device, error) {
 	}
 	dev := backends.Probe(b)
 	o = o.complete(dev)
-	e, err := o.export(b)
+	path := new(atomic.Pointer[string])
+	log := slog.New(label{o.Logger.Handler(), o.Identifier, path})
+	e, err := o.export(b, log)
 	if err != nil {
 		return nil, err
 	}
 	if n := runtime.NumCPU(); o.Connections > n {
-		o.Logger.Warn("more connections than processors: the kernel sends nothing over the others",
+		log.Warn("more connections than processors: the kernel sends nothing over the others",
 			"connections", o.Connections, "processors", n)
 	}
 	d := &Device{
@@ -86,7 +90,8 @@ func (m machine) newDevice(b backends.Backend, o Options) (*Device, error) {
 		export:     e,
 		options:    o,
 		flags:      kernelFlags(e, dev),
-		log:        o.Logger,
+		log:        log,
+		path:       path,
 		index:      anyIndex,
 		attached:   make(chan struct{}),
 		done:       make(chan struct{}),
@@ -99,6 +104,7 @@ func (m machine) newDevice(b backends.Backend, o Options) (*Device, error) {
 	}
 	d.bePatient()
 	d.size.Store(e.Size())
+	e.OnLoss(d.changed)
 	d.mending, d.giveUp = context.WithCancelCause(context.Background())
 	if d.client == nil {
 		if d.client, err = nbdnl.New(); err != nil {
@@ -143,6 +149,8 @@ func (d *Device) command(ctx context.Context, place place, sockets []syscall.Con
 	d.index = index
 	if err == nil {
 		d.birth = d.machine.birth(index)
+		path := d.Path()
+		d.path.Store(&path)
 	}
 	return err
 }

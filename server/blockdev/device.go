@@ -26,6 +26,7 @@ type Device struct {
 	options    Options
 	flags      nbdnl.Flags
 	log        *slog.Logger
+	path       *atomic.Pointer[string] // for log; set by attach
 
 	index int          // set by attach
 	birth os.FileInfo  // of the kernel's device, to know it by; set by attach
@@ -47,13 +48,15 @@ type Device struct {
 	keepers int        // goroutines that serve a slot, or heal it
 	goodbye bool       // the kernel has announced the end
 	leaving bool       // by Kick, or all is cut
-	kicked  bool       // by Kick: what is cached is lost, as told
 	lost    error      // what ended the connection that died first of those that are dead
 	expiry  *expiry    // of the wait for a new connection, while all are dead
-	// undelivered says what the kernel may have lost because there was no connection; nil if nobody need be told.
-	undelivered error
-	timeout     time.Duration
-	deadTime    time.Duration
+	kicked  bool       // by Kick
+	written bool       // all that was cached, by an orderly detach
+	// missed says what the kernel may have lost first because there was no connection; nil if nothing. undelivered is the same of
+	// what nobody was told of.
+	missed, undelivered error
+	timeout             time.Duration
+	deadTime            time.Duration
 
 	// mending ends when no connection is to be replaced any more.
 	mending context.Context

@@ -21,7 +21,8 @@ import (
 // The error is also of what went wrong before. The kernel acknowledges a write when it is cached; if the backend fails it later, the
 // next to sync gets an error, who need not be the one that wrote, and after an unmount nobody does. Here the owner does: the error
 // matches a *server.LossError that names the first of the requests that were not executed, or says that there was no connection to
-// send them over. Each loss is told once, by the first Flush or Close after it; the device goes on.
+// send them over. Each loss is told once, by the first Flush, Disconnect or Close after it, and Loss goes on to tell it; the device
+// goes on.
 //
 // The error matches nbdnl.ErrNotConnected if the device has ended; another one that has the index since is left alone. If ctx ends
 // first, Flush returns, and goes on in the background until the backend answers or the device ends; Disconnect may find the device
@@ -111,6 +112,18 @@ func syncAll(dev nbdnl.Device) error {
 	return dev.Sync()
 }
 
+// Loss returns what was lost since the device was connected, or nil, however often that was told: that what was lost has been written
+// anew, only who wrote it can know. It writes nothing, and does not block. The error is as that of Flush.
+func (d *Device) Loss() error {
+	d.mu.Lock()
+	lost := d.missed
+	d.mu.Unlock()
+	if loss := d.export.Loss(); loss != nil {
+		lost = errors.Join(fmt.Errorf("blockdev: %s: %w", d.Path(), loss), lost)
+	}
+	return lost
+}
+
 // TakeLoss returns what Flush and Close tell of what was lost earlier, and writes nothing. It does not block. Like theirs, its answer
 // is given once.
 func (d *Device) TakeLoss() error {
@@ -126,7 +139,15 @@ func (d *Device) TakeLoss() error {
 
 // misses notes that the kernel may have failed writes that no connection carried to the server. The caller holds mu.
 func (d *Device) misses(reason error) {
-	if d.undelivered == nil && !d.ReadOnly() {
-		d.undelivered = fmt.Errorf("blockdev: %s: writes may be lost, for there was no connection to send them over: %w", d.Path(), reason)
+	if d.kicked || d.written || d.ReadOnly() { // Who kicks gives up what is cached.
+		return
+	}
+	lost := fmt.Errorf("blockdev: %s: writes may be lost, for there was no connection to send them over: %w", d.Path(), reason)
+	if d.undelivered == nil {
+		d.undelivered = lost
+	}
+	if d.missed == nil {
+		d.missed = lost
+		d.changed()
 	}
 }

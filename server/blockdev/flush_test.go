@@ -56,7 +56,7 @@ func fails(t *testing.T, d *Device, kernel interface{ Write([]byte) (int, error)
 	}
 }
 
-// TestLossTold holds that each write that failed is told of once, by whoever comes first.
+// TestLossTold holds that each write that failed is told of once, by whoever comes first, and remains known.
 func TestLossTold(t *testing.T) {
 	k, d, kernel := manual(t, newElastic(), Options{})
 	for range 2 {
@@ -76,15 +76,51 @@ func TestLossTold(t *testing.T) {
 	if err := d.Close(); err != nil {
 		t.Errorf("second Close: %v", err)
 	}
-	checkClean(t, k)
-
-	k, d, kernel = manual(t, newElastic(), Options{})
-	fails(t, d, kernel)
-	if err := d.Disconnect(t.Context()); err != nil {
-		t.Error(err)
+	if err := d.Loss(); !errors.As(err, &loss) || loss.Requests != 3 || loss.First.Offset != 0x7f000000 {
+		t.Errorf("Loss: %v, want all three writes", err)
 	}
-	if err := d.Close(); !errors.As(err, &loss) || loss.Requests != 1 {
-		t.Errorf("Close after Disconnect: %v, want that of one write", err)
+	checkClean(t, k)
+}
+
+// TestLossRefused holds that a loss is not told by a Disconnect that leaves the device, and that what tells it ends the device.
+func TestLossRefused(t *testing.T) {
+	k, d, kernel := manual(t, newElastic(), Options{})
+	if err := d.Loss(); err != nil {
+		t.Errorf("before any: %v", err)
+	}
+	fails(t, d, kernel)
+	unmount := k.Mount(d.Index(), "/mnt/data")
+	var loss *server.LossError
+	if err := d.Disconnect(t.Context()); !errors.Is(err, nbdnl.ErrBusy) || isDone(d) {
+		t.Errorf("mounted: %v, done %t", err, isDone(d))
+	}
+	unmount()
+	if err := d.Disconnect(t.Context()); !errors.As(err, &loss) || loss.Requests != 1 || !isDone(d) {
+		t.Errorf("Disconnect: %v, done %t, want the loss of one write, and the end", err, isDone(d))
+	}
+	if err := errors.Join(d.Disconnect(t.Context()), d.Close()); err != nil {
+		t.Errorf("again: %v", err)
+	}
+	if err := d.Loss(); !errors.As(err, &loss) || loss.Requests != 1 {
+		t.Errorf("Loss after the end: %v", err)
+	}
+	checkClean(t, k)
+}
+
+// TestLossChanges holds that a loss is among the changes that are told.
+func TestLossChanges(t *testing.T) {
+	k, d, kernel := manual(t, newElastic(), Options{})
+	select {
+	case <-d.Changes():
+	default:
+	}
+	fails(t, d, kernel)
+	<-d.Changes()
+	if d.Loss() == nil {
+		t.Error("a change, but no loss")
+	}
+	if err := d.Close(); err == nil {
+		t.Error("Close says nothing of a loss")
 	}
 	checkClean(t, k)
 }
@@ -115,6 +151,9 @@ func checkTold(t *testing.T, k *nbdnltest.Kernel, d *Device, want bool) {
 	t.Helper()
 	if err := d.Flush(t.Context()); (err != nil) != want || isDone(d) {
 		t.Errorf("dead timeout %v, read-only %v: Flush tells %v", d.DeadTimeout(), d.ReadOnly(), err)
+	}
+	if err := d.Loss(); (err != nil) != want {
+		t.Errorf("dead timeout %v, read-only %v: Loss tells %v", d.DeadTimeout(), d.ReadOnly(), err)
 	}
 	if err := d.Close(); err != nil {
 		t.Error(err)

@@ -36,7 +36,7 @@ func (d *Device) heal(s *slot) bool {
 	case <-ctx.Done(): // A connect that has failed.
 		return false
 	}
-	log := d.log.With("device", d.Identifier(), "connection", s.number)
+	log := d.log.With("connection", s.number)
 	if d.idle(s) {
 		idle := time.NewTimer(idlePause)
 		defer idle.Stop()

@@ -3,6 +3,7 @@ package blockdev
 import (
 	"context"
 	"errors"
+	"syscall"
 	"testing"
 	"time"
 
@@ -62,6 +63,32 @@ func TestKickStuckKernel(t *testing.T) {
 		t.Error(err)
 	}
 	checkClean(t, k)
+}
+
+// TestKickSync ends a kicked device: that what is cached can't be written, or the device not be opened, is what Kick said, and is not
+// told as a loss.
+func TestKickSync(t *testing.T) {
+	for name, end := range map[string]func(*Device) error{
+		"Disconnect": func(d *Device) error { return d.Disconnect(context.Background()) },
+		"Close":      (*Device).Close,
+	} {
+		k, d := connected(t)
+		unblock := k.Block(nbdnltest.Disconnect) // The kernel has the device for longer than Kick waits.
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		k.FailSync(d.Index(), syscall.EIO)
+		if err := d.Kick(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Kick: %v", err)
+		}
+		cancel()
+		time.AfterFunc(50*time.Millisecond, unblock)
+		if err := end(d); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := d.Loss(); err != nil {
+			t.Errorf("%s: the loss of %v", name, err)
+		}
+		checkClean(t, k)
+	}
 }
 
 // TestKickOther leaves a device alone that has taken the index.

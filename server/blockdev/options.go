@@ -51,7 +51,8 @@ type Options struct {
 	Identifier string
 	// MaxInFlight bounds the requests that one connection executes at once. 0: 128, which is all that the kernel ever sends.
 	MaxInFlight int
-	// Logger takes failed requests, connections that were lost and replaced, and settings that could not be made. nil: none.
+	// Logger takes failed requests, connections that were lost and replaced, and settings that could not be made. Each record has the
+	// device ("/dev/nbd3") and its identifier. nil: none.
 	Logger *slog.Logger
 }
 
@@ -76,7 +77,7 @@ func (o Options) complete(dev backends.Device) Options {
 }
 
 // export checks the backend against completed options, and offers it.
-func (o Options) export(b backends.Backend) (*server.Export, error) {
+func (o Options) export(b backends.Backend, log *slog.Logger) (*server.Export, error) {
 	switch {
 	case o.Connections < 0 || o.Connections > maxConnections:
 		return nil, fmt.Errorf("blockdev: %d connections are not within 1 and %d", o.Connections, maxConnections)
@@ -84,7 +85,7 @@ func (o Options) export(b backends.Backend) (*server.Export, error) {
 		return nil, fmt.Errorf("blockdev: block size %d: a block device has at least %d bytes", o.BlockSize, minBlockSize)
 	}
 	e, err := server.NewExport(b, server.Options{
-		ReadOnly: o.ReadOnly, BlockSize: o.BlockSize, MaxInFlight: o.MaxInFlight, Logger: o.Logger,
+		ReadOnly: o.ReadOnly, BlockSize: o.BlockSize, MaxInFlight: o.MaxInFlight, Logger: log,
 	})
 	if err != nil {
 		return nil, err

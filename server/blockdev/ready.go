@@ -11,7 +11,7 @@ import (
 // ready returns when the device can be used. That it is what was asked for package nbdnl has seen to.
 func (d *Device) ready(ctx context.Context, p *probe) error {
 	if maximum := d.backend.BlockSizes.Maximum; !d.tuned || maximum > 0 {
-		if err := d.machine.tune(d.index, maximum, d.log); err != nil {
+		if err := d.machine.tune(d.index, maximum, d.options.Logger); err != nil {
 			return err
 		}
 	}

@@ -85,9 +85,7 @@ func (d *Device) unkeep() {
 	d.unexpire()
 	if !d.goodbye {
 		d.err = d.lost
-		if !d.kicked {
-			d.misses(d.lost)
-		}
+		d.misses(d.lost)
 	}
 	close(d.done)
 	d.changed()
@@ -121,7 +119,7 @@ func (d *Device) transmit(s *slot) bool {
 		d.lost = err
 	}
 	if !d.leaving {
-		d.log.Warn("connection lost", "device", d.Identifier(), "alive", d.alive, "err", err)
+		d.log.Warn("connection lost", "alive", d.alive, "err", err)
 	}
 	return true
 }
@@ -292,8 +290,8 @@ func (d *Device) State() nbdnl.State {
 	}
 }
 
-// Changes returns a channel from which something can be received after State, Alive, Size, Timeout or DeadTimeout have changed,
-// once for all changes since. It is for one receiver, and is never closed.
+// Changes returns a channel from which something can be received after State, Alive, Size, Timeout or DeadTimeout have changed, or
+// Loss has become an error, once for all changes since. It is for one receiver, and is never closed.
 func (d *Device) Changes() <-chan struct{} { return d.changes }
 
 // changed tells of a change.

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
@@ -45,8 +47,8 @@ func (e *Entry) Change(ctx context.Context, c Change) (*Status, error) {
 	return e.ask(ctx, request{Op: opChange, Change: &c})
 }
 
-// Loss asks the process of e what writes were lost, that the kernel had
-// acknowledged, and nobody was told of. It tells once.
+// Loss asks the process of e what writes were lost since the connect, that the
+// kernel may have acknowledged. One of an older nbdctl tells it once.
 func (e *Entry) Loss(ctx context.Context) (string, error) {
 	ctx, cancel := within(ctx, controlTimeout)
 	defer cancel()
@@ -75,6 +77,9 @@ func (e *Entry) ask(ctx context.Context, req request) (*Status, error) {
 	req.Version = controlVersion
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", filepath.Join(e.dir, "ctl"))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		return nil, e.untimely()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("asking pid %d: %w", e.PID, err)
 	}
@@ -98,6 +103,23 @@ func (e *Entry) ask(ctx context.Context, req request) (*Status, error) {
 func (e *Entry) unanswered(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
+	} else if e.Ended() {
+		return e.untimely()
 	}
 	return fmt.Errorf("pid %d does not answer: %w", e.PID, err)
+}
+
+// untimely says at which moment of its life the process of e is, when it has no
+// control socket, or ended before it answered.
+func (e *Entry) untimely() error {
+	r, err := readRecord(e.dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return exit.With(exit.NotFound, "%s has been disconnected", e.Device())
+	case e.Ended():
+		return exit.With(exit.Failure, "%s is orphaned: pid %d, which served it, has ended; nbdctl disconnect %[1]s frees it", e.Device(), e.PID)
+	case err == nil && r.Phase == PhaseConnecting:
+		return exit.With(exit.Busy, "%s is being connected by pid %d; try again when it is done", r.Device(), e.PID)
+	}
+	return exit.With(exit.NotFound, "%s is being disconnected by pid %d", e.Device(), e.PID)
 }

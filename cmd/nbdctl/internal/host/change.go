@@ -8,6 +8,7 @@ import (
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/server"
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
 
@@ -35,9 +36,8 @@ func (h *Host) answer(ctx context.Context, device *blockdev.Device, req request)
 		return s, nil
 	case opLoss:
 		s := h.status(device)
-		if loss := h.takeLoss(device); loss != nil {
-			h.log.Warn("told of lost writes", "loss", loss)
-			s.Loss, s.untold = loss.Error(), func() { h.keepLoss(loss) }
+		if loss := device.Loss(); loss != nil {
+			s.Loss = loss.Error()
 		}
 		return s, nil
 	case opChange:
@@ -115,7 +115,22 @@ func (h *Host) note(device *blockdev.Device) error {
 		}
 		r.Size = device.Size()
 		r.Spec.Timeout, r.Spec.DeadTimeout = device.Timeout(), device.DeadTimeout()
+		if r.Loss == nil {
+			r.Loss = lossOf(device.Loss())
+		}
 	})
+}
+
+// lossOf is what the record says of a device's loss: the first of it, which stays so.
+func lossOf(err error) *Loss {
+	var lost *server.LossError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &lost):
+		return &Loss{Time: lost.First.Time, Error: lost.First.Error()}
+	}
+	return &Loss{Time: time.Now(), Error: err.Error()}
 }
 
 // status is what the process tells of itself.

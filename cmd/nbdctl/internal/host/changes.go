@@ -7,46 +7,43 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-
-	"github.com/fsnotify/fsnotify"
+	"syscall"
 )
 
 // Changes returns a channel that has a value whenever a record has appeared,
 // changed or gone since the last was taken. It ends with ctx.
 func (s *Store) Changes(ctx context.Context) (<-chan struct{}, error) {
-	w, err := fsnotify.NewWatcher()
+	w, err := newWatcher()
 	if err != nil {
 		return nil, fmt.Errorf("watching the state directory: %w", err)
 	}
 	c := &changes{store: s, watcher: w, changed: make(chan struct{}, 1)}
 	if err := c.follow(); err != nil {
-		return nil, errors.Join(err, w.Close())
+		return nil, errors.Join(err, w.close())
 	}
-	go c.run(ctx)
+	context.AfterFunc(ctx, func() { _ = w.close() })
+	go c.run()
 	return c.changed, nil
 }
 
 // changes follows what happens below a store's directory.
 type changes struct {
 	store   *Store
-	watcher *fsnotify.Watcher
+	watcher *watcher
 	changed chan struct{}
 }
 
-func (c *changes) run(ctx context.Context) {
-	defer c.watcher.Close()
+// run passes on what the watcher tells, until that is closed.
+func (c *changes) run() {
 	for {
-		select {
-		case <-ctx.Done():
+		appeared, err := c.watcher.next()
+		if err != nil {
 			return
-		case e := <-c.watcher.Events:
-			if e.Has(fsnotify.Create) {
-				// What appeared in a new directory before it was watched is
-				// looked at all the same, by whoever takes the value.
-				_ = c.follow()
-			}
-		case <-c.watcher.Errors:
-			// Some were dropped, perhaps ours.
+		}
+		if appeared {
+			// What appeared in a new directory before it was watched is
+			// looked at all the same, by whoever takes the value.
+			_ = c.follow()
 		}
 		select {
 		case c.changed <- struct{}{}:
@@ -87,7 +84,8 @@ func (c *changes) follow() error {
 }
 
 func (c *changes) add(dir string) error {
-	if err := c.watcher.Add(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	// It may have gone, and something else be there.
+	if err := c.watcher.add(dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
 		return fmt.Errorf("watching %s: %w", dir, err)
 	}
 	return nil

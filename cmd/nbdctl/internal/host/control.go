@@ -56,10 +56,8 @@ type Status struct {
 	Connections []Traffic `json:"connections"`
 	// LastError is the newest request that failed, nil if none did.
 	LastError *Failure `json:"last_error"`
-	// Loss is what the process was asked to tell of writes that were lost.
+	// Loss is what the process was asked to tell of writes that were lost since the connect.
 	Loss string `json:"loss,omitempty"`
-	// untold is called if the asker could not be told; nil: nothing has to be.
-	untold func()
 	// Stats are the full counts of each connection, for those who ask for them.
 	Stats []server.Stats `json:"stats,omitempty"`
 }
@@ -83,6 +81,9 @@ type service func(context.Context, request) (*Status, error)
 // errUnknownOp is the service's answer to what it has never heard of.
 var errUnknownOp = errors.New("unknown operation")
 
+// errEnding is the answer to what was not done before the end of the device.
+var errEnding = exit.With(exit.NotFound, "the device is being disconnected")
+
 // A control is the control socket of a serving process.
 type control struct {
 	listener net.Listener
@@ -90,7 +91,7 @@ type control struct {
 	slots    chan struct{} // holds one element for each connection
 	ended    chan struct{} // closed when nothing is accepted any more
 	ctx      context.Context
-	cancel   context.CancelFunc // ends what is being served
+	cancel   context.CancelCauseFunc // ends what is being served
 }
 
 // listenControl makes the control socket at path and answers on it. Only root
@@ -104,7 +105,7 @@ func listenControl(path string, serve service) (*control, error) {
 		return nil, errors.Join(fmt.Errorf("control socket: %w", err), l.Close())
 	}
 	c := &control{listener: l, serve: serve, slots: make(chan struct{}, controlAskers), ended: make(chan struct{})}
-	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	go c.run()
 	return c, nil
 }
@@ -134,7 +135,7 @@ func (c *control) run() {
 // close ends the answering of new connections, and what is being done for the
 // others.
 func (c *control) close() {
-	c.cancel()
+	c.cancel(errEnding)
 	c.listener.Close()
 	<-c.ended
 }
@@ -155,6 +156,7 @@ func answer(ctx context.Context, c net.Conn, serve service) {
 	if hungUp(c) || c.SetDeadline(time.Time{}) != nil {
 		return
 	}
+	life := ctx
 	ctx, cancel := context.WithTimeoutCause(ctx, actionTimeout, fmt.Errorf("not done within %s", actionTimeout))
 	defer cancel()
 	go func() {
@@ -162,15 +164,14 @@ func answer(ctx context.Context, c net.Conn, serve service) {
 		cancel()
 	}()
 	status, err := serve(ctx, req)
+	if err != nil && life.Err() != nil {
+		err = context.Cause(life)
+	}
 	resp := response{Version: controlVersion, Status: status}
 	if err != nil {
 		resp.Error, resp.Code = err.Error(), exit.Of(err)
 	}
-	err = c.SetDeadline(time.Now().Add(controlTimeout))
-	if err == nil {
-		err = json.NewEncoder(c).Encode(resp)
-	}
-	if err != nil && status != nil && status.untold != nil {
-		status.untold() // The asker has gone.
+	if c.SetDeadline(time.Now().Add(controlTimeout)) == nil {
+		_ = json.NewEncoder(c).Encode(resp) // The asker may have gone.
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -67,6 +68,70 @@ func TestControlStatus(t *testing.T) {
 }
 
 // TestControlChange shows that a change goes there and what came of it back.
+// TestControlMoments asks a process that has not begun to answer, or has ceased to, and is told so in a sentence.
+func TestControlMoments(t *testing.T) {
+	s := newStore(t)
+	r := newRecord(uuidA, "")
+	index := 3
+	r.Index = &index
+	h, err := s.newHome(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := entries(t, s)[uuidA]
+	check := func(code exit.Code, sentence string) {
+		t.Helper()
+		_, status := e.Status(t.Context())
+		_, stats := e.Stats(t.Context())
+		_, change := e.Change(t.Context(), Change{})
+		for _, err := range []error{status, stats, change} {
+			if exit.Of(err) != code || err == nil || err.Error() != sentence {
+				t.Errorf("code %d, %v; want code %d, %s", exit.Of(err), err, code, sentence)
+			}
+		}
+	}
+	pid := strconv.Itoa(os.Getpid())
+	check(exit.Busy, "nbd3 is being connected by pid "+pid+"; try again when it is done")
+	r.Phase = PhaseLive
+	if err := r.write(h.dir); err != nil {
+		t.Fatal(err)
+	}
+	check(exit.NotFound, "nbd3 is being disconnected by pid "+pid)
+	// A control socket that nobody answers on any more is what a killed process leaves.
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(h.dir, "ctl"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	check(exit.NotFound, "nbd3 is being disconnected by pid "+pid)
+	h.lock.Close()
+	check(exit.Failure, "nbd3 is orphaned: pid "+pid+", which served it, has ended; nbdctl disconnect nbd3 frees it")
+	if err := os.RemoveAll(h.dir); err != nil {
+		t.Fatal(err)
+	}
+	check(exit.NotFound, "nbd3 has been disconnected")
+}
+
+// TestControlEnding ends the answering while a request is being served, whose asker is told why.
+func TestControlEnding(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ctl")
+	serving := make(chan struct{})
+	c, err := listenControl(path, func(ctx context.Context, _ request) (*Status, error) {
+		close(serving)
+		<-ctx.Done()
+		return nil, ctx.Err()
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { <-serving; c.close() }()
+	e := Entry{Record: newRecord(uuidA, ""), dir: filepath.Dir(path)}
+	if _, err := e.Stats(t.Context()); exit.Of(err) != exit.NotFound || !strings.Contains(err.Error(), "is being disconnected") {
+		t.Errorf("code %d, %v", exit.Of(err), err)
+	}
+}
+
 func TestControlChange(t *testing.T) {
 	e, _ := controlled(t)
 	size := int64(4096)

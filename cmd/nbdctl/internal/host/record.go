@@ -45,6 +45,15 @@ type Record struct {
 	BlockSize int    `json:"block_size"`
 	Log       string `json:"log"`
 	Spec      Spec   `json:"spec"`
+	// Loss is nil while nothing is known to be lost.
+	Loss *Loss `json:"loss,omitempty"`
+}
+
+// A Loss tells of writes that are not where whoever made them may believe them
+// to be: of the first of them.
+type Loss struct {
+	Time  time.Time `json:"time"`
+	Error string    `json:"error"`
 }
 
 // write puts the record into dir in one step: a reader sees the old one or the

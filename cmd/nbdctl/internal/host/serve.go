@@ -15,6 +15,7 @@ import (
 
 	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/server"
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
 
@@ -58,7 +59,6 @@ type Host struct {
 
 	mu      sync.Mutex // guards record once the device lives
 	record  Record
-	loss    error // that nobody could be told of; guarded by mu, too
 	home    *home
 	control *control
 	logFile *logFile
@@ -120,9 +120,11 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 	// A backend that never returns keeps the process, and what it locks, for as
 	// long: closed under its hands, it could do harm.
 	<-device.Done()
-	if loss := h.takeLoss(device); loss != nil {
+	if loss := device.Loss(); loss != nil {
 		h.log.Error("writes were lost", "device", h.record.Device(), "error", loss)
-		err = errors.Join(err, loss)
+		if !errors.As(err, new(*server.LossError)) && !errors.Is(err, loss) { // The end of the device may have told it.
+			err = errors.Join(err, loss)
+		}
 	}
 	// The image is free for the next user from here on, even if somebody still
 	// holds the dead device.
@@ -244,6 +246,9 @@ func (h *Host) serve(ctx context.Context, device *blockdev.Device, first os.Sign
 			if err == nil {
 				return nil
 			}
+			if isDone(device) { // What could not be written keeps no device.
+				return errors.Join(err, h.gone(device))
+			}
 			// A refusal leaves the device as it is, and so do we: at shutdown
 			// processes are killed before their file systems are unmounted.
 			refused = time.Now()
@@ -284,20 +289,14 @@ func (h *Host) gone(device *blockdev.Device) error {
 // errDead is why a device is lost before its connections have said why.
 var errDead = errors.New("all connections are dead, and the kernel waits for no new one")
 
-// takeLoss returns what the owner of the device is to be told of lost writes, once.
-func (h *Host) takeLoss(device *blockdev.Device) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	loss := errors.Join(h.loss, device.TakeLoss())
-	h.loss = nil
-	return loss
-}
-
-// keepLoss undoes takeLoss.
-func (h *Host) keepLoss(loss error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.loss = errors.Join(loss, h.loss)
+// isDone tells whether nothing is served any more.
+func isDone(device *blockdev.Device) bool {
+	select {
+	case <-device.Done():
+		return true
+	default:
+		return false
+	}
 }
 
 // lost takes down a device whose connections are dead. The kernel keeps it, and
