@@ -10,7 +10,7 @@ import (
 // A flight has the requests of a connection that are in flight and not in its batch, in the order in which they came. The zero
 // value is empty. Safe for concurrent use.
 type flight struct {
-	mu     sync.Mutex // guards all below, and the two links, bound, judged and lost of each request
+	mu     sync.Mutex // guards all below, and the two links, bound, judged, lost and overdue of each request
 	oldest *request
 	newest *request
 	count  int
@@ -75,7 +75,7 @@ func (f *flight) stuck(first time.Duration, all []resend.Key) []resend.Key {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for r := f.oldest; r != nil; r = r.newer {
-		if r.err == nil && (r.answered.Load() || r.lost && r.judged.First <= first) {
+		if r.overdue || r.lost && r.judged.First <= first {
 			all = append(all, r.judged.Key)
 		}
 	}

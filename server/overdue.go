@@ -115,6 +115,7 @@ func (c *Conn) overdue(now time.Duration) (answers []*request, repeats bool) {
 		if r.answered.Swap(true) {
 			continue
 		}
+		r.overdue = true
 		e.claims.orphan(&r.claim)
 		c.gate.join()
 		a := newRequest()

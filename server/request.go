@@ -22,6 +22,7 @@ type request struct {
 
 	judged   resend.Request // guarded by the mu of the flight
 	lost     bool           // its connection has died; guarded by the mu of the flight
+	overdue  bool           // it was answered without the backend; guarded by the mu of the flight
 	answered atomic.Bool    // by whoever has set it: finish, or somebody who does not wait for the backend any more
 
 	older, newer *request // in the flight of the connection
