@@ -132,7 +132,7 @@ func (c *Conn) open(h *header, n int, copied bool) error {
 	}
 	if c.batch == nil {
 		c.batch = batches.Get().(*batch)
-		c.batch.canFile = c.inbox.io.SendsFiles()
+		c.batch.canFile = c.inbox.io.SendsPages()
 	}
 	c.batch.begin(h.cookie, n)
 	return nil
