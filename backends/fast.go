@@ -48,10 +48,15 @@ type Reply interface {
 	Buffer(n int) []byte
 
 	// File adds n bytes of f from off on, to be sent without passing through
-	// this process, and reports whether it did: it can only be the whole of a
-	// reply, and not every transport is able to. Offer only what is in the page
-	// cache, for the send does not wait well. f must stay open until the server
-	// has let go of the backend.
+	// this process, and reports whether it did. If it did, the pages of the file
+	// are held, and nothing that becomes of f is an error any more. It did not
+	// if f has fewer bytes there or can't be read, if they are not the whole of
+	// the reply, or if the transport, or the moment, does not allow it: use
+	// Buffer, or return ErrWouldBlock, so that ReadAt tells what is wrong. Offer
+	// only what is in the page cache: the rest is waited for.
+	//
+	// Later writes to these pages may show in the reply, and zeros in the place
+	// of bytes that are cut off meanwhile.
 	File(f *os.File, off int64, n int) bool
 }
 

@@ -35,10 +35,8 @@ type batch struct {
 	slab *buffer // nil until something has to be copied
 	used int     // bytes of it
 
-	// file is the data of the last reply, if they are to be sent from a file.
-	file    *os.File
-	fileOff int64
-	fileLen int
+	// pages are the data of the last reply, if they come from a file. They are held before its header is sent.
+	pages rawio.Pages
 
 	canFile bool
 	open    opening // the reply that is being collected
@@ -91,12 +89,12 @@ func (b *batch) rewind() {
 	}
 	b.replies--
 	b.bytes, b.used = b.open.bytes, b.open.used
-	b.file = nil
+	b.pages.Drop()
 }
 
 // full reports whether the batch should be sent before anything is added.
 func (b *batch) full() bool {
-	return b.replies == batchReplies || b.bytes >= batchBytes || b.file != nil
+	return b.replies == batchReplies || b.bytes >= batchBytes || b.pages.Len() > 0
 }
 
 // fits reports whether a reply with n bytes of copied data does. It is true of an empty batch.
@@ -104,7 +102,7 @@ func (b *batch) fits(n int) bool { return b.slab == nil || b.used == 0 || b.used
 
 // grow makes n bytes part of the reply, unless it would be too long with them.
 func (b *batch) grow(n int) bool {
-	if n < 0 || n > b.open.want-b.open.got || b.file != nil {
+	if n < 0 || n > b.open.want-b.open.got {
 		b.open.wrong = true
 		return false
 	}
@@ -147,10 +145,10 @@ func (b *batch) Buffer(n int) []byte {
 
 // File implements backends.Reply.
 func (b *batch) File(f *os.File, off int64, n int) bool {
-	if !b.canFile || b.open.got != 0 || n != b.open.want || n == 0 || !b.grow(n) {
+	if !b.canFile || b.open.got != 0 || n != b.open.want || n == 0 || b.pages.Take(f, off, n) != nil {
 		return false
 	}
-	b.file, b.fileOff, b.fileLen = f, off, n
+	b.open.got = n
 	return true
 }
 
@@ -159,7 +157,7 @@ func (b *batch) reset() {
 	b.vec.Truncate(0)
 	b.replies, b.bytes, b.used = 0, 0, 0
 	b.bare = false
-	b.file = nil
+	b.pages.Drop()
 	b.tally = tally{}
 }
 

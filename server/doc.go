@@ -20,9 +20,10 @@
 // Every request that was read is answered, on the connection it came from; answers come in the order in which requests finish.
 // The bounds of a request are checked before the backend sees it and before memory is taken for it. A request that fails is
 // answered with an error, and the connection goes on; the data of a READ are there before its reply begins, so a failing backend
-// never leaves half a reply; but those that are sent from a file ([backends.Reply]) are read as they go, and an error then ends the
-// connection. FLUSH covers every write that was answered before, on any connection. FUA is kept also where the
-// backend has nothing of the kind.
+// never leaves half a reply. That is true also of data that go from a file to the socket without passing through the process
+// ([backends.Reply]): the pages are held first, and a file that gets shorter meanwhile, or a disk that fails, is an error of one
+// request. FLUSH covers every write that was answered before, on any connection. FUA is kept also where the backend has nothing of
+// the kind.
 //
 // What changes bytes (WRITE, TRIM, WRITE_ZEROES) is not executed while something older is at work on, or waits for, some of the same
 // bytes for another connection, whether that is alive or dead. For a client that loses its patience sends a request again

@@ -42,7 +42,13 @@ type panicError struct {
 	stack []byte
 }
 
-func (p *panicError) Error() string { return fmt.Sprintf("the backend panicked: %v", p.value) }
+func (p *panicError) Error() string {
+	// The runtime's own text speaks of nil pointers. What debug.SetPanicOnFault lets panic has an address.
+	if f, ok := p.value.(interface{ Addr() uintptr }); ok {
+		return fmt.Sprintf("the backend panicked: memory fault at address %#x", f.Addr())
+	}
+	return fmt.Sprintf("the backend panicked: %v", p.value)
+}
 
 // errNoReturn stands for a backend that ended its goroutine (runtime.Goexit, which is what a test's FailNow does).
 var errNoReturn = errors.New("the backend ended its goroutine instead of returning")

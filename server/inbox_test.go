@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
-	"os"
 	"testing"
 	"testing/iotest"
 
@@ -38,11 +37,12 @@ func (s *source) ReadFull(p []byte, w rawio.Waiter) (int, error) {
 	return n, err
 }
 
-func (s *source) Window() int                         { return 128 << 10 }
-func (s *source) Direct() int                         { return largeWrite }
-func (s *source) Send(*rawio.Vec, bool) error         { return errors.ErrUnsupported }
-func (s *source) SendFile(*os.File, int64, int) error { return errors.ErrUnsupported }
-func (s *source) SendsFiles() bool                    { return false }
+func (s *source) Window() int                  { return 128 << 10 }
+func (s *source) Direct() int                  { return largeWrite }
+func (s *source) Send(*rawio.Vec, bool) error  { return errors.ErrUnsupported }
+func (s *source) SendPages(*rawio.Pages) error { return errors.ErrUnsupported }
+func (s *source) SendsPages() bool             { return false }
+
 func newInbox(src *source, pool *buffers, ahead []byte) *inbox {
 	return &inbox{io: src, pool: pool, ahead: ahead, full: src.Window(), window: src.Window()}
 }

@@ -2,10 +2,12 @@ package server
 
 import (
 	"fmt"
+	"runtime/debug"
 )
 
 // run is the goroutine of the loop. It goes on in another one if the backend ends this one (runtime.Goexit).
 func (c *Conn) run() {
+	debug.SetPanicOnFault(true) // A fault in the backend's memory is the failure of one request, as recovered has it.
 	finished := false
 	defer func() {
 		if !finished {
@@ -130,7 +132,7 @@ func (c *Conn) open(h *header, n int, copied bool) error {
 	}
 	if c.batch == nil {
 		c.batch = batches.Get().(*batch)
-		c.batch.canFile = c.inbox.io.SendsFiles()
+		c.batch.canFile = c.inbox.io.SendsPages()
 	}
 	c.batch.begin(h.cookie, n)
 	return nil

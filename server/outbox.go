@@ -27,9 +27,9 @@ type outbox struct {
 // flush sends a batch. It blocks while the client takes no data.
 func (o *outbox) flush(b *batch) error {
 	o.sending.Lock()
-	o.send(&b.vec, b.file != nil)
-	if b.file != nil && o.err == nil {
-		o.check(o.io.SendFile(b.file, b.fileOff, b.fileLen))
+	o.send(&b.vec, b.pages.Len() > 0)
+	if b.pages.Len() > 0 && o.err == nil {
+		o.check(o.io.SendPages(&b.pages))
 	}
 	err := o.err
 	o.sending.Unlock()

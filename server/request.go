@@ -60,8 +60,9 @@ func cost(h header) int64 {
 }
 
 // serve executes the request and answers it, whatever the backend does: a panic is caught, and the deferred call also runs when
-// the backend ends the goroutine.
+// the backend ends the goroutine. A fault in the backend's memory is a panic like any other.
 func (r *request) serve() {
+	debug.SetPanicOnFault(true)
 	err := errNoReturn
 	defer func() {
 		if p := recover(); p != nil {

@@ -131,6 +131,7 @@ func (e *Export) sync(ctx context.Context) error {
 	}
 	result := make(chan error, 1)
 	go func() {
+		debug.SetPanicOnFault(true)
 		err := errNoReturn
 		defer func() {
 			if p := recover(); p != nil {

@@ -63,8 +63,8 @@ func TestReadAtTo(t *testing.T) {
 		how   string // empty: it would block
 	}{
 		{"small", 1, 4096, true, "buffer"},
-		{"just below the bound", 0, 64<<10 - 1, true, "buffer"},
-		{"large", 4095, 64 << 10, true, "file"},
+		{"just below the bound", 0, 64 << 10, true, "buffer"},
+		{"large", 4095, 64<<10 + 1, true, "file"},
 		{"all", 0, 1 << 20, true, "file"},
 		{"large, without sendfile", 0, 128 << 10, false, "buffer"},
 		{"all, without sendfile", 0, 1 << 20, false, ""},

@@ -3,7 +3,6 @@ package rawio
 import (
 	"errors"
 	"net"
-	"os"
 )
 
 // portableWindow holds what Recv takes at a time, behind the longest incomplete message that a receiver may have lying in front.
@@ -45,9 +44,9 @@ func (c *portable) Send(v *Vec, more bool) error {
 	return err
 }
 
-func (c *portable) SendFile(*os.File, int64, int) error { return errors.ErrUnsupported }
+func (c *portable) SendPages(*Pages) error { return errors.ErrUnsupported }
 
-func (c *portable) SendsFiles() bool { return false }
+func (c *portable) SendsPages() bool { return false }
 
 func (c *portable) Window() int { return portableWindow }
 func (c *portable) Direct() int { return portableWindow / 2 }

@@ -10,7 +10,6 @@ package rawio
 import (
 	"io"
 	"net"
-	"os"
 )
 
 // MinLend is the least that a Lender must have room for, in bytes.
@@ -44,11 +43,10 @@ type Conn interface {
 	ReadFull(p []byte, w Waiter) (int, error)
 	// Send sends all of v. more says that the rest of the message follows at once.
 	Send(v *Vec, more bool) error
-	// SendFile sends n bytes of f from off on, without reading them into this process. It fails with io.ErrUnexpectedEOF if
-	// f ends before that, and with errors.ErrUnsupported if SendsFiles is false.
-	SendFile(f *os.File, off int64, n int) error
-	// SendsFiles reports whether SendFile works.
-	SendsFiles() bool
+	// SendPages sends all of p, which is to be dropped afterwards. It fails with errors.ErrUnsupported if SendsPages is false.
+	SendPages(p *Pages) error
+	// SendsPages reports whether SendPages works.
+	SendsPages() bool
 	// Window is how many bytes it is worth to receive at once.
 	Window() int
 	// Direct is the length, in bytes, from which on it is worth another system call to receive data in the place where they are to

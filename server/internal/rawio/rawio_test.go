@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -238,39 +237,6 @@ func TestSend(t *testing.T) {
 		}
 		if _, err := c.Recv(newLender()); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("closed: %v", err)
-		}
-	})
-}
-
-func TestSendFile(t *testing.T) {
-	each(t, func(t *testing.T, c Conn, nc, peer *net.UnixConn) {
-		want := pattern(1 << 20)
-		path := filepath.Join(t.TempDir(), "f")
-		if err := os.WriteFile(path, want, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		f, err := os.Open(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		if !c.SendsFiles() {
-			if err := c.SendFile(f, 0, 1); !errors.Is(err, errors.ErrUnsupported) {
-				t.Errorf("error %v", err)
-			}
-			return
-		}
-		done := make(chan error, 1)
-		go func() { done <- c.SendFile(f, 1000, len(want)-1000) }()
-		got := make([]byte, len(want)-1000)
-		if _, err := io.ReadFull(peer, got); err != nil {
-			t.Fatal(err)
-		}
-		if err := <-done; err != nil || !bytes.Equal(got, want[1000:]) {
-			t.Errorf("error %v, or wrong bytes", err)
-		}
-		if err := c.SendFile(f, int64(len(want))-10, 11); err != io.ErrUnexpectedEOF {
-			t.Errorf("past the end: %v", err)
 		}
 	})
 }
