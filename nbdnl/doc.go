@@ -120,6 +120,9 @@
 //     setting "flush"; earlier drivers switch it on again.
 //   - With 5.10, 6.12 and 7.2 an idle device goes on to show how long the trims of its last user could be, which
 //     means nothing; with 6.1 and 7.3 it does not.
+//   - With 5.10 and 6.1 the kernel may not receive from some of several connections for as long as the device lives, when it is slow
+//     to make threads: from 4 of the first 12 devices after a boot, with four connections each, on a busy machine. Requests on
+//     these hang until their timeout. [Client.WaitReceivers] tells.
 //   - After 6.1 and before 7.2 a signal to a thread that does I/O on the device can break a connection in
 //     the middle of a request; package server/blockdev has the remedy.
 //   - With all of them a socket that takes the place of a connection may be shut down by that one's receiver, and 7.2 was seen to

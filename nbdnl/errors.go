@@ -32,6 +32,9 @@ var (
 	// ErrShutDown means that the kernel has taken a socket, and shut it down again.
 	ErrShutDown = errors.New("the kernel has shut the socket down again")
 
+	// ErrStranded means that the kernel has not begun to receive from some of a device's connections, and will not.
+	ErrStranded = errors.New("the kernel receives from a part of the connections only")
+
 	// ErrNotVerified means that the kernel has obeyed a command in a way that can't be found out.
 	ErrNotVerified = errors.New("whether the kernel has taken the sockets can't be told")
 

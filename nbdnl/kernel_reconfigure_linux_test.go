@@ -125,3 +125,26 @@ func (s *witness) request() (request, error) {
 		return request{}, errors.New("the kernel sends no request")
 	}
 }
+
+// The names of the kernel's threads show that it receives from each connection of a device. If not, for it was slow to make threads,
+// the device does better the next time.
+func TestKernelReceivers(t *testing.T) {
+	w := kernelWorld(t)
+	const connections, attempts = 4, 3
+	for attempt := 1; ; attempt++ {
+		cfg := witnessed(observe(t), observe(t), observe(t), observe(t))
+		index := w.connect(cfg)
+		err := w.WaitReceivers(t.Context(), index, connections)
+		if err == nil {
+			w.wantError(w.WaitReceivers(t.Context(), index, connections+1), nbdnl.ErrStranded)
+		}
+		w.wantDetached(index, cfg.Identifier)
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, nbdnl.ErrStranded) || attempt == attempts {
+			t.Fatal(err)
+		}
+		t.Log(err)
+	}
+}

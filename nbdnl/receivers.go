@@ -3,6 +3,7 @@ package nbdnl
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -15,6 +16,8 @@ const (
 	receiverPatience = 500 * time.Millisecond
 	// blindPatience takes its place where none shows. The receiver ends as soon as it gets a processor, with the highest priority.
 	blindPatience = 100 * time.Millisecond
+	// startPatience is for the receivers of a device that was connected: threads are made for them, one after the other.
+	startPatience = time.Second
 )
 
 // receivers are the kernel's workers that receive from the connections of a device (recv_work), one for each connection.
@@ -31,7 +34,7 @@ type receivers struct {
 	index int
 	// visible is false in a PID namespace other than the initial one, where no kernel threads show.
 	visible bool
-	// restless are those that were not seen at rest yet, by their numbers.
+	// restless are those that were not seen at rest yet, by their numbers; at first all.
 	restless []string
 }
 
@@ -43,7 +46,7 @@ func (s *System) receivers(index int) *receivers {
 	if err != nil || string(name) != "kthreadd\n" {
 		return r
 	}
-	threads, err := os.ReadFile(s.path("proc/2/task/2/children"))
+	threads, err := s.threads()
 	if err != nil {
 		return r // the kernel is built without it (CONFIG_PROC_CHILDREN)
 	}
@@ -55,6 +58,9 @@ func (s *System) receivers(index int) *receivers {
 	}
 	return r
 }
+
+// threads lists the numbers of the kernel's threads. There may be more than fit into one read.
+func (s *System) threads() ([]byte, error) { return os.ReadFile(s.path("proc/2/task/2/children")) }
 
 // receives reports whether the thread is at work for the device's workqueue, "knbd3-recv" in Linux 5.10 and "nbd3-recv" since.
 func (r *receivers) receives(thread string) bool {
@@ -100,4 +106,30 @@ func (s *System) settle(ctx context.Context, index int, blind time.Duration, ove
 		}
 	}
 	return nil
+}
+
+// WaitReceivers returns when the kernel receives from all n connections of the device that was just connected, or an error that
+// matches ErrStranded when it will not, after a second. Where the kernel's threads do not show, as in a container, it can't tell, and
+// returns at once without an error. Of a single connection there is nothing to fear.
+//
+// In Linux 5.10 and 6.1, and in 6.12 until assign_rescuer_work came, some receivers may never start. When the kernel is slow to make threads, after ten milliseconds, a reserve thread of
+// the workqueue takes over all receivers that have none yet, and executes them one after the other; but the first goes on for as
+// long as its connection lives (rescuer_thread, process_scheduled_works). The replies on the others' connections stay unread, and
+// their requests hang until their timeout. That happens to the first devices with several connections on a busy machine. The remedy
+// is to disconnect such a device, which nobody uses yet, and to connect it again: by then there are threads.
+func (c *Client) WaitReceivers(ctx context.Context, index, n int) error {
+	pause := newBackoff()
+	defer pause.stop()
+	for begin := time.Now(); ; {
+		r := c.sys.receivers(index)
+		if !r.visible || len(r.restless) >= n {
+			return nil
+		}
+		if time.Since(begin) >= startPatience {
+			return newError("wait for receivers of", index, fmt.Errorf("%w: %d of %d", ErrStranded, len(r.restless), n))
+		}
+		if err := pause.wait(ctx, nil); err != nil {
+			return newError("wait for receivers of", index, err)
+		}
+	}
 }

@@ -81,6 +81,19 @@ func TestReconfigureSettles(t *testing.T) {
 	}
 }
 
+// Where no thread shows, a connection that dies late is still replaced soon after.
+func TestReconfigureBlindly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, k := fakeWorld(t, nbdnltest.Options{HideThreads: true})
+		cfg := unserved(t)
+		index := w.connect(cfg)
+		w.wantDropped(w.Reconfigure(t.Context(), index, cfg.Identifier, nbdnl.Update{Sockets: unserved(t).Sockets}), 0)
+		if n := k.Commands(nbdnltest.Reconfigure); n < 40 {
+			t.Errorf("%d attempts in three seconds", n)
+		}
+	})
+}
+
 // While a receiver is awake no socket is given, and if ctx ends before it rests none was.
 func TestReconfigureWaitsForReceiver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -102,4 +115,41 @@ func TestReconfigureWaitsForReceiver(t *testing.T) {
 			t.Errorf("%d commands were given while a receiver was awake", n)
 		}
 	})
+}
+
+// Receivers that do not start are told of, where they show.
+func TestWaitReceivers(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		o        nbdnltest.Options
+		strand   int
+		stranded bool
+	}{
+		{"all receive", nbdnltest.Options{}, 0, false},
+		{"one does not", nbdnltest.Options{}, 1, true},
+		{"with Linux 5.10", nbdnltest.Options{Release: "5.10.0"}, 1, true},
+		{"no thread shows", nbdnltest.Options{HideThreads: true}, 1, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w, k := fakeWorld(t, tt.o)
+				cfg, _ := ending(t)
+				cfg.Sockets = append(cfg.Sockets, unserved(t).Sockets...)
+				cfg.Flags |= nbdnl.FlagCanMultiConn
+				k.Strand(tt.strand)
+				index := w.connect(cfg)
+				begin := time.Now()
+				err := w.WaitReceivers(t.Context(), index, 2)
+				if took := time.Since(begin); errors.Is(err, nbdnl.ErrStranded) != tt.stranded || (took >= time.Second) != tt.stranded {
+					t.Errorf("error %v after %v", err, took)
+				}
+			})
+		})
+	}
+	w, k := fakeWorld(t, nbdnltest.Options{})
+	k.Strand(1)
+	index := w.connect(unserved(t))
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	w.wantError(w.WaitReceivers(ctx, index, 1), context.DeadlineExceeded)
 }

@@ -198,9 +198,9 @@ var connectScenarios = []scenario{
 	{"an idle device that is open is held, and busy until it is closed", nbdnl.ModeNone, func(w world) {
 		release := w.hold(5)
 		w.wantState(5, nbdnl.StateHeld)
-		ctx, cancel := context.WithTimeout(w.Context(), 50*time.Millisecond)
-		defer cancel()
-		w.wantError(w.ConnectIndex(ctx, 5, config(serve(w))), nbdnl.ErrBusy)
+		w.wantError(w.impatiently(nbdnl.ErrBusy, func(ctx context.Context) error {
+			return w.ConnectIndex(ctx, 5, config(serve(w)))
+		}), nbdnl.ErrBusy)
 		time.AfterFunc(20*time.Millisecond, release)
 		cfg := config(serve(w))
 		w.wantDone("connect while it is being closed", w.ConnectIndex(w.Context(), 5, cfg))

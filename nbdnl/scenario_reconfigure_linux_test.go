@@ -52,9 +52,8 @@ var reconfigureScenarios = []scenario{
 		old, r := serve(w), serve(w)
 		cfg := config(old)
 		index := w.connect(cfg)
-		ctx, cancel := context.WithTimeout(w.Context(), 100*time.Millisecond)
-		defer cancel()
-		err := w.Reconfigure(ctx, index, cfg.Identifier, sockets(r))
+		reconfigure := func(ctx context.Context) error { return w.Reconfigure(ctx, index, cfg.Identifier, sockets(r)) }
+		err := w.impatiently(nbdnl.ErrNoDeadConnection, reconfigure)
 		w.wantError(err, context.DeadlineExceeded)
 		w.wantDropped(err, 0)
 		time.AfterFunc(50*time.Millisecond, func() { old.ours.Close() })
@@ -87,9 +86,8 @@ var reconfigureScenarios = []scenario{
 		cfg := config(old)
 		cfg.Timeout = 0
 		index := w.connect(cfg)
-		ctx, cancel := context.WithTimeout(w.Context(), 50*time.Millisecond)
-		defer cancel()
-		w.wantDropped(w.Reconfigure(ctx, index, cfg.Identifier, sockets(r)), 0)
+		reconfigure := func(ctx context.Context) error { return w.Reconfigure(ctx, index, cfg.Identifier, sockets(r)) }
+		w.wantDropped(w.impatiently(nbdnl.ErrNoDeadConnection, reconfigure), 0)
 		old.ours.Close()
 		w.wantDone("reconfigure", w.Reconfigure(w.Context(), index, cfg.Identifier, sockets(r)))
 		w.wantNoSendLimit(r)

@@ -139,12 +139,11 @@ func TestKernelTrap17FailedConnectShutsSockets(t *testing.T) {
 	w.wantGone(s, "the connect failed") // the kernel's end is still open here
 	w.wantState(index, nbdnl.StateIdle)
 
-	s = observe(t)
-	cfg = witnessed(s)
 	f := w.open(index, os.O_RDONLY)
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	w.wantError(w.ConnectIndex(ctx, index, cfg), nbdnl.ErrBusy)
+	w.wantError(w.impatiently(nbdnl.ErrBusy, func(ctx context.Context) error {
+		cfg = witnessed(observe(t))
+		return w.ConnectIndex(ctx, index, cfg)
+	}), nbdnl.ErrBusy)
 	f.Close()
 	w.connectIndex(index, cfg)
 	w.wantDetached(index, cfg.Identifier)

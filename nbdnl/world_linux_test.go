@@ -105,6 +105,21 @@ func (w world) wantError(err error, targets ...error) {
 	}
 }
 
+// impatiently calls f with a context that ends soon, and again with one that ends later until the error is what it should be: on a
+// busy machine the first can end before the kernel was asked anything.
+func (w world) impatiently(want error, f func(context.Context) error) (err error) {
+	w.Helper()
+	for patience := 50 * time.Millisecond; patience < soon; patience *= 4 {
+		ctx, cancel := context.WithTimeout(w.Context(), patience)
+		err = f(ctx)
+		cancel()
+		if err == nil || errors.Is(err, want) {
+			break
+		}
+	}
+	return err
+}
+
 // wantNotOwner checks that a command with another identifier than the device's was refused.
 func (w world) wantNotOwner(err error) {
 	w.Helper()

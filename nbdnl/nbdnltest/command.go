@@ -146,6 +146,10 @@ func (k *Kernel) connect(r *request) ([]byte, syscall.Errno) {
 		}
 	}
 	c.ref = true
+	if len(k.strand) > 0 {
+		c.strand = k.strand[0]
+		k.strand = k.strand[1:]
+	}
 	k.showReceivers(d)
 	ae := netlink.NewAttributeEncoder()
 	ae.Uint32(nbdAttrIndex, uint32(d.index))

@@ -33,6 +33,7 @@ type config struct {
 	ref     bool // NBD_RT_HAS_CONFIG_REF: the connection holds a reference
 	shown   bool // `pid` is there
 	setter  int  // the thread that sets it up by ioctls (task_setup); 0: none yet
+	strand  int  // receivers that do not start
 	late    int  // receivers of dead connections that have not noticed yet
 }
 

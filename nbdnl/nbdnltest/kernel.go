@@ -50,6 +50,7 @@ type Kernel struct {
 	rigid   bool             // sizes can't be changed
 	nextPID int
 	undo    []time.Duration // how long after its reconnection a socket is shut down, of the next ones
+	strand  []int           // how many receivers do not start, of the devices that are connected next
 	over    bool            // the test has ended
 }
 
@@ -220,6 +221,14 @@ func (k *Kernel) Undo(after ...time.Duration) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.undo = append(k.undo, after...)
+}
+
+// Strand makes so many receivers of the next device that is connected never start, and of the one after it, and so on. So does a
+// machine that is slow to make threads (rescuer_thread).
+func (k *Kernel) Strand(receivers ...int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.strand = append(k.strand, receivers...)
 }
 
 // LinkDead tells, as the kernel does when it notices, that connections of the device have died. What

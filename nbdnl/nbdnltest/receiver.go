@@ -45,7 +45,7 @@ func (k *Kernel) showReceivers(d *device) {
 	}
 	receivers, late := 0, 0
 	if d.config != nil {
-		receivers, late = len(d.config.sockets), d.config.late
+		receivers, late = max(0, len(d.config.sockets)-d.config.strand), d.config.late
 	}
 	first := firstReceiver + 100*d.index
 	threads := strings.Fields(k.tree.read(threadList))
