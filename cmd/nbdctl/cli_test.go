@@ -34,6 +34,10 @@ func TestPermute(t *testing.T) {
 		{"connect memory --unknown x", "connect --unknown -- memory x"},
 		{"disconnect nbd1 --force nbd2", "disconnect --force -- nbd1 nbd2"},
 		{"resize nbd1 -512M --json", "resize --json -- nbd1 -512M"},
+		{"disconnect nbd1 -h", "help disconnect"},
+		{"--help disconnect nbd1", "help disconnect nbd1"},
+		{"connect --size --help", "connect --size --help --"},
+		{"connect -- --help", "connect -- --help"},
 	} {
 		got := permute(app, strings.Fields(tt.in))
 		if diff := cmp.Diff(tt.want, strings.Join(got, " ")); diff != "" {
@@ -179,6 +183,8 @@ func TestUsageErrors(t *testing.T) {
 		{"serve memory --listen unix:/tmp/x", "memory needs --size"},
 		{"list nbd3", "list takes no argument"},
 		{"list --nonsense", "nonsense"},
+		{"--generate-bash-completion", "generate-bash-completion"},
+		{"disconnect nbd3 --generate-bash-completion", "generate-bash-completion"},
 		{"status", "status takes one device"},
 		{"status nbd1 nbd2", "status takes one device"},
 		{"disconnect", "either devices"},
@@ -215,7 +221,7 @@ func TestUsageErrors(t *testing.T) {
 }
 
 func TestHelp(t *testing.T) {
-	for _, line := range []string{"--help", "help", "connect --help", "help connect", "disconnect --help"} {
+	for _, line := range []string{"--help", "-h", "help", "connect --help", "help connect", "disconnect --help"} {
 		var stdout, stderr bytes.Buffer
 		if code := run(t.Context(), strings.Fields(line), &stdout, &stderr); code != exit.OK {
 			t.Errorf("%s: exit code %d", line, code)
