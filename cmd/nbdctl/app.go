@@ -134,7 +134,7 @@ func noArguments(c *cli.Context) error {
 
 // interruptible is c's context that Ctrl-C or SIGTERM ends.
 func interruptible(c *cli.Context) (context.Context, context.CancelFunc) {
-	return signal.NotifyContext(c.Context, syscall.SIGINT, syscall.SIGTERM)
+	return signal.NotifyContext(c.Context, host.Heeded(syscall.SIGINT, syscall.SIGTERM)...)
 }
 
 // version is the module's version as the Go command recorded it.

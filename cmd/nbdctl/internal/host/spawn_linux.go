@@ -205,6 +205,7 @@ func RunSpawned(ctx context.Context, store *Store, open func(Spec) (*Backing, er
 	if err := os.WriteFile("/proc/self/comm", []byte("nbdctl"), 0); err != nil {
 		return err
 	}
+	Publish()
 	signals, stop := Signals()
 	defer stop()
 
@@ -258,16 +259,17 @@ func accepted(ctx context.Context, pipe *os.File) error {
 	return err
 }
 
-// Signals returns the signals that ask a serving process to end, and prepares
-// the process to be one: files are made for all to read, and a log or a
-// terminal that has gone does not kill it. The function undoes the first.
+// Signals returns the signals that ask a serving process to end, and keeps a log or
+// a terminal that has gone from killing it. The function undoes the first.
 func Signals() (<-chan os.Signal, func()) {
-	unix.Umask(0o022)
 	signal.Ignore(syscall.SIGPIPE)
 	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	signal.Notify(signals, Heeded(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)...)
 	return signals, func() { signal.Stop(signals) }
 }
+
+// Publish has the process make its files for all to read, as lists do.
+func Publish() { unix.Umask(0o022) }
 
 // ignoreStops keeps a terminal, with its Ctrl-Z, from stopping the process.
 func ignoreStops() { signal.Ignore(syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU) }

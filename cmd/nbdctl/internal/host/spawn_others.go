@@ -41,6 +41,9 @@ func (*Entry) Kill(context.Context) error { return errors.ErrUnsupported }
 // Signals is for Linux.
 func Signals() (<-chan os.Signal, func()) { return nil, func() {} }
 
+// Publish is for Linux.
+func Publish() {}
+
 // A process can be watched on Linux.
 type process struct{}
 
