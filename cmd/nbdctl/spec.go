@@ -1,6 +1,7 @@
 package main
 
 import (
+	"math"
 	"math/bits"
 	"path/filepath"
 	"strconv"
@@ -137,11 +138,18 @@ func readBlockSize(c *cli.Context, s *host.Spec) error {
 
 // checkMultiple refuses a size that has a part of a block at its end.
 func checkMultiple(size int64, block int) error {
-	if over := size % int64(block); over != 0 {
-		return exit.Usagef("--size %d: must be a multiple of the block size %d; the nearest are %d and %d",
-			size, block, size-over, size-over+int64(block))
+	over := size % int64(block)
+	if over == 0 {
+		return nil
 	}
-	return nil
+	var near []string
+	if less := size - over; less > 0 {
+		near = append(near, strconv.FormatInt(less, 10))
+	}
+	if more := int64(block) - over; more <= math.MaxInt64-size {
+		near = append(near, strconv.FormatInt(size+more, 10))
+	}
+	return exit.Usagef("--size %d: must be a multiple of the block size %d, as %s", size, block, strings.Join(near, " or "))
 }
 
 func readConnections(c *cli.Context, s *host.Spec) (err error) {
