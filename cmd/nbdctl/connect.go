@@ -84,7 +84,7 @@ func connect(c *cli.Context) error {
 	defer signal.Reset(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(ctx, host.Heeded(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)...)
 	defer stop()
-	spawned, warnings, err := host.Spawn(ctx, spec)
+	spawned, warnings, err := host.Spawn(ctx, spec, imageDescriptor(spec))
 	warn(c, warnings)
 	if err != nil {
 		return err

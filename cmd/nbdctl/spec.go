@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"math"
 	"math/bits"
 	"path/filepath"
@@ -80,20 +81,35 @@ func backendOf(c *cli.Context) (host.Spec, error) {
 			return s, err
 		}
 	}
-	return absolute(s)
+	s, err := absolute(s)
+	if err != nil {
+		return s, err
+	}
+	return s, checkDescriptor(c.Command.Name, s)
 }
 
 // absolute makes the argument a path that means the same to the serving
-// process, which has another working directory, and in a list.
+// process, which has another working directory, and in a list. A descriptor keeps its
+// name: the serving process has it, too.
 func absolute(s host.Spec) (_ host.Spec, err error) {
 	if !kind.TakesPath(s.Kind) {
 		return s, nil
 	}
-	if s.Arg, err = filepath.Abs(s.Arg); err == nil && !utf8.ValidString(s.Arg) {
-		// It could not be told in JSON, neither to the serving process nor to a script.
-		err = exit.Usagef("%q: a path must be valid UTF-8; a link with such a name will do", s.Arg)
+	typed := s.Arg
+	if s.Arg, err = filepath.Abs(typed); err != nil {
+		return s, fmt.Errorf("%s: no working directory: %w", typed, err)
 	}
-	return s, err
+	if strings.HasPrefix(s.Arg, "/proc/self/") && descriptorAt(s.Arg) < 0 {
+		// The working directory, say, of this process.
+		if dir, err := filepath.EvalSymlinks(filepath.Dir(s.Arg)); err == nil {
+			s.Arg = filepath.Join(dir, filepath.Base(s.Arg))
+		}
+	}
+	if !utf8.ValidString(s.Arg) {
+		// It could not be told in JSON, neither to the serving process nor to a script.
+		return s, exit.Usagef("%q: a path must be valid UTF-8; a link with such a name will do", s.Arg)
+	}
+	return s, nil
 }
 
 func readDevice(c *cli.Context, s *host.Spec) error {
