@@ -88,7 +88,7 @@ func (d *direct) pass(p []byte, off int64, do func(p []byte, off int64) (int, er
 // multiple returns the smallest multiple of unit and n.
 func (d *direct) multiple(n int) int {
 	n = max(n, 1)
-	return n * int(d.unit) / min(n&-n, int(d.unit))
+	return n * (int(d.unit) / min(n&-n, int(d.unit)))
 }
 
 // check refuses what the kernel would refuse, but does not everywhere: what lies in

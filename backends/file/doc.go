@@ -11,7 +11,20 @@
 // descriptions: they go with a descriptor that is passed to another process, end
 // with its last copy, and keep qemu away too. Outside of Linux they are flock.
 // A block device for writing is opened exclusively, which keeps out mounts,
-// swap, RAID and whoever else does so; one that is read-only is not locked.
+// swap, RAID and whoever else does so; one that is read-only is not locked. A file on
+// a file system without locks (NFS without a lock manager) is refused: a *NoLocksError.
+// Options.NoLock does without.
+//
+// # What can't be written
+//
+// The page cache of a device acknowledges writes long before they reach the file, so
+// whoever writes learns too late, or never, that all of them fail. What can be opened for
+// writing and not written is therefore refused, with a *ReadOnlyError, unless
+// Options.ReadOnly is set: a block device that is read-only (BLKROGET: a read-only loop
+// device, a write-protected card, a partition of either, a read-only table of the device
+// mapper), a file that is immutable or append-only, memory that is sealed, a file that is
+// longer than this process may write (RLIMIT_FSIZE). Where that comes later, each write
+// fails, and so does Sync.
 //
 // # Direct I/O
 //

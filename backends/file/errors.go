@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"strings"
 )
 
@@ -21,6 +22,7 @@ var (
 type LockedError struct {
 	Path    string
 	Holders []Holder // those that can be found; none if it is mounted, or the kernel's
+	Swap    bool     // the kernel swaps to it
 }
 
 // A Holder is a process that holds a file.
@@ -34,7 +36,10 @@ func (e *LockedError) Error() string {
 	for i, h := range e.Holders {
 		by[i] = fmt.Sprintf("%s (pid %d)", h.Comm, h.PID)
 	}
-	if len(by) == 0 {
+	switch {
+	case e.Swap:
+		return fmt.Sprintf("file: %s: in use as swap space", e.Path)
+	case len(by) == 0:
 		return fmt.Sprintf("file: %s: %v", e.Path, ErrLocked)
 	}
 	return fmt.Sprintf("file: %s: in use by %s", e.Path, strings.Join(by, ", "))
@@ -42,6 +47,24 @@ func (e *LockedError) Error() string {
 
 // Is reports whether target is ErrLocked.
 func (e *LockedError) Is(target error) bool { return target == ErrLocked }
+
+// A NoLocksError says that the file system, or the machine, has no locks that would keep
+// others away from a file. Options.NoLock does without. It matches errors.ErrUnsupported,
+// and what the kernel has said.
+type NoLocksError struct {
+	Path string
+	Err  error // of the kernel
+}
+
+func (e *NoLocksError) Error() string {
+	return fmt.Sprintf("file: %s: its file system has no locks (%v), so that others could write it at the same time", e.Path, e.Err)
+}
+
+// Is reports whether target is errors.ErrUnsupported.
+func (e *NoLocksError) Is(target error) bool { return target == errors.ErrUnsupported }
+
+// Unwrap returns what the kernel has said.
+func (e *NoLocksError) Unwrap() error { return e.Err }
 
 // A SizeError says that a file does not have the size that was asked for, or too
 // few bytes for any. Nothing has been done to it.
@@ -73,9 +96,13 @@ type TailError struct {
 func (e *TailError) Error() string {
 	unit := int64(e.BlockSize)
 	tail := e.Have % unit
-	return fmt.Sprintf("file: %s: it can't grow: the last %d of its %d bytes are less than a block of %d, are not part of the device, "+
-		"and would be lost; cut them off first (truncate -s %d), or make the block whole (truncate -s %d) and resize to that",
-		e.Path, tail, e.Have, e.BlockSize, e.Have-tail, e.Have-tail+unit)
+	whole := e.Have - tail
+	s := fmt.Sprintf("file: %s: it can't grow: the last %d of its %d bytes are less than a block of %d, are not part of the device, "+
+		"and would be lost; cut them off first (truncate -s %d)", e.Path, tail, e.Have, e.BlockSize, whole)
+	if whole > math.MaxInt64-unit {
+		return s
+	}
+	return s + fmt.Sprintf(", or make the block whole (truncate -s %d) and resize to that", whole+unit)
 }
 
 // A DirectError says that a file cannot be read and written past the page cache, as

@@ -29,7 +29,9 @@ var _ interface {
 
 // Options of Open and New. The zero value attaches an existing file for writing.
 type Options struct {
-	// ReadOnly opens and locks for reading only.
+	// ReadOnly opens and locks for reading only. Without it, what can be read but not
+	// written is refused, with a *ReadOnlyError: a block device that is read-only, a file
+	// that is immutable or sealed, one on a file system that is read-only.
 	ReadOnly bool
 
 	// Create makes a sparse file of Size bytes if there is none. It never changes
@@ -44,11 +46,25 @@ type Options struct {
 	// Tail. 0 stands for 1.
 	BlockSize int
 
+	// AllowEmpty takes a file without bytes, or without a whole block, as a device of
+	// size 0, which a server can offer and a kernel cannot use. Otherwise it is an
+	// error, a *SizeError.
+	AllowEmpty bool
+
+	// NoLock takes a regular file without a lock, on a file system that has none: that
+	// nobody else writes it, or with ReadOnly unset reads it, is the caller's care then.
+	// Otherwise that is an error, a *NoLocksError. A block device is opened exclusively
+	// all the same.
+	NoLock bool
+
 	// Direct reads and writes past the page cache (O_DIRECT). BlockSizes then tells
 	// the smallest request, of which the size of the device is a multiple too. It is
 	// an error, a *DirectError, where that is not to be had.
 	Direct bool
 }
+
+// maxBlockSize is more than any device has, and little enough for multiples to be numbers.
+const maxBlockSize = 1 << 20
 
 // File is a block device in a file. All methods may be called concurrently.
 type File struct {
@@ -106,6 +122,8 @@ func (o Options) check(path string) error {
 		return fmt.Errorf("file: %s: size %d: negative: %w", path, o.Size, fs.ErrInvalid)
 	case o.BlockSize < 0:
 		return fmt.Errorf("file: %s: block size %d: negative: %w", path, o.BlockSize, fs.ErrInvalid)
+	case o.BlockSize > maxBlockSize:
+		return fmt.Errorf("file: %s: block size %d: more than %d: %w", path, o.BlockSize, maxBlockSize, fs.ErrInvalid)
 	case o.Create && o.ReadOnly:
 		return fmt.Errorf("file: %s: a file that is created cannot be read-only: %w", path, fs.ErrInvalid)
 	}
@@ -128,8 +146,10 @@ func (f *File) setUp(opts Options) error {
 		if f.sizes, err = f.sectorSizes(); err != nil {
 			return fmt.Errorf("file: %s: sector sizes: %w", f.path, err)
 		}
-	} else if err := f.lock(opts.ReadOnly); err != nil {
-		return err
+	} else if !opts.NoLock {
+		if err := f.lock(opts.ReadOnly); err != nil {
+			return err
+		}
 	}
 	if f.created != "" {
 		if err := f.extend(opts.Size); err != nil {
@@ -146,6 +166,11 @@ func (f *File) setUp(opts Options) error {
 	}
 	if err := f.measure(opts); err != nil {
 		return err
+	}
+	if !opts.ReadOnly {
+		if err := f.checkWritable(f.size.Load()); err != nil {
+			return err
+		}
 	}
 	if f.direct != nil {
 		if err := f.goDirect(); err != nil {
@@ -204,9 +229,21 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	case n == len(p):
 		return n, end
 	case errors.Is(err, io.EOF):
-		return n, fmt.Errorf("file: %s: it ends at %d now: %w", f.path, off+int64(n), io.ErrUnexpectedEOF)
+		return n, f.endedEarly(off, len(p))
 	}
 	return n, fmt.Errorf("file: %w", err)
+}
+
+// endedEarly is the error of a read that found the file to end in front of its last byte.
+func (f *File) endedEarly(off int64, n int) error {
+	length, err := f.length()
+	switch {
+	case err != nil:
+		return fmt.Errorf("file: %s: read of %d bytes at %d: it ended before: %w (its length now: %w)", f.path, n, off, io.ErrUnexpectedEOF, err)
+	case length-off >= int64(n): // It has been made longer meanwhile.
+		return fmt.Errorf("file: %s: read of %d bytes at %d: it was cut off, and has %d bytes again: %w", f.path, n, off, length, io.ErrUnexpectedEOF)
+	}
+	return fmt.Errorf("file: %s: read of %d bytes at %d: it has only %d bytes now: %w", f.path, n, off, length, io.ErrUnexpectedEOF)
 }
 
 // writePiece is the longest single write, in bytes, that may make pages in the page

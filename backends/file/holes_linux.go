@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -57,8 +58,13 @@ func (f *File) canTrim() bool {
 		// device discards at all.
 		return errors.Is(f.discardRange(1, 1), unix.EINVAL)
 	}
-	// There is nothing behind the end of the file.
-	return !errors.Is(f.punchHole((f.size.Load()+f.tail.Load())|(1<<20-1)+1, 4096), errors.ErrUnsupported)
+	// There is nothing behind the end of the file. vfs_fallocate refuses what no file can
+	// contain before it asks the file system.
+	end := f.size.Load() + f.tail.Load()
+	if end > math.MaxInt64-2<<20 {
+		return true
+	}
+	return !errors.Is(f.punchHole((end|(1<<20-1))+1, 4096), errors.ErrUnsupported)
 }
 
 // Extents implements backends.Extenter. Space that is allocated and was never

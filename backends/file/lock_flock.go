@@ -21,6 +21,8 @@ func (f *File) lock(readOnly bool) error {
 	switch {
 	case errors.Is(err, syscall.EWOULDBLOCK):
 		return &LockedError{Path: f.path}
+	case errors.Is(err, syscall.ENOLCK), errors.Is(err, errors.ErrUnsupported):
+		return &NoLocksError{Path: f.path, Err: err}
 	case err != nil || closed != nil:
 		return fmt.Errorf("file: %s: lock: %w", f.path, errors.Join(err, closed))
 	}

@@ -1,6 +1,7 @@
 package file
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -51,7 +52,7 @@ func (f *File) lock(readOnly bool) error {
 // F_OFD_GETLK finds out whether that would work.
 func (f *File) lockRange(cmd int, kind int16, off, n int64) error {
 	l := unix.Flock_t{Type: kind, Start: off, Len: n}
-	err := f.control(func(fd int) error { return unix.FcntlFlock(uintptr(fd), cmd, &l) })
+	err := f.control(func(fd int) error { return setLock(uintptr(fd), cmd, &l) })
 	conflict := err == unix.EAGAIN || err == unix.EACCES
 	if err == nil && cmd == unix.F_OFD_GETLK {
 		conflict = l.Type != unix.F_UNLCK
@@ -59,10 +60,22 @@ func (f *File) lockRange(cmd int, kind int16, off, n int64) error {
 	switch {
 	case conflict:
 		return &LockedError{Path: f.path, Holders: f.lockers()}
+	case hasNoLocks(err):
+		return &NoLocksError{Path: f.path, Err: err}
 	case err != nil:
 		return fmt.Errorf("file: %s: lock: %w", f.path, err)
 	}
 	return nil
+}
+
+// setLock is fcntl, but in tests.
+var setLock = unix.FcntlFlock
+
+// hasNoLocks reports whether an error of locking says that there are no locks of that
+// kind: ENOLCK of NFS without a lock manager, ENOSYS of Lustre without -o flock, EINVAL
+// of sandboxes that do not know those of open file descriptions.
+func hasNoLocks(err error) bool {
+	return err == unix.ENOLCK || err == unix.EINVAL || errors.Is(err, errors.ErrUnsupported)
 }
 
 // lockers finds the other processes with a lock on the file. The kernel's list of

@@ -2,12 +2,9 @@
 
 package file
 
-import (
-	"errors"
-	"fmt"
-)
+import "errors"
 
 // lock refuses: a writable image that is not locked is an accident to come.
 func (f *File) lock(readOnly bool) error {
-	return fmt.Errorf("file: %s: lock: %w", f.path, errors.ErrUnsupported)
+	return &NoLocksError{Path: f.path, Err: errors.ErrUnsupported}
 }

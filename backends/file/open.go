@@ -10,7 +10,8 @@ import (
 )
 
 // Open opens the file at path and locks it. Its errors match fs.ErrNotExist,
-// fs.ErrPermission, syscall.EROFS, ErrNotDisk and ErrLocked, or are a *SizeError.
+// fs.ErrPermission, syscall.EROFS (a *ReadOnlyError if the file is there), ErrNotDisk and
+// ErrLocked, or are a *SizeError or a *NoLocksError.
 // When it fails, no file has been created or changed.
 func Open(path string, opts Options) (*File, error) {
 	if err := opts.check(path); err != nil {
@@ -55,6 +56,9 @@ func openExisting(path string, readOnly bool) (*os.File, error) {
 	if errors.Is(err, syscall.EBUSY) {
 		return nil, &LockedError{Path: path, Holders: openers(st)}
 	}
+	if err != nil && !readOnly {
+		return nil, refused(path, isBlock(st.Mode()), err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("file: %w", err)
 	}
@@ -84,7 +88,7 @@ func (f *File) create(size int64) (err error) {
 // Sync of its content would be worth nothing without the name.
 func (f *File) extend(size int64) error {
 	if err := f.f.Truncate(size); err != nil {
-		return fmt.Errorf("file: %w", err)
+		return fmt.Errorf("file: %s: %w", f.path, tooLong(err, size))
 	}
 	if err := f.f.Sync(); err != nil {
 		return fmt.Errorf("file: %w", err)

@@ -32,6 +32,12 @@ func (f *File) canTrim() bool { return false }
 
 func (f *File) sectorSizes() (backends.BlockSizes, error) { return backends.BlockSizes{}, nil }
 
+func (f *File) checkWritable(size int64) error { return nil }
+
+func whyProtected(f *os.File, block bool, err error) string { return err.Error() }
+
+func sizeLimit() (int64, bool) { return 0, false }
+
 func accessMode(f *os.File) (readOnly, direct bool, err error) { return false, false, nil }
 
 // errNotCached says that a read would have to wait for the disk.

@@ -17,7 +17,7 @@ func (f *File) measure(opts Options) error {
 		return err
 	}
 	f.set(size)
-	if f.size.Load() == 0 || opts.Size > 0 && opts.Size != size {
+	if f.size.Load() == 0 && !opts.AllowEmpty || opts.Size > 0 && opts.Size != size {
 		return &SizeError{Path: f.path, Have: size, Want: opts.Size, BlockSize: opts.BlockSize}
 	}
 	return nil
@@ -110,7 +110,7 @@ func (f *File) truncate(old, size int64) error {
 	if size > old {
 		err = errors.Join(err, f.f.Truncate(old))
 	}
-	return fmt.Errorf("file: resize: %w", err)
+	return fmt.Errorf("file: %s: resize: %w", f.path, tooLong(err, size))
 }
 
 // syncAll makes the length durable, too.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"syscall"
 
 	"github.com/nbdctl/nbdctl/backends/file"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
@@ -12,11 +11,12 @@ import (
 )
 
 var fileKind = Kind{
-	Name:      "file",
-	Synopsis:  "file PATH",
-	Summary:   "a raw image or a block device; --create --size 10G makes a sparse image; -o direct=on goes past the page cache",
+	Name:     "file",
+	Synopsis: "file PATH",
+	Summary: "a raw image or a block device; --create --size 10G makes a sparse image; " +
+		"-o direct=on goes past the page cache; -o lock=off does without a lock",
 	takesPath: true,
-	options:   []string{"direct"},
+	options:   []string{"direct", "lock"},
 	check: func(s host.Spec) error {
 		switch {
 		case s.Arg == "":
@@ -26,26 +26,38 @@ var fileKind = Kind{
 		case s.Create && s.ReadOnly:
 			return exit.Usagef("--create and --read-only exclude each other: a new image would stay empty")
 		}
-		_, err := fileDirect(s)
+		_, err := fileOptions(s)
 		return err
 	},
 	open: openFile,
 }
 
-// fileDirect is the value of -o direct, false if there is none.
-func fileDirect(s host.Spec) (bool, error) {
-	switch v, ok := option(s, "direct"); {
-	case !ok, v == "off", v == "false":
+// fileOptions are the options of a spec.
+func fileOptions(s host.Spec) (opts file.Options, err error) {
+	if opts.Direct, err = onOff(s, "direct", false); err != nil {
+		return opts, err
+	}
+	lock, err := onOff(s, "lock", true)
+	opts.NoLock = !lock
+	return opts, err
+}
+
+// onOff is the value of an option that is on or off, or what it is where it is not given.
+func onOff(s host.Spec, key string, otherwise bool) (bool, error) {
+	switch v, ok := option(s, key); {
+	case !ok:
+		return otherwise, nil
+	case v == "off", v == "false":
 		return false, nil
 	case v == "on", v == "true":
 		return true, nil
 	default:
-		return false, exit.Usagef("-o direct=%s: must be on or off", v)
+		return false, exit.Usagef("-o %s=%s: must be on or off", key, v)
 	}
 }
 
 func openFile(s host.Spec) (*host.Backing, error) {
-	direct, err := fileDirect(s)
+	opts, err := fileOptions(s)
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +65,8 @@ func openFile(s host.Spec) (*host.Backing, error) {
 	if block == 0 {
 		block = host.DefaultBlockSize
 	}
-	f, err := file.Open(s.Arg, file.Options{ReadOnly: s.ReadOnly, Create: s.Create, Size: s.Size, BlockSize: block, Direct: direct})
+	opts.ReadOnly, opts.Create, opts.Size, opts.BlockSize = s.ReadOnly, s.Create, s.Size, block
+	f, err := file.Open(s.Arg, opts)
 	if err != nil {
 		return nil, adviseFile(s, err)
 	}
@@ -68,7 +81,7 @@ func openFile(s host.Spec) (*host.Backing, error) {
 	if f.Created() {
 		b.Discard = f.Discard
 	}
-	if direct && block != s.BlockSize && block > host.DefaultBlockSize {
+	if opts.Direct && block != s.BlockSize && block > host.DefaultBlockSize {
 		b.Warnings = append(b.Warnings,
 			fmt.Sprintf("%s: the device has blocks of %d bytes, as direct I/O needs them here: no partitions of %d are found", s.Arg, block, host.DefaultBlockSize))
 	}
@@ -83,6 +96,8 @@ func openFile(s host.Spec) (*host.Backing, error) {
 func adviseFile(s host.Spec, err error) error {
 	var size *file.SizeError
 	var direct *file.DirectError
+	var readOnly *file.ReadOnlyError
+	var noLocks *file.NoLocksError
 	switch {
 	case errors.As(err, &direct):
 		return fmt.Errorf("%w; leave out -o direct", err)
@@ -90,8 +105,12 @@ func adviseFile(s host.Spec, err error) error {
 		return exit.With(exit.Usage, "--size: %w; leave --size out to take the file as it is", err)
 	case errors.Is(err, fs.ErrNotExist) && !s.Create:
 		return fmt.Errorf("%w; --create --size SIZE makes it", err)
-	case errors.Is(err, syscall.EROFS) && !s.ReadOnly:
+	case errors.As(err, &readOnly) && s.Create:
+		return fmt.Errorf("%w; use --read-only, without --create", err)
+	case errors.As(err, &readOnly):
 		return fmt.Errorf("%w; use --read-only", err)
+	case errors.As(err, &noLocks):
+		return fmt.Errorf("%w; -o lock=off does without, where nobody else uses it", err)
 	}
 	return err
 }

@@ -2,12 +2,15 @@ package kind
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
+	"github.com/nbdctl/nbdctl/backends/file"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
 )
@@ -35,6 +38,8 @@ func TestCheck(t *testing.T) {
 		{host.Spec{Kind: "file", Arg: "disk.img", Create: true, Size: 1 << 20, ReadOnly: true}, "exclude each other"},
 		{host.Spec{Kind: "file", Arg: "disk.img", Options: []string{"direct=on"}}, ""},
 		{host.Spec{Kind: "file", Arg: "disk.img", Options: []string{"direct=on", "direct=maybe"}}, "must be on or off"},
+		{host.Spec{Kind: "file", Arg: "disk.img", Options: []string{"lock=off"}}, ""},
+		{host.Spec{Kind: "file", Arg: "disk.img", Options: []string{"lock=no"}}, "-o lock=no: must be on or off"},
 	}
 	for _, tt := range tests {
 		err := Check(tt.spec)
@@ -80,5 +85,26 @@ func TestOpenFile(t *testing.T) {
 	}
 	if err := b.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestAdviseFile holds what the user is told to do about an image that can't be opened as
+// it is.
+func TestAdviseFile(t *testing.T) {
+	readOnly := &file.ReadOnlyError{Path: "disk.img", Reason: "the block device is read-only", Err: syscall.EROFS}
+	for _, tt := range []struct {
+		spec host.Spec
+		err  error
+		says string
+	}{
+		{host.Spec{}, readOnly, "file: disk.img: it can't be written: the block device is read-only; use --read-only"},
+		{host.Spec{Create: true, Size: 1 << 20}, readOnly, "; use --read-only, without --create"},
+		{host.Spec{}, &file.NoLocksError{Path: "disk.img", Err: syscall.ENOLCK}, "; -o lock=off does without, where nobody else uses it"},
+		{host.Spec{Create: true, Size: 1 << 20}, fmt.Errorf("file: disk.img: %w", syscall.EROFS), "file: disk.img: read-only file system"},
+	} {
+		err := adviseFile(tt.spec, tt.err)
+		if !strings.HasSuffix(err.Error(), tt.says) || !errors.Is(err, tt.err) {
+			t.Errorf("%q, want it to end in %q", err, tt.says)
+		}
 	}
 }
