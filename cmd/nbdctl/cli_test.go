@@ -200,6 +200,8 @@ func TestUsageErrors(t *testing.T) {
 		{"serve memory --size 1M --listen tcp:[fe80::1]:0", "[fe80::1%eth0]"},
 		{"serve memory --size 1M --listen tcp:127.0.0.1:0 --name " + long(4097), "has 4097 bytes"},
 		{"serve memory --size 1M --listen tcp:127.0.0.1:0 --name \xff", "valid UTF-8"},
+		{"serve memory --size 1000 --block-size 512 --listen tcp:127.0.0.1:0", "the block size 512, as 512 or 1024"},
+		{"serve memory --size 0 --listen tcp:127.0.0.1:0", "above zero"},
 		{"serve memory --listen unix:/tmp/x", "memory needs --size"},
 		{"list nbd3", "list takes no argument"},
 		{"list --nonsense", "nonsense"},

@@ -34,7 +34,7 @@ func serveCommand() *cli.Command {
 }
 
 func serve(c *cli.Context) error {
-	spec, err := backendOf(c)
+	spec, err := backendOf(c, 1)
 	if err != nil {
 		return err
 	}
@@ -47,7 +47,7 @@ func serve(c *cli.Context) error {
 	}
 	signals, stop := host.Signals()
 	defer stop()
-	backing, err := kind.Open(spec)
+	backing, err := kind.OpenExport(spec)
 	if err != nil {
 		return err
 	}

@@ -31,7 +31,7 @@ const (
 // specOf reads the flags of connect. Whatever it refuses is valid on no
 // machine, and nothing has been touched.
 func specOf(c *cli.Context) (host.Spec, error) {
-	s, err := backendOf(c)
+	s, err := backendOf(c, host.DefaultBlockSize)
 	if err != nil {
 		return s, err
 	}
@@ -54,14 +54,15 @@ func specOf(c *cli.Context) (host.Spec, error) {
 // backendFlags are those of every command that serves a backend.
 var backendFlags = []cli.Flag{
 	&cli.StringFlag{Name: "size", Usage: "`SIZE` of the device: 512M, 10GiB, 4k, 1048576; default: that of the backing object"},
-	&cli.StringFlag{Name: "block-size", Usage: "logical block `SIZE`: a power of two, 512 to 65536 (default: 512, or what the backing device has)"},
+	&cli.StringFlag{Name: "block-size", Usage: "logical block `SIZE`: a power of two, 512 to 65536 (default: 512, of serve 1, or what the backing device has)"},
 	&cli.BoolFlag{Name: "read-only", Usage: "refuse writes"},
 	&cli.BoolFlag{Name: "create", Usage: "make the backing object, of --size, if it does not exist"},
 	&cli.StringSliceFlag{Name: "option", Aliases: []string{"o"}, Usage: "an option of the backend, `KEY=VALUE`; may be repeated"},
 }
 
-// backendOf reads them, and the arguments: the backend and what it takes.
-func backendOf(c *cli.Context) (host.Spec, error) {
+// backendOf reads them, and the arguments: the backend and what it takes. A size is a
+// multiple of block, unless there is a block size.
+func backendOf(c *cli.Context, block int) (host.Spec, error) {
 	s := host.Spec{
 		Kind:     c.Args().Get(0),
 		Arg:      c.Args().Get(1),
@@ -74,7 +75,7 @@ func backendOf(c *cli.Context) (host.Spec, error) {
 	}
 	for _, read := range []func() error{
 		func() error { return readSize(c, &s) },
-		func() error { return readBlockSize(c, &s) },
+		func() error { return readBlockSize(c, &s, block) },
 		func() error { return kind.Check(s) },
 	} {
 		if err := read(); err != nil {
@@ -139,10 +140,10 @@ func readSize(c *cli.Context, s *host.Spec) (err error) {
 	return nil
 }
 
-func readBlockSize(c *cli.Context, s *host.Spec) error {
+func readBlockSize(c *cli.Context, s *host.Spec, block int) error {
 	v := c.String("block-size")
 	if !c.IsSet("block-size") {
-		return checkMultiple(s.Size, host.DefaultBlockSize)
+		return checkMultiple(s.Size, block)
 	}
 	n, err := quantity.ParseSize(v)
 	if err != nil || n < minBlockSize || n > maxBlockSize || bits.OnesCount64(uint64(n)) != 1 {
