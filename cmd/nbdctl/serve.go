@@ -51,7 +51,7 @@ func serve(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	warn(c, backing.Warnings)
+	warn(c, append(backing.Warnings, oddEnd(backing.Backend.Size())...))
 	logger := slog.New(slog.NewTextHandler(c.App.ErrWriter, nil))
 	l, s, err := offer(c, spec, backing, at, logger)
 	if err != nil {
@@ -69,6 +69,17 @@ func serve(c *cli.Context) error {
 		logger.Info("ending", "signal", sig.String())
 	}
 	return errors.Join(err, end(s, backing))
+}
+
+// oddEnd is a warning about an export that does not end with a sector. QEMU reads whole
+// sectors: it asks for what there is of the last one, and waits for all of it, unless the
+// server has structured replies (block/nbd.c, nbd_co_do_receive_one_chunk).
+func oddEnd(size int64) []string {
+	if size%host.DefaultBlockSize == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("the export has %d bytes, which is no multiple of %d: QEMU hangs when it reads its end; "+
+		"with --block-size %[2]d it ends at the last multiple", size, host.DefaultBlockSize)}
 }
 
 // offer listens and says so.

@@ -55,7 +55,7 @@ func TestServeToTheByte(t *testing.T) {
 		}
 		c.nc.Close()
 		ends(t, cmd, 15)
-		if warnings := strings.Count(stderr.String(), "warning"); warnings != 0 {
+		if warned := strings.Contains(stderr.String(), "with --block-size 512"); warned != (tt.size%512 != 0) {
 			t.Errorf("%v: %s", tt.args, stderr)
 		}
 		if tt.args[1] == image {
