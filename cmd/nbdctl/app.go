@@ -26,7 +26,7 @@ const exitCodes = `Exit codes:
 
 // newApp is the command line. Data goes to stdout, everything else to stderr.
 func newApp(stdout, stderr io.Writer) *cli.App {
-	return &cli.App{
+	app := &cli.App{
 		Name:        "nbdctl",
 		Usage:       "block devices served from user space, through the kernel's NBD driver",
 		Description: exitCodes,
@@ -34,6 +34,9 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		Writer:      stdout,
 		ErrWriter:   stderr,
 		HideVersion: false,
+		// helpCommand takes the place of the library's own.
+		HideHelpCommand: true,
+		Flags:           []cli.Flag{cli.HelpFlag},
 		// A comma in an option's value is the user's.
 		DisableSliceFlagSeparator: true,
 		// Left to itself the library would print usage to stdout and exit on
@@ -42,7 +45,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		OnUsageError:   onUsageError,
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
-				return exit.Usagef("unknown command %q; see nbdctl --help", c.Args().First())
+				return unknownCommand(c.Args().First())
 			}
 			c.App.Writer = c.App.ErrWriter
 			if err := cli.ShowAppHelp(c); err != nil {
@@ -63,6 +66,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			watchCommand(),
 			serveCommand(),
 			doctorCommand(),
+			helpCommand(),
 			{
 				Name:   host.Command,
 				Hidden: true,
@@ -76,6 +80,39 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			},
 		},
 	}
+	for _, c := range app.Commands {
+		// The library hides a help command under each command. It takes a first
+		// argument "help" or "h", which is a device's name here.
+		c.HideHelpCommand = true
+	}
+	return app
+}
+
+// helpCommand shows what --help shows.
+func helpCommand() *cli.Command {
+	return &cli.Command{
+		Name:         "help",
+		Aliases:      []string{"h"},
+		Usage:        "list the commands, or show help for one",
+		ArgsUsage:    "[COMMAND]",
+		OnUsageError: onUsageError,
+		Action: func(c *cli.Context) error {
+			name := c.Args().First()
+			switch command := c.App.Command(name); {
+			case c.NArg() > 1:
+				return exit.Usagef("help takes one command; %q is too much", c.Args().Get(1))
+			case c.NArg() == 0:
+				return cli.ShowAppHelp(c)
+			case command == nil || command.Hidden:
+				return unknownCommand(name)
+			}
+			return cli.ShowCommandHelp(c, name)
+		},
+	}
+}
+
+func unknownCommand(name string) error {
+	return exit.Usagef("unknown command %q; see nbdctl --help", name)
 }
 
 // onUsageError turns what the flag parser says into our kind of usage error.
@@ -97,7 +134,7 @@ func noArguments(c *cli.Context) error {
 
 // interruptible is c's context that Ctrl-C or SIGTERM ends.
 func interruptible(c *cli.Context) (context.Context, context.CancelFunc) {
-	return signal.NotifyContext(c.Context, syscall.SIGINT, syscall.SIGTERM)
+	return signal.NotifyContext(c.Context, host.Heeded(syscall.SIGINT, syscall.SIGTERM)...)
 }
 
 // version is the module's version as the Go command recorded it.

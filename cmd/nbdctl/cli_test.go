@@ -34,6 +34,10 @@ func TestPermute(t *testing.T) {
 		{"connect memory --unknown x", "connect --unknown -- memory x"},
 		{"disconnect nbd1 --force nbd2", "disconnect --force -- nbd1 nbd2"},
 		{"resize nbd1 -512M --json", "resize --json -- nbd1 -512M"},
+		{"disconnect nbd1 -h", "help disconnect"},
+		{"--help disconnect nbd1", "help disconnect nbd1"},
+		{"connect --size --help", "connect --size --help --"},
+		{"connect -- --help", "connect -- --help"},
 	} {
 		got := permute(app, strings.Fields(tt.in))
 		if diff := cmp.Diff(tt.want, strings.Join(got, " ")); diff != "" {
@@ -145,6 +149,11 @@ func TestUsageErrors(t *testing.T) {
 		{"connect memory --size 0", "--size 0: must be above zero"},
 		{"connect memory --size -1", "--size -1: a size is"},
 		{"connect memory --size 1000", "--size 1000: must be a multiple of the block size 512"},
+		{"connect memory --size 1000", "the block size 512, as 512 or 1024"},
+		{"connect memory --size 100", "the block size 512, as 512"},
+		{"connect memory --size 9223372036854775807", "the block size 512, as 9223372036854775296"},
+		{"connect memory --size 8E", "a size is below 8 EiB"},
+		{"connect memory --size 1M -o limit=8E", "-o limit=8E"},
 		{"connect memory --size 6k --block-size 4k", "must be a multiple of the block size 4096"},
 		{"connect memory --size 9999999999999999999999", "--size 9999999999999999999999"},
 		{"connect memory --size", "size"},
@@ -175,10 +184,29 @@ func TestUsageErrors(t *testing.T) {
 		{"connect file a.img --create --size 1M --read-only", "exclude each other"},
 		{"serve memory --size 1M", "serve needs --listen"},
 		{"serve memory --size 1M --listen /tmp/x", "--listen /tmp/x: must be unix:PATH or tcp:HOST:PORT"},
-		{"serve memory --size 1M --listen tcp:10809", "--listen tcp:10809"},
+		{"serve memory --size 1M --listen tcp:10809", "missing port"},
+		{"serve memory --size 1M --listen unix:", "must be unix:PATH"},
+		{"serve memory --size 1M --listen unix:/" + long(107), "has 108 bytes, and the path of a socket at most 107"},
+		{"serve memory --size 1M --listen unix:" + long(107), "at most 107"},
+		{"serve memory --size 1M --listen unix:\xff", "valid UTF-8"},
+		{"serve memory --size 1M --listen unix:/", "/ is a directory"},
+		{"serve memory --size 1M --listen unix:app.go", "app.go is a regular file"},
+		{"serve memory --size 1M --listen tcp:localhost:99999", "a port is a number from 0 to 65535, not 99999"},
+		{"serve memory --size 1M --listen tcp:localhost:-1", "a port is a number from 0 to 65535, not -1"},
+		{"serve memory --size 1M --listen tcp:localhost:99999999999999999999", "a port is a number"},
+		{"serve memory --size 1M --listen tcp:localhost:", "needs a port"},
+		{"serve memory --size 1M --listen tcp:localhost:no-such-service", "is no port"},
+		{"serve memory --size 1M --listen tcp:::1:0", "in brackets"},
+		{"serve memory --size 1M --listen tcp:[fe80::1]:0", "[fe80::1%eth0]"},
+		{"serve memory --size 1M --listen tcp:127.0.0.1:0 --name " + long(4097), "has 4097 bytes"},
+		{"serve memory --size 1M --listen tcp:127.0.0.1:0 --name \xff", "valid UTF-8"},
+		{"serve memory --size 1000 --block-size 512 --listen tcp:127.0.0.1:0", "the block size 512, as 512 or 1024"},
+		{"serve memory --size 0 --listen tcp:127.0.0.1:0", "above zero"},
 		{"serve memory --listen unix:/tmp/x", "memory needs --size"},
 		{"list nbd3", "list takes no argument"},
 		{"list --nonsense", "nonsense"},
+		{"--generate-bash-completion", "generate-bash-completion"},
+		{"disconnect nbd3 --generate-bash-completion", "generate-bash-completion"},
 		{"status", "status takes one device"},
 		{"status nbd1 nbd2", "status takes one device"},
 		{"disconnect", "either devices"},
@@ -215,7 +243,7 @@ func TestUsageErrors(t *testing.T) {
 }
 
 func TestHelp(t *testing.T) {
-	for _, line := range []string{"--help", "help", "connect --help", "help connect", "disconnect --help"} {
+	for _, line := range []string{"--help", "-h", "help", "connect --help", "help connect", "disconnect --help"} {
 		var stdout, stderr bytes.Buffer
 		if code := run(t.Context(), strings.Fields(line), &stdout, &stderr); code != exit.OK {
 			t.Errorf("%s: exit code %d", line, code)

@@ -82,9 +82,9 @@ func connect(c *cli.Context) error {
 	// it makes the connect undone.
 	signal.Ignore(syscall.SIGPIPE)
 	defer signal.Reset(syscall.SIGPIPE)
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(ctx, host.Heeded(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)...)
 	defer stop()
-	spawned, warnings, err := host.Spawn(ctx, spec)
+	spawned, warnings, err := host.Spawn(ctx, spec, imageDescriptor(spec))
 	warn(c, warnings)
 	if err != nil {
 		return err
@@ -92,8 +92,8 @@ func connect(c *cli.Context) error {
 	if err := printConnected(ctx, c, spawned.Record); err != nil {
 		return errors.Join(err, spawned.Reject())
 	}
-	// It has succeeded: not even a late Ctrl-C may say otherwise.
-	signal.Ignore(syscall.SIGINT, syscall.SIGTERM)
+	// It has succeeded: neither a late Ctrl-C nor the terminal's end may say otherwise.
+	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	return spawned.Accept()
 }
 
@@ -116,6 +116,7 @@ func vacant(ctx context.Context, store *host.Store, spec host.Spec) error {
 // connectForeground serves in this process. A first Ctrl-C asks for an orderly
 // end, which a held device refuses; a second one soon after ends it all the same.
 func connectForeground(c *cli.Context, store *host.Store, spec host.Spec) error {
+	host.Publish()
 	signals, stop := host.Signals()
 	defer stop()
 	h := &host.Host{

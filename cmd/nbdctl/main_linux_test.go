@@ -7,9 +7,11 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -24,6 +26,13 @@ const runAsNbdctl = "NBDCTL_TEST_RUN"
 func TestMain(m *testing.M) {
 	if os.Getenv(runAsNbdctl) != "" {
 		runCommand()
+	}
+	// A test run in the background ignores them, and so would all that tests start
+	// and interrupt. What a program handles itself, those it executes do not inherit.
+	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGHUP} {
+		if signal.Ignored(s) {
+			signal.Notify(make(chan os.Signal, 1), s)
+		}
 	}
 	os.Exit(nbdnltest.Main(m))
 }

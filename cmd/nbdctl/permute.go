@@ -2,6 +2,7 @@ package main
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -10,10 +11,17 @@ import (
 // permute moves the flags of a command before its arguments, so that
 // "connect memory --size 1M" means the same as "connect --size 1M memory": the
 // flag package stops at the first argument. What follows "--" stays an argument.
+//
+// A line with --help becomes one of the help command: the library takes what else
+// is on the line for the name of a command to explain, and says nothing, with code
+// 0, if there is none.
 func permute(app *cli.App, args []string) []string {
 	at := slices.IndexFunc(args, func(a string) bool { return !strings.HasPrefix(a, "-") })
 	if at < 0 {
 		return args
+	}
+	if slices.ContainsFunc(args[:at], asksForHelp) {
+		return slices.Concat([]string{"help"}, args[at:])
 	}
 	command := app.Command(args[at])
 	if command == nil {
@@ -30,6 +38,9 @@ func permute(app *cli.App, args []string) []string {
 			rest = append(rest, arg)
 			continue
 		}
+		if asksForHelp(arg) {
+			return []string{"help", command.Name}
+		}
 		flags = append(flags, arg)
 		if takesValue(command, arg) {
 			if i++; i == len(args) {
@@ -42,6 +53,13 @@ func permute(app *cli.App, args []string) []string {
 	// With "--" the parser takes an argument that looks like a flag for what
 	// it is.
 	return slices.Concat(args[:at+1], flags, []string{"--"}, rest)
+}
+
+// asksForHelp tells whether arg is the flag --help, in any of its spellings.
+func asksForHelp(arg string) bool {
+	name, value, valued := strings.Cut(arg, "=")
+	on, _ := strconv.ParseBool(value)
+	return (on || !valued) && slices.Contains([]string{"-h", "--h", "-help", "--help"}, name)
 }
 
 // takesValue tells whether the value of the flag arg is the next argument.

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -39,8 +40,10 @@ func resize(c *cli.Context) error {
 		return err
 	}
 	return changeDevice(c, name, func(e *host.Entry) (host.Change, error) {
-		n := parse(e.Size)
+		n, err := parse(e.Size)
 		switch {
+		case err != nil:
+			return host.Change{}, exit.Usagef("resize %s %s: %w", name, size, err)
 		case n <= 0:
 			return host.Change{}, exit.Usagef("resize %s %s: nothing would be left of %s", name, size, quantity.FormatSize(e.Size))
 		case n%int64(e.BlockSize) != 0:
@@ -57,7 +60,7 @@ func resize(c *cli.Context) error {
 }
 
 // sizeArgument reads a size, or a difference to one.
-func sizeArgument(name, v string) (func(int64) int64, error) {
+func sizeArgument(name, v string) (func(int64) (int64, error), error) {
 	sign, digits := int64(0), v
 	if more, ok := strings.CutPrefix(v, "+"); ok {
 		sign, digits = 1, more
@@ -68,10 +71,15 @@ func sizeArgument(name, v string) (func(int64) int64, error) {
 	if err != nil {
 		return nil, exit.Usagef("resize %s %s: %w", name, v, err)
 	}
-	if sign == 0 {
-		return func(int64) int64 { return n }, nil
-	}
-	return func(was int64) int64 { return was + sign*n }, nil
+	return func(was int64) (int64, error) {
+		switch {
+		case sign == 0:
+			return n, nil
+		case sign > 0 && n > math.MaxInt64-was:
+			return 0, fmt.Errorf("%s and as much more: %w", quantity.FormatSize(was), quantity.ErrTooLarge)
+		}
+		return was + sign*n, nil
+	}, nil
 }
 
 // changeDevice has the process that serves the device called name change it,

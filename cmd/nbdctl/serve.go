@@ -6,16 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/url"
-	"os"
-	"strings"
-	"syscall"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
 	contract "github.com/nbdctl/nbdctl/backends"
-	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/kind"
 	"github.com/nbdctl/nbdctl/server"
@@ -30,7 +25,7 @@ func serveCommand() *cli.Command {
 			"answered and written data are made durable. Neither asks who a client is nor encrypts: who can reach\n" +
 			"the socket has the data.\n\n" + backends(),
 		Flags: append([]cli.Flag{
-			&cli.StringFlag{Name: "listen", Usage: "where: `ADDRESS` is unix:PATH or tcp:HOST:PORT"},
+			&cli.StringFlag{Name: "listen", Usage: "where: `ADDRESS` is unix:PATH or tcp:HOST:PORT; 0.0.0.0 is all of IPv4, [::] all of IPv6, no HOST both"},
 			&cli.StringFlag{Name: "name", Usage: "`NAME` of the export; clients that name none get it too"},
 		}, backendFlags...),
 		OnUsageError: onUsageError,
@@ -39,23 +34,26 @@ func serveCommand() *cli.Command {
 }
 
 func serve(c *cli.Context) error {
-	spec, err := backendOf(c)
+	spec, err := backendOf(c, 1)
 	if err != nil {
 		return err
 	}
-	network, address, err := listenAddress(c.String("listen"))
+	at, err := parseEndpoint(c.String("listen"))
 	if err != nil {
+		return err
+	}
+	if err := checkExportName(c.String("name")); err != nil {
 		return err
 	}
 	signals, stop := host.Signals()
 	defer stop()
-	backing, err := kind.Open(spec)
+	backing, err := kind.OpenExport(spec)
 	if err != nil {
 		return err
 	}
-	warn(c, backing.Warnings)
+	warn(c, append(backing.Warnings, oddEnd(backing.Backend.Size())...))
 	logger := slog.New(slog.NewTextHandler(c.App.ErrWriter, nil))
-	l, s, err := offer(c, spec, backing, network, address, logger)
+	l, s, err := offer(c, spec, backing, at, logger)
 	if err != nil {
 		undo := backing.Close
 		if backing.Discard != nil {
@@ -73,19 +71,30 @@ func serve(c *cli.Context) error {
 	return errors.Join(err, end(s, backing))
 }
 
+// oddEnd is a warning about an export that does not end with a sector. QEMU reads whole
+// sectors: it asks for what there is of the last one, and waits for all of it, unless the
+// server has structured replies (block/nbd.c, nbd_co_do_receive_one_chunk).
+func oddEnd(size int64) []string {
+	if size%host.DefaultBlockSize == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("the export has %d bytes, which is no multiple of %d: QEMU hangs when it reads its end; "+
+		"with --block-size %[2]d it ends at the last multiple", size, host.DefaultBlockSize)}
+}
+
 // offer listens and says so.
-func offer(c *cli.Context, spec host.Spec, backing *host.Backing, network, address string, logger *slog.Logger) (net.Listener, *server.Server, error) {
+func offer(c *cli.Context, spec host.Spec, backing *host.Backing, at endpoint, logger *slog.Logger) (net.Listener, *server.Server, error) {
 	export, err := server.NewExport(backing.Backend, server.Options{ReadOnly: spec.ReadOnly, BlockSize: spec.BlockSize, Logger: logger})
 	if err != nil {
 		return nil, nil, err
 	}
-	l, err := listenAt(network, address)
+	l, addr, err := at.listen()
 	if err != nil {
 		return nil, nil, err
 	}
 	name := c.String("name")
 	s := &server.Server{Exports: map[string]*server.Export{"": export, name: export}, Logger: logger}
-	if _, err := fmt.Fprintln(c.App.Writer, exportURI(l.Addr(), name)); err != nil {
+	if _, err := fmt.Fprintln(c.App.Writer, exportURI(addr, name)); err != nil {
 		return nil, nil, errors.Join(err, l.Close())
 	}
 	return l, s, nil
@@ -106,58 +115,4 @@ func end(s *server.Server, backing *host.Backing) error {
 		err = errors.Join(err, d.Syncer.Sync())
 	}
 	return errors.Join(err, backing.Close())
-}
-
-// listenAddress splits the value of --listen.
-func listenAddress(v string) (network, address string, err error) {
-	network, address, _ = strings.Cut(v, ":")
-	switch {
-	case v == "":
-		return "", "", exit.Usagef("serve needs --listen, for example --listen unix:/run/disk.sock")
-	case network == "unix" && address != "":
-		return network, address, nil
-	case network == "tcp":
-		if _, _, err := net.SplitHostPort(address); err == nil {
-			return network, address, nil
-		}
-	}
-	return "", "", exit.Usagef("--listen %s: must be unix:PATH or tcp:HOST:PORT", v)
-}
-
-// listenAt listens. The socket of a server that was killed is in the way of
-// the next one, and is removed if nobody answers at it.
-func listenAt(network, address string) (net.Listener, error) {
-	l, err := net.Listen(network, address)
-	if network != "unix" || !errors.Is(err, syscall.EADDRINUSE) {
-		return l, busyAddress(err, address)
-	}
-	if nc, dialErr := net.Dial(network, address); !errors.Is(dialErr, syscall.ECONNREFUSED) {
-		if dialErr == nil {
-			nc.Close()
-		}
-		return nil, busyAddress(err, address)
-	}
-	if st, statErr := os.Lstat(address); statErr != nil || st.Mode().Type() != os.ModeSocket {
-		return nil, busyAddress(err, address)
-	}
-	if err := os.Remove(address); err != nil {
-		return nil, err
-	}
-	l, err = net.Listen(network, address)
-	return l, busyAddress(err, address)
-}
-
-func busyAddress(err error, address string) error {
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return exit.With(exit.Busy, "--listen: %s is in use; choose another address", address)
-	}
-	return err
-}
-
-// exportURI is where clients find the export ("NBD URI" specification).
-func exportURI(a net.Addr, name string) string {
-	if a.Network() == "unix" {
-		return "nbd+unix:///" + url.PathEscape(name) + "?socket=" + url.PathEscape(a.String())
-	}
-	return "nbd://" + a.String() + "/" + url.PathEscape(name)
 }

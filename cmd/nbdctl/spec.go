@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+	"math"
 	"math/bits"
 	"path/filepath"
 	"strconv"
@@ -29,7 +31,7 @@ const (
 // specOf reads the flags of connect. Whatever it refuses is valid on no
 // machine, and nothing has been touched.
 func specOf(c *cli.Context) (host.Spec, error) {
-	s, err := backendOf(c)
+	s, err := backendOf(c, host.DefaultBlockSize)
 	if err != nil {
 		return s, err
 	}
@@ -52,14 +54,15 @@ func specOf(c *cli.Context) (host.Spec, error) {
 // backendFlags are those of every command that serves a backend.
 var backendFlags = []cli.Flag{
 	&cli.StringFlag{Name: "size", Usage: "`SIZE` of the device: 512M, 10GiB, 4k, 1048576; default: that of the backing object"},
-	&cli.StringFlag{Name: "block-size", Usage: "logical block `SIZE`: a power of two, 512 to 65536 (default: 512, or what the backing device has)"},
+	&cli.StringFlag{Name: "block-size", Usage: "logical block `SIZE`: a power of two, 512 to 65536 (default: 512, of serve 1, or what the backing device has)"},
 	&cli.BoolFlag{Name: "read-only", Usage: "refuse writes"},
 	&cli.BoolFlag{Name: "create", Usage: "make the backing object, of --size, if it does not exist"},
 	&cli.StringSliceFlag{Name: "option", Aliases: []string{"o"}, Usage: "an option of the backend, `KEY=VALUE`; may be repeated"},
 }
 
-// backendOf reads them, and the arguments: the backend and what it takes.
-func backendOf(c *cli.Context) (host.Spec, error) {
+// backendOf reads them, and the arguments: the backend and what it takes. A size is a
+// multiple of block, unless there is a block size.
+func backendOf(c *cli.Context, block int) (host.Spec, error) {
 	s := host.Spec{
 		Kind:     c.Args().Get(0),
 		Arg:      c.Args().Get(1),
@@ -72,27 +75,42 @@ func backendOf(c *cli.Context) (host.Spec, error) {
 	}
 	for _, read := range []func() error{
 		func() error { return readSize(c, &s) },
-		func() error { return readBlockSize(c, &s) },
+		func() error { return readBlockSize(c, &s, block) },
 		func() error { return kind.Check(s) },
 	} {
 		if err := read(); err != nil {
 			return s, err
 		}
 	}
-	return absolute(s)
+	s, err := absolute(s)
+	if err != nil {
+		return s, err
+	}
+	return s, checkDescriptor(c.Command.Name, s)
 }
 
 // absolute makes the argument a path that means the same to the serving
-// process, which has another working directory, and in a list.
+// process, which has another working directory, and in a list. A descriptor keeps its
+// name: the serving process has it, too.
 func absolute(s host.Spec) (_ host.Spec, err error) {
 	if !kind.TakesPath(s.Kind) {
 		return s, nil
 	}
-	if s.Arg, err = filepath.Abs(s.Arg); err == nil && !utf8.ValidString(s.Arg) {
-		// It could not be told in JSON, neither to the serving process nor to a script.
-		err = exit.Usagef("%q: a path must be valid UTF-8; a link with such a name will do", s.Arg)
+	typed := s.Arg
+	if s.Arg, err = filepath.Abs(typed); err != nil {
+		return s, fmt.Errorf("%s: no working directory: %w", typed, err)
 	}
-	return s, err
+	if strings.HasPrefix(s.Arg, "/proc/self/") && descriptorAt(s.Arg) < 0 {
+		// The working directory, say, of this process.
+		if dir, err := filepath.EvalSymlinks(filepath.Dir(s.Arg)); err == nil {
+			s.Arg = filepath.Join(dir, filepath.Base(s.Arg))
+		}
+	}
+	if !utf8.ValidString(s.Arg) {
+		// It could not be told in JSON, neither to the serving process nor to a script.
+		return s, exit.Usagef("%q: a path must be valid UTF-8; a link with such a name will do", s.Arg)
+	}
+	return s, nil
 }
 
 func readDevice(c *cli.Context, s *host.Spec) error {
@@ -122,10 +140,10 @@ func readSize(c *cli.Context, s *host.Spec) (err error) {
 	return nil
 }
 
-func readBlockSize(c *cli.Context, s *host.Spec) error {
+func readBlockSize(c *cli.Context, s *host.Spec, block int) error {
 	v := c.String("block-size")
 	if !c.IsSet("block-size") {
-		return checkMultiple(s.Size, host.DefaultBlockSize)
+		return checkMultiple(s.Size, block)
 	}
 	n, err := quantity.ParseSize(v)
 	if err != nil || n < minBlockSize || n > maxBlockSize || bits.OnesCount64(uint64(n)) != 1 {
@@ -137,11 +155,18 @@ func readBlockSize(c *cli.Context, s *host.Spec) error {
 
 // checkMultiple refuses a size that has a part of a block at its end.
 func checkMultiple(size int64, block int) error {
-	if over := size % int64(block); over != 0 {
-		return exit.Usagef("--size %d: must be a multiple of the block size %d; the nearest are %d and %d",
-			size, block, size-over, size-over+int64(block))
+	over := size % int64(block)
+	if over == 0 {
+		return nil
 	}
-	return nil
+	var near []string
+	if less := size - over; less > 0 {
+		near = append(near, strconv.FormatInt(less, 10))
+	}
+	if more := int64(block) - over; more <= math.MaxInt64-size {
+		near = append(near, strconv.FormatInt(size+more, 10))
+	}
+	return exit.Usagef("--size %d: must be a multiple of the block size %d, as %s", size, block, strings.Join(near, " or "))
 }
 
 func readConnections(c *cli.Context, s *host.Spec) (err error) {

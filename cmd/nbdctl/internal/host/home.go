@@ -87,9 +87,18 @@ func (s *Store) labelFree(label string) error {
 }
 
 // lock serialises those who make directories in the store, so that of two
-// that want one label only one gets it. The file goes with the last user.
+// that want one label only one gets it.
 func (s *Store) lock(ctx context.Context) (unlock func() error, err error) {
-	path := filepath.Join(s.dir, ".lock")
+	unlock, err = LockPath(ctx, filepath.Join(s.dir, ".lock"))
+	if err != nil {
+		return nil, fmt.Errorf("state directory %s: %w", s.dir, err)
+	}
+	return unlock, nil
+}
+
+// LockPath waits for the lock of a file that it makes at path. The file goes with the
+// last user.
+func LockPath(ctx context.Context, path string) (unlock func() error, err error) {
 	f, err := retry(ctx, func() (*os.File, error) {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {
@@ -108,7 +117,7 @@ func (s *Store) lock(ctx context.Context) (unlock func() error, err error) {
 		return f, nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("state directory %s: %w", s.dir, err)
+		return nil, err
 	}
 	return func() error { return errors.Join(os.Remove(path), f.Close()) }, nil
 }

@@ -25,14 +25,19 @@ const (
 	fileSpec   = "spec"   // the Spec, as JSON
 	fileReport = "report" // where its one report goes
 	fileAccept = "accept" // one byte here lets it keep the device, the end of the file does not
+	fileImage  = "image"  // what the Spec calls by the number that it has, as /dev/fd/7
 )
 
 // undoTimeout bounds the wait for a process that was asked to undo its start,
 // which itself gives up after half a minute.
 const undoTimeout = 45 * time.Second
 
-// filesVariable lists the names of the inherited files, from descriptor 3 on.
+// filesVariable lists the names of the inherited files, from descriptor 3 on. A number
+// that is not in use has an empty name.
 const filesVariable = "NBDCTL_FILES"
+
+// firstFile is the descriptor of the first of them (exec.Cmd.ExtraFiles).
+const firstFile = 3
 
 // Spawned is a device that a process in the background serves, on condition:
 // the process undoes all it did unless Accept is called, even if the caller is
@@ -64,9 +69,10 @@ func (s *Spawned) Reject() error {
 
 // Spawn starts a process that serves spec in the background and waits until
 // the device is ready; the strings are warnings for the user. When ctx ends
-// first the process is asked to undo what it did, and waited for.
-func Spawn(ctx context.Context, spec Spec) (*Spawned, []string, error) {
-	cmd, pipes, err := start()
+// first the process is asked to undo what it did, and waited for. It inherits the
+// descriptor image, with its number, until it has opened the backend; none if negative.
+func Spawn(ctx context.Context, spec Spec, image int) (*Spawned, []string, error) {
+	cmd, pipes, err := start(image)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -100,7 +106,7 @@ func Spawn(ctx context.Context, spec Spec) (*Spawned, []string, error) {
 type pipes struct{ spec, report, accept *os.File }
 
 // start starts the serving process.
-func start() (_ *exec.Cmd, _ *pipes, err error) {
+func start(image int) (_ *exec.Cmd, _ *pipes, err error) {
 	var opened []*os.File
 	defer func() {
 		if err != nil {
@@ -128,8 +134,12 @@ func start() (_ *exec.Cmd, _ *pipes, err error) {
 	cmd := exec.Command("/proc/self/exe", Command)
 	cmd.Args[0] = "nbdctl"
 	cmd.Dir = "/" // not to keep the user's directory from being unmounted
-	cmd.Env = append(os.Environ(), filesVariable+"="+strings.Join([]string{fileSpec, fileReport, fileAccept}, ":"))
-	cmd.ExtraFiles = []*os.File{specR, reportW, acceptR}
+	var names []string
+	names, cmd.ExtraFiles = layout([]string{fileSpec, fileReport, fileAccept}, []*os.File{specR, reportW, acceptR}, image)
+	if image == 0 {
+		cmd.Stdin = os.Stdin
+	}
+	cmd.Env = append(os.Environ(), filesVariable+"="+strings.Join(names, ":"))
 	// Until it has its log, it complains where we do.
 	cmd.Stderr = os.Stderr
 	// A session of its own: the terminal's Ctrl-C and hang-up are not for it.
@@ -143,7 +153,7 @@ func start() (_ *exec.Cmd, _ *pipes, err error) {
 		return nil, nil, err
 	}
 	for _, theirs := range cmd.ExtraFiles {
-		theirs.Close() // They have copies.
+		closeFile(theirs) // They have copies.
 	}
 	return cmd, &pipes{specW, reportR, acceptW}, nil
 }
@@ -205,11 +215,17 @@ func RunSpawned(ctx context.Context, store *Store, open func(Spec) (*Backing, er
 	if err := os.WriteFile("/proc/self/comm", []byte("nbdctl"), 0); err != nil {
 		return err
 	}
+	Publish()
 	signals, stop := Signals()
 	defer stop()
 
 	reported := false
-	h := &Host{Store: store, Spec: spec, Open: open, Signals: signals}
+	h := &Host{Store: store, Spec: spec, Signals: signals}
+	h.Open = func(s Spec) (*Backing, error) {
+		backing, err := open(s)
+		// An image that was inherited has been opened anew, by its number.
+		return backing, errors.Join(err, forgetStdin(), closeFile(files[fileImage]))
+	}
 	h.Ready = func(ctx context.Context, r Record, warnings []string) error {
 		reported = true
 		// What the runtime says when it crashes is to be found in the log;
@@ -258,32 +274,38 @@ func accepted(ctx context.Context, pipe *os.File) error {
 	return err
 }
 
-// Signals returns the signals that ask a serving process to end, and prepares
-// the process to be one: files are made for all to read, and a log or a
-// terminal that has gone does not kill it. The function undoes the first.
+// Signals returns the signals that ask a serving process to end, and keeps a log or
+// a terminal that has gone from killing it. The function undoes the first.
 func Signals() (<-chan os.Signal, func()) {
-	unix.Umask(0o022)
 	signal.Ignore(syscall.SIGPIPE)
 	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	signal.Notify(signals, Heeded(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)...)
 	return signals, func() { signal.Stop(signals) }
 }
+
+// Publish has the process make its files for all to read, as lists do.
+func Publish() { unix.Umask(0o022) }
 
 // ignoreStops keeps a terminal, with its Ctrl-Z, from stopping the process.
 func ignoreStops() { signal.Ignore(syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU) }
 
 // inherited returns the files that Spawn passed, by their names.
 func inherited() (map[string]*os.File, error) {
-	const first = 3 // exec.Cmd.ExtraFiles
 	files := make(map[string]*os.File)
 	for i, name := range strings.Split(os.Getenv(filesVariable), ":") {
-		// What we execute has no business with them.
-		syscall.CloseOnExec(first + i)
-		// For reads that can be interrupted. The other ends do not share this.
-		if err := syscall.SetNonblock(first+i, true); err != nil {
-			continue // not one of ours
+		if name == "" {
+			continue
 		}
-		files[name] = os.NewFile(uintptr(first+i), name)
+		// What we execute has no business with them.
+		syscall.CloseOnExec(firstFile + i)
+		// For reads that can be interrupted. The other ends do not share this; the
+		// image does, with its other users.
+		if name != fileImage {
+			if err := syscall.SetNonblock(firstFile+i, true); err != nil {
+				continue // not one of ours
+			}
+		}
+		files[name] = os.NewFile(uintptr(firstFile+i), name)
 	}
 	if files[fileSpec] == nil || files[fileReport] == nil || files[fileAccept] == nil {
 		return nil, errors.New(Command + " is how nbdctl starts itself, not for use by hand")

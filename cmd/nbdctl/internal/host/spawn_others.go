@@ -19,7 +19,7 @@ func (*Spawned) Accept() error { return errors.ErrUnsupported }
 func (*Spawned) Reject() error { return errors.ErrUnsupported }
 
 // Spawn is for Linux.
-func Spawn(context.Context, Spec) (*Spawned, []string, error) {
+func Spawn(context.Context, Spec, int) (*Spawned, []string, error) {
 	return nil, nil, errors.ErrUnsupported
 }
 
@@ -40,6 +40,12 @@ func (*Entry) Kill(context.Context) error { return errors.ErrUnsupported }
 
 // Signals is for Linux.
 func Signals() (<-chan os.Signal, func()) { return nil, func() {} }
+
+// Inherited is for Linux.
+func Inherited(int) bool { return true }
+
+// Publish is for Linux.
+func Publish() {}
 
 // A process can be watched on Linux.
 type process struct{}

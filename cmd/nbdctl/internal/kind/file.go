@@ -56,13 +56,17 @@ func onOff(s host.Spec, key string, otherwise bool) (bool, error) {
 	}
 }
 
-func openFile(s host.Spec) (*host.Backing, error) {
+func openFile(s host.Spec, export bool) (*host.Backing, error) {
 	opts, err := fileOptions(s)
 	if err != nil {
 		return nil, err
 	}
 	block := s.BlockSize
-	if block == 0 {
+	switch {
+	case block != 0:
+	case export:
+		block, opts.AllowEmpty = 1, true
+	default:
 		block = host.DefaultBlockSize
 	}
 	opts.ReadOnly, opts.Create, opts.Size, opts.BlockSize = s.ReadOnly, s.Create, s.Size, block
@@ -77,6 +81,9 @@ func openFile(s host.Spec) (*host.Backing, error) {
 		}
 		block = need
 	}
+	if f.Size() == 0 && f.Tail() != 0 { // with direct I/O
+		return nil, errors.Join(&file.SizeError{Path: s.Arg, Have: f.Tail(), BlockSize: block}, f.Discard())
+	}
 	b := &host.Backing{Backend: f, Close: f.Close}
 	if f.Created() {
 		b.Discard = f.Discard
@@ -86,8 +93,12 @@ func openFile(s host.Spec) (*host.Backing, error) {
 			fmt.Sprintf("%s: the device has blocks of %d bytes, as direct I/O needs them here: no partitions of %d are found", s.Arg, block, host.DefaultBlockSize))
 	}
 	if tail := f.Tail(); tail != 0 {
+		what := "device"
+		if export {
+			what = "export"
+		}
 		b.Warnings = append(b.Warnings,
-			fmt.Sprintf("%s: its last %d bytes are not part of the device: they are less than a block of %d", s.Arg, tail, block))
+			fmt.Sprintf("%s: its last %d bytes are not part of the %s: they are less than a block of %d", s.Arg, tail, what, block))
 	}
 	return b, nil
 }

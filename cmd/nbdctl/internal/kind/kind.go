@@ -24,7 +24,8 @@ type Kind struct {
 	options []string
 	// check refuses a spec that can be valid on no machine.
 	check func(host.Spec) error
-	open  func(host.Spec) (*host.Backing, error)
+	// open opens the backend for devices, or for exports, which end at any byte.
+	open func(s host.Spec, export bool) (*host.Backing, error)
 }
 
 // All lists the kinds in the order of the help text.
@@ -72,13 +73,19 @@ func Check(s host.Spec) error {
 	return k.check(s)
 }
 
-// Open opens the backend of s for the serving process.
-func Open(s host.Spec) (*host.Backing, error) {
+// Open opens the backend of s for the process that serves a device.
+func Open(s host.Spec) (*host.Backing, error) { return open(s, false) }
+
+// OpenExport opens the backend of s for NBD clients. Unless s has a block size, it is
+// taken to the byte, and an object without any is one, too.
+func OpenExport(s host.Spec) (*host.Backing, error) { return open(s, true) }
+
+func open(s host.Spec, export bool) (*host.Backing, error) {
 	k, err := find(s.Kind)
 	if err != nil {
 		return nil, err
 	}
-	return k.open(s)
+	return k.open(s, export)
 }
 
 // option returns the last value given for key.

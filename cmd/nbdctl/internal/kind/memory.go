@@ -24,7 +24,7 @@ var memoryKind = Kind{
 		_, err := memoryLimit(s)
 		return err
 	},
-	open: func(s host.Spec) (*host.Backing, error) {
+	open: func(s host.Spec, _ bool) (*host.Backing, error) {
 		limit, err := memoryLimit(s)
 		if err != nil {
 			return nil, err

@@ -24,6 +24,9 @@ var units = func() map[string]int64 {
 	return m
 }()
 
+// ErrTooLarge is the error of sizes that no file and no device can have.
+var ErrTooLarge = errors.New("a size is below 8 EiB")
+
 var errSize = errors.New("a size is a whole number of bytes with an optional unit: 1048576, 512M, 10GiB, 4k")
 
 // ParseSize reads a size in bytes: 0 to 2^63-1.
@@ -36,7 +39,7 @@ func ParseSize(s string) (int64, error) {
 		return 0, errSize
 	}
 	if err != nil || int64(n) > math.MaxInt64/unit {
-		return 0, errors.New("a size is below 8 EiB")
+		return 0, ErrTooLarge
 	}
 	return int64(n) * unit, nil
 }
@@ -49,7 +52,8 @@ func FormatSize(n int64) string {
 		return strconv.FormatInt(n, 10)
 	}
 	v, i := float64(n), -1
-	for v >= 1024 && i < len(prefixes)-1 {
+	// From 1023.95 on, %.1f would round up to 1024.0.
+	for v >= 1023.95 && i < len(prefixes)-1 {
 		v /= 1024
 		i++
 	}

@@ -1,0 +1,18 @@
+package host
+
+import (
+	"os"
+	"os/signal"
+	"slices"
+	"syscall"
+)
+
+// Heeded returns those of the signals that the process may take over. One that was
+// ignored when it started is not among them: nohup and a shell that starts a command in
+// the background say so that the signals of a terminal are not for it. The Go runtime
+// keeps that until the signal is notified of (os/signal, "Default behavior of signals in
+// Go programs"), and so does what is executed. Of SIGTERM nobody says so, and the
+// runtime has taken it over already.
+func Heeded(signals ...os.Signal) []os.Signal {
+	return slices.DeleteFunc(signals, func(s os.Signal) bool { return s != syscall.SIGTERM && signal.Ignored(s) })
+}
