@@ -66,17 +66,21 @@ func another(t *testing.T, role string) (*exec.Cmd, *bufio.Reader) {
 // TestKernelPoolProcess is the other processes of the tests below.
 func TestKernelPoolProcess(t *testing.T) {
 	nbdnltest.RequireKernel(t)
-	switch role := os.Getenv(poolRole); role {
+	role, count, _ := strings.Cut(os.Getenv(poolRole), " ")
+	n, _ := strconv.Atoi(count) // of the roles that have none, 0
+	switch role {
 	case "":
 		// There is nothing to do for the test of this name.
 	case "die":
 		leaveDevices(t)
-	default:
-		n, err := strconv.Atoi(role)
-		if err != nil {
-			t.Fatal(err)
-		}
+	case "leave":
+		leaveMany(t, n)
+	case "open":
+		openFiles(t, n)
+	case "use":
 		manyDevices(t, n, poolRounds(t))
+	default:
+		t.Fatalf("role %q", role)
 	}
 }
 
@@ -181,7 +185,7 @@ func TestKernelPoolMany(t *testing.T) {
 		const processes = 8
 		var wg sync.WaitGroup
 		for range processes {
-			cmd, out := another(t, strconv.Itoa(poolDevices/processes))
+			cmd, out := another(t, fmt.Sprintf("use %d", poolDevices/processes))
 			wg.Go(func() {
 				said, _ := io.ReadAll(out)
 				if err := cmd.Wait(); err != nil {
