@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -251,6 +252,7 @@ func TestKernelPoolReclaim(t *testing.T) {
 			t.Errorf("nbd%d was given out before it was reclaimed (device %d)", index, i)
 		}
 	}
+	left, leftErr := p.Left(t.Context())
 	held, err := os.Open(nbdnl.Path(indexes[1]))
 	if err == nil {
 		defer held.Close()
@@ -265,6 +267,9 @@ func TestKernelPoolReclaim(t *testing.T) {
 		if got, err := p.Reclaim(t.Context()); len(got) > 0 || !errors.Is(err, errors.ErrUnsupported) {
 			t.Errorf("reclaimed %v, error %v, want ErrUnsupported", got, err)
 		}
+		if len(left) > 0 || !errors.Is(leftErr, errors.ErrUnsupported) {
+			t.Errorf("left are %v, error %v, want ErrUnsupported", left, leftErr)
+		}
 		held.Close()
 		for _, index := range indexes {
 			if err := c.Detach(t.Context(), index, nbdnl.DetachOptions{Any: true, Dead: true}); err != nil {
@@ -275,6 +280,15 @@ func TestKernelPoolReclaim(t *testing.T) {
 			t.Errorf("what has ended can't be reclaimed: %v", err)
 		}
 		return
+	}
+	if len(left) != 2 || leftErr != nil {
+		t.Fatalf("left are %v, error %v, want two devices", left, leftErr)
+	}
+	for _, s := range left {
+		i := slices.Index(indexes[:2], s.Index)
+		if i < 0 || s.Identifier != ids[i] || s.Size != 1<<20 || s.State != nbdnl.StateOrphaned {
+			t.Errorf("left is %+v, want one of %v, of 1 MiB, orphaned", s, ids[:2])
+		}
 	}
 	got, err := p.Reclaim(t.Context())
 	var busy *nbdnl.BusyError
@@ -291,10 +305,15 @@ func TestKernelPoolReclaim(t *testing.T) {
 	if err := c.Detach(t.Context(), indexes[2], nbdnl.DetachOptions{Identifier: ids[2], Dead: true}); err != nil {
 		t.Error(err)
 	}
-	if err := other.Close(); err != nil {
-		t.Error(err)
+	if got := p.Stats(); got != (blockdev.PoolStats{InUse: 1}) {
+		t.Errorf("stats are %+v, want one device in use", got)
 	}
 	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	closed := make(chan error, 1)
+	go func() { closed <- other.Close() }()
+	if err := errors.Join(p.Wait(t.Context()), <-closed); err != nil {
 		t.Error(err)
 	}
 	checkNoneLeft(t, "left:")
