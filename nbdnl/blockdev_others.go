@@ -2,4 +2,5 @@
 
 package nbdnl
 
-func deviceNumber(string) (string, bool) { return "", false }
+func deviceNumber(string) (string, bool)        { return "", false }
+func deviceNumberAt(int, string) (string, bool) { return "", false }

@@ -19,6 +19,7 @@ type Client struct {
 	sysfs  sysfs
 	driver driver
 	slots  chan struct{} // holds one element for each command in the kernel
+	walks  walks
 
 	mu       sync.Mutex     // guards the two below
 	memories map[int]memory // by index
@@ -41,6 +42,7 @@ func New() (*Client, error) { return System{}.NewClient() }
 func (s System) NewClient() (*Client, error) {
 	c := &Client{sys: s, slots: make(chan struct{}, maxCommands), memories: make(map[int]memory), knacks: make(map[knack]bool)}
 	c.sysfs = newSysfs(&c.sys)
+	c.walks.sys = &c.sys
 	c.driver = c.sys.newDriver()
 	if c.shown() {
 		return c, nil
@@ -96,7 +98,7 @@ func (c *Client) ConnectIndex(ctx context.Context, index int, cfg Config) error 
 		if l.connected {
 			return newError("connect", index, fmt.Errorf("%w: it is connected already", err))
 		}
-		holders, _ := c.sys.holders(index) // who they are is known or not
+		holders, _ := c.holders(context.WithoutCancel(ctx), index) // who they are is known or not
 		busy := fmt.Errorf("%w: %w", &BusyError{Index: index, Holders: holders}, err)
 		if lifeErr != nil || time.Since(begin) >= patience(holders, connectPatience) {
 			return newError("connect", index, busy)

@@ -139,29 +139,26 @@ func (c *Client) flush(ctx context.Context, index int, o DetachOptions) (opened 
 // seize opens the device. Read-only is enough to fsync, and does not make udev probe the device again
 // when it is closed, as the end of a write does.
 func (c *Client) seize(ctx context.Context, index int, o DetachOptions) (*seizure, error) {
+	if !o.Force {
+		// It takes as long as it takes to look at all processes, and needs no server.
+		if err := c.vacant(ctx, index, o.keeper); err != nil {
+			return &seizure{}, err
+		}
+	}
+	opening := ctx
 	if o.Force || o.Dead {
 		var cancel context.CancelFunc
-		ctx, cancel = withPatience(ctx, forcePatience)
+		opening, cancel = withPatience(ctx, forcePatience)
 		defer cancel()
 	}
-	if o.Force {
-		dev, err := c.open(ctx, index, os.O_RDONLY|syscall.O_EXCL)
-		if errors.Is(err, syscall.EBUSY) {
-			dev, err = c.open(ctx, index, os.O_RDONLY)
-		}
-		if err != nil && o.Dead {
-			return &seizure{}, nil // as below
-		}
-		return &seizure{dev: dev}, err
-	}
-	if err := c.vacant(ctx, index, o.keeper); err != nil {
-		return &seizure{}, err
-	}
 	// Exclusively, so that nothing can be mounted on it from here on.
-	dev, err := c.open(ctx, index, os.O_RDONLY|syscall.O_EXCL)
+	dev, err := c.open(opening, index, os.O_RDONLY|syscall.O_EXCL)
+	if errors.Is(err, syscall.EBUSY) && o.Force {
+		dev, err = c.open(opening, index, os.O_RDONLY)
+	}
 	switch {
-	case errors.Is(err, syscall.EBUSY):
-		holders, _ := c.sys.holders(index, o.keeper)
+	case errors.Is(err, syscall.EBUSY) && !o.Force:
+		holders, _ := c.holders(context.WithoutCancel(ctx), index, o.keeper)
 		if len(holders) == 0 {
 			holders = []Holder{{Kind: HolderExclusive, Device: name(index)}}
 		}
@@ -176,13 +173,20 @@ func (c *Client) seize(ctx context.Context, index int, o DetachOptions) (*seizur
 func (c *Client) vacant(ctx context.Context, index int, except ...descriptor) error {
 	pause := newBackoff()
 	defer pause.stop()
-	for begin := time.Now(); ; {
-		holders, err := c.sys.holders(index, except...)
-		if err != nil || len(holders) == 0 {
+	var busy *BusyError
+	var found time.Time // when somebody was found: to look may itself take long
+	for {
+		holders, err := c.holders(ctx, index, except...)
+		switch {
+		case err != nil && busy != nil && ctx.Err() != nil:
+			return fmt.Errorf("%w; waiting for that to change: %w", busy, err)
+		case err != nil || len(holders) == 0:
 			return err
+		case busy == nil:
+			found = time.Now()
 		}
-		busy := &BusyError{Index: index, Holders: holders}
-		if time.Since(begin) >= patience(holders, detachPatience) {
+		busy = &BusyError{Index: index, Holders: holders}
+		if time.Since(found) >= patience(holders, detachPatience) {
 			return busy
 		}
 		if err := pause.wait(ctx, nil); err != nil {
@@ -214,7 +218,7 @@ func (c *Client) waitRelease(ctx context.Context, index int, l life) error {
 		if err == nil || !expired {
 			return err
 		}
-		holders, _ := c.sys.holders(index) // who they are is known or not
+		holders, _ := c.holders(context.WithoutCancel(ctx), index) // who they are is known or not
 		if time.Since(begin) >= patience(holders, releasePatience) {
 			return &BusyError{Index: index, Holders: holders, Disconnected: true}
 		}

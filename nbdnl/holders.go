@@ -1,15 +1,10 @@
 package nbdnl
 
 import (
-	"bufio"
-	"cmp"
+	"context"
 	"errors"
-	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 )
 
 // Holders returns who uses the device or a partition of it: processes that have it open, this one
@@ -23,6 +18,9 @@ import (
 //
 // It does not find a process that has mapped the device and closed the descriptor, nor kernel users
 // that leave no trace; most of those show when the device is opened exclusively.
+//
+// It takes a look at every descriptor of every process, and so as long as there are many. HoldersOf takes that look once
+// for many devices.
 func Holders(index int) ([]Holder, error) { return System{}.Holders(index) }
 
 // Holders is the function Holders for the system.
@@ -32,10 +30,66 @@ func (s System) Holders(index int) ([]Holder, error) {
 }
 
 // Holders is the function Holders for the Client's system. It knows also which descriptor keeps a device
-// connected that this Client has connected by ioctls, on any kernel and in any namespace.
+// connected that this Client has connected by ioctls, on any kernel and in any namespace. Calls that wait at the same time,
+// those of Detach included, share one look at the processes, which begins after each of them.
 func (c *Client) Holders(index int) ([]Holder, error) {
-	holders, err := c.sys.holders(index, c.keeper(index))
+	holders, err := c.holders(context.Background(), index, c.keeper(index))
 	return holders, newError("holders", index, err)
+}
+
+// HoldersOf returns who uses each of the devices, as Holders does of one, and takes hardly longer than that. A device
+// that nobody uses is in the map, too, with no holders. One that can't be looked at is not, and the error says why not;
+// it matches os.ErrNotExist when there is no such device.
+func HoldersOf(indexes ...int) (map[int][]Holder, error) { return System{}.HoldersOf(indexes...) }
+
+// HoldersOf is the function HoldersOf for the system.
+func (s System) HoldersOf(indexes ...int) (map[int][]Holder, error) {
+	w := s.newWalk()
+	w.add(indexes...)
+	w.run()
+	return holdersOf(w, indexes, func(int) descriptor { return descriptor{} })
+}
+
+// HoldersOf is the function HoldersOf for the Client's system, with what Client.Holders knows besides.
+func (c *Client) HoldersOf(indexes ...int) (map[int][]Holder, error) {
+	w, err := c.walks.join(context.Background(), indexes...)
+	if err != nil {
+		return nil, newError("holders", anyIndex, err)
+	}
+	return holdersOf(w, indexes, c.keeper)
+}
+
+// holdersOf returns what the walk has found, but for the descriptors that keeper knows.
+func holdersOf(w *walk, indexes []int, keeper func(index int) descriptor) (map[int][]Holder, error) {
+	all := make(map[int][]Holder, len(indexes))
+	var errs []error
+	for _, index := range indexes {
+		holders, err := w.holders(index, keeper(index))
+		if err != nil {
+			errs = append(errs, newError("holders", index, err))
+			continue
+		}
+		all[index] = holders
+	}
+	return all, errors.Join(errs...)
+}
+
+// holders looks for all holders in a walk of its own, but for descriptors that the caller knows of, and for the one
+// without which a device that was connected by ioctls would not be.
+func (s *System) holders(index int, except ...descriptor) ([]Holder, error) {
+	w := s.newWalk()
+	w.add(index)
+	w.run()
+	return w.holders(index, except...)
+}
+
+// holders is that of System, in a walk that begins after the call and may be shared with others. It ends with ctx.
+func (c *Client) holders(ctx context.Context, index int, except ...descriptor) ([]Holder, error) {
+	w, err := c.walks.join(ctx, index)
+	if err != nil {
+		return nil, err
+	}
+	return w.holders(index, except...)
 }
 
 // keeper returns the descriptor through which this Client keeps the device connected, if it does.
@@ -44,52 +98,6 @@ func (c *Client) keeper(index int) descriptor {
 		return descriptor{}
 	}
 	return descriptor{os.Getpid(), someFD}
-}
-
-// A descriptor is one of some process, or with someFD any one, but one only.
-type descriptor struct{ pid, fd int }
-
-const someFD = -1
-
-// A search looks for the holders of one device.
-type search struct {
-	sys  *System
-	disk string // its name
-	// names are the names of the device and its partitions, by number: "43:96" is "nbd3".
-	names map[string]string
-	found []Holder
-	// except are descriptors that do not count.
-	except map[descriptor]bool
-}
-
-// holders looks for all holders, but for descriptors that the caller knows of, and for the one without
-// which a device that was connected by ioctls would not be.
-func (s *System) holders(index int, except ...descriptor) ([]Holder, error) {
-	q := search{sys: s, disk: name(index), names: make(map[string]string), except: make(map[descriptor]bool)}
-	for _, d := range append(except, s.keeper(index)) {
-		q.except[d] = true
-	}
-	disk := s.block(index)
-	partitions, err := filepath.Glob(filepath.Join(disk, name(index)+"p*"))
-	if err != nil {
-		return nil, err
-	}
-	for _, dir := range append([]string{disk}, partitions...) {
-		number, err := os.ReadFile(filepath.Join(dir, "dev"))
-		if errors.Is(err, os.ErrNotExist) && dir != disk {
-			continue // the partition was removed meanwhile
-		}
-		if err != nil {
-			return nil, fmt.Errorf("there is no such device: %w", err)
-		}
-		q.names[strings.TrimSpace(string(number))] = filepath.Base(dir)
-		q.stacked(dir)
-	}
-	q.loops()
-	q.mounts()
-	q.swaps()
-	q.processes()
-	return q.found, nil
 }
 
 // keeper returns the descriptor through which NBD_DO_IT keeps the device connected, if that can be told.
@@ -103,210 +111,35 @@ func (s *System) keeper(index int) descriptor {
 	return descriptor{pid, someFD}
 }
 
-// add notes a holder, unless it is known.
-func (q *search) add(h Holder) {
-	if !slices.Contains(q.found, h) {
-		q.found = append(q.found, h)
-	}
-}
+// A descriptor is one of some process, or with someFD any one, but one only.
+type descriptor struct{ pid, fd int }
 
-// stacked finds the devices that the kernel links to the device or partition with that directory in
-// sysfs: device mapper, md and their like.
-func (q *search) stacked(dir string) {
-	for _, above := range q.list(filepath.Join(dir, "holders")) {
-		h := Holder{Kind: HolderDevice, Path: above, Device: filepath.Base(dir)}
-		if b, err := os.ReadFile(q.sys.path("sys/block", above, "dm/name")); err == nil {
-			h.Path = strings.TrimSpace(string(b))
-		}
-		q.add(h)
-	}
-}
+const someFD = -1
 
-// loops finds loop devices, which the kernel does not link to what they are made of.
-func (q *search) loops() {
-	files, err := filepath.Glob(q.sys.path("sys/block/loop*/loop/backing_file"))
-	if err != nil {
-		return
+// holders returns the holders that the walk has found of a device, but for descriptors that do not count.
+func (w *walk) holders(index int, except ...descriptor) ([]Holder, error) {
+	d := w.disks[index]
+	if d.err != nil {
+		return nil, d.err
 	}
-	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil {
+	ignored := make(map[descriptor]bool)
+	for _, e := range append(except, d.keeper) {
+		ignored[e] = true
+	}
+	var holders []Holder
+	for _, t := range d.traces {
+		some := descriptor{t.holder.PID, someFD}
+		switch {
+		case t.holder.Kind != HolderProcess:
+		case ignored[descriptor{t.holder.PID, t.fd}]:
+			continue
+		case ignored[some] && t.holder.Device == name(index):
+			delete(ignored, some) // one is enough
 			continue
 		}
-		if device, ok := q.device(strings.TrimSuffix(string(b), "\n")); ok {
-			loop := filepath.Base(filepath.Dir(filepath.Dir(f)))
-			q.add(Holder{Kind: HolderDevice, Path: loop, Device: device})
+		if !slices.Contains(holders, t.holder) {
+			holders = append(holders, t.holder)
 		}
 	}
-}
-
-// mounts finds mounts in the mount namespaces of all processes.
-func (q *search) mounts() {
-	seen := make(map[string]bool)
-	for _, pid := range q.processIDs() {
-		ns, err := os.Readlink(q.sys.path("proc", pid, "ns/mnt"))
-		if err != nil || seen[ns] {
-			continue
-		}
-		seen[ns] = true
-		f, err := os.Open(q.sys.path("proc", pid, "mountinfo"))
-		if err != nil {
-			continue
-		}
-		for lines := longLines(f); lines.Scan(); {
-			q.mount(lines.Text(), pid)
-		}
-		_ = f.Close() // only read
-	}
-}
-
-// mount notes the mount that a line of mountinfo describes, as pid sees it.
-func (q *search) mount(line, pid string) {
-	m, ok := parseMount(line)
-	if !ok {
-		return
-	}
-	device, ok := q.names[m.number]
-	if !ok && strings.HasPrefix(m.source, "/dev/") {
-		// btrfs and its like show a number of their own.
-		device, ok = q.device(m.source)
-	}
-	already := func(h Holder) bool {
-		return h.Kind == HolderMount && h.Path == m.point && h.Device == device
-	}
-	if !ok || slices.ContainsFunc(q.found, already) {
-		return
-	}
-	h := Holder{Kind: HolderMount, Path: m.point, Device: device}
-	if pid != self {
-		h.PID, h.Comm = q.process(pid)
-	}
-	q.add(h)
-}
-
-// swaps finds swap space.
-func (q *search) swaps() {
-	f, err := os.Open(q.sys.path("proc/swaps"))
-	if err != nil {
-		return
-	}
-	defer f.Close()
-	for lines := longLines(f); lines.Scan(); {
-		path, _, _ := strings.Cut(lines.Text(), " ")
-		path, _, _ = strings.Cut(path, "\t")
-		if device, ok := q.device(unescape(path)); ok {
-			q.add(Holder{Kind: HolderSwap, Path: unescape(path), Device: device})
-		}
-	}
-}
-
-// processes finds processes that have the device open.
-func (q *search) processes() {
-	for _, pid := range q.processIDs() {
-		if pid == self {
-			continue // comes again under its number
-		}
-		for _, fd := range q.list(q.sys.path("proc", pid, "fd")) {
-			path, err := os.Readlink(q.sys.path("proc", pid, "fd", fd))
-			if err != nil || !strings.HasPrefix(path, "/") {
-				continue // closed, or a socket, a pipe and the like
-			}
-			number, ok := q.sys.deviceNumber(q.sys.path("proc", pid, "fd", fd))
-			device, ours := q.names[number]
-			if !ok || !ours || q.isPathOnly(pid, fd) || q.excepted(pid, fd, device) {
-				continue
-			}
-			h := Holder{Kind: HolderProcess, Path: path, Device: device}
-			h.PID, h.Comm = q.process(pid)
-			q.add(h)
-		}
-	}
-}
-
-// excepted reports whether a descriptor of the device does not count.
-func (q *search) excepted(pid, fd, device string) bool {
-	p, err1 := strconv.Atoi(pid)
-	n, err2 := strconv.Atoi(fd)
-	if err1 != nil || err2 != nil {
-		return false
-	}
-	some := descriptor{p, someFD}
-	switch {
-	case q.except[descriptor{p, n}]:
-		return true
-	case q.except[some] && device == q.disk:
-		delete(q.except, some) // one is enough
-		return true
-	}
-	return false
-}
-
-// isPathOnly reports whether a descriptor was opened with O_PATH, which does not open the device.
-func (q *search) isPathOnly(pid, fd string) bool {
-	const oPath = 0o10000000 // O_PATH, asm-generic/fcntl.h
-	b, err := os.ReadFile(q.sys.path("proc", pid, "fdinfo", fd))
-	if err != nil {
-		return false
-	}
-	_, rest, _ := strings.Cut(string(b), "flags:")
-	line, _, _ := strings.Cut(rest, "\n")
-	flags, err := strconv.ParseUint(strings.TrimSpace(line), 8, 64)
-	return err == nil && flags&oPath != 0
-}
-
-// device returns the name of the device, if it is one of those looked for, that a path leads to.
-func (q *search) device(path string) (string, bool) {
-	number, ok := q.sys.deviceNumber(q.sys.path(path))
-	if !ok {
-		return "", false
-	}
-	device, ok := q.names[number]
-	return device, ok
-}
-
-// self stands for the calling process, whose mount namespace is the first to be looked at.
-const self = "self"
-
-// processIDs returns self and the numbers of all processes, ascending.
-func (q *search) processIDs() []string {
-	var pids []string
-	for _, n := range q.list(q.sys.path("proc")) {
-		if n[0] >= '1' && n[0] <= '9' {
-			pids = append(pids, n)
-		}
-	}
-	slices.SortFunc(pids, func(a, b string) int {
-		return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b))
-	})
-	return append([]string{self}, pids...)
-}
-
-func (q *search) process(pid string) (int, string) {
-	n, err := strconv.Atoi(pid)
-	if err != nil {
-		return 0, ""
-	}
-	comm, err := os.ReadFile(q.sys.path("proc", pid, "comm"))
-	if err != nil {
-		return n, "?" // it has exited
-	}
-	return n, strings.TrimSuffix(string(comm), "\n")
-}
-
-// list returns the names in a directory, none if it can't be read.
-func (q *search) list(dir string) []string {
-	f, err := os.Open(dir)
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	names, _ := f.Readdirnames(-1) // those that it returns with an error do
-	return names
-}
-
-// longLines reads lines of up to a megabyte: overlay mounts list all their layers in one.
-func longLines(f *os.File) *bufio.Scanner {
-	s := bufio.NewScanner(f)
-	s.Buffer(nil, 1<<20)
-	return s
+	return holders, nil
 }

@@ -44,47 +44,17 @@ func disconnect(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	names := c.Args().Slice()
-	if c.Bool("all") {
-		if names, err = ourDevices(store); err != nil {
-			warn(c, []string{err.Error()})
-		}
-	}
 	// All are tried; the first failure gives the exit code.
-	var errs []error
-	for _, name := range names {
-		loss, err := disconnectOne(ctx, c, store, name)
-		if c.Bool("all") && exit.Of(err) == exit.NotFound {
-			err = nil // somebody else was quicker, with the same result
-		}
-		// A refusal goes first, for the exit code is then not that of a device that has gone.
-		errs = append(errs, err, loss)
-	}
-	return errors.Join(errs...)
+	return disconnectMany(ctx, c, stacked(targets(ctx, c, store)))
 }
 
 // endPatience bounds the wait for a process whose device has gone already: it
 // has nothing left to do but to close its backend.
 const endPatience = 10 * time.Second
 
-// ourDevices names every connected device that is ours.
-func ourDevices(store *host.Store) (names []string, err error) {
-	devices, _, err := inventory(store)
-	for _, d := range devices {
-		if d.connected() && d.ours() {
-			names = append(names, fmt.Sprintf("nbd%d", d.Index))
-		}
-	}
-	return names, err
-}
-
 // disconnectOne takes one device down. Also when that fails, it tells what had
 // been lost of the device.
-func disconnectOne(ctx context.Context, c *cli.Context, store *host.Store, name string) (loss, err error) {
-	d, err := lookup(ctx, store, name)
-	if err != nil {
-		return nil, err
-	}
+func disconnectOne(ctx context.Context, c *cli.Context, client *nbdnl.Client, d device) (loss, err error) {
 	force := c.Bool("force")
 	if err := allowed(d, force); err != nil {
 		return nil, err
@@ -96,7 +66,7 @@ func disconnectOne(ctx context.Context, c *cli.Context, store *host.Store, name 
 		warn(c, []string{loss.Error()}) // as all that forcing costs
 		loss = nil
 	}
-	unwritten, err := takeDown(ctx, c, d, force)
+	unwritten, err := takeDown(ctx, c, client, d, force)
 	if loss == nil {
 		loss = unwritten // Else it is the same, in less detail.
 	}
@@ -119,12 +89,7 @@ func lost(ctx context.Context, d device) error {
 
 // takeDown detaches the device and waits for the process that served it. loss is
 // what was cached of it and could not be written, when the device has gone.
-func takeDown(ctx context.Context, c *cli.Context, d device, force bool) (loss, err error) {
-	client, err := nbdnl.New()
-	if err != nil {
-		return nil, err
-	}
-	defer client.Close()
+func takeDown(ctx context.Context, c *cli.Context, client *nbdnl.Client, d device, force bool) (loss, err error) {
 	free, err := detach(ctx, c, client, d, force)
 	if free {
 		loss, err = err, nil

@@ -7,7 +7,9 @@ import (
 	"log"
 	"os"
 	"sync"
+	"time"
 
+	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
 
@@ -57,5 +59,50 @@ func Example() {
 	})
 	if err != nil {
 		log.Fatal(err)
+	}
+}
+
+// A program that was killed finds what it had, decides what becomes of each device, and clears away the rest.
+func ExamplePool_Left() {
+	ctx := context.Background()
+	pool, err := blockdev.NewPool(blockdev.PoolOptions{Name: "example"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+	left, err := pool.Left(ctx)
+	if err != nil {
+		log.Print(err) // Of some it can't be told; the others are there.
+	}
+	var indexes []int
+	for _, s := range left {
+		indexes = append(indexes, s.Index)
+	}
+	users, err := nbdnl.HoldersOf(indexes...)
+	if err != nil {
+		log.Print(err)
+	}
+	for _, s := range left {
+		fmt.Println(nbdnl.Path(s.Index), s.Identifier, s.Size, s.State, users[s.Index])
+	}
+	if _, err := pool.Reclaim(ctx); err != nil {
+		log.Print(err) // What somebody uses stays.
+	}
+}
+
+// A program that ends takes no new device, and waits for a while for those who still have one.
+func ExamplePool_Wait() {
+	pool, err := blockdev.NewPool(blockdev.PoolOptions{Name: "example", Warm: 4, OnError: func(err error) { log.Print(err) }})
+	if err != nil {
+		log.Fatal(err)
+	}
+	// …
+	if err := pool.Close(); err != nil {
+		log.Print(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if err := pool.Wait(ctx); err != nil {
+		log.Print(err, pool.Stats())
 	}
 }

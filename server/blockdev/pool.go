@@ -36,6 +36,10 @@ type PoolOptions struct {
 	Client *nbdnl.Client
 	// Logger takes why indexes can't be kept ready, and is that of devices which have none of their own. nil: none.
 	Logger *slog.Logger
+	// OnError takes what the pool's work in the background fails at: why indexes can't be kept ready. It is tried again every
+	// second, and told every time. Devices can be connected meanwhile, and have errors of their own. It is called by one
+	// goroutine, for which Close waits, so it must not call Close. nil: nothing is called.
+	OnError func(error)
 }
 
 // A Pool connects devices of which a program has many, one after the other and side by side. Its devices share a client, and so
@@ -63,7 +67,10 @@ type Pool struct {
 	leased  map[int]bool // all indexes that the pool has leases of, which need not be asked for
 	next    int          // index at which to look for more
 	devices int          // that were begun, and have not ended
-	closed  bool
+	waiting int          // in Connect, until a device ends
+	// idle is closed as long as there are no devices.
+	idle   chan struct{}
+	closed bool
 }
 
 // NewPool returns a pool, which must be closed. It does not wait for Warm indexes: Fill does. What an earlier process has left stays
@@ -87,7 +94,9 @@ func (m machine) newPool(o PoolOptions) (*Pool, error) {
 		machine: m, client: o.Client, o: o,
 		leased: make(map[int]bool),
 		places: make(chan struct{}, o.Max), want: make(chan struct{}, 1), filling: make(chan struct{}, 1),
+		idle: make(chan struct{}),
 	}
+	close(p.idle)
 	if p.client == nil {
 		var err error
 		if p.client, err = nbdnl.New(); err != nil {
@@ -136,10 +145,10 @@ func (p *Pool) enter(ctx context.Context) error {
 	}
 	select {
 	case p.places <- struct{}{}:
-	case <-p.ctx.Done():
-		return fmt.Errorf("blockdev: pool %s: %w", p.o.Name, os.ErrClosed)
-	case <-ctx.Done():
-		return fmt.Errorf("blockdev: pool %s has all of its %d devices in use: %w", p.o.Name, p.o.Max, context.Cause(ctx))
+	default:
+		if err := p.queue(ctx); err != nil {
+			return err
+		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -147,8 +156,30 @@ func (p *Pool) enter(ctx context.Context) error {
 		<-p.places
 		return fmt.Errorf("blockdev: pool %s: %w", p.o.Name, os.ErrClosed)
 	}
+	if p.devices == 0 {
+		p.idle = make(chan struct{})
+	}
 	p.devices++
 	return nil
+}
+
+// queue waits for a place until a device gives its own back.
+func (p *Pool) queue(ctx context.Context) error {
+	count := func(n int) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.waiting += n
+	}
+	count(1)
+	defer count(-1)
+	select {
+	case p.places <- struct{}{}:
+		return nil
+	case <-p.ctx.Done():
+		return fmt.Errorf("blockdev: pool %s: %w", p.o.Name, os.ErrClosed)
+	case <-ctx.Done():
+		return fmt.Errorf("blockdev: pool %s has all of its %d devices in use: %w", p.o.Name, p.o.Max, context.Cause(ctx))
+	}
 }
 
 // leave gives back a place, and the index if there was one.
@@ -159,9 +190,12 @@ func (p *Pool) leave(v vacancy) error {
 	}
 	<-p.places
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.devices--
-	p.mu.Unlock()
 	p.wake()
+	if p.devices == 0 {
+		defer close(p.idle)
+	}
 	return errors.Join(err, p.closeClient())
 }
 
@@ -241,8 +275,8 @@ func (p *Pool) drop(lease *nbdnl.Lease, giveUp func() error) error {
 	return err
 }
 
-// Close gives the pool's free indexes back. Devices that live are not touched, and are still to be ended; who waits in Connect gets an
-// error that matches os.ErrClosed.
+// Close gives the pool's free indexes back. Devices that live are not touched, and are still to be ended, which Wait waits for; who
+// waits in Connect gets an error that matches os.ErrClosed.
 func (p *Pool) Close() error {
 	p.cancel()
 	p.mu.Lock()
@@ -259,13 +293,13 @@ func (p *Pool) Close() error {
 	for _, v := range ready {
 		errs = append(errs, p.release(v.lease))
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	return errors.Join(append(errs, p.closeClient())...)
 }
 
-// closeClient closes the client after the pool and all devices.
+// closeClient closes the client after the pool and all devices. It is called with the lock held.
 func (p *Pool) closeClient() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	if !p.ownsClient || !p.closed || p.devices > 0 {
 		return nil
 	}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -66,17 +67,21 @@ func another(t *testing.T, role string) (*exec.Cmd, *bufio.Reader) {
 // TestKernelPoolProcess is the other processes of the tests below.
 func TestKernelPoolProcess(t *testing.T) {
 	nbdnltest.RequireKernel(t)
-	switch role := os.Getenv(poolRole); role {
+	role, count, _ := strings.Cut(os.Getenv(poolRole), " ")
+	n, _ := strconv.Atoi(count) // of the roles that have none, 0
+	switch role {
 	case "":
 		// There is nothing to do for the test of this name.
 	case "die":
 		leaveDevices(t)
-	default:
-		n, err := strconv.Atoi(role)
-		if err != nil {
-			t.Fatal(err)
-		}
+	case "leave":
+		leaveMany(t, n)
+	case "open":
+		openFiles(t, n)
+	case "use":
 		manyDevices(t, n, poolRounds(t))
+	default:
+		t.Fatalf("role %q", role)
 	}
 }
 
@@ -181,7 +186,7 @@ func TestKernelPoolMany(t *testing.T) {
 		const processes = 8
 		var wg sync.WaitGroup
 		for range processes {
-			cmd, out := another(t, strconv.Itoa(poolDevices/processes))
+			cmd, out := another(t, fmt.Sprintf("use %d", poolDevices/processes))
 			wg.Go(func() {
 				said, _ := io.ReadAll(out)
 				if err := cmd.Wait(); err != nil {
@@ -247,6 +252,7 @@ func TestKernelPoolReclaim(t *testing.T) {
 			t.Errorf("nbd%d was given out before it was reclaimed (device %d)", index, i)
 		}
 	}
+	left, leftErr := p.Left(t.Context())
 	held, err := os.Open(nbdnl.Path(indexes[1]))
 	if err == nil {
 		defer held.Close()
@@ -261,6 +267,9 @@ func TestKernelPoolReclaim(t *testing.T) {
 		if got, err := p.Reclaim(t.Context()); len(got) > 0 || !errors.Is(err, errors.ErrUnsupported) {
 			t.Errorf("reclaimed %v, error %v, want ErrUnsupported", got, err)
 		}
+		if len(left) > 0 || !errors.Is(leftErr, errors.ErrUnsupported) {
+			t.Errorf("left are %v, error %v, want ErrUnsupported", left, leftErr)
+		}
 		held.Close()
 		for _, index := range indexes {
 			if err := c.Detach(t.Context(), index, nbdnl.DetachOptions{Any: true, Dead: true}); err != nil {
@@ -271,6 +280,15 @@ func TestKernelPoolReclaim(t *testing.T) {
 			t.Errorf("what has ended can't be reclaimed: %v", err)
 		}
 		return
+	}
+	if len(left) != 2 || leftErr != nil {
+		t.Fatalf("left are %v, error %v, want two devices", left, leftErr)
+	}
+	for _, s := range left {
+		i := slices.Index(indexes[:2], s.Index)
+		if i < 0 || s.Identifier != ids[i] || s.Size != 1<<20 || s.State != nbdnl.StateOrphaned {
+			t.Errorf("left is %+v, want one of %v, of 1 MiB, orphaned", s, ids[:2])
+		}
 	}
 	got, err := p.Reclaim(t.Context())
 	var busy *nbdnl.BusyError
@@ -287,10 +305,15 @@ func TestKernelPoolReclaim(t *testing.T) {
 	if err := c.Detach(t.Context(), indexes[2], nbdnl.DetachOptions{Identifier: ids[2], Dead: true}); err != nil {
 		t.Error(err)
 	}
-	if err := other.Close(); err != nil {
-		t.Error(err)
+	if got := p.Stats(); got != (blockdev.PoolStats{InUse: 1}) {
+		t.Errorf("stats are %+v, want one device in use", got)
 	}
 	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	closed := make(chan error, 1)
+	go func() { closed <- other.Close() }()
+	if err := errors.Join(p.Wait(t.Context()), <-closed); err != nil {
 		t.Error(err)
 	}
 	checkNoneLeft(t, "left:")

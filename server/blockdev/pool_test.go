@@ -236,30 +236,32 @@ func TestPoolBounded(t *testing.T) {
 	}
 }
 
+// leave makes what is there when a process has died: a device whose connections are dead, and a lease that nobody holds.
+func leave(t *testing.T, k *nbdnltest.Kernel, p *Pool, index int, noted, identifier string) *Device {
+	t.Helper()
+	lease, err := p.machine.system.TryLease(index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(lease.Note(noted), lease.Leave()); err != nil {
+		t.Fatal(err)
+	}
+	d, err := p.machine.connect(t.Context(), index, newStore(), Options{Client: k.Client(), Identifier: identifier})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	d.cut()
+	return d
+}
+
 // TestPoolReclaim takes back what a dead process has left, and nothing else.
 func TestPoolReclaim(t *testing.T) {
 	k, p := poolOn(t, nbdnltest.Options{Devices: 8}, PoolOptions{Name: "mine"})
-	// leave makes what is there when a process has died: a device whose connections are dead, and a lease that nobody holds.
-	leave := func(index int, noted, identifier string) *Device {
-		lease, err := p.machine.system.TryLease(index)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := errors.Join(lease.Note(noted), lease.Leave()); err != nil {
-			t.Fatal(err)
-		}
-		d, err := p.machine.connect(t.Context(), index, newStore(), Options{Client: k.Client(), Identifier: identifier})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { d.Close() })
-		d.cut()
-		return d
-	}
-	leave(0, "mine:dead", "mine:dead")
-	leave(1, "theirs:dead", "theirs:dead")
-	leave(2, "mine:earlier", "mine:later") // the index is another's by now
-	leave(3, "mine:held", "mine:held")
+	leave(t, k, p, 0, "mine:dead", "mine:dead")
+	leave(t, k, p, 1, "theirs:dead", "theirs:dead")
+	leave(t, k, p, 2, "mine:earlier", "mine:later") // the index is another's by now
+	leave(t, k, p, 3, "mine:held", "mine:held")
 	unmount := k.Mount(3, "/mnt")
 	alive := p.connected(t)
 	if alive.Index() != 4 {

@@ -69,6 +69,9 @@ func (p *Pool) keep() {
 		var again <-chan time.Time
 		if err := p.Fill(p.ctx); err != nil && p.ctx.Err() == nil {
 			p.o.Logger.Warn("indexes can't be kept ready", "pool", p.o.Name, "err", err)
+			if p.o.OnError != nil {
+				p.o.OnError(fmt.Errorf("blockdev: pool %s: indexes can't be kept ready: %w", p.o.Name, err))
+			}
 			again = time.After(keepPause)
 		}
 		select {

@@ -1,0 +1,293 @@
+package nbdnl
+
+import (
+	"bufio"
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// A walk goes once through all that shows who uses some devices.
+type walk struct {
+	sys   *System
+	done  chan struct{} // closed at the end of a walk that is shared
+	disks map[int]*disk // by index
+	// parts are the devices and their partitions, by number: "43:96" is nbd3.
+	parts map[string]part
+}
+
+// A disk is what a walk knows of one device.
+type disk struct {
+	err    error // why it can't be looked at
+	traces []trace
+	keeper descriptor // by which NBD_DO_IT keeps it connected
+}
+
+// A part is a device or a partition of it.
+type part struct {
+	disk *disk
+	name string // "nbd3", or "nbd3p1" for a partition
+}
+
+// A trace is what shows of a holder in one place. There may be several of one holder.
+type trace struct {
+	holder Holder
+	fd     int // of a process
+}
+
+func (s *System) newWalk() *walk {
+	return &walk{sys: s, done: make(chan struct{}), disks: make(map[int]*disk), parts: make(map[string]part)}
+}
+
+// add has the walk, which must not have begun, look for the holders of these devices too.
+func (w *walk) add(indexes ...int) {
+	for _, index := range indexes {
+		w.disks[index] = &disk{}
+	}
+}
+
+// run takes the walk.
+func (w *walk) run() {
+	for index, d := range w.disks {
+		d.err = w.find(index, d)
+	}
+	w.loops()
+	w.mounts()
+	w.swaps()
+	w.processes()
+}
+
+// find learns the numbers of a device and its partitions, and what the kernel has linked to them.
+func (w *walk) find(index int, d *disk) error {
+	d.keeper = w.sys.keeper(index)
+	dir := w.sys.block(index)
+	partitions, err := filepath.Glob(filepath.Join(dir, name(index)+"p*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range append([]string{dir}, partitions...) {
+		p := part{d, filepath.Base(dir)}
+		number, err := os.ReadFile(filepath.Join(dir, "dev"))
+		if errors.Is(err, os.ErrNotExist) && p.name != name(index) {
+			continue // the partition was removed meanwhile
+		}
+		if err != nil {
+			return fmt.Errorf("there is no such device: %w", err)
+		}
+		w.parts[strings.TrimSpace(string(number))] = p
+		w.stacked(dir, p)
+	}
+	return nil
+}
+
+// note notes a holder of a device or partition.
+func (p part) note(h Holder, fd int) {
+	h.Device = p.name
+	p.disk.traces = append(p.disk.traces, trace{h, fd})
+}
+
+// stacked finds the devices that the kernel links to the device or partition with that directory in
+// sysfs: device mapper, md and their like.
+func (w *walk) stacked(dir string, p part) {
+	for _, above := range list(filepath.Join(dir, "holders")) {
+		h := Holder{Kind: HolderDevice, Path: above}
+		if b, err := os.ReadFile(w.sys.path("sys/block", above, "dm/name")); err == nil {
+			h.Path = strings.TrimSpace(string(b))
+		}
+		p.note(h, 0)
+	}
+}
+
+// loops finds loop devices, which the kernel does not link to what they are made of.
+func (w *walk) loops() {
+	files, err := filepath.Glob(w.sys.path("sys/block/loop*/loop/backing_file"))
+	if err != nil {
+		return
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			continue
+		}
+		if p, ok := w.part(strings.TrimSuffix(string(b), "\n")); ok {
+			loop := filepath.Base(filepath.Dir(filepath.Dir(f)))
+			p.note(Holder{Kind: HolderDevice, Path: loop}, 0)
+		}
+	}
+}
+
+// mounts finds mounts in the mount namespaces of all processes.
+func (w *walk) mounts() {
+	seen := make(map[string]bool)
+	for _, pid := range w.processIDs() {
+		ns, err := os.Readlink(w.sys.path("proc", pid, "ns/mnt"))
+		if err != nil || seen[ns] {
+			continue
+		}
+		seen[ns] = true
+		f, err := os.Open(w.sys.path("proc", pid, "mountinfo"))
+		if err != nil {
+			continue
+		}
+		for lines := longLines(f); lines.Scan(); {
+			w.mount(lines.Text(), pid)
+		}
+		_ = f.Close() // only read
+	}
+}
+
+// mount notes the mount that a line of mountinfo describes, as pid sees it.
+func (w *walk) mount(line, pid string) {
+	m, ok := parseMount(line)
+	if !ok {
+		return
+	}
+	p, ok := w.parts[m.number]
+	if !ok && strings.HasPrefix(m.source, "/dev/") {
+		// btrfs and its like show a number of their own.
+		p, ok = w.part(m.source)
+	}
+	if !ok {
+		return
+	}
+	already := func(t trace) bool {
+		return t.holder.Kind == HolderMount && t.holder.Path == m.point && t.holder.Device == p.name
+	}
+	if slices.ContainsFunc(p.disk.traces, already) {
+		return
+	}
+	h := Holder{Kind: HolderMount, Path: m.point}
+	if pid != self {
+		h.PID, h.Comm = w.process(pid)
+	}
+	p.note(h, 0)
+}
+
+// swaps finds swap space.
+func (w *walk) swaps() {
+	f, err := os.Open(w.sys.path("proc/swaps"))
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	for lines := longLines(f); lines.Scan(); {
+		path, _, _ := strings.Cut(lines.Text(), " ")
+		path, _, _ = strings.Cut(path, "\t")
+		if p, ok := w.part(unescape(path)); ok {
+			p.note(Holder{Kind: HolderSwap, Path: unescape(path)}, 0)
+		}
+	}
+}
+
+// processes finds processes that have a device open.
+func (w *walk) processes() {
+	for _, pid := range w.processIDs() {
+		if pid != self { // which comes again under its number
+			w.descriptors(pid)
+		}
+	}
+}
+
+// descriptors finds those of a process. There may be tens of thousands on a machine, so that each is looked at by one system
+// call, and no other if it is none of a block device.
+func (w *walk) descriptors(pid string) {
+	dir, err := os.Open(w.sys.path("proc", pid, "fd"))
+	if err != nil {
+		return // it has exited, or may not be looked at
+	}
+	defer dir.Close()
+	names, _ := dir.Readdirnames(-1) // those that it returns with an error do
+	for _, fd := range names {
+		number, ok := w.sys.deviceNumberIn(dir, fd)
+		if !ok {
+			continue
+		}
+		p, ours := w.parts[number]
+		n, err := strconv.Atoi(fd)
+		if !ours || err != nil || w.isPathOnly(pid, fd) {
+			continue
+		}
+		path, err := os.Readlink(filepath.Join(dir.Name(), fd))
+		if err != nil {
+			continue // closed
+		}
+		h := Holder{Kind: HolderProcess, Path: path}
+		h.PID, h.Comm = w.process(pid)
+		p.note(h, n)
+	}
+}
+
+// isPathOnly reports whether a descriptor was opened with O_PATH, which does not open the device.
+func (w *walk) isPathOnly(pid, fd string) bool {
+	const oPath = 0o10000000 // O_PATH, asm-generic/fcntl.h
+	b, err := os.ReadFile(w.sys.path("proc", pid, "fdinfo", fd))
+	if err != nil {
+		return false
+	}
+	_, rest, _ := strings.Cut(string(b), "flags:")
+	line, _, _ := strings.Cut(rest, "\n")
+	flags, err := strconv.ParseUint(strings.TrimSpace(line), 8, 64)
+	return err == nil && flags&oPath != 0
+}
+
+// part returns the device or partition, if it is one of those looked for, that a path of the system leads to.
+func (w *walk) part(path string) (part, bool) {
+	number, ok := w.sys.deviceNumber(w.sys.path(path))
+	if !ok {
+		return part{}, false
+	}
+	p, ok := w.parts[number]
+	return p, ok
+}
+
+// self stands for the calling process, whose mount namespace is the first to be looked at.
+const self = "self"
+
+// processIDs returns self and the numbers of all processes, ascending.
+func (w *walk) processIDs() []string {
+	var pids []string
+	for _, n := range list(w.sys.path("proc")) {
+		if n[0] >= '1' && n[0] <= '9' {
+			pids = append(pids, n)
+		}
+	}
+	slices.SortFunc(pids, func(a, b string) int {
+		return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b))
+	})
+	return append([]string{self}, pids...)
+}
+
+func (w *walk) process(pid string) (int, string) {
+	n, err := strconv.Atoi(pid)
+	if err != nil {
+		return 0, ""
+	}
+	comm, err := os.ReadFile(w.sys.path("proc", pid, "comm"))
+	if err != nil {
+		return n, "?" // it has exited
+	}
+	return n, strings.TrimSuffix(string(comm), "\n")
+}
+
+// list returns the names in a directory, none if it can't be read.
+func list(dir string) []string {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	names, _ := f.Readdirnames(-1) // those that it returns with an error do
+	return names
+}
+
+// longLines reads lines of up to a megabyte: overlay mounts list all their layers in one.
+func longLines(f *os.File) *bufio.Scanner {
+	s := bufio.NewScanner(f)
+	s.Buffer(nil, 1<<20)
+	return s
+}
