@@ -46,23 +46,24 @@ func ignored(t testing.TB, pid int, signals ...syscall.Signal) (found []syscall.
 	return found
 }
 
-// started runs a serve and returns the URI that it prints.
+// started runs cmd and returns the first line that it prints: of a serve, the URI.
 func started(t testing.TB, cmd *exec.Cmd) string {
 	t.Helper()
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	stderr := new(lockedBuffer)
-	cmd.Stderr = stderr
+	if cmd.Stderr == nil {
+		cmd.Stderr = new(lockedBuffer)
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	uri, err := bufio.NewReader(out).ReadString('\n')
+	line, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
-		t.Fatalf("%v: %s", err, stderr)
+		t.Fatalf("%v: %s", err, cmd.Stderr)
 	}
-	return strings.TrimSpace(uri)
+	return strings.TrimSpace(line)
 }
 
 // ends asks a serve to end and waits for it. It must succeed.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,20 +29,9 @@ func tools(t *testing.T, names ...string) {
 func serveFor(t *testing.T, args ...string) (*exec.Cmd, string, *lockedBuffer) {
 	t.Helper()
 	cmd := nbdctlCommand(t, append([]string{"serve"}, args...)...)
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
 	stderr := new(lockedBuffer)
 	cmd.Stderr = stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	uri, err := bufio.NewReader(stdout).ReadString('\n')
-	if err != nil {
-		t.Fatalf("%v: %s", err, stderr)
-	}
-	return cmd, strings.TrimSpace(uri), stderr
+	return cmd, started(t, cmd), stderr
 }
 
 // TestServe has the field's own clients write and read an export, over both

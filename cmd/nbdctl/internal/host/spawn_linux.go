@@ -223,8 +223,10 @@ func RunSpawned(ctx context.Context, store *Store, open func(Spec) (*Backing, er
 	h := &Host{Store: store, Spec: spec, Signals: signals}
 	h.Open = func(s Spec) (*Backing, error) {
 		backing, err := open(s)
-		// An image that was inherited has been opened anew, by its number.
-		return backing, errors.Join(err, forgetStdin(), closeFile(files[fileImage]))
+		// An image that was inherited has been opened anew, by its number. To keep it
+		// would do no harm.
+		_, _ = forgetStdin(), closeFile(files[fileImage])
+		return backing, err
 	}
 	h.Ready = func(ctx context.Context, r Record, warnings []string) error {
 		reported = true
