@@ -41,6 +41,9 @@ type DetachOptions struct {
 // Force those two go on, and what was lost is reported: a failed write, and a *BusyError that says
 // Disconnected when the holders keep the index from becoming free.
 //
+// It looks for those who use the device in all processes, before it opens the device and once more when what was cached is
+// written. Calls at the same time share these looks, so that many devices at once take little longer than one.
+//
 // Each step ends with ctx. A step that the kernel or the device's server blocks is then left behind in
 // a goroutine, which ends when the device's requests do.
 func (c *Client) Detach(ctx context.Context, index int, o DetachOptions) error {
