@@ -45,6 +45,9 @@ type DetachOptions struct {
 // kernel drops what it could not write, and tells only the first who syncs after that, so to keep the
 // device would save nothing: it is disconnected all the same, unless the error is another one, too.
 //
+// It looks for those who use the device in all processes, before it opens the device and once more when what was cached is
+// written. Calls at the same time share these looks, so that many devices at once take little longer than one.
+//
 // Each step ends with ctx. A step that the kernel or the device's server blocks is then left behind in
 // a goroutine, which ends when the device's requests do.
 func (c *Client) Detach(ctx context.Context, index int, o DetachOptions) error {

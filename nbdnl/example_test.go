@@ -20,6 +20,30 @@ func ExampleClient_Connect() {
 	}
 }
 
+// One look at all processes tells who uses any of the connected devices.
+func ExampleClient_HoldersOf() {
+	client, err := nbdnl.New()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	devices, err := client.Connected()
+	if err != nil {
+		log.Fatal(err)
+	}
+	var indexes []int
+	for _, d := range devices {
+		indexes = append(indexes, d.Index)
+	}
+	holders, err := client.HoldersOf(indexes...)
+	if err != nil {
+		log.Print(err) // A device that has gone meanwhile; the others are there.
+	}
+	for index, users := range holders {
+		fmt.Println(nbdnl.Path(index), users)
+	}
+}
+
 // attach makes a device of a connection to an export of 1 MiB, and detaches it again.
 func attach(ctx context.Context, conn *net.UnixConn) error {
 	client, err := nbdnl.New()

@@ -56,6 +56,9 @@ func (w *walk) run() {
 	for index, d := range w.disks {
 		d.err = w.find(index, d)
 	}
+	if len(w.parts) == 0 {
+		return // nobody holds what is not there
+	}
 	w.loops()
 	w.mounts()
 	w.swaps()

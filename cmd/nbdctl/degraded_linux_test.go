@@ -7,8 +7,8 @@ import (
 )
 
 // TestKernelDegraded lets a backend hang for longer than the timeout: one
-// connection of two dies, everybody can see that, and it is replaced when the
-// backend has come back.
+// connection of two dies, everybody can see that, and it is replaced although the
+// backend has not come back.
 func TestKernelDegraded(t *testing.T) {
 	requireKernel(t, kickNoise+`|reconnected socket`)
 	sh(t, "modprobe -q dm-mod || true; dmsetup create --noudevsync hanging --table '0 8192 zero'; dmsetup mknodes")
@@ -19,15 +19,18 @@ func TestKernelDegraded(t *testing.T) {
 
 	sh(t, "dmsetup suspend hanging")
 	reader := stuckReader(t, dev)
-	// Either the kernel's word comes first, or the serving process's.
-	if e := expect(t, events, dev, map[string]any{"event": "link-dead"}); e["state"] != "degraded" {
-		expect(t, events, dev, map[string]any{"state": "degraded", "connections_alive": 1.0})
+	// For how long it is degraded is a matter of moments.
+	if e := expect(t, events, dev, map[string]any{"event": "link-dead"}); e["state"] != "live" && e["state"] != "degraded" {
+		t.Errorf("it is %v", e["state"])
 	}
-	if table := must(t, "list"); !strings.Contains(table, "degraded") || !strings.Contains(table, "1/2") {
-		t.Errorf("list does not show it:\n%s", table)
+	log := statusOf(t, dev)["log"].(string)
+	replaced := func() bool {
+		said, err := os.ReadFile(log)
+		return err == nil && strings.Contains(string(said), "connection replaced")
 	}
+	eventually(t, replaced, "another connection in the place of the dead one")
+	eventually(t, func() bool { d := listed(t, dev); return d["state"] == "live" && d["connections_alive"] == 2.0 }, "two connections")
 	sh(t, "dmsetup resume hanging")
-	expect(t, events, dev, map[string]any{"event": "state", "state": "live", "connections_alive": 2.0})
 	if r := <-reader; r.code != 0 {
 		t.Errorf("the reader was failed: %s", r.stderr)
 	}

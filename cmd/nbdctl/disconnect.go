@@ -19,7 +19,8 @@ func disconnectCommand() *cli.Command {
 		Name:      "disconnect",
 		Usage:     "flush devices, disconnect them and wait until they are gone",
 		ArgsUsage: "DEVICE... | --all",
-		Description: "A device that is mounted, held or not ours is refused. With --force it is disconnected all the same: a file\n" +
+		Description: "Of several devices those go first that are stored on others of them.\n\n" +
+			"A device that is mounted, held or not ours is refused. With --force it is disconnected all the same: a file\n" +
 			"system above loses what it has not written yet, gets an I/O error from every access, and must be\n" +
 			"unmounted before the device can be used again.",
 		Flags: []cli.Flag{

@@ -16,7 +16,7 @@ import (
 
 // disconnectAtOnce bounds the devices that are taken down at a time. Each may
 // keep a thread in the kernel. They share the looks at all processes.
-const disconnectAtOnce = 64
+const disconnectAtOnce = 256
 
 // A target is one device that is to be disconnected.
 type target struct {

@@ -64,8 +64,13 @@
 //
 // # Many devices
 //
-// A [Pool] has indexes ready before they are needed, leased from other processes, and finds what a process has left that died.
+// A [Pool] has indexes ready before they are needed, leased from other processes, and finds what a process has left that died:
+// [Pool.Left] lists it, [Pool.Reclaim] clears it away. [Pool.Stats] says what a pool is doing, [Pool.Wait] waits for its last device.
 // testdata/pool is a program that uses all of that.
+//
+// To end a device in order, or to reclaim one, takes looks at every descriptor of every process: nothing else tells who has it open.
+// Devices of one client that are ended at the same time, as those of a pool, share these looks, and those of different clients do not: so
+// many devices are best ended by goroutines of one process, all at once.
 //
 // How long a connect takes is for the kernel to say: up to 7.2 it stops the queue once for each connection, which makes few
 // connections quick. On top of that come the open that scans the partitions, unless [Options].Unopened leaves it to others, and
