@@ -54,6 +54,7 @@ type Export struct {
 	slowRequest time.Duration
 	journal     journal
 	paces       paces
+	faulty      atomic.Bool // memory of the backend was not there when it was sent
 	claims      claims
 	lastError   atomic.Pointer[RequestError]
 	losses      losses
