@@ -37,6 +37,12 @@ type Reply interface {
 	// turn it to zeros and overlapping writes may change it meanwhile, but it
 	// must never hold bytes of another offset. Who cannot promise that uses
 	// Buffer.
+	//
+	// A mapping of a file that was truncated, or whose disk fails, breaks that
+	// promise. The request is answered with an error then; but if the beginning
+	// of its reply was sent, before memory was met that is not there, the
+	// connection is lost. From then on the server copies what it is given, where
+	// a fault is like any other panic of a backend: an error of one request.
 	Bytes(p []byte)
 
 	// Zeros adds n zero bytes without touching memory: a hole.

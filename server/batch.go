@@ -39,7 +39,10 @@ type batch struct {
 	pages rawio.Pages
 
 	canFile bool
+	copies  bool    // what is given by reference
 	open    opening // the reply that is being collected
+
+	faulted []header // those of a batch that was sent, whose data were not there
 }
 
 // An opening is a reply that is not finished: what to go back to, and how much data it has got.
@@ -48,6 +51,7 @@ type opening struct {
 	joined              bool
 	want, got           int // data, in bytes
 	wrong               bool
+	blocked             bool // there was no room for the copies
 }
 
 // begin opens a successful reply with n bytes of data.
@@ -112,6 +116,14 @@ func (b *batch) grow(n int) bool {
 
 // Bytes implements backends.Reply.
 func (b *batch) Bytes(p []byte) {
+	if b.copies && len(p) > 0 {
+		if q := b.Buffer(len(p)); q != nil {
+			copy(q, p)
+		} else {
+			b.open.blocked = true
+		}
+		return
+	}
 	if b.grow(len(p)) {
 		b.vec.Add(p)
 	}
@@ -158,6 +170,7 @@ func (b *batch) reset() {
 	b.replies, b.bytes, b.used = 0, 0, 0
 	b.bare = false
 	b.pages.Drop()
+	b.faulted = nil
 	b.tally = tally{}
 }
 

@@ -78,6 +78,13 @@ func (c *counters) publish(t *tally, took time.Duration) {
 	}
 }
 
+// retract takes back that a request was counted as a success, but for its latency.
+func (c *counters) retract(h header) {
+	k := &c[kindOf(h.op)]
+	k.requests.Add(^uint64(0))
+	k.bytes.Add(-uint64(h.length))
+}
+
 // snapshot returns the counts of now. Counts of one operation may be a few requests apart.
 func (c *counters) snapshot() Stats {
 	return Stats{

@@ -62,7 +62,7 @@
 // An error that is or wraps a [syscall.Errno] known to the protocol goes through as it is; EROFS and EACCES become EPERM, EDQUOT
 // and EFBIG become ENOSPC; fs.ErrPermission becomes EPERM and errors.ErrUnsupported ENOTSUP; everything else is EIO. The whole
 // error, with operation and offset, goes to the log and to [Export.LastError]. A panic of the backend is an EIO too, logged with
-// its stack.
+// its stack; so is a memory fault, which a mapping meets of a file that was truncated ([debug.SetPanicOnFault]).
 //
 // # What an operator can see
 //

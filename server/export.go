@@ -55,6 +55,7 @@ type Export struct {
 	slowRequest time.Duration
 	journal     journal
 	paces       paces
+	faulty      atomic.Bool // memory of the backend was not there when it was sent
 	claims      claims
 	judge       resend.Judge
 	admission   admission

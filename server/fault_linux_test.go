@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -145,4 +146,94 @@ func TestMemoryFault(t *testing.T) {
 			t.Error("no error")
 		}
 	})
+}
+
+// referringMap is one that gives its memory by reference.
+type referringMap struct{ *mapped }
+
+func (m referringMap) ReadAtTo(w backends.Reply, off int64, n int) error {
+	w.Bytes(m.p[off:][:n])
+	return nil
+}
+
+func (m referringMap) WriteAtFrom(r backends.Payload, off int64, n int) error {
+	return r.Into(m.p[off:][:n])
+}
+
+// TestMemoryFaultInKernel has the kernel meet memory that is not there, when it sends or receives for a backend: the request
+// fails, and neither its neighbours nor the connection.
+func TestMemoryFaultInKernel(t *testing.T) {
+	const gone = mappedSize / 2
+	for network, pair := range map[string]func(testing.TB) (net.Conn, net.Conn){
+		"unix": func(t testing.TB) (net.Conn, net.Conn) { a, b := socketpair(t); return a, b },
+		"tcp":  tcpPair,
+	} {
+		t.Run(network, func(t *testing.T) {
+			m := newMapped(t)
+			e := export(t, referringMap{m}, server.Options{})
+			ours, theirs := pair(t)
+			s := (&session{client: newClient(t, ours), conn: e.NewConn(theirs, nil)}).run(t)
+			var calls []call
+			var want []uint32
+			for i := range uint64(20) {
+				calls = append(calls, call{op: cmdRead, offset: i * 8192, length: 8192}, call{op: cmdRead, offset: gone + i*8192, length: 8192},
+					call{op: cmdRead, offset: gone - 512, length: 1024}, call{op: cmdWrite, offset: gone + i*512, data: []byte("written")},
+					call{op: cmdWrite, offset: gone, data: make([]byte, 128<<10)}, call{op: cmdRead, offset: gone, length: 1 << 20},
+					call{op: cmdRead, offset: 1 << 20, length: 200 << 10}, call{op: cmdWrite, offset: i * 8192, data: m.p[i*8192:][:8192]})
+				want = append(want, 0, eio, eio, eio, eio, eio, 0, 0)
+			}
+			var replies []<-chan reply
+			for _, q := range calls {
+				replies = append(replies, s.start(q))
+			}
+			for i, ch := range replies {
+				p, ok := <-ch
+				q := calls[i]
+				if !ok || p.errno != want[i] || p.errno == 0 && q.op == cmdRead && !bytes.Equal(p.data, m.p[q.offset:][:q.length]) {
+					t.Fatalf("request %d, op %d of %d bytes at %d: error %d, want %d; or other bytes, or none", i, q.op, q.length, q.offset, p.errno, want[i])
+				}
+			}
+			if st := e.Stats(); total(st) != len(calls) || st.Read.Errors != 60 || st.Write.Errors != 40 || st.Read.Bytes != 20*(208<<10) {
+				t.Errorf("stats: %d requests, %d and %d errors, %d bytes read", total(st), st.Read.Errors, st.Write.Errors, st.Read.Bytes)
+			}
+			s.disconnect()
+		})
+	}
+}
+
+// TestMemoryFaultMidReply has a reply begin with memory that is there, and go on with some that is not: the connection is lost, which
+// does not happen a second time.
+func TestMemoryFaultMidReply(t *testing.T) {
+	const gone = mappedSize / 2
+	q := call{op: cmdRead, offset: gone - 512<<10, length: 1 << 20}
+	e := export(t, referringMap{newMapped(t)}, server.Options{})
+	s := connectSockets(t, e)
+	s.start(q)
+	checkError(t, <-s.err, syscall.EFAULT)
+	s.conn.Close()
+	s.nc.Close()
+	s = connectSockets(t, e)
+	s.expect(eio, q)
+	s.expect(eio, call{op: cmdRead, offset: gone - 512, length: 1024})
+	s.expect(0, call{op: cmdRead, length: 200 << 10})
+	s.expect(0, call{op: cmdRead, length: 1 << 20})
+	s.disconnect()
+}
+
+func tcpPair(t testing.TB) (net.Conn, net.Conn) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	a, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.Close(); b.Close() })
+	return a, b
 }

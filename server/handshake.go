@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
+	"slices"
 	"time"
 )
 
@@ -163,13 +165,13 @@ func (h *handshake) exportName(name string) (*Export, error) {
 	return e, nil
 }
 
-// list answers NBD_OPT_LIST.
+// list answers NBD_OPT_LIST, in the order of the names.
 func (h *handshake) list(data []byte) error {
 	if len(data) > 0 {
 		h.refuse(repErrInvalid, "NBD_OPT_LIST takes no data")
 		return nil
 	}
-	for name := range h.exports {
+	for _, name := range slices.Sorted(maps.Keys(h.exports)) {
 		h.reply(repServer, append(binary.BigEndian.AppendUint32(nil, uint32(len(name))), name...))
 		if len(h.out) > repliesAtOnce {
 			if err := h.send(); err != nil {

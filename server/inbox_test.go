@@ -37,11 +37,11 @@ func (s *source) ReadFull(p []byte, w rawio.Waiter) (int, error) {
 	return n, err
 }
 
-func (s *source) Window() int                  { return 128 << 10 }
-func (s *source) Direct() int                  { return largeWrite }
-func (s *source) Send(*rawio.Vec, bool) error  { return errors.ErrUnsupported }
-func (s *source) SendPages(*rawio.Pages) error { return errors.ErrUnsupported }
-func (s *source) SendsPages() bool             { return false }
+func (s *source) Window() int                        { return 128 << 10 }
+func (s *source) Direct() int                        { return largeWrite }
+func (s *source) Send(*rawio.Vec, bool) (int, error) { return 0, errors.ErrUnsupported }
+func (s *source) SendPages(*rawio.Pages) error       { return errors.ErrUnsupported }
+func (s *source) SendsPages() bool                   { return false }
 
 func newInbox(src *source, pool *buffers, ahead []byte) *inbox {
 	return &inbox{io: src, pool: pool, ahead: ahead, full: src.Window(), window: src.Window()}

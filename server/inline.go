@@ -86,6 +86,9 @@ func (c *Conn) settle(h *header, err error) error {
 }
 
 func (c *Conn) settleRead(h *header, err error) error {
+	if c.batch.open.blocked {
+		err = backends.ErrWouldBlock
+	}
 	if err == nil && !c.batch.complete() {
 		err = fmt.Errorf("the backend has given %d of %d bytes: %w", c.batch.open.got, c.batch.open.want, io.ErrUnexpectedEOF)
 	}

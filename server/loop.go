@@ -117,9 +117,13 @@ func (c *Conn) flush() error {
 	c.inbox.yields.since = now
 	err := c.outbox.flush(b)
 	c.batch = nil
+	faulted := b.faulted
 	b.reset()
 	b.release()
 	batches.Put(b)
+	if faulted != nil || err != nil {
+		c.failFaulted(faulted, err)
+	}
 	return err
 }
 
@@ -133,6 +137,7 @@ func (c *Conn) open(h *header, n int, copied bool) error {
 	if c.batch == nil {
 		c.batch = batches.Get().(*batch)
 		c.batch.canFile = c.inbox.io.SendsPages()
+		c.batch.copies = c.export.faulty.Load()
 	}
 	c.batch.begin(h.cookie, n)
 	return nil

@@ -1,8 +1,10 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"sync"
+	"syscall"
 
 	"github.com/nbdctl/nbdctl/server/internal/rawio"
 )
@@ -27,7 +29,9 @@ type outbox struct {
 // flush sends a batch. It blocks while the client takes no data.
 func (o *outbox) flush(b *batch) error {
 	o.sending.Lock()
-	o.send(&b.vec, b.pages.Len() > 0)
+	if n := o.send(&b.vec, b.pages.Len() > 0); n >= 0 {
+		o.resend(b, n)
+	}
 	if b.pages.Len() > 0 && o.err == nil {
 		o.check(o.io.SendPages(&b.pages))
 	}
@@ -83,11 +87,18 @@ func (o *outbox) sendQueue(r *request) {
 // maxCombined is how many replies of workers are sent at once. It bounds what the outbox of an idle connection occupies.
 const maxCombined = 64
 
-// send sends v, unless sending has failed before. The caller holds sending.
-func (o *outbox) send(v *rawio.Vec, more bool) {
-	if o.err == nil {
-		o.check(o.io.Send(v, more))
+// send sends v, unless sending has failed before. It returns -1, or how many bytes were sent before it met memory that is not there,
+// which is no failure. The caller holds sending.
+func (o *outbox) send(v *rawio.Vec, more bool) int {
+	if o.err != nil {
+		return -1
 	}
+	n, err := o.io.Send(v, more)
+	if errors.Is(err, syscall.EFAULT) && n >= 0 {
+		return n
+	}
+	o.check(err)
+	return -1
 }
 
 // check remembers an error of sending. The caller holds sending.

@@ -1,7 +1,9 @@
 package server
 
 import (
+	"errors"
 	"fmt"
+	"syscall"
 )
 
 // maxKept is the length in bytes up to which a connection with a budget may have a payload in memory that is not counted there.
@@ -32,9 +34,13 @@ func (p *payload) Into(b []byte) error {
 	n, err := p.inbox.readFull(b)
 	p.left -= n
 	if err != nil || !p.arrived && p.left > 0 {
+		p.err = syscall.EFAULT // Should b not be there any more, the connection is lost: what came can't be put back.
 		p.kept = append(p.kept, b[:n]...)
 	}
 	p.err = err
+	if errors.Is(err, syscall.EFAULT) {
+		p.err = nil // It is the memory of the backend that is not there. What has not come is received elsewhere.
+	}
 	return err
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"slices"
@@ -29,7 +30,7 @@ var ErrServerClosed = errors.New("server: closed")
 // A Server offers exports by name to clients that connect to it and negotiate ("fixed newstyle" of the NBD protocol document).
 // Its fields are not to be changed while it serves. Its methods are safe for concurrent use.
 type Server struct {
-	// Exports, by name in UTF-8, at most 4096 bytes. A client that names none gets the one named "".
+	// Exports, by name: CheckName tells which are possible. A client that names none gets the one named "".
 	Exports map[string]*Export
 	// HandshakeTimeout is how long a client may take to choose. 0: 10 seconds.
 	HandshakeTimeout time.Duration
@@ -72,9 +73,18 @@ func (s *Server) logger() *slog.Logger {
 
 // Serve accepts connections from l and serves each of them until its client goes. It blocks until l fails or the server is shut
 // down, closes l in any case, and does not wait for the connections: Shutdown does. Its error is never nil, and is
-// ErrServerClosed after Shutdown and Close. It may be called for several listeners.
+// ErrServerClosed after Shutdown and Close. An export that no client could ask for is an error at once. It may be called for several
+// listeners.
 func (s *Server) Serve(l net.Listener) error {
 	defer l.Close()
+	for _, name := range slices.Sorted(maps.Keys(s.Exports)) {
+		if err := CheckName(name); err != nil {
+			return err
+		}
+		if s.Exports[name] == nil {
+			return fmt.Errorf("server: export %q is nil", name)
+		}
+	}
 	if !s.listen(l) {
 		return ErrServerClosed
 	}

@@ -2,7 +2,9 @@ package rawio
 
 import (
 	"errors"
+	"fmt"
 	"net"
+	"syscall"
 )
 
 // portableWindow holds what Recv takes at a time, behind the longest incomplete message that a receiver may have lying in front.
@@ -12,6 +14,7 @@ const portableWindow = 128 << 10
 type portable struct {
 	nc  net.Conn
 	vec net.Buffers // of the Send that is running: WriteTo wants it to be addressable
+	own net.Buffers // what vec was, to be used again: WriteTo consumes it
 
 	// first is what Recv waits with, for Read has to have memory in hand. It is passed on before Recv returns.
 	first [MinLend]byte
@@ -37,11 +40,23 @@ func (c *portable) ReadFull(p []byte, w Waiter) (int, error) {
 	return fillFrom(c.nc, p)
 }
 
-func (c *portable) Send(v *Vec, more bool) error {
-	c.vec = v.Bufs
-	_, err := c.vec.WriteTo(c.nc)
-	c.vec = nil
-	return err
+func (c *portable) Send(v *Vec, more bool) (n int, err error) {
+	defer func() {
+		c.vec = nil
+		clear(c.own)
+		if p := recover(); p != nil {
+			// A connection that does more than system calls looks at the memory itself (debug.SetPanicOnFault).
+			f, ok := p.(interface{ Addr() uintptr })
+			if !ok {
+				panic(p)
+			}
+			n, err = -1, fmt.Errorf("write: memory fault at address %#x: %w", f.Addr(), syscall.EFAULT)
+		}
+	}()
+	c.own = append(c.own[:0], v.Bufs...)
+	c.vec = c.own
+	sent, err := c.vec.WriteTo(c.nc)
+	return int(sent), err
 }
 
 func (c *portable) SendPages(*Pages) error { return errors.ErrUnsupported }

@@ -41,8 +41,9 @@ type Conn interface {
 	// ReadFull receives until p is full, and calls w once if it has to wait for that. With an error it says how much of p was
 	// filled; io.EOF is one at any place.
 	ReadFull(p []byte, w Waiter) (int, error)
-	// Send sends all of v. more says that the rest of the message follows at once.
-	Send(v *Vec, more bool) error
+	// Send sends all of v. more says that the rest of the message follows at once. With an error it says how many bytes were sent,
+	// or -1 if that is not known; syscall.EFAULT is one if memory of v is not there, and breaks nothing by itself.
+	Send(v *Vec, more bool) (int, error)
 	// SendPages sends all of p, which is to be dropped afterwards. It fails with errors.ErrUnsupported if SendsPages is false.
 	SendPages(p *Pages) error
 	// SendsPages reports whether SendPages works.
@@ -78,6 +79,17 @@ type Vec struct {
 
 // Add appends p, by reference.
 func (v *Vec) Add(p []byte) { v.Bufs = append(v.Bufs, p) }
+
+// Part returns bytes from to to of v.
+func (v *Vec) Part(from, to int) (part Vec) {
+	for _, p := range v.Bufs {
+		if first, last := max(from, 0), min(to, len(p)); first < last {
+			part.Add(p[first:last])
+		}
+		from, to = from-len(p), to-len(p)
+	}
+	return part
+}
 
 // Truncate drops all pieces but the first n.
 func (v *Vec) Truncate(n int) {

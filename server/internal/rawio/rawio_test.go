@@ -3,6 +3,7 @@ package rawio
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -213,7 +214,10 @@ func TestSend(t *testing.T) {
 			pieces := len(v.Bufs)
 			done := make(chan error, 1)
 			go func() {
-				err := c.Send(&v, false)
+				n, err := c.Send(&v, false)
+				if err == nil && n != len(want) {
+					err = fmt.Errorf("%d bytes sent", n)
+				}
 				v.Truncate(0)
 				done <- err
 			}()
@@ -228,17 +232,32 @@ func TestSend(t *testing.T) {
 		peer.Close()
 		var v Vec
 		v.Add(want)
-		if err := c.Send(&v, false); err == nil {
+		if _, err := c.Send(&v, false); err == nil {
 			t.Error("no error when the peer has gone")
 		}
 		nc.Close()
-		if err := c.Send(&v, false); !errors.Is(err, net.ErrClosed) {
+		if n, err := c.Send(&v, false); n != 0 || !errors.Is(err, net.ErrClosed) {
 			t.Errorf("closed: %v", err)
 		}
 		if _, err := c.Recv(newLender()); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("closed: %v", err)
 		}
 	})
+}
+
+func TestPart(t *testing.T) {
+	want := pattern(100)
+	var v Vec
+	for _, p := range [][]byte{want[:10], nil, want[10:11], want[11:60], want[60:]} {
+		v.Add(p)
+	}
+	for from := range 101 {
+		for to := from; to <= 100; to++ {
+			if part := v.Part(from, to); !bytes.Equal(bytes.Join(part.Bufs, nil), want[from:to]) {
+				t.Fatalf("%d to %d: %x", from, to, part.Bufs)
+			}
+		}
+	}
 }
 
 // counting is a connection that does more than the socket it embeds.

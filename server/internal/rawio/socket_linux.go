@@ -53,6 +53,7 @@ type socket struct {
 	}
 	out struct { // of Send
 		rest  []syscall.Iovec
+		n     int
 		flags uintptr
 		err   error
 		try   func(fd uintptr) bool
@@ -170,7 +171,7 @@ func (c *socket) tryFull(fd uintptr) bool {
 	return true
 }
 
-func (c *socket) Send(v *Vec, more bool) error {
+func (c *socket) Send(v *Vec, more bool) (int, error) {
 	iovecs := v.scratch.iovecs[:0]
 	for _, p := range v.Bufs {
 		if len(p) > 0 {
@@ -178,7 +179,7 @@ func (c *socket) Send(v *Vec, more bool) error {
 		}
 	}
 	v.scratch.iovecs = iovecs
-	c.out.rest, c.out.err = iovecs, nil
+	c.out.rest, c.out.n, c.out.err = iovecs, 0, nil
 	c.out.flags = syscall.MSG_DONTWAIT | syscall.MSG_NOSIGNAL
 	if more {
 		c.out.flags |= msgMore
@@ -189,7 +190,7 @@ func (c *socket) Send(v *Vec, more bool) error {
 	}
 	c.out.rest = nil
 	clear(iovecs) // They hold on to memory that may be the backend's.
-	return err
+	return c.out.n, err
 }
 
 // msgMore is MSG_MORE of <linux/socket.h>, which package syscall does not know.
@@ -215,6 +216,7 @@ func (c *socket) trySend(fd uintptr) bool {
 
 // sent takes n bytes off the rest.
 func (c *socket) sent(n uint64) {
+	c.out.n += int(n)
 	for i := range c.out.rest {
 		v := &c.out.rest[i]
 		if n < v.Len {
