@@ -132,6 +132,24 @@ func TestHealUndone(t *testing.T) {
 	}
 }
 
+// TestHealCounts holds that what the connections before the last one have served stays counted.
+func TestHealCounts(t *testing.T) {
+	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: time.Hour})
+	d.mu.Lock()
+	d.slots[0].past.Read.Requests = 7
+	d.mu.Unlock()
+	d.lose(0)
+	awaitState(t, d, nbdnl.StateWaiting)
+	awaitState(t, d, nbdnl.StateLive)
+	if n := d.Stats()[0].Read.Requests; n != 7 {
+		t.Errorf("%d reads are counted, want 7", n)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	checkClean(t, k)
+}
+
 // TestHealIdle holds that connections which die one after the other without having carried anything leave the kernel some peace.
 func TestHealIdle(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: time.Hour})
