@@ -138,8 +138,11 @@ func TestHealCounts(t *testing.T) {
 	d.mu.Lock()
 	d.slots[0].past.Read.Requests = 7
 	d.mu.Unlock()
+	before := k.Commands(nbdnltest.Reconfigure)
 	d.lose(0)
-	awaitState(t, d, nbdnl.StateWaiting)
+	for k.Commands(nbdnltest.Reconfigure) == before {
+		<-time.After(time.Millisecond)
+	}
 	awaitState(t, d, nbdnl.StateLive)
 	if n := d.Stats()[0].Read.Requests; n != 7 {
 		t.Errorf("%d reads are counted, want 7", n)
