@@ -112,11 +112,12 @@ func (s *System) settle(ctx context.Context, index int, blind time.Duration, ove
 // matches ErrStranded when it will not, after a second. Where the kernel's threads do not show, as in a container, it can't tell, and
 // returns at once without an error. Of a single connection there is nothing to fear.
 //
-// In Linux 5.10 and 6.1, and in 6.12 until assign_rescuer_work came, some receivers may never start. When the kernel is slow to make threads, after ten milliseconds, a reserve thread of
-// the workqueue takes over all receivers that have none yet, and executes them one after the other; but the first goes on for as
-// long as its connection lives (rescuer_thread, process_scheduled_works). The replies on the others' connections stay unread, and
-// their requests hang until their timeout. That happens to the first devices with several connections on a busy machine. The remedy
-// is to disconnect such a device, which nobody uses yet, and to connect it again: by then there are threads.
+// With Linux 5.10 and 6.1, and up to some 6.12, receivers may never start. When the kernel takes more than ten milliseconds to make a
+// thread, the reserve of the workqueue takes over all receivers that have none yet, and executes them one after the other
+// (rescuer_thread, until assign_rescuer_work came); but the first goes on for as long as its connection lives. The replies on the
+// connections of the others stay unread, and their requests hang until their timeout. That happens to the first devices with several
+// connections on a busy machine. The remedy is to disconnect such a device, which nobody uses yet, and to connect it again: by then
+// there are threads.
 func (c *Client) WaitReceivers(ctx context.Context, index, n int) error {
 	pause := newBackoff()
 	defer pause.stop()

@@ -71,6 +71,24 @@ func TestReconfigureAnswerLost(t *testing.T) {
 	})
 }
 
+// A kernel that never answers is not asked for ever.
+func TestReconfigureAnswersLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, k := fakeWorld(t, nbdnltest.Options{})
+		cfg := unserved(t)
+		index := w.connect(cfg)
+		k.Mute(nbdnltest.Reconfigure)
+		k.Mute(nbdnltest.Reconfigure)
+		size := int64(4 * mebi)
+		if err := w.Reconfigure(t.Context(), index, cfg.Identifier, nbdnl.Update{Size: &size}); err == nil {
+			t.Error("two answers were lost, and no error")
+		}
+		if n := k.Commands(nbdnltest.Reconfigure); n != 2 {
+			t.Errorf("%d commands, want 2", n)
+		}
+	})
+}
+
 // What the kernel has not done is no success.
 func TestReconfigureIneffective(t *testing.T) {
 	w, k := fakeWorld(t, nbdnltest.Options{})

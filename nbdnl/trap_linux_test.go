@@ -33,7 +33,8 @@ import (
 // deadlock that follows is refused by this package; of 14, Linux 5.10 would hang every generic netlink user
 // of the machine.
 //
-// The 31st trap is TestKernelReconfigureTimedOut: a reconfigure that was obeyed is undone by the receiver of the connection before.
+// Two traps more have tests elsewhere: 31, a reconfigure that was obeyed is undone by the receiver of the connection before
+// (TestKernelReconfigureTimedOut), and 32, some receivers never start (TestKernelReceivers).
 
 // The control interface once more, to give commands that package nbdnl would not.
 const (

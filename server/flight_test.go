@@ -33,3 +33,16 @@ func TestFlightUnsent(t *testing.T) {
 		}
 	}
 }
+
+// TestHoards holds from which turn on a client that keeps the rest of a payload to itself is disconnected.
+func TestHoards(t *testing.T) {
+	var c Conn
+	const since = 3
+	if c.hoards(since + hoardTurns) {
+		t.Error("a client that sends nothing counts")
+	}
+	c.receiving.Store(since)
+	if c.hoards(since+hoardTurns-1) || !c.hoards(since+hoardTurns) {
+		t.Errorf("it does not count after %d turns", hoardTurns)
+	}
+}

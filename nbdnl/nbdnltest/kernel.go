@@ -41,7 +41,7 @@ type Kernel struct {
 	devices map[int]*device
 	gates   map[Command]chan struct{}
 	errnos  map[Command]syscall.Errno
-	mute    map[Command]bool
+	mute    map[Command]int
 	counts  map[Command]int
 	readers map[*ueventReader]bool
 	sockets int              // netlink sockets that are open
@@ -71,7 +71,7 @@ func New(t testing.TB, o Options) *Kernel {
 		devices: make(map[int]*device),
 		gates:   make(map[Command]chan struct{}),
 		errnos:  make(map[Command]syscall.Errno),
-		mute:    make(map[Command]bool),
+		mute:    make(map[Command]int),
 		counts:  make(map[Command]int),
 		readers: make(map[*ueventReader]bool),
 		group:   make(map[*socket]bool),
@@ -126,11 +126,11 @@ func (k *Kernel) Fail(c Command, errno syscall.Errno) {
 	k.errnos[c] = errno
 }
 
-// Mute makes the next command of that kind lose its answer, as for want of memory.
+// Mute makes the next command of that kind lose its answer, as for want of memory; called twice, the next two.
 func (k *Kernel) Mute(c Command) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.mute[c] = true
+	k.mute[c]++
 }
 
 // Block keeps commands of that kind in the kernel until the function that it returns is called, and so

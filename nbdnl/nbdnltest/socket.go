@@ -265,9 +265,11 @@ func (k *Kernel) family(g genetlink.Message) ([]byte, syscall.Errno) {
 func (k *Kernel) muted(c Command) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	muted := k.mute[c]
-	delete(k.mute, c)
-	return muted
+	if k.mute[c] == 0 {
+		return false
+	}
+	k.mute[c]--
+	return true
 }
 
 // answer is NLMSG_ERROR: an error, or an acknowledgement with 0. It repeats the request's header.

@@ -132,6 +132,53 @@ func TestHealUndone(t *testing.T) {
 	}
 }
 
+// TestHealCounts holds that what the connections before the last one have served stays counted.
+func TestHealCounts(t *testing.T) {
+	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: time.Hour})
+	d.mu.Lock()
+	d.slots[0].past.Read.Requests = 7
+	d.mu.Unlock()
+	before := k.Commands(nbdnltest.Reconfigure)
+	d.lose(0)
+	for k.Commands(nbdnltest.Reconfigure) == before {
+		<-time.After(time.Millisecond)
+	}
+	awaitState(t, d, nbdnl.StateLive)
+	if n := d.Stats()[0].Read.Requests; n != 7 {
+		t.Errorf("%d reads are counted, want 7", n)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	checkClean(t, k)
+}
+
+// TestHealIdle holds that connections which die one after the other without having carried anything leave the kernel some peace.
+func TestHealIdle(t *testing.T) {
+	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: time.Hour})
+	before := k.Commands(nbdnltest.Reconfigure)
+	const late = 600 * time.Millisecond // later than Reconfigure looks out for
+	k.Undo(late)
+	begin := time.Now()
+	d.lose(0)
+	for k.Commands(nbdnltest.Reconfigure) < before+2 {
+		select {
+		case <-d.Changes():
+		case <-time.After(time.Millisecond):
+		case <-d.Done():
+			t.Fatal(d.Err())
+		}
+	}
+	if took := time.Since(begin); took < late+2*idlePause {
+		t.Errorf("the second attempt came after %v", took)
+	}
+	awaitState(t, d, nbdnl.StateLive)
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	checkClean(t, k)
+}
+
 // TestHealPersists holds that a device goes on replacing a connection for as long as another one serves, even when the time is over in
 // which the kernel would fail requests if none did.
 func TestHealPersists(t *testing.T) {

@@ -5,7 +5,6 @@ package blockdev
 import (
 	"errors"
 	"log/slog"
-	"net"
 )
 
 func openLinks(n, sendBuffer int, log *slog.Logger) (*links, error) {
