@@ -20,12 +20,17 @@ func (c *Conn) hangup() {
 	c.cancel()
 	tick := time.NewTicker(hangupGrace)
 	defer tick.Stop()
-	for sealed := false; !sealed; {
+	select {
+	case <-c.looped:
+		return
+	case <-tick.C:
+		c.lose(true)
+	}
+	for !c.seal() {
 		select {
 		case <-c.looped:
 			return
 		case <-tick.C:
-			sealed = c.seal()
 		}
 	}
 	c.away = max(clock()-c.inbox.arrived(), 1)
@@ -36,7 +41,6 @@ func (c *Conn) hangup() {
 // being made without a claim can land at any time. What the loop has in the backend has its claim.
 func (c *Conn) seal() bool {
 	e := c.export
-	c.lose(true)
 	if e.direct.Load() && !c.gate.ifWaiting(func() { c.left.Store(true) }) {
 		return false
 	}
