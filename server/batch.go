@@ -116,17 +116,23 @@ func (b *batch) grow(n int) bool {
 
 // Bytes implements backends.Reply.
 func (b *batch) Bytes(p []byte) {
-	if b.copies && len(p) > 0 {
-		if q := b.Buffer(len(p)); q != nil {
-			copy(q, p)
-		} else {
-			b.open.blocked = true
-		}
+	if b.copies {
+		b.copy(p)
 		return
 	}
 	if b.grow(len(p)) {
 		b.vec.Add(p)
 	}
+}
+
+// copy adds a copy of p.
+func (b *batch) copy(p []byte) {
+	q := b.Buffer(len(p))
+	if q == nil && len(p) > 0 {
+		b.open.blocked = true
+		return
+	}
+	copy(q, p)
 }
 
 // Zeros implements backends.Reply.

@@ -8,6 +8,8 @@ import (
 	"os"
 	"runtime"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // maxParts bounds the pipes for one message. With pipes of the default limit of the kernel that is 4 MiB.
@@ -20,14 +22,8 @@ var errNoRoom = errors.New("no room for the pages in pipes")
 var spliceIn = func(fd int, off int64, pipe, n int) (int64, error) {
 	// The flag is about the pipe. The page cache may have lost what was there a moment ago, and then this reads the disk; so it is a
 	// call that the scheduler knows of.
-	return syscall.Splice(fd, &off, pipe, nil, n, spliceNonblock)
+	return syscall.Splice(fd, &off, pipe, nil, n, unix.SPLICE_F_NONBLOCK)
 }
-
-// SPLICE_F_NONBLOCK and SPLICE_F_MORE of <linux/splice.h>, which package syscall does not know.
-const (
-	spliceNonblock = 2
-	spliceMore     = 4
-)
 
 // Pages are bytes of a file, held by references to the page cache: they are there whatever becomes of the file. The zero value has
 // none. Not safe for concurrent use.

@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -80,7 +82,7 @@ func newPipe() (*pipe, error) {
 // widenPipe gives a pipe as much of pipeSize as it may have, and returns how many bytes that are.
 func widenPipe(fd int) int {
 	for size := pipeSize; ; size /= 2 {
-		n, err := fcntl(fd, syscall.F_SETPIPE_SZ, size)
+		n, err := unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, size)
 		if err == nil {
 			return n
 		}
@@ -88,19 +90,11 @@ func widenPipe(fd int) int {
 			break
 		}
 	}
-	n, err := fcntl(fd, syscall.F_GETPIPE_SZ, 0)
+	n, err := unix.FcntlInt(uintptr(fd), unix.F_GETPIPE_SZ, 0)
 	if err != nil {
 		return 0
 	}
 	return n
-}
-
-func fcntl(fd, cmd, arg int) (int, error) {
-	n, _, e := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), uintptr(cmd), uintptr(arg))
-	if e != 0 {
-		return 0, e
-	}
-	return int(n), nil
 }
 
 // holds returns how many bytes of a file from off on fit the empty pipe.

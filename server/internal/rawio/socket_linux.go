@@ -8,6 +8,8 @@ import (
 	"os"
 	"syscall"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -246,9 +248,9 @@ func (c *socket) trySendPages(fd uintptr) bool {
 	for i := range p.parts[:p.used] {
 		part := &p.parts[i]
 		for part.left > 0 {
-			flags := uintptr(spliceNonblock)
+			flags := uintptr(unix.SPLICE_F_NONBLOCK)
 			if part.left < p.left {
-				flags |= spliceMore
+				flags |= unix.SPLICE_F_MORE
 			}
 			n, _, e := syscall.RawSyscall6(syscall.SYS_SPLICE, uintptr(part.pipe.r), 0, fd, 0, uintptr(part.left), flags)
 			switch {
