@@ -17,8 +17,12 @@ import (
 // anyIndex stands for one of the kernel's choice.
 const anyIndex = -1
 
-// undoPatience bounds the undoing of a connect that failed half-way.
-const undoPatience = 10 * time.Second
+const (
+	// undoPatience bounds the undoing of a connect that failed half-way.
+	undoPatience = 10 * time.Second
+	// maxAttempts bounds the connects of one device in which the kernel does not receive from all connections.
+	maxAttempts = 3
+)
 
 // Connect makes b a block device whose index the kernel chooses, and returns when the device can be used: the kernel shows what
 // was asked for, the device node is there, the partitions are scanned, and the first block can be read. The backend must stay open
@@ -51,19 +55,49 @@ func (m machine) establish(ctx context.Context, b backends.Backend, o Options, p
 	if ctx.Err() != nil {
 		return nil, errors.Join(context.Cause(ctx), vacate())
 	}
-	d, err := m.newDevice(b, o)
+	d, err := m.received(ctx, b, o, place)
 	if err != nil {
 		return nil, errors.Join(err, vacate())
 	}
 	d.vacate = vacate
-	if err := d.attach(ctx, place); err != nil {
-		return nil, errors.Join(err, d.release())
-	}
 	probe := d.newProbe()
 	if err := d.ready(ctx, probe); err != nil {
 		return nil, errors.Join(err, d.abandon(ctx, probe), d.release())
 	}
 	return d, nil
+}
+
+// received connects a device all of whose connections the kernel receives from. Where it does not, threads were missing (see
+// nbdnl.Client.WaitReceivers), which are there a moment later. A device that has always too few is better than none: the kernel gives
+// up the others at their first timeout, and they are replaced.
+func (m machine) received(ctx context.Context, b backends.Backend, o Options, place place) (*Device, error) {
+	for attempt := 1; ; attempt++ {
+		d, err := m.newDevice(b, o)
+		if err != nil {
+			return nil, err
+		}
+		if err := d.attach(ctx, place); err != nil {
+			return nil, errors.Join(err, d.release())
+		}
+		n := d.Connections()
+		if n == 1 {
+			return d, nil
+		}
+		err = d.client.WaitReceivers(ctx, d.index, n)
+		switch {
+		case err == nil:
+			return d, nil
+		case !errors.Is(err, nbdnl.ErrStranded):
+			return nil, errors.Join(err, d.drop(ctx, nil), d.release())
+		case attempt == maxAttempts:
+			d.log.Warn("requests may hang until their timeout", "err", err)
+			return d, nil
+		}
+		d.log.Info("connected again", "err", err)
+		if err := errors.Join(d.drop(ctx, nil), d.release()); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // newDevice checks what can be checked before anything is touched.
@@ -177,13 +211,20 @@ func placeAt(index int) place {
 
 // abandon takes down a device that did not become ready.
 func (d *Device) abandon(ctx context.Context, p *probe) error {
+	if p.pending() {
+		// The open hangs in the kernel, waiting for the backend, and any other open would queue up behind it.
+		return d.drop(ctx, p)
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
 	defer cancel()
-	if !p.pending() {
-		return d.end(ctx)
-	}
-	// The open hangs in the kernel, waiting for the backend, and any other open would queue up behind it. A bare disconnect frees
-	// it; nobody has written anything that could be lost.
+	return d.end(ctx)
+}
+
+// drop disconnects a device without opening it, which frees an open that hangs. Nobody has written anything that could be lost. p may
+// be nil.
+func (d *Device) drop(ctx context.Context, p *probe) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
+	defer cancel()
 	err := d.client.Disconnect(ctx, d.index, d.Identifier())
 	if errors.Is(err, errors.ErrUnsupported) {
 		err = d.client.DisconnectAny(ctx, d.index) // No identifiers here; we have connected it just now.
@@ -194,7 +235,10 @@ func (d *Device) abandon(ctx context.Context, p *probe) error {
 	case err != nil:
 		d.cut()
 	}
-	err = errors.Join(err, p.wait(ctx), d.await(ctx))
+	if p != nil {
+		err = errors.Join(err, p.wait(ctx))
+	}
+	err = errors.Join(err, d.await(ctx))
 	if !d.gone(ctx) { // Somebody else has it open: the kernel keeps it for so long.
 		err = errors.Join(err, d.client.WaitFree(ctx, d.index))
 	}
