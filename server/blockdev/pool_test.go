@@ -184,6 +184,18 @@ func TestPoolOpened(t *testing.T) {
 	}
 }
 
+// awaitWaiting returns when n calls of Connect wait for a device to end.
+func awaitWaiting(t *testing.T, p *Pool, n int) {
+	t.Helper()
+	for limit := time.After(10 * time.Second); p.Stats().Waiting < n; {
+		select {
+		case <-time.After(time.Millisecond):
+		case <-limit:
+			t.Fatalf("%d wait, want %d", p.Stats().Waiting, n)
+		}
+	}
+}
+
 // TestPoolBounded holds that who finds the pool full is served in turn.
 func TestPoolBounded(t *testing.T) {
 	_, p := poolOn(t, nbdnltest.Options{}, PoolOptions{Max: 1})
@@ -210,7 +222,7 @@ func TestPoolBounded(t *testing.T) {
 				t.Error(err)
 			}
 		})
-		<-time.After(10 * time.Millisecond) // until it waits
+		awaitWaiting(t, p, i+1)
 	}
 	if err := first.Close(); err != nil {
 		t.Error(err)

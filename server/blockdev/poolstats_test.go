@@ -171,3 +171,22 @@ func TestPoolLeftUnknown(t *testing.T) {
 		t.Errorf("left %v, error %v, want ErrUnsupported", left, err)
 	}
 }
+
+// TestPoolClient holds that the client of a pool stays open for devices that outlive it, and no longer.
+func TestPoolClient(t *testing.T) {
+	_, p := poolOn(t, nbdnltest.Options{}, PoolOptions{Name: "mine"})
+	p.ownsClient = true // as if nobody had given it one
+	d := p.connected(t)
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.client.Status(t.Context(), d.Index()); err != nil {
+		t.Errorf("with a device in use: %v", err)
+	}
+	if err := d.Disconnect(t.Context()); err != nil {
+		t.Errorf("Disconnect of a device that has outlived its pool: %v", err)
+	}
+	if _, err := p.client.Status(t.Context(), d.Index()); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("after the last device: %v, want a client that is closed", err)
+	}
+}
