@@ -239,6 +239,9 @@ func (a *absent) ReadAtTo(w backends.Reply, off int64, n int) error {
 	return err
 }
 
+// WriteAtFrom takes nothing. That it is there keeps the server from going on without the goroutine, since a write could be in it.
+func (a *absent) WriteAtFrom(backends.Payload, int64, int) error { return backends.ErrWouldBlock }
+
 // stuckRead reads the first block of a device that has nothing else to do, and returns when the backend has the request.
 func stuckRead(t *testing.T, d *blockdev.Device, f *os.File) <-chan error {
 	t.Helper()

@@ -360,6 +360,8 @@ func TestCloseWaiting(t *testing.T) {
 			arrived, release := make(chan struct{}), make(chan struct{})
 			b.read = func() { close(arrived); <-release }
 			k, d, kernel := manual(t, b, Options{DeadTimeout: time.Hour})
+			d.commanding <- struct{}{} // Else it does not wait for long.
+			defer func() { <-d.commanding }()
 			kernel.Write(readRequest(0))
 			<-arrived
 			shutdown(t, kernel)

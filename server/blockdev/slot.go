@@ -102,8 +102,8 @@ func (d *Device) transmit(s *slot) bool {
 		d.died(s)
 	case <-c.Stopped():
 		d.died(s)
-		if c.Disconnected() {
-			err = <-result
+		if c.Disconnected() || c.Stats().InFlight == 0 {
+			err = <-result // at once, or the device has nothing left to go on for
 		} else {
 			err = d.leaveBehind(s, c, result)
 		}
