@@ -5,22 +5,26 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/nbdctl/nbdctl/server/internal/resend"
 )
 
 // A client with several connections sends a request again over another one when the first does not answer in time, as the Linux
 // client does (nbd_xmit_timeout), and the backend may still be at work on the old one. Were the two executed side by side, the new
 // one could be answered, newer data be written, and the old one end last, on top of them. So what changes bytes waits for
 // what was there before it for the same bytes, on another connection. Reads do not, nor does anything within a connection: a client
-// that has two writes of the same bytes in flight there does not care which one wins.
+// that has two writes of the same bytes in flight there does not care which one wins. One that was told of a failure does: what has
+// failed so holds up everybody.
 
 // errAbandoned is the outcome of a request whose client has gone before its turn came. Nobody gets to see it but the log.
-var errAbandoned = errors.New("not executed: the client hung up while an older request for the same bytes was not finished")
+var errAbandoned = errors.New("not executed: the client hung up, or was told that it has failed, before its turn came")
 
 // A claim is the range that a request changes, from before the backend sees it until it has let go of it. The zero value is none.
 type claim struct {
 	conn       *Conn // nil: not in the list
 	first, end uint64
 	orphan     bool // its client was told that the request has failed
+	stuck      bool // another one has failed because of it
 
 	older, newer *claim
 }
@@ -44,9 +48,9 @@ func (h *header) changes() bool {
 // add puts k in the list, for the range of h, and reports whether it has to wait. It does not block. On a sealed connection there is
 // nothing to wait for, which wait says.
 func (l *claims) add(k *claim, c *Conn, h *header) (wait bool) {
-	*k = claim{conn: c, first: h.offset, end: h.offset + uint64(h.length)}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	*k = claim{conn: c, first: h.offset, end: h.offset + uint64(h.length)}
 	k.older = l.newest
 	if k.older == nil {
 		l.oldest = k
@@ -103,7 +107,7 @@ const payloadPatience = time.Second
 func (l *claims) wait(k *claim) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if k.conn.sealed {
+	if k.conn.sealed || k.orphan {
 		return errAbandoned
 	}
 	if !l.contested(k) {
@@ -188,9 +192,26 @@ func (l *claims) orphan(k *claim) {
 	if k.conn == nil || k.orphan {
 		return
 	}
+	for o := k.older; o != nil; o = o.older {
+		if o.overlaps(k) {
+			o.stuck = true
+		}
+	}
 	k.orphan = true
 	k.conn.claimed--
 	l.gone.Broadcast()
+}
+
+// stuck appends to all the ranges because of which requests have failed.
+func (l *claims) stuck(all []resend.Key) []resend.Key {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for k := l.oldest; k != nil; k = k.newer {
+		if k.stuck || k.orphan {
+			all = append(all, resend.Key{Offset: k.first, Length: uint32(k.end - k.first)})
+		}
+	}
+	return all
 }
 
 // seal keeps requests of c from changing anything that have no claim yet.

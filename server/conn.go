@@ -55,6 +55,7 @@ type Conn struct {
 	disconnected atomic.Bool // the client said goodbye
 	stopping     atomic.Bool // the reader is to stop; set under mu
 	closed       atomic.Bool
+	broken       atomic.Bool // nothing can be sent any more
 	left         atomic.Bool // the client has hung up
 	sealed       bool        // no request that changes bytes is begun any more; guarded by the mu of the export's claims
 
@@ -71,7 +72,8 @@ type Conn struct {
 
 	looped  chan struct{} // closed when the loop has ended
 	stopped chan struct{} // closed then, or when it will not begin anything more
-	away    time.Duration // for how long the loop had been in a call when the connection was sealed; 0: it was not
+	halted  bool          // stopped is closed; guarded by mu
+	away    time.Duration // for how long the loop did not see that the client had hung up, when it was sealed; set before stopped is closed
 
 	ended chan struct{} // closed with phaseEnded
 }
@@ -98,7 +100,10 @@ func (e *Export) newConn(nc net.Conn, unread []byte, b *budget) *Conn {
 		ended:   make(chan struct{}),
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
-	c.outbox.broken = func() { c.interrupt() }
+	c.outbox.broken = func() {
+		c.broken.Store(true)
+		c.interrupt()
+	}
 	return c
 }
 
@@ -121,15 +126,13 @@ func (c *Conn) Transmit() error {
 	unwatch := c.watch()
 	err := <-c.result
 	close(c.looped)
-	unwatch()
 	c.leave()
-	if c.away == 0 {
-		if c.abandoned() || c.outbox.failure() != nil {
-			c.lose(err != io.EOF || c.inbox.holdsAny())
-		}
-		close(c.stopped)
+	if broken := c.broken.Load(); !c.Away() && (broken || c.abandoned()) {
+		c.lose(c.inbox.holdsAny() || err != io.EOF && !(broken && err == ErrShutdown))
 	}
+	c.halt(0)
 	c.gate.drained(nil)
+	unwatch()
 	err = c.verdict(err)
 	c.end()
 	return err
@@ -250,6 +253,14 @@ func (c *Conn) Disconnected() bool { return c.disconnected.Load() }
 // way. It returns after that, when the backend has let go of the last request. Meanwhile the client may go on over another connection
 // of the export: what it sends again waits for its turn (see the package documentation).
 func (c *Conn) Stopped() <-chan struct{} { return c.stopped }
+
+// Away reports whether the connection was stopped because the client had hung up, while something kept it from looking. When
+// Transmit returns it may have found that the client had disconnected in order before. It is valid when Stopped has been closed.
+func (c *Conn) Away() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.away > 0
+}
 
 // Absence returns for how long the requests that were received last kept the connection from looking whether the client is there,
 // because they waited for the backend other than on workers. It is valid when Stopped has been closed.

@@ -41,7 +41,9 @@
 // back, for requests of the same connection too, so that the old bytes can't land on newer ones. Then, and until no repetition is to
 // be expected any more, all that a backend does not promise to do at once is left to workers; what overlaps a request that the backend
 // never came back from fails before it costs its connection; and when the backend hangs in as many requests of dead connections as one
-// connection may have in flight (16 at least), it gets no more before it has come back from some.
+// connection may have in flight (16 at least), it gets no more before it has come back from some. Where it is not known what a dead
+// connection has left unanswered, as when its goroutine hung in the backend, whatever comes while that can still be repeated is taken
+// for a repetition that is as old as it can be.
 //
 // A backend that can give up ([backends.ReaderAtContext], [backends.WriterAtContext]) is told when nobody waits any more, by the
 // context of the connection: the client has hung up, or the connection was closed.

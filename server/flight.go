@@ -19,6 +19,11 @@ type flight struct {
 func (f *flight) add(r *request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.append(r)
+}
+
+// append is add. The caller holds mu.
+func (f *flight) append(r *request) {
 	r.older = f.newest
 	if r.older == nil {
 		f.oldest = r
@@ -61,7 +66,8 @@ func (f *flight) lose() []resend.Request {
 	defer f.mu.Unlock()
 	var all []resend.Request
 	for r := f.oldest; r != nil; r = r.newer {
-		if !r.lost {
+		// The client does not repeat what has failed.
+		if !r.lost && !r.overdue {
 			r.lost = true
 			all = append(all, r.judged)
 		}

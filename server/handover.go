@@ -34,6 +34,7 @@ func (c *Conn) receiveWrite(h *header, refused *refusal) error {
 	if refused != nil {
 		r := c.request(h, cost(*h))
 		r.payload, r.err = b, refused
+		c.flight.add(r)
 		go r.run()
 		return nil
 	}
@@ -65,10 +66,12 @@ func (c *Conn) start(h *header, payload *buffer) {
 	r.payload = payload
 	if h.changes() && c.outdated() { // It has waited at the gate, or for memory.
 		r.err = errAbandoned
+		c.flight.add(r)
 		go r.run()
 		return
 	}
 	wait := h.changes() && c.export.claims.add(&r.claim, c, h)
+	c.flight.add(r)
 	if pace := c.export.pace(*h); pace != nil && !wait && c.export.inline(pace) {
 		c.meter.settle(clock())
 		r.alone = true
@@ -85,22 +88,22 @@ func (c *Conn) handOver(h *header, err error) {
 	c.enter(0)
 	r := c.request(h, 0)
 	r.err = err
+	c.flight.add(r)
 	go r.run()
 }
 
-// request makes a request that has entered at that cost.
+// request makes a request that has entered at that cost. It goes to the flight when it is complete: from then on others look at it.
 func (c *Conn) request(h *header, cost int64) *request {
 	r, ok := requests.Get().(*request)
 	if !ok {
 		r = newRequest()
 	}
 	r.conn, r.header, r.cost, r.arrived = c, *h, cost, c.inbox.arrived()
-	if c.judging {
+	if c.judging && c.judged.Key == h.key() {
 		r.judged = c.judged
 	} else {
 		r.judged = resend.Request{Key: h.key(), Arrived: r.arrived, First: r.arrived}
 	}
-	c.flight.add(r)
 	return r
 }
 

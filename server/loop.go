@@ -153,7 +153,7 @@ func (c *Conn) dispatch(h *header) error {
 		c.judging = false
 	}
 	switch {
-	case h.changes() && c.outdated():
+	case c.left.Load(), h.changes() && c.outdated():
 		return errHungUp
 	case h.op == OpWrite:
 		return c.write(h, refused)

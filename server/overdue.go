@@ -81,20 +81,21 @@ func (e *Export) tend() {
 	var stuck []resend.Key
 	total := e.judge.Patience().Total
 	for _, c := range conns {
-		if !c.left.Load() {
+		if !c.abandoned() {
 			more, again := c.overdue(now)
 			answers, repeats = append(answers, more...), repeats || again
 		}
 		stuck = c.flight.stuck(now-total, stuck)
 	}
+	stuck = e.claims.stuck(stuck)
 	e.judge.SetStuck(stuck) // before anybody is told, and tries again
 	for _, a := range answers {
-		a.conn.flight.add(a)
 		go a.run()
 	}
 	if len(answers) > 0 {
 		e.admission.wake()
 	}
+	repeats = repeats || e.deserted() // Somebody may wait to be admitted.
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.tending = nil
@@ -120,6 +121,8 @@ func (c *Conn) overdue(now time.Duration) (answers []*request, repeats bool) {
 		c.gate.join()
 		a := newRequest()
 		a.conn, a.header, a.arrived, a.judged, a.err = c, r.header, r.arrived, r.judged, errOverdue
+		a.lost = true // It is told, and then not repeated.
+		f.append(a)
 		answers = append(answers, a)
 	}
 	return answers, slices.ContainsFunc(requests, resend.Request.Repeated)
@@ -130,8 +133,8 @@ const minDeserted = 16
 
 // An admission bounds what dead connections may leave behind in the backend. Who waits there waits for its connection, too.
 type admission struct {
-	mu      sync.Mutex
-	changed sync.Cond
+	mu      sync.Mutex // held from the look to the wait
+	changed sync.Cond  // somebody has left, or waits for nothing
 }
 
 func (a *admission) wake() {
@@ -161,7 +164,7 @@ func (e *Export) deserted() bool {
 	defer e.mu.Unlock()
 	requests, bytes := 0, int64(0)
 	for c := range e.live {
-		if c.left.Load() {
+		if c.abandoned() {
 			r, b := c.gate.load()
 			requests, bytes = requests+r, bytes+b
 		}

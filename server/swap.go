@@ -70,7 +70,9 @@ func (e *Export) swap(ctx context.Context, next func() (backends.Device, error))
 	if err != nil {
 		return err
 	}
-	e.dev = dev // Who reads it is held up: the close of release comes before their next look.
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.dev = dev // The loops are held up: the close of release comes before their next look.
 	e.noteAbilities()
 	return nil
 }

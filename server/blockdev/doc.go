@@ -35,7 +35,8 @@
 // A request that hangs costs a connection each time when its timeout is over. Without DeadTimeout the device ends with the last of
 // them. With it each is replaced within moments, whatever the backend is at, and all but the request goes on. The request fails with
 // EIO, however often the kernel sends it again: not before Timeout and DeadTimeout together have passed since it was sent first, and
-// at the latest 10 seconds after that. A write that has failed so keeps its range until the backend comes back from it: what is
+// at the latest 10 seconds after that. (Until everything that hung with it has been sent again, what comes new has its DeadTimeout and
+// 7 seconds, if that is less than Timeout: nothing tells it from what was lost unseen.) A write that has failed so keeps its range until the backend comes back from it: what is
 // written there meanwhile waits, or fails too, and never is overwritten by the old bytes. Timeout is to be above whatever the backend
 // may take; one that takes longer each time answers nothing.
 //

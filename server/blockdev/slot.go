@@ -105,10 +105,12 @@ func (d *Device) transmit(s *slot) bool {
 		if c.Disconnected() || c.Stats().InFlight == 0 {
 			err = <-result // at once, or the device has nothing left to go on for
 		} else {
-			err = d.leaveBehind(s, c, result)
+			d.leaveBehind(s, c, result)
 		}
 	}
-	c.Close() // The kernel must see that nobody is there, whatever the reason.
+	if !c.Away() { // The kernel has hung up on one that is, and what it said before that is still to be read.
+		c.Close() // The kernel must see that nobody is there, whatever the reason.
+	}
 	if c.Disconnected() {
 		return false
 	}
@@ -125,28 +127,27 @@ func (d *Device) transmit(s *slot) bool {
 }
 
 // leaveBehind has the device go on without a connection that the backend has not let go of yet. What that is at work on is safe from
-// newer requests, and they from it (package server, "What a client can rely on"). It returns the result if there is one.
-func (d *Device) leaveBehind(s *slot, c *server.Conn, result <-chan error) error {
-	select {
-	case err := <-result:
-		return err
-	default:
-	}
+// newer requests, and they from it (package server, "What a client can rely on").
+func (d *Device) leaveBehind(s *slot, c *server.Conn, result <-chan error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s.behind[c] = struct{}{}
 	d.keepers++
 	go func() {
 		<-result
+		c.Close()
 		d.mu.Lock()
 		defer d.mu.Unlock()
+		if c.Disconnected() {
+			d.goodbye = true
+			d.giveUp(errEnded)
+		}
 		delete(s.behind, c)
 		if c != s.conn {
 			s.fold(c)
 		}
 		d.unkeep()
 	}()
-	return nil
 }
 
 // reason says why a connection has ended that was not disconnected.
@@ -258,8 +259,8 @@ func (d *Device) cut() {
 	d.changed()
 }
 
-// Alive returns how many of the device's connections are served. One whose loop is in a call of the backend counts until that
-// returns, for nobody looks at what has become of it.
+// Alive returns how many of the device's connections are served. One whose loop is in a call of a backend that takes writes without
+// blocking (backends.WriterAtFrom) counts until that returns.
 func (d *Device) Alive() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	// grace is the least time that a repetition has. One that only looks like a repetition is answered by a sound backend within.
+	// grace is the least time that a repetition has. A sound backend answers within it what only looks like one.
 	grace = time.Second
 	// strayed is how long after its total a request may come again. It is answered within 3 s after the total then, grace and the
 	// rounding of the client's timer included.
@@ -196,12 +196,21 @@ func (j *Judge) Overdue(now time.Duration, requests []Request) []int {
 	var due []int
 	for i, r := range requests {
 		limit := p.limit(r)
-		late := now >= end-p.margin() && r.Repeated() && limit <= r.Arrived+p.Resend && r.Arrived+p.Resend > r.First+p.Total+strayed
+		late := now >= end-p.margin() && now >= r.Arrived+p.grace(r) && r.Repeated() && limit <= r.Arrived+p.Resend && r.Arrived+p.Resend > r.First+p.Total+strayed
 		if now >= limit || late {
 			due = append(due, i)
 		}
 	}
 	return due
+}
+
+// grace returns the least time that r has. A flush asks for nothing that it could be known by.
+func (p Patience) grace(r Request) time.Duration {
+	most := p.Resend - p.margin()
+	if r.Length == 0 {
+		return most
+	}
+	return min(grace, most)
 }
 
 // never is beyond all times.
@@ -213,7 +222,7 @@ func (p Patience) limit(r Request) time.Duration {
 	last := end - p.margin() // in order to save the connection
 	limit := never
 	if r.Repeated() {
-		limit = max(r.First+p.Total, r.Arrived+min(grace, p.Resend-p.margin()))
+		limit = max(r.First+p.Total, r.Arrived+p.grace(r))
 		if last < limit && limit <= end+rounding {
 			limit = last // Otherwise it would be repeated once more for nothing, and with it what needs no repetition.
 		}

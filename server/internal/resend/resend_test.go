@@ -143,6 +143,8 @@ func TestOverdue(t *testing.T) {
 		{"before that", patience, 102*s + 624*time.Millisecond, []resend.Request{suspect}, nil},
 		{"one that another would strand", long, 130*s - time.Second,
 			[]resend.Request{request(0, 100*s, 100*s), request(4096, 126*s, 95*s)}, []int{1}},
+		{"one that another would strand, and has hardly come", long, 130 * s,
+			[]resend.Request{request(0, 100*s, 100*s), request(4096, 130*s-10*time.Millisecond, 95*s)}, nil},
 		{"not before", long, 130*s - time.Second - 1,
 			[]resend.Request{request(0, 100*s, 100*s), request(4096, 126*s, 95*s)}, nil},
 		{"one that another does not strand", long, 130*s - time.Second,
