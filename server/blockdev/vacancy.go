@@ -121,6 +121,11 @@ func (p *Pool) lease(ctx context.Context, index int) (*nbdnl.Lease, error) {
 	if ours {
 		return nil, nil
 	}
+	// The lease of a device that is connected is left alone, be it only for a moment: it may have been left behind, and Reclaim, here or
+	// in another process, would take it for held.
+	if st, err := p.client.Status(ctx, index); err == nil && st.Connected() {
+		return nil, nil
+	}
 	lease, err := p.machine.system.TryLease(index)
 	if errors.Is(err, nbdnl.ErrBusy) {
 		return nil, nil
