@@ -97,6 +97,7 @@ func (d *Device) transmit(s *slot) bool {
 	c, result := s.conn, make(chan error, 1)
 	go func() { result <- c.Transmit() }()
 	var err error
+	behind := false
 	select {
 	case err = <-result:
 		d.died(s)
@@ -105,11 +106,14 @@ func (d *Device) transmit(s *slot) bool {
 		if c.Disconnected() || c.Stats().InFlight == 0 {
 			err = <-result // at once, or the device has nothing left to go on for
 		} else {
+			behind = true
 			d.leaveBehind(s, c, result)
 		}
 	}
-	if !c.Away() { // The kernel has hung up on one that is, and what it said before that is still to be read.
-		c.Close() // The kernel must see that nobody is there, whatever the reason.
+	// The kernel must see that nobody is there, whatever the reason. It has hung up on one that is still away, and what it said before
+	// is to be read yet; that one is closed later.
+	if !behind || !c.Away() {
+		c.Close()
 	}
 	if c.Disconnected() {
 		return false
