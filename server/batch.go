@@ -4,6 +4,7 @@ import (
 	"os"
 
 	"github.com/nbdctl/nbdctl/server/internal/rawio"
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 const (
@@ -24,12 +25,12 @@ var zeros [64 << 10]byte
 // that is being executed. Used by one goroutine.
 type batch struct {
 	vec     rawio.Vec
-	headers [batchReplies * replySize]byte
+	headers [batchReplies * wire.SimpleReplySize]byte
 	replies int   // headers in use
 	bare    bool  // the last reply has no data: the header behind it belongs to the same piece
 	bytes   int   // of all replies
 	tally   tally // of the replies
-	asked   [batchReplies]header
+	asked   [batchReplies]wire.Request
 
 	pool *buffers
 	slab *buffer // nil until something has to be copied
@@ -42,7 +43,7 @@ type batch struct {
 	copies  bool    // what is given by reference
 	open    opening // the reply that is being collected
 
-	faulted []header // those of a batch that was sent, whose data were not there
+	faulted []wire.Request // those of a batch that was sent, whose data were not there
 }
 
 // An opening is a reply that is not finished: what to go back to, and how much data it has got.
@@ -57,15 +58,15 @@ type opening struct {
 // begin opens a successful reply with n bytes of data.
 func (b *batch) begin(cookie uint64, n int) {
 	b.open = opening{pieces: len(b.vec.Bufs), bytes: b.bytes, used: b.used, joined: b.bare, want: n}
-	h := b.headers[b.replies*replySize:][:replySize]
+	h := b.headers[b.replies*wire.SimpleReplySize:][:wire.SimpleReplySize]
 	b.replies++
-	putReply((*[replySize]byte)(h), errnoNone, cookie)
+	wire.SimpleReply{Cookie: cookie}.Put((*[wire.SimpleReplySize]byte)(h))
 	if b.bare {
-		b.stretch(replySize)
+		b.stretch(wire.SimpleReplySize)
 	} else {
 		b.vec.Add(h)
 	}
-	b.bytes += replySize
+	b.bytes += wire.SimpleReplySize
 }
 
 // stretch makes the last piece n bytes longer.
@@ -78,7 +79,7 @@ func (b *batch) stretch(n int) {
 func (b *batch) complete() bool { return !b.open.wrong && b.open.got == b.open.want }
 
 // commit closes the reply to the request h.
-func (b *batch) commit(h *header) {
+func (b *batch) commit(h *wire.Request) {
 	b.bytes += b.open.got
 	b.bare = b.open.want == 0
 	b.tally.count(*h)
@@ -89,7 +90,7 @@ func (b *batch) commit(h *header) {
 func (b *batch) rewind() {
 	b.vec.Truncate(b.open.pieces)
 	if b.open.joined {
-		b.stretch(-replySize)
+		b.stretch(-wire.SimpleReplySize)
 	}
 	b.replies--
 	b.bytes, b.used = b.open.bytes, b.open.used

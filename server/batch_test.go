@@ -3,6 +3,8 @@ package server
 import (
 	"bytes"
 	"testing"
+
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // BenchmarkBatch gathers a reply of 4 KiB by reference, and publishes and empties the batch when it is full.
@@ -11,7 +13,7 @@ func BenchmarkBatch(b *testing.B) {
 	var sum counters
 	data := make([]byte, 4096)
 	batch := &batch{pool: &pool}
-	h := header{op: OpRead, length: 4096}
+	h := wire.Request{Command: wire.CmdRead, Length: 4096}
 	b.ReportAllocs()
 	for b.Loop() {
 		batch.begin(1, len(data))
@@ -30,8 +32,8 @@ func TestBatchBare(t *testing.T) {
 	var want []byte
 	reply := func(cookie uint64, data string) {
 		b.begin(cookie, len(data))
-		var h [replySize]byte
-		putReply(&h, errnoNone, cookie)
+		var h [wire.SimpleReplySize]byte
+		wire.SimpleReply{Cookie: cookie}.Put(&h)
 		want = append(append(want, h[:]...), data...)
 		if data != "" {
 			b.Bytes([]byte(data))
@@ -39,7 +41,7 @@ func TestBatchBare(t *testing.T) {
 		if !b.complete() {
 			t.Errorf("reply %d is not complete", cookie)
 		}
-		b.commit(&header{op: OpWrite, cookie: cookie})
+		b.commit(&wire.Request{Command: wire.CmdWrite, Cookie: cookie})
 	}
 	for round := range 2 {
 		want = nil

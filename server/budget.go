@@ -154,7 +154,7 @@ func (s *Server) budget(e *Export) *budget {
 // evict disconnects the clients of an export that keep memory from others.
 func (s *Server) evict(e *Export, turn int64) {
 	s.mu.Lock()
-	conns := slices.Collect(maps.Keys(s.conns))
+	conns := slices.Collect(maps.Keys(s.clients.conns))
 	s.mu.Unlock()
 	for _, c := range conns {
 		if c.export == e && !c.closed.Load() && c.hoards(turn) {

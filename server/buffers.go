@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// The smallest and the largest size class of buffers: 4 KiB and maxPayload.
+// The smallest and the largest size class of buffers: 4 KiB and wire.MaxPayload.
 const (
 	minClass = 12
 	maxClass = 25
@@ -31,7 +31,7 @@ type buffer struct {
 	bytes []byte
 }
 
-// get lends n bytes, 0 < n <= maxPayload.
+// get lends n bytes, 0 < n <= wire.MaxPayload.
 func (p *buffers) get(n int) *buffer {
 	class := classOf(n)
 	b, ok := p.classes[class-minClass].Get().(*buffer)

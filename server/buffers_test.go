@@ -1,6 +1,10 @@
 package server
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/nbdctl/nbdctl/server/wire"
+)
 
 func TestBuffers(t *testing.T) {
 	tests := []struct{ n, capacity int }{
@@ -9,7 +13,7 @@ func TestBuffers(t *testing.T) {
 		{4<<10 + 1, 8 << 10},
 		{64 << 10, 64 << 10},
 		{1<<20 - 1, 1 << 20},
-		{maxPayload, maxPayload},
+		{wire.MaxPayload, wire.MaxPayload},
 	}
 	var pool buffers
 	for _, tt := range tests {

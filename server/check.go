@@ -1,6 +1,10 @@
 package server
 
-import "syscall"
+import (
+	"syscall"
+
+	"github.com/nbdctl/nbdctl/server/wire"
+)
 
 // Refusals, by the rules of the NBD protocol document ("Request types", "Error values").
 var (
@@ -16,34 +20,34 @@ var (
 )
 
 // check returns nil if the request may reach the backend.
-func (e *Export) check(h header) *refusal {
+func (e *Export) check(h wire.Request) *refusal {
 	// FUA is good with every request type, also where it means nothing.
-	known := flagFUA
-	switch h.op {
-	case OpRead, OpWrite, OpFlush, OpTrim:
-	case OpWriteZeroes:
-		known |= flagNoHole
+	known := wire.CmdFlagFUA
+	switch h.Command {
+	case wire.CmdRead, wire.CmdWrite, wire.CmdFlush, wire.CmdTrim:
+	case wire.CmdWriteZeroes:
+		known |= wire.CmdFlagNoHole
 	default:
 		return errUnknownOp
 	}
-	writes := h.op == OpWrite || h.op == OpTrim || h.op == OpWriteZeroes
+	writes := h.Command == wire.CmdWrite || h.Command == wire.CmdTrim || h.Command == wire.CmdWriteZeroes
 	switch {
-	case h.flags&^known != 0:
+	case h.Flags&^known != 0:
 		return errUnknownFlag
-	case writes && e.flags&FlagReadOnly != 0:
+	case writes && e.flags&wire.FlagReadOnly != 0:
 		return errReadOnly
-	case h.op == OpTrim && e.flags&FlagSendTrim == 0:
+	case h.Command == wire.CmdTrim && e.flags&wire.FlagSendTrim == 0:
 		return errNotOffered
-	case h.op == OpFlush && (h.offset != 0 || h.length != 0):
+	case h.Command == wire.CmdFlush && (h.Offset != 0 || h.Length != 0):
 		return errFlushRange
-	case (h.op == OpRead || h.op == OpWrite) && h.length > e.maxLength:
+	case (h.Command == wire.CmdRead || h.Command == wire.CmdWrite) && h.Length > e.maxLength:
 		return errTooLong
-	case (h.offset|uint64(h.length))&uint64(e.blockSize-1) != 0:
+	case (h.Offset|h.Length)&uint64(e.blockSize-1) != 0:
 		return errUnaligned
 	}
 	// Both sides of the second comparison are at most the size: no sum that could wrap around.
-	if size := uint64(e.size.Load()); h.offset > size || uint64(h.length) > size-h.offset {
-		if h.op == OpWrite || h.op == OpWriteZeroes {
+	if size := uint64(e.size.Load()); h.Offset > size || h.Length > size-h.Offset {
+		if h.Command == wire.CmdWrite || h.Command == wire.CmdWriteZeroes {
 			return errNoRoom
 		}
 		return errPastEnd

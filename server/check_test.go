@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/nbdctl/nbdctl/backends"
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // writable is a backend that takes everything, for tests that never execute a request.
@@ -50,49 +51,49 @@ func TestCheck(t *testing.T) {
 	tests := []struct {
 		name   string
 		export *Export
-		h      header
+		h      wire.Request
 		want   *refusal
 	}{
-		{"read", full, header{op: OpRead, length: 512}, nil},
-		{"read all", full, header{op: OpRead, length: size}, nil},
-		{"read last block", full, header{op: OpRead, offset: size - 512, length: 512}, nil},
-		{"read nothing at the end", full, header{op: OpRead, offset: size}, nil},
-		{"read beyond", full, header{op: OpRead, offset: size - 512, length: 1024}, errPastEnd},
-		{"read behind", full, header{op: OpRead, offset: size + 512, length: 512}, errPastEnd},
-		{"read nothing behind", full, header{op: OpRead, offset: size + 512}, errPastEnd},
-		{"sum wraps around", full, header{op: OpRead, offset: math.MaxUint64 - 511, length: 1024}, errPastEnd},
-		{"sum wraps around the sign", full, header{op: OpRead, offset: math.MaxInt64 - 511, length: 512}, errPastEnd},
-		{"read with FUA", full, header{op: OpRead, flags: flagFUA, length: 512}, nil},
-		{"read with no-hole", full, header{op: OpRead, flags: flagNoHole, length: 512}, errUnknownFlag},
-		{"read with DF", full, header{op: OpRead, flags: 4, length: 512}, errUnknownFlag},
-		{"read just too long", full, header{op: OpRead, length: maxPayload + 512}, errTooLong},
-		{"read up to the backend's maximum", limited, header{op: OpRead, length: 64 << 10}, nil},
-		{"read beyond the backend's maximum", limited, header{op: OpRead, length: 64<<10 + 512}, errTooLong},
-		{"write beyond the backend's maximum", limited, header{op: OpWrite, length: 64<<10 + 512}, errTooLong},
-		{"zero beyond the backend's maximum", limited, header{op: OpWriteZeroes, length: size}, nil},
-		{"read below the backend's minimum", limited, header{op: OpRead, length: 256}, errUnaligned},
-		{"read at odd offset", full, header{op: OpRead, offset: 1, length: 512}, errUnaligned},
-		{"read of odd length", full, header{op: OpRead, length: 511}, errUnaligned},
-		{"write beyond", full, header{op: OpWrite, offset: size, length: 512}, errNoRoom},
-		{"write with fast-zero", full, header{op: OpWrite, flags: 16, length: 512}, errUnknownFlag},
-		{"write to read-only", readOnly, header{op: OpWrite, length: 512}, errReadOnly},
-		{"write beyond read-only", readOnly, header{op: OpWrite, offset: size, length: 512}, errReadOnly},
-		{"trim", full, header{op: OpTrim, length: size}, nil},
-		{"trim beyond", full, header{op: OpTrim, offset: 512, length: size}, errPastEnd},
-		{"trim of 4 GiB", full, header{op: OpTrim, length: math.MaxUint32 - 511}, errPastEnd},
-		{"trim of read-only", readOnly, header{op: OpTrim, length: 512}, errReadOnly},
-		{"trim not offered", noTrim, header{op: OpTrim, length: 512}, errNotOffered},
-		{"zero", full, header{op: OpWriteZeroes, flags: flagFUA | flagNoHole, length: size}, nil},
-		{"zero without a Zeroer", noTrim, header{op: OpWriteZeroes, length: size}, nil},
-		{"zero beyond", full, header{op: OpWriteZeroes, offset: 512, length: size}, errNoRoom},
-		{"zero fast", full, header{op: OpWriteZeroes, flags: 16, length: 512}, errUnknownFlag},
-		{"zero of read-only", readOnly, header{op: OpWriteZeroes, length: 512}, errReadOnly},
-		{"flush", full, header{op: OpFlush, flags: flagFUA}, nil},
-		{"flush of read-only", readOnly, header{op: OpFlush}, nil},
-		{"flush of a range", full, header{op: OpFlush, length: 512}, errFlushRange},
-		{"cache", full, header{op: 5, length: 512}, errUnknownOp},
-		{"block status", full, header{op: 7, length: 512}, errUnknownOp},
-		{"nonsense", full, header{op: 0xffff, flags: 0xffff, offset: 1, length: 1}, errUnknownOp},
+		{"read", full, wire.Request{Command: wire.CmdRead, Length: 512}, nil},
+		{"read all", full, wire.Request{Command: wire.CmdRead, Length: size}, nil},
+		{"read last block", full, wire.Request{Command: wire.CmdRead, Offset: size - 512, Length: 512}, nil},
+		{"read nothing at the end", full, wire.Request{Command: wire.CmdRead, Offset: size}, nil},
+		{"read beyond", full, wire.Request{Command: wire.CmdRead, Offset: size - 512, Length: 1024}, errPastEnd},
+		{"read behind", full, wire.Request{Command: wire.CmdRead, Offset: size + 512, Length: 512}, errPastEnd},
+		{"read nothing behind", full, wire.Request{Command: wire.CmdRead, Offset: size + 512}, errPastEnd},
+		{"sum wraps around", full, wire.Request{Command: wire.CmdRead, Offset: math.MaxUint64 - 511, Length: 1024}, errPastEnd},
+		{"sum wraps around the sign", full, wire.Request{Command: wire.CmdRead, Offset: math.MaxInt64 - 511, Length: 512}, errPastEnd},
+		{"read with FUA", full, wire.Request{Command: wire.CmdRead, Flags: wire.CmdFlagFUA, Length: 512}, nil},
+		{"read with no-hole", full, wire.Request{Command: wire.CmdRead, Flags: wire.CmdFlagNoHole, Length: 512}, errUnknownFlag},
+		{"read with DF", full, wire.Request{Command: wire.CmdRead, Flags: 4, Length: 512}, errUnknownFlag},
+		{"read just too long", full, wire.Request{Command: wire.CmdRead, Length: wire.MaxPayload + 512}, errTooLong},
+		{"read up to the backend's maximum", limited, wire.Request{Command: wire.CmdRead, Length: 64 << 10}, nil},
+		{"read beyond the backend's maximum", limited, wire.Request{Command: wire.CmdRead, Length: 64<<10 + 512}, errTooLong},
+		{"write beyond the backend's maximum", limited, wire.Request{Command: wire.CmdWrite, Length: 64<<10 + 512}, errTooLong},
+		{"zero beyond the backend's maximum", limited, wire.Request{Command: wire.CmdWriteZeroes, Length: size}, nil},
+		{"read below the backend's minimum", limited, wire.Request{Command: wire.CmdRead, Length: 256}, errUnaligned},
+		{"read at odd offset", full, wire.Request{Command: wire.CmdRead, Offset: 1, Length: 512}, errUnaligned},
+		{"read of odd length", full, wire.Request{Command: wire.CmdRead, Length: 511}, errUnaligned},
+		{"write beyond", full, wire.Request{Command: wire.CmdWrite, Offset: size, Length: 512}, errNoRoom},
+		{"write with fast-zero", full, wire.Request{Command: wire.CmdWrite, Flags: 16, Length: 512}, errUnknownFlag},
+		{"write to read-only", readOnly, wire.Request{Command: wire.CmdWrite, Length: 512}, errReadOnly},
+		{"write beyond read-only", readOnly, wire.Request{Command: wire.CmdWrite, Offset: size, Length: 512}, errReadOnly},
+		{"trim", full, wire.Request{Command: wire.CmdTrim, Length: size}, nil},
+		{"trim beyond", full, wire.Request{Command: wire.CmdTrim, Offset: 512, Length: size}, errPastEnd},
+		{"trim of 4 GiB", full, wire.Request{Command: wire.CmdTrim, Length: math.MaxUint32 - 511}, errPastEnd},
+		{"trim of read-only", readOnly, wire.Request{Command: wire.CmdTrim, Length: 512}, errReadOnly},
+		{"trim not offered", noTrim, wire.Request{Command: wire.CmdTrim, Length: 512}, errNotOffered},
+		{"zero", full, wire.Request{Command: wire.CmdWriteZeroes, Flags: wire.CmdFlagFUA | wire.CmdFlagNoHole, Length: size}, nil},
+		{"zero without a Zeroer", noTrim, wire.Request{Command: wire.CmdWriteZeroes, Length: size}, nil},
+		{"zero beyond", full, wire.Request{Command: wire.CmdWriteZeroes, Offset: 512, Length: size}, errNoRoom},
+		{"zero fast", full, wire.Request{Command: wire.CmdWriteZeroes, Flags: 16, Length: 512}, errUnknownFlag},
+		{"zero of read-only", readOnly, wire.Request{Command: wire.CmdWriteZeroes, Length: 512}, errReadOnly},
+		{"flush", full, wire.Request{Command: wire.CmdFlush, Flags: wire.CmdFlagFUA}, nil},
+		{"flush of read-only", readOnly, wire.Request{Command: wire.CmdFlush}, nil},
+		{"flush of a range", full, wire.Request{Command: wire.CmdFlush, Length: 512}, errFlushRange},
+		{"cache", full, wire.Request{Command: 5, Length: 512}, errUnknownOp},
+		{"block status", full, wire.Request{Command: 7, Length: 512}, errUnknownOp},
+		{"nonsense", full, wire.Request{Command: 0xffff, Flags: 0xffff, Offset: 1, Length: 1}, errUnknownOp},
 	}
 	for _, tt := range tests {
 		if got := tt.export.check(tt.h); got != tt.want {
@@ -106,7 +107,7 @@ func BenchmarkCheck(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	h := header{op: OpRead, offset: 1 << 19, length: 4096}
+	h := wire.Request{Command: wire.CmdRead, Offset: 1 << 19, Length: 4096}
 	for b.Loop() {
 		if err := e.check(h); err != nil {
 			b.Fatal(err)

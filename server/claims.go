@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/server/internal/resend"
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // A client with several connections sends a request again over another one when the first does not answer in time, as the Linux
@@ -40,17 +41,12 @@ type claims struct {
 	waiting        int // for their turn
 }
 
-// changes reports whether the request changes bytes.
-func (h *header) changes() bool {
-	return (h.op == OpWrite || h.op == OpTrim || h.op == OpWriteZeroes) && h.length > 0
-}
-
 // add puts k in the list, for the range of h, and reports whether it has to wait. It does not block. On a sealed connection there is
 // nothing to wait for, which wait says.
-func (l *claims) add(k *claim, c *Conn, h *header) (wait bool) {
+func (l *claims) add(k *claim, c *Conn, h *wire.Request) (wait bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	*k = claim{conn: c, first: h.offset, end: h.offset + uint64(h.length)}
+	*k = claim{conn: c, first: h.Offset, end: h.End()}
 	k.older = l.newest
 	if k.older == nil {
 		l.oldest = k
@@ -64,7 +60,7 @@ func (l *claims) add(k *claim, c *Conn, h *header) (wait bool) {
 }
 
 // tryAdd is add if that would not have to wait, and nothing else.
-func (l *claims) tryAdd(k *claim, c *Conn, h *header) bool {
+func (l *claims) tryAdd(k *claim, c *Conn, h *wire.Request) bool {
 	if l.add(k, c, h) {
 		l.remove(k)
 		return false
@@ -73,13 +69,13 @@ func (l *claims) tryAdd(k *claim, c *Conn, h *header) bool {
 }
 
 // free reports whether nobody but c has a claim to the range of h. It is for who will be done in no time.
-func (l *claims) free(c *Conn, h *header) bool {
+func (l *claims) free(c *Conn, h *wire.Request) bool {
 	if l.count.Load() == 0 {
 		return true
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return !l.contested(&claim{conn: c, first: h.offset, end: h.offset + uint64(h.length), older: l.newest})
+	return !l.contested(&claim{conn: c, first: h.Offset, end: h.End(), older: l.newest})
 }
 
 // contested reports whether a claim that is older than k, of another connection, overlaps it. The caller holds mu.
@@ -208,7 +204,7 @@ func (l *claims) stuck(all []resend.Key) []resend.Key {
 	defer l.mu.Unlock()
 	for k := l.oldest; k != nil; k = k.newer {
 		if k.stuck || k.orphan {
-			all = append(all, resend.Key{Offset: k.first, Length: uint32(k.end - k.first)})
+			all = append(all, resend.Key{Offset: k.first, Length: k.end - k.first})
 		}
 	}
 	return all

@@ -4,6 +4,8 @@ import (
 	"net"
 	"sync"
 	"testing"
+
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 func newClaims() *claims {
@@ -15,8 +17,8 @@ func newClaims() *claims {
 // TestClaims holds who waits for whom: only for older claims, of other connections, to some of the same bytes.
 func TestClaims(t *testing.T) {
 	l, a, b := newClaims(), new(Conn), new(Conn)
-	at := func(offset uint64, length uint32) *header {
-		return &header{op: OpWrite, offset: offset, length: length}
+	at := func(offset uint64, length uint64) *wire.Request {
+		return &wire.Request{Command: wire.CmdWrite, Offset: offset, Length: length}
 	}
 	var first, second, third claim
 	if l.add(&first, a, at(4096, 4096)) {
@@ -25,7 +27,7 @@ func TestClaims(t *testing.T) {
 	tests := []struct {
 		name string
 		c    *Conn
-		h    *header
+		h    *wire.Request
 		free bool
 	}{
 		{"the same connection", a, at(4096, 4096), true},
@@ -76,7 +78,7 @@ func TestClaimsExclude(t *testing.T) {
 			var k claim
 			for i := range 2000 {
 				first, length := (i*7+g*13)%60, 1+(i+g)%4
-				if l.add(&k, c, &header{op: OpTrim, offset: uint64(first), length: uint32(length)}) {
+				if l.add(&k, c, &wire.Request{Command: wire.CmdTrim, Offset: uint64(first), Length: uint64(length)}) {
 					if err := l.wait(&k); err != nil {
 						t.Error(err)
 					}
@@ -100,7 +102,7 @@ func TestClaimsExclude(t *testing.T) {
 func BenchmarkClaims(b *testing.B) {
 	l, c := newClaims(), new(Conn)
 	var k claim
-	h := &header{op: OpWrite, offset: 4096, length: 4096}
+	h := &wire.Request{Command: wire.CmdWrite, Offset: 4096, Length: 4096}
 	b.Run("plain", func(b *testing.B) {
 		for b.Loop() {
 			l.tryAdd(&k, c, h)
@@ -123,7 +125,7 @@ func TestClaimsHurry(t *testing.T) {
 		return &Conn{nc: nc, phase: phaseServing}
 	}
 	streams, works, waits := conn(), conn(), conn()
-	h := &header{op: OpWrite, length: 4096}
+	h := &wire.Request{Command: wire.CmdWrite, Length: 4096}
 	var works1, waits1 claim
 	l.add(&streams.claim, streams, h)
 	l.add(&works1, works, h)

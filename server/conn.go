@@ -13,6 +13,7 @@ import (
 
 	"github.com/nbdctl/nbdctl/server/internal/rawio"
 	"github.com/nbdctl/nbdctl/server/internal/resend"
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // ErrShutdown is what Transmit returns after Shutdown.
@@ -43,7 +44,7 @@ type Conn struct {
 	payload payload // of the write that is being executed
 	claim   claim   // what it changes, if it can take long
 	meter   meter
-	current header         // of the request that the loop is at; in one place, because to copy what was just written is slow
+	current wire.Request   // of the request that the loop is at; in one place, because to copy what was just written is slow
 	judged  resend.Request // what is known of it, if judging
 	judging bool           // requests may come again
 	inside  bool           // a call of the backend, for it
@@ -75,7 +76,8 @@ type Conn struct {
 	halted  bool          // stopped is closed; guarded by mu
 	away    time.Duration // for how long the loop did not see that the client had hung up, when it was sealed; set before stopped is closed
 
-	ended chan struct{} // closed with phaseEnded
+	ended   chan struct{} // closed with phaseEnded
+	retired func()        // called once, after that; nil: nobody wants to know
 }
 
 // NewConn prepares to serve nc, whose handshake is over (the Linux kernel's client knows none). unread holds bytes that somebody
@@ -172,28 +174,40 @@ func (c *Conn) begin() error {
 	return nil
 }
 
-func (c *Conn) end() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+// retire ends what has not begun, or is over. The caller holds mu, and calls what is returned when it
+// does not any more.
+func (c *Conn) retire() func() {
 	c.phase = phaseEnded
 	c.cancel()
+	close(c.ended)
+	if c.retired == nil {
+		return func() {}
+	}
+	return c.retired
+}
+
+func (c *Conn) end() {
+	retired := func() {}
+	defer func() { retired() }()
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.unread = c.inbox.unread()
 	c.inbox.release()
 	if c.stopping.Load() || c.fence != nil {
 		_ = c.nc.SetReadDeadline(time.Time{}) // The next owner shall not inherit the one of interrupt.
 	}
-	close(c.ended)
+	retired = c.retire()
 }
 
 // interrupt makes the reader stop, also in the middle of a request, and without a byte being lost.
 func (c *Conn) interrupt() error {
+	retired := func() {}
+	defer func() { retired() }()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch c.phase {
 	case phaseNew:
-		c.phase = phaseEnded
-		c.cancel()
-		close(c.ended)
+		retired = c.retire()
 	case phaseServing:
 		c.stopping.Store(true)
 		return c.nc.SetReadDeadline(time.Unix(1, 0))
@@ -237,6 +251,13 @@ func (c *Conn) Close() error {
 	if c.closed.Swap(true) {
 		return nil
 	}
+	c.mu.Lock()
+	retired := func() {}
+	if c.phase == phaseNew {
+		retired = c.retire()
+	}
+	c.mu.Unlock()
+	defer retired()
 	if c.budget != nil {
 		c.budget.forget(c) // first: to close the socket may wait for a disk that it is sending from
 	}

@@ -3,6 +3,8 @@ package server
 import (
 	"sync/atomic"
 	"time"
+
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // A kind is what requests are counted by.
@@ -18,17 +20,17 @@ const (
 	kinds // how many there are
 )
 
-func kindOf(op Op) kind {
+func kindOf(op wire.Command) kind {
 	switch op {
-	case OpRead:
+	case wire.CmdRead:
 		return kindRead
-	case OpWrite:
+	case wire.CmdWrite:
 		return kindWrite
-	case OpFlush:
+	case wire.CmdFlush:
 		return kindFlush
-	case OpTrim:
+	case wire.CmdTrim:
 		return kindTrim
-	case OpWriteZeroes:
+	case wire.CmdWriteZeroes:
 		return kindWriteZeroes
 	default:
 		return kindUnknown
@@ -40,10 +42,10 @@ type tally [kinds]struct {
 	requests, bytes uint64
 }
 
-func (t *tally) count(h header) {
-	k := &t[kindOf(h.op)]
+func (t *tally) count(h wire.Request) {
+	k := &t[kindOf(h.Command)]
 	k.requests++
-	k.bytes += uint64(h.length)
+	k.bytes += h.Length
 }
 
 // counters is Stats while it is counted. Safe for concurrent use.
@@ -55,13 +57,13 @@ type opCounters struct {
 }
 
 // count counts an answered request.
-func (c *counters) count(h header, failed bool, took time.Duration) {
-	k := &c[kindOf(h.op)]
+func (c *counters) count(h wire.Request, failed bool, took time.Duration) {
+	k := &c[kindOf(h.Command)]
 	k.requests.Add(1)
 	if failed {
 		k.errors.Add(1)
 	} else {
-		k.bytes.Add(uint64(h.length))
+		k.bytes.Add(h.Length)
 	}
 	k.latency.add(took, 1)
 }
@@ -79,10 +81,10 @@ func (c *counters) publish(t *tally, took time.Duration) {
 }
 
 // retract takes back that a request was counted as a success, but for its latency.
-func (c *counters) retract(h header) {
-	k := &c[kindOf(h.op)]
+func (c *counters) retract(h wire.Request) {
+	k := &c[kindOf(h.Command)]
 	k.requests.Add(^uint64(0))
-	k.bytes.Add(-uint64(h.length))
+	k.bytes.Add(-h.Length)
 }
 
 // snapshot returns the counts of now. Counts of one operation may be a few requests apart.

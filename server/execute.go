@@ -7,6 +7,7 @@ import (
 	"io"
 
 	"github.com/nbdctl/nbdctl/backends"
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // zeroPiece is the length of the writes that stand for a WRITE_ZEROES, in bytes.
@@ -14,25 +15,25 @@ const zeroPiece = 256 << 10
 
 // execute has the backend carry out a request that passed check. p is the payload of a WRITE, or the room for that of a READ.
 // When it returns nil, what the client asked for is done and, with FUA, durable.
-func (e *Export) execute(ctx context.Context, h header, p []byte) error {
-	off, n := int64(h.offset), int64(h.length)
-	if n == 0 && h.op != OpFlush {
+func (e *Export) execute(ctx context.Context, h wire.Request, p []byte) error {
+	off, n := int64(h.Offset), int64(h.Length)
+	if n == 0 && h.Command != wire.CmdFlush {
 		return nil // The protocol leaves a request for nothing undefined; backends need not know that it exists.
 	}
-	fua := h.flags&flagFUA != 0
-	switch h.op {
-	case OpRead:
+	fua := h.Flags&wire.CmdFlagFUA != 0
+	switch h.Command {
+	case wire.CmdRead:
 		m, err := e.readAt(ctx, p, off)
 		return whole(m, len(p), err, io.ErrUnexpectedEOF)
-	case OpWrite:
+	case wire.CmdWrite:
 		return e.write(ctx, p, off, fua)
-	case OpTrim:
+	case wire.CmdTrim:
 		if err := e.dev.Trimmer.Trim(off, n); err != nil {
 			return err
 		}
 		return e.syncIf(fua)
-	case OpWriteZeroes:
-		if err := e.zero(ctx, off, n, h.flags); err != nil {
+	case wire.CmdWriteZeroes:
+		if err := e.zero(ctx, off, n, h.Flags); err != nil {
 			return err
 		}
 		return e.syncIf(fua)
@@ -42,8 +43,8 @@ func (e *Export) execute(ctx context.Context, h header, p []byte) error {
 }
 
 // durably reports whether the request asks for more than the backend's plain calls give.
-func (e *Export) durably(h header) bool {
-	return h.flags&flagFUA != 0 && (e.dev.Syncer != nil || e.dev.FUAWriter != nil)
+func (e *Export) durably(h wire.Request) bool {
+	return h.Flags&wire.CmdFlagFUA != 0 && (e.dev.Syncer != nil || e.dev.FUAWriter != nil)
 }
 
 // readAt and writeAt let the backend know when nobody waits any more, if it wants to.
@@ -95,10 +96,10 @@ func (e *Export) syncIf(wanted bool) error {
 
 // zero makes the range read as zeros. Where the backend has no way of its own, or says that it has none for this range after
 // all, zeros are written, which also leaves no hole.
-func (e *Export) zero(ctx context.Context, off, n int64, flags commandFlags) error {
+func (e *Export) zero(ctx context.Context, off, n int64, flags wire.CommandFlags) error {
 	if e.dev.Zeroer != nil {
 		var how backends.ZeroFlags
-		if flags&flagNoHole != 0 {
+		if flags&wire.CmdFlagNoHole != 0 {
 			how |= backends.ZeroNoHole
 		}
 		if err := e.dev.Zeroer.Zero(off, n, how); !errors.Is(err, errors.ErrUnsupported) {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/server/internal/resend"
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 const (
@@ -48,9 +49,9 @@ type Export struct {
 	dev         backends.Device // for who is in Transmit; Swap changes it while they are held up
 	size        atomic.Int64    // requests are checked against it
 	blockSize   int
-	maxLength   uint32 // of a READ or WRITE, in bytes
+	maxLength   uint64 // of a READ or WRITE, in bytes
 	preferred   int    // block size that is offered
-	flags       Flags
+	flags       wire.Flags
 	maxInFlight int
 	slowRequest time.Duration
 	journal     journal
@@ -85,7 +86,7 @@ func NewExport(b backends.Backend, o Options) (*Export, error) {
 	e := &Export{
 		dev:         dev,
 		blockSize:   o.BlockSize,
-		maxLength:   maxPayload,
+		maxLength:   wire.MaxPayload,
 		preferred:   dev.BlockSizes.Preferred,
 		maxInFlight: o.MaxInFlight,
 		slowRequest: o.SlowRequest,
@@ -100,8 +101,8 @@ func NewExport(b backends.Backend, o Options) (*Export, error) {
 	if e.blockSize == 0 {
 		e.blockSize = need
 	}
-	if m := dev.BlockSizes.Maximum; m > 0 && m < maxPayload {
-		e.maxLength = uint32(m)
+	if m := dev.BlockSizes.Maximum; m > 0 && m < wire.MaxPayload {
+		e.maxLength = uint64(m)
 	}
 	if e.maxInFlight == 0 {
 		e.maxInFlight = defaultMaxInFlight
@@ -134,14 +135,14 @@ func NewExport(b backends.Backend, o Options) (*Export, error) {
 // Several connections are always fine: Sync covers every write that was replied to on any of them, by contract. Flush, FUA and
 // zeroes are always there for a writable export because the server does what the backend does not: a backend without Sync has
 // every completed write durable already, FUA becomes a write and a Sync, zeroes are written. Only trim cannot be imitated.
-func promise(dev backends.Device, readOnly bool) Flags {
-	f := FlagHasFlags | FlagCanMultiConn
+func promise(dev backends.Device, readOnly bool) wire.Flags {
+	f := wire.FlagHasFlags | wire.FlagCanMultiConn
 	if readOnly || dev.WriterAt == nil {
-		return f | FlagReadOnly
+		return f | wire.FlagReadOnly
 	}
-	f |= FlagSendFlush | FlagSendFUA | FlagSendWriteZeroes
+	f |= wire.FlagSendFlush | wire.FlagSendFUA | wire.FlagSendWriteZeroes
 	if dev.Trimmer != nil {
-		f |= FlagSendTrim
+		f |= wire.FlagSendTrim
 	}
 	return f
 }
@@ -159,7 +160,7 @@ func (e *Export) Size() int64 { return e.size.Load() }
 func (e *Export) BlockSize() int { return e.blockSize }
 
 // Flags returns what the export promises. They never change.
-func (e *Export) Flags() Flags { return e.flags }
+func (e *Export) Flags() wire.Flags { return e.flags }
 
 // Stats returns the sum over all connections, also those that have ended.
 func (e *Export) Stats() Stats {

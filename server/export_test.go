@@ -8,6 +8,7 @@ import (
 
 	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/server"
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // sized is a backend of a given size and minimum block size.
@@ -81,7 +82,7 @@ func TestExportFlags(t *testing.T) {
 			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
 		}
 	}
-	if got := (server.FlagReadOnly | 1<<15).String(); got != "read-only,0x8000" {
+	if got := (wire.FlagReadOnly | 1<<15).String(); got != "read-only,0x8000" {
 		t.Errorf("a flag without a name gives %q", got)
 	}
 }

@@ -5,14 +5,16 @@ import (
 	"fmt"
 	"syscall"
 	"time"
+
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // A RequestError tells of a request that was answered with an error. The client learns only a number, and the user of a Linux
 // device only "input/output error"; everything known is here and in the log.
 type RequestError struct {
-	Op     Op
+	Op     wire.Command
 	Offset uint64 // in bytes, as the client sent it
-	Length uint32 // in bytes, as the client sent it
+	Length uint64 // in bytes, as the client sent it
 	Err    error
 	Errno  uint32        // as sent to the client, a number of the NBD protocol
 	Time   time.Time     // of the reply
@@ -54,17 +56,17 @@ func (p *panicError) Error() string {
 var errNoReturn = errors.New("the backend ended its goroutine instead of returning")
 
 // fail remembers and logs that a request failed, took after it was received, and returns the number for the client.
-func (c *Conn) fail(h header, err error, took time.Duration) errno {
+func (c *Conn) fail(h wire.Request, err error, took time.Duration) wire.Errno {
 	e := c.export
-	code, now := wireErrno(err), time.Now()
+	code, now := wire.ErrnoOf(err), time.Now()
 	failed := &RequestError{
-		Op: h.op, Offset: h.offset, Length: h.length, Err: err, Errno: uint32(code), Time: now, Took: took,
+		Op: h.Command, Offset: h.Offset, Length: h.Length, Err: err, Errno: uint32(code), Time: now, Took: took,
 	}
 	e.lastError.Store(failed)
 	if c.loses(h) {
 		e.losses.note(failed)
 	}
-	ev := event{trouble: troubleFailed, header: h, err: err, time: now, took: took}
+	ev := event{trouble: troubleFailed, request: h, err: err, time: now, took: took}
 	if _, ok := err.(*refusal); ok {
 		ev.trouble = troubleRefused
 	}
@@ -73,8 +75,8 @@ func (c *Conn) fail(h header, err error, took time.Duration) errno {
 }
 
 // noteSlow logs a request that succeeded, if it took long.
-func (e *Export) noteSlow(h header, took time.Duration) {
+func (e *Export) noteSlow(h wire.Request, took time.Duration) {
 	if took >= e.slowRequest {
-		e.journal.note(event{trouble: troubleSlow, header: h, time: time.Now(), took: took})
+		e.journal.note(event{trouble: troubleSlow, request: h, time: time.Now(), took: took})
 	}
 }

@@ -121,7 +121,7 @@ func TestFailuresAreTold(t *testing.T) {
 					t.Errorf("log record %+v", record)
 				}
 				last := e.LastError()
-				if uint16(last.Op) != tt.q.op || last.Offset != tt.q.offset || last.Length != length ||
+				if uint16(last.Op) != tt.q.op || last.Offset != tt.q.offset || last.Length != uint64(length) ||
 					!last.Time.Equal(time.Now()) || !strings.Contains(last.Error(), tt.text) {
 					t.Errorf("last error %+v", last)
 				}

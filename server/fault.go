@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"syscall"
+
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // A backend gives memory by reference (backends.Reply.Bytes), and the kernel reads that when the replies are sent. Where a file below
@@ -21,9 +23,9 @@ func (o *outbox) resend(b *batch, sent int) {
 	end := 0
 	for i, h := range b.asked[:b.replies] {
 		begin := end
-		end += replySize
-		if h.op == OpRead && (i < b.replies-1 || b.pages.Len() == 0) {
-			end += int(h.length)
+		end += wire.SimpleReplySize
+		if h.Command == wire.CmdRead && (i < b.replies-1 || b.pages.Len() == 0) {
+			end += int(h.Length)
 		}
 		if end <= sent {
 			continue
@@ -44,7 +46,7 @@ func (o *outbox) resend(b *batch, sent int) {
 }
 
 // failFaulted answers what resend has put aside, when the batch was sent with that error.
-func (c *Conn) failFaulted(faulted []header, err error) {
+func (c *Conn) failFaulted(faulted []wire.Request, err error) {
 	if errors.Is(err, syscall.EFAULT) {
 		c.export.faulty.Store(true)
 	}

@@ -6,26 +6,27 @@ import (
 	"os"
 
 	"github.com/nbdctl/nbdctl/server/internal/resend"
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // receiveWrite receives the payload of a WRITE into memory of its own and has the request executed. A write that is refused is
 // received like any other: its bytes must leave the stream, and until they all have, the request can still be handed over as
 // unread, unless it is the stream that has ended.
-func (c *Conn) receiveWrite(h *header, refused *refusal) error {
-	if h.length == 0 {
+func (c *Conn) receiveWrite(h *wire.Request, refused *refusal) error {
+	if h.Length == 0 {
 		c.handOver(h, refused)
 		return nil
 	}
 	if !c.enter(cost(*h)) {
 		return net.ErrClosed
 	}
-	b := payloads.get(int(h.length))
+	b := payloads.get(int(h.Length))
 	n, err := c.receivePayload(b.bytes)
 	if err != nil {
 		// Of a stream that has ended nothing is worth its memory: nobody counts it, and the connection may stay until the client has
 		// taken its replies.
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			c.inbox.putBack(append(h.appendTo(nil), b.bytes[:n]...))
+			c.inbox.putBack(append(h.Append(nil), b.bytes[:n]...))
 		}
 		payloads.put(b)
 		c.exit(cost(*h))
@@ -52,7 +53,7 @@ func (c *Conn) receivePayload(p []byte) (int, error) {
 }
 
 // execute has a request without payload executed.
-func (c *Conn) execute(h *header) error {
+func (c *Conn) execute(h *wire.Request) error {
 	if !c.enter(cost(*h)) {
 		return net.ErrClosed
 	}
@@ -61,16 +62,16 @@ func (c *Conn) execute(h *header) error {
 }
 
 // start has a request executed that is inside the gate: by a worker, or by the loop where that pays.
-func (c *Conn) start(h *header, payload *buffer) {
+func (c *Conn) start(h *wire.Request, payload *buffer) {
 	r := c.request(h, cost(*h))
 	r.payload = payload
-	if h.changes() && c.outdated() { // It has waited at the gate, or for memory.
+	if h.Changes() && c.outdated() { // It has waited at the gate, or for memory.
 		r.err = errAbandoned
 		c.flight.add(r)
 		go r.run()
 		return
 	}
-	wait := h.changes() && c.export.claims.add(&r.claim, c, h)
+	wait := h.Changes() && c.export.claims.add(&r.claim, c, h)
 	c.flight.add(r)
 	if pace := c.export.pace(*h); pace != nil && !wait && c.export.inline(pace) {
 		c.meter.settle(clock())
@@ -83,7 +84,7 @@ func (c *Conn) start(h *header, payload *buffer) {
 
 // handOver has a request answered that failed or was refused, and needs no memory any more. A worker does it: a batch is for replies
 // that need no more thought.
-func (c *Conn) handOver(h *header, err error) {
+func (c *Conn) handOver(h *wire.Request, err error) {
 	c.absence = clock() - c.inbox.arrived()
 	c.enter(0)
 	r := c.request(h, 0)
@@ -93,16 +94,16 @@ func (c *Conn) handOver(h *header, err error) {
 }
 
 // request makes a request that has entered at that cost. It goes to the flight when it is complete: from then on others look at it.
-func (c *Conn) request(h *header, cost int64) *request {
+func (c *Conn) request(h *wire.Request, cost int64) *request {
 	r, ok := requests.Get().(*request)
 	if !ok {
 		r = newRequest()
 	}
-	r.conn, r.header, r.cost, r.arrived = c, *h, cost, c.inbox.arrived()
-	if c.judging && c.judged.Key == h.key() {
+	r.conn, r.Request, r.cost, r.arrived = c, *h, cost, c.inbox.arrived()
+	if c.judging && c.judged.Key == keyOf(h) {
 		r.judged = c.judged
 	} else {
-		r.judged = resend.Request{Key: h.key(), Arrived: r.arrived, First: r.arrived}
+		r.judged = resend.Request{Key: keyOf(h), Arrived: r.arrived, First: r.arrived}
 	}
 	return r
 }

@@ -70,12 +70,23 @@ type talker struct {
 func (c *talker) Read(p []byte) (int, error)  { return c.in.Read(p) }
 func (c *talker) Write(p []byte) (int, error) { return c.out.Write(p) }
 func (c *talker) SetDeadline(time.Time) error { return nil }
+func (c *talker) Close() error                { return nil }
 
 func exports(t testing.TB) map[string]*server.Export {
 	return map[string]*server.Export{
 		"":     export(t, newDisk(1<<20), server.Options{}),
 		"disk": export(t, newDisk(8192), server.Options{BlockSize: 512, ReadOnly: true}),
 	}
+}
+
+// chosen negotiates, and returns the export that the client has chosen.
+func chosen(s *server.Server, nc net.Conn) (*server.Export, error) {
+	session, err := s.Handshake(nc)
+	if err != nil {
+		return nil, err
+	}
+	session.Conn().Close()
+	return session.Export(), nil
 }
 
 const (
@@ -149,7 +160,7 @@ func TestHandshake(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			s := &server.Server{Exports: exports(t)}
 			c := &talker{in: strings.NewReader(tt.said)}
-			e, err := s.Handshake(c)
+			e, err := chosen(s, c)
 			if (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
 				t.Errorf("error %v, want %q", err, tt.err)
 			}
@@ -238,7 +249,7 @@ func FuzzHandshake(f *testing.F) {
 	s := &server.Server{Exports: exports(f)}
 	f.Fuzz(func(t *testing.T, said string) {
 		c := &talker{in: strings.NewReader(said)}
-		e, err := s.Handshake(c)
+		e, err := chosen(s, c)
 		if (e == nil) == (err == nil) {
 			t.Fatalf("export %p and error %v", e, err)
 		}

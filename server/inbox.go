@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/server/internal/rawio"
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 const (
@@ -58,10 +59,10 @@ func (in *inbox) received() []byte {
 }
 
 // expect adapts to the request that comes next. here tells, of a large write, that its payload is wanted in the inbox.
-func (in *inbox) expect(h *header, here bool) {
-	if int64(h.length) < int64(in.io.Direct()) || here {
+func (in *inbox) expect(h *wire.Request, here bool) {
+	if h.Length < uint64(in.io.Direct()) || here {
 		in.window = in.full
-	} else if h.op == OpWrite {
+	} else if h.Command == wire.CmdWrite {
 		in.window = smallWindow
 	}
 }
@@ -144,7 +145,7 @@ func (in *inbox) take(n int) []byte {
 }
 
 // holds reports whether there is room for the payload of a request of that length.
-func (in *inbox) holds(length uint32) bool { return int(length) <= in.full-headerSize }
+func (in *inbox) holds(length uint64) bool { return length <= uint64(in.full-wire.RequestSize) }
 
 // gather waits until n bytes are there to be consumed, for which there is room. With an error it consumes what has come, and
 // returns it.

@@ -9,6 +9,7 @@ import (
 	"testing/iotest"
 
 	"github.com/nbdctl/nbdctl/server/internal/rawio"
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // source is a connection to receive from. Like a real one it may find nothing to receive yet, and lets the buffer go then.
@@ -69,11 +70,11 @@ func TestInbox(t *testing.T) {
 			in := newInbox(src, &pool, nil)
 			var got []byte
 			for len(got) < len(stream) {
-				in.expect(&header{op: OpWrite, length: uint32(rng.IntN(2 * largeWrite))}, rng.IntN(2) == 0)
+				in.expect(&wire.Request{Command: wire.CmdWrite, Length: uint64(rng.IntN(2 * largeWrite))}, rng.IntN(2) == 0)
 				left := len(stream) - len(got)
 				switch n := min(left, 1+rng.IntN(3000)); rng.IntN(5) {
 				case 0, 1:
-					n = min(n, headerSize)
+					n = min(n, wire.RequestSize)
 					for len(in.received()) < n {
 						if err := in.receive(); err != nil {
 							t.Fatalf("receive at %d: %v", len(got), err)
@@ -121,7 +122,7 @@ func (c *chopper) Read(p []byte) (int, error) {
 
 // TestInboxParks holds which remains of a request cost a waiting connection a buffer, and that none is lost either way.
 func TestInboxParks(t *testing.T) {
-	for _, n := range []int{0, 1, headerSize - 1, maxStub, maxStub + 1, largeWrite} {
+	for _, n := range []int{0, 1, wire.RequestSize - 1, maxStub, maxStub + 1, largeWrite} {
 		stream := bytes.Repeat([]byte{'x'}, n)
 		var pool buffers
 		in := newInbox(&source{}, &pool, stream)
@@ -156,8 +157,8 @@ func TestInboxEnds(t *testing.T) {
 		readFull error
 	}{
 		{"nothing", 0, io.EOF, io.EOF, io.ErrUnexpectedEOF},
-		{"too little", headerSize - 1, io.EOF, io.ErrUnexpectedEOF, io.ErrUnexpectedEOF},
-		{"broken", headerSize - 1, errBoom, errBoom, errBoom},
+		{"too little", wire.RequestSize - 1, io.EOF, io.ErrUnexpectedEOF, io.ErrUnexpectedEOF},
+		{"broken", wire.RequestSize - 1, errBoom, errBoom, errBoom},
 	}
 	for _, tt := range tests {
 		all := bytes.Repeat([]byte{'x'}, tt.has)
@@ -176,11 +177,11 @@ func TestInboxEnds(t *testing.T) {
 		if got := in.unread(); !bytes.Equal(got, all) {
 			t.Errorf("%s: after an error %d bytes are left, want %d", tt.name, len(got), len(all))
 		}
-		if n, err := open().readFull(make([]byte, headerSize)); n != tt.has || err != tt.readFull {
+		if n, err := open().readFull(make([]byte, wire.RequestSize)); n != tt.has || err != tt.readFull {
 			t.Errorf("%s: readFull: %d, %v, want %d, %v", tt.name, n, err, tt.has, tt.readFull)
 		}
 		in = open()
-		if got, err := in.gather(headerSize); !bytes.Equal(got, all) || err != tt.readFull || len(in.received()) > 0 {
+		if got, err := in.gather(wire.RequestSize); !bytes.Equal(got, all) || err != tt.readFull || len(in.received()) > 0 {
 			t.Errorf("%s: gather: %d, %v, %d left, want %d, %v, 0", tt.name, len(got), err, len(in.received()), tt.has, tt.readFull)
 		}
 	}

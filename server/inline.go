@@ -6,48 +6,49 @@ import (
 	"runtime/debug"
 
 	"github.com/nbdctl/nbdctl/backends"
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // The calls of the backend on the goroutine of the loop. A panic is the failure of one request. c.inside is left set by a call that
 // ends the goroutine, and by no other.
 
-func (c *Conn) readTo(h *header) (err error) {
+func (c *Conn) readTo(h *wire.Request) (err error) {
 	defer c.recovered(&err)
 	c.inside = true
-	err = c.export.dev.ReadTo.ReadAtTo(c.batch, int64(h.offset), int(h.length))
+	err = c.export.dev.ReadTo.ReadAtTo(c.batch, int64(h.Offset), int(h.Length))
 	c.inside = false
 	return err
 }
 
 // claimFast reports whether a backend that says whether it would block may be asked, because nobody else is at work on the range. A
 // claim is for what has to wait for the client.
-func (c *Conn) claimFast(h *header, arrived bool) bool {
+func (c *Conn) claimFast(h *wire.Request, arrived bool) bool {
 	if arrived {
 		return c.export.claims.free(c, h)
 	}
 	return c.export.claims.tryAdd(&c.claim, c, h)
 }
 
-func (c *Conn) readAt(p []byte, h *header) (err error) {
+func (c *Conn) readAt(p []byte, h *wire.Request) (err error) {
 	defer c.recovered(&err)
 	c.inside = true
-	n, err := c.export.readAt(c.ctx, p, int64(h.offset))
+	n, err := c.export.readAt(c.ctx, p, int64(h.Offset))
 	c.inside = false
 	return whole(n, len(p), err, io.ErrUnexpectedEOF)
 }
 
-func (c *Conn) writeFrom(h *header) (err error) {
+func (c *Conn) writeFrom(h *wire.Request) (err error) {
 	defer c.recovered(&err)
 	c.inside = true
-	err = c.export.dev.WriteFrom.WriteAtFrom(&c.payload, int64(h.offset), int(h.length))
+	err = c.export.dev.WriteFrom.WriteAtFrom(&c.payload, int64(h.Offset), int(h.Length))
 	c.inside = false
 	return err
 }
 
-func (c *Conn) writeAt(p []byte, h *header) (err error) {
+func (c *Conn) writeAt(p []byte, h *wire.Request) (err error) {
 	defer c.recovered(&err)
 	c.inside = true
-	n, err := c.export.writeAt(c.ctx, p, int64(h.offset))
+	n, err := c.export.writeAt(c.ctx, p, int64(h.Offset))
 	c.inside = false
 	return whole(n, len(p), err, io.ErrShortWrite)
 }
@@ -61,8 +62,8 @@ func (c *Conn) recovered(err *error) {
 }
 
 // settle draws the consequences of such a call: err is its outcome. What settle returns is an error of the connection.
-func (c *Conn) settle(h *header, err error) error {
-	if h.op == OpRead {
+func (c *Conn) settle(h *wire.Request, err error) error {
+	if h.Command == wire.CmdRead {
 		return c.settleRead(h, err)
 	}
 	c.export.claims.remove(&c.claim)
@@ -85,7 +86,7 @@ func (c *Conn) settle(h *header, err error) error {
 	return nil
 }
 
-func (c *Conn) settleRead(h *header, err error) error {
+func (c *Conn) settleRead(h *wire.Request, err error) error {
 	if c.batch.open.blocked {
 		err = backends.ErrWouldBlock
 	}
@@ -105,8 +106,8 @@ func (c *Conn) settleRead(h *header, err error) error {
 }
 
 // breakOff makes a write, whose payload will not all come, the beginning of what is unread. Its error is why.
-func (c *Conn) breakOff(h *header) error {
-	c.inbox.putBack(append(h.appendTo(nil), c.payload.kept...))
+func (c *Conn) breakOff(h *wire.Request) error {
+	c.inbox.putBack(append(h.Append(nil), c.payload.kept...))
 	c.payload.kept = nil
 	return c.payload.err
 }

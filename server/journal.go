@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 const (
@@ -38,7 +40,7 @@ func (t trouble) ofClient() bool { return t == troubleHandshake || t == troubleC
 // An event is a request that goes into the log, or a client.
 type event struct {
 	trouble trouble
-	header  header
+	request wire.Request
 	client  string // its address
 	err     error  // nil if it succeeded
 	time    time.Time
@@ -155,9 +157,9 @@ func (e *event) writeTo(log slog.Handler) {
 	case e.trouble.ofClient():
 		r.AddAttrs(slog.String("client", e.client))
 	default:
-		h := e.header
-		r.AddAttrs(slog.String("op", h.op.String()), slog.Uint64("offset", h.offset), slog.Uint64("length", uint64(h.length)),
-			slog.Uint64("errno", uint64(wireErrno(e.err))), slog.Duration("took", e.took))
+		h := e.request
+		r.AddAttrs(slog.String("op", h.Command.String()), slog.Uint64("offset", h.Offset), slog.Uint64("length", uint64(h.Length)),
+			slog.Uint64("errno", uint64(wire.ErrnoOf(e.err))), slog.Duration("took", e.took))
 	}
 	if e.err != nil {
 		r.AddAttrs(slog.Any("err", e.err))

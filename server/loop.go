@@ -3,6 +3,8 @@ package server
 import (
 	"fmt"
 	"runtime/debug"
+
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // run is the goroutine of the loop. It goes on in another one if the backend ends this one (runtime.Goexit).
@@ -44,7 +46,7 @@ func (c *Conn) serve() error {
 		if err := c.next(); err != nil {
 			return err
 		}
-		if c.current.op == OpDisconnect {
+		if c.current.Command == wire.CmdDisconnect {
 			c.disconnected.Store(true)
 			return nil
 		}
@@ -66,14 +68,14 @@ func (c *Conn) serve() error {
 func (c *Conn) next() error {
 	for {
 		b := c.inbox.received()
-		if len(b) >= headerSize {
+		if len(b) >= wire.RequestSize {
 			h := &c.current
-			if err := h.decode((*[headerSize]byte)(b)); err != nil {
+			if err := h.Decode((*[wire.RequestSize]byte)(b)); err != nil {
 				return err
 			}
 			c.inbox.expect(h, c.gathers(h))
-			if h.op != OpWrite || h.length >= largeWrite || len(b)-headerSize >= int(h.length) {
-				c.inbox.take(headerSize)
+			if h.Command != wire.CmdWrite || h.Length >= largeWrite || len(b)-wire.RequestSize >= int(h.Length) {
+				c.inbox.take(wire.RequestSize)
 				return nil
 			}
 		}
@@ -128,7 +130,7 @@ func (c *Conn) flush() error {
 }
 
 // open opens a reply in the batch, with n bytes of data. copied says that they will be in the batch's own memory.
-func (c *Conn) open(h *header, n int, copied bool) error {
+func (c *Conn) open(h *wire.Request, n int, copied bool) error {
 	if c.batch != nil && copied && !c.batch.fits(n) {
 		if err := c.flush(); err != nil {
 			return err
@@ -139,30 +141,30 @@ func (c *Conn) open(h *header, n int, copied bool) error {
 		c.batch.canFile = c.inbox.io.SendsPages()
 		c.batch.copies = c.export.faulty.Load()
 	}
-	c.batch.begin(h.cookie, n)
+	c.batch.begin(h.Cookie, n)
 	return nil
 }
 
 // dispatch executes a request whose header was taken, or lets a worker do so. Its error is that of the connection.
-func (c *Conn) dispatch(h *header) error {
+func (c *Conn) dispatch(h *wire.Request) error {
 	e := c.export
 	refused := e.check(*h)
 	if e.judge.Active() {
-		c.judged, c.judging = e.judge.Judge(c.inbox.arrived(), h.key()), true
+		c.judged, c.judging = e.judge.Judge(c.inbox.arrived(), keyOf(h)), true
 	} else if c.judging {
 		c.judging = false
 	}
 	switch {
-	case c.left.Load(), h.changes() && c.outdated():
+	case c.left.Load(), h.Changes() && c.outdated():
 		return errHungUp
-	case h.op == OpWrite:
+	case h.Command == wire.CmdWrite:
 		return c.write(h, refused)
 	case refused != nil:
 		c.handOver(h, refused)
 		return nil
-	case h.op == OpRead:
+	case h.Command == wire.CmdRead:
 		return c.read(h)
-	case h.op == OpFlush && e.dev.Syncer == nil, h.op != OpFlush && h.length == 0:
+	case h.Command == wire.CmdFlush && e.dev.Syncer == nil, h.Command != wire.CmdFlush && h.Length == 0:
 		return c.succeed(h)
 	default:
 		return c.execute(h)
@@ -170,7 +172,7 @@ func (c *Conn) dispatch(h *header) error {
 }
 
 // succeed answers a request that asked for nothing.
-func (c *Conn) succeed(h *header) error {
+func (c *Conn) succeed(h *wire.Request) error {
 	if err := c.open(h, 0, false); err != nil {
 		return err
 	}
@@ -179,8 +181,8 @@ func (c *Conn) succeed(h *header) error {
 }
 
 // read answers a READ in the batch, if that does not make the loop wait.
-func (c *Conn) read(h *header) error {
-	e, n := c.export, int(h.length)
+func (c *Conn) read(h *wire.Request) error {
+	e, n := c.export, int(h.Length)
 	switch pace := &e.paces.read; {
 	case n == 0:
 		return c.succeed(h)
@@ -206,19 +208,19 @@ func (c *Conn) read(h *header) error {
 
 // gathers reports whether the payload of h is best received into the inbox, whatever its size: where the backend takes it from
 // there, without another goroutine. Then a burst of large writes takes few system calls, too.
-func (c *Conn) gathers(h *header) bool {
+func (c *Conn) gathers(h *wire.Request) bool {
 	e := c.export
-	return h.op == OpWrite && e.dev.WriteFrom == nil && c.inbox.holds(h.length) && e.inline(&e.paces.write) && !e.durably(*h)
+	return h.Command == wire.CmdWrite && e.dev.WriteFrom == nil && c.inbox.holds(h.Length) && e.inline(&e.paces.write) && !e.durably(*h)
 }
 
 // write executes a WRITE. If its payload has not arrived yet, it is a large one, which is received into the place where it is to
 // stay, into the inbox, or into memory of its own.
-func (c *Conn) write(h *header, refused *refusal) error {
-	if h.length > maxPayload {
+func (c *Conn) write(h *wire.Request, refused *refusal) error {
+	if h.Length > wire.MaxPayload {
 		// No memory for it, and skipping up to 4 GiB is no way to treat a peer that breaks the protocol.
-		return fmt.Errorf("a write of %d bytes: more than %d", h.length, maxPayload)
+		return fmt.Errorf("a write of %d bytes: more than %d", h.Length, wire.MaxPayload)
 	}
-	n := int(h.length)
+	n := int(h.Length)
 	arrived := len(c.inbox.received()) >= n
 	if !arrived {
 		// While the rest is on its way the client may wait for what it has asked before.
@@ -227,7 +229,7 @@ func (c *Conn) write(h *header, refused *refusal) error {
 		}
 		if refused == nil && c.gathers(h) {
 			if got, err := c.inbox.gather(n); err != nil {
-				c.inbox.putBack(append(h.appendTo(nil), got...))
+				c.inbox.putBack(append(h.Append(nil), got...))
 				return err
 			}
 			arrived = true

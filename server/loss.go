@@ -3,6 +3,8 @@ package server
 import (
 	"fmt"
 	"sync"
+
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // A LossError tells of writes, zeroes and flushes that were answered with an error: bytes that are not where whoever wrote them
@@ -85,9 +87,9 @@ func (e *Export) OnLoss(f func()) {
 }
 
 // loses reports whether something is lost when the request fails on this connection.
-func (c *Conn) loses(h header) bool {
-	switch h.op {
-	case OpWrite, OpWriteZeroes, OpFlush:
+func (c *Conn) loses(h wire.Request) bool {
+	switch h.Command {
+	case wire.CmdWrite, wire.CmdWriteZeroes, wire.CmdFlush:
 		return !c.abandoned() && !c.hungUp()
 	default:
 		return false

@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/nbdctl/nbdctl/server/internal/rawio"
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // An outbox is the sending side of a connection. Replies go out in the order in which requests finish, each header and its data
@@ -72,7 +73,7 @@ func (o *outbox) sendQueue(r *request) {
 		for ; r != nil && bytes < batchBytes && len(o.vec.Bufs) < 2*maxCombined; r = r.next {
 			o.vec.Add(r.reply[:])
 			o.vec.Add(r.data)
-			bytes += replySize + len(r.data)
+			bytes += wire.SimpleReplySize + len(r.data)
 		}
 		o.send(&o.vec, false)
 		o.vec.Truncate(0)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/server/internal/resend"
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // errOverdue is the outcome of a request that was answered although the backend is still at work on it.
@@ -38,8 +39,8 @@ func (e *Export) SetPatience(p Patience) {
 func (e *Export) inline(p *pace) bool { return p.alone.Load() && !e.judge.Active() }
 
 // key returns what the request asks for.
-func (h *header) key() resend.Key {
-	return resend.Key{Op: uint16(h.op), Offset: h.offset, Length: h.length}
+func keyOf(h *wire.Request) resend.Key {
+	return resend.Key{Op: uint16(h.Command), Offset: h.Offset, Length: h.Length}
 }
 
 // lose notes what the connection, which is dead or about to be, leaves unanswered: the client may send it again. It comes before what
@@ -120,7 +121,7 @@ func (c *Conn) overdue(now time.Duration) (answers []*request, repeats bool) {
 		e.claims.orphan(&r.claim)
 		c.gate.join()
 		a := newRequest()
-		a.conn, a.header, a.arrived, a.judged, a.err = c, r.header, r.arrived, r.judged, errOverdue
+		a.conn, a.Request, a.arrived, a.judged, a.err = c, r.Request, r.arrived, r.judged, errOverdue
 		a.lost = true // It is told, and then not repeated.
 		f.append(a)
 		answers = append(answers, a)

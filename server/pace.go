@@ -4,6 +4,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // Plain calls of a backend may take a microsecond or a second, and nothing tells which but a clock. Workers bear slow ones, side
@@ -78,17 +80,17 @@ type paces struct {
 // pace returns the pace of a request that is a plain call, or nil if it always goes to a worker: what makes data durable waits for
 // a disk, what is very long is worth a worker in any case, and the backends that answer without blocking have refused to do so
 // when anybody else gets to ask.
-func (e *Export) pace(h header) *pace {
+func (e *Export) pace(h wire.Request) *pace {
 	switch {
-	case h.length > maxAlone:
+	case h.Length > maxAlone:
 		return nil
-	case h.op == OpRead && e.dev.ReadTo == nil:
+	case h.Command == wire.CmdRead && e.dev.ReadTo == nil:
 		return &e.paces.read
 	case e.durably(h):
 		return nil
-	case h.op == OpWrite && e.dev.WriteFrom == nil:
+	case h.Command == wire.CmdWrite && e.dev.WriteFrom == nil:
 		return &e.paces.write
-	case h.op == OpTrim, h.op == OpWriteZeroes && e.dev.Zeroer != nil:
+	case h.Command == wire.CmdTrim, h.Command == wire.CmdWriteZeroes && e.dev.Zeroer != nil:
 		return &e.paces.trim
 	default:
 		return nil
@@ -96,9 +98,9 @@ func (e *Export) pace(h header) *pace {
 }
 
 // paceBytes is the length that a call is allowed time for. A range to trim is a number like any other.
-func paceBytes(h header) int {
-	if h.op == OpRead || h.op == OpWrite {
-		return int(h.length)
+func paceBytes(h wire.Request) int {
+	if h.Command == wire.CmdRead || h.Command == wire.CmdWrite {
+		return int(h.Length)
 	}
 	return 0
 }

@@ -6,12 +6,13 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/server/internal/resend"
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // A request is one NBD request that does not belong to a batch, between its arrival and its reply: a worker executes it, or the
 // connection's goroutine does on its own. Requests are pooled by the export.
 type request struct {
-	header
+	wire.Request
 	conn    *Conn
 	err     error   // the outcome, if there is nothing left to be executed: refused, or failed in a batch
 	payload *buffer // data of a WRITE, room for those of a READ; nil where there are none
@@ -29,7 +30,7 @@ type request struct {
 	bound        int64    // turn of the budget in which it was done; 0: it is not
 
 	// The reply, for the outbox.
-	reply [replySize]byte
+	reply [wire.SimpleReplySize]byte
 	data  []byte
 	next  *request
 
@@ -45,15 +46,15 @@ func newRequest() *request {
 
 // cost returns the payload memory that a request may take, in bytes. The lengths of TRIM and WRITE_ZEROES are ranges, not
 // payload; zeros are written in pieces.
-func cost(h header) int64 {
-	switch h.op {
-	case OpRead, OpWrite:
-		if h.length == 0 {
+func cost(h wire.Request) int64 {
+	switch h.Command {
+	case wire.CmdRead, wire.CmdWrite:
+		if h.Length == 0 {
 			return 0
 		}
-		return 1 << classOf(int(min(h.length, maxPayload)))
-	case OpWriteZeroes:
-		return min(int64(h.length), zeroPiece)
+		return 1 << classOf(int(min(h.Length, wire.MaxPayload)))
+	case wire.CmdWriteZeroes:
+		return min(int64(h.Length), zeroPiece)
 	default:
 		return 0
 	}
@@ -89,30 +90,30 @@ func (r *request) perform() error {
 		}
 	}
 	var p []byte
-	if r.op == OpRead && r.length > 0 {
-		r.payload = payloads.get(int(r.length))
+	if r.Command == wire.CmdRead && r.Length > 0 {
+		r.payload = payloads.get(int(r.Length))
 	}
 	if r.payload != nil {
 		p = r.payload.bytes
 	}
-	pace := e.pace(r.header)
+	pace := e.pace(r.Request)
 	if pace == nil {
-		return e.execute(r.conn.ctx, r.header, p)
+		return e.execute(r.conn.ctx, r.Request, p)
 	}
 	if r.alone {
 		m := &r.conn.meter
 		m.begin(pace)
 		defer func() {
-			m.end(pace, paceBytes(r.header))
+			m.end(pace, paceBytes(r.Request))
 			m.settle(clock()) // What follows is not the backend's.
 		}()
-		return e.execute(r.conn.ctx, r.header, p)
+		return e.execute(r.conn.ctx, r.Request, p)
 	}
 	pace.busy.Add(1)
 	defer pace.busy.Add(-1)
 	start := clock()
-	err := e.execute(r.conn.ctx, r.header, p)
-	pace.worked(clock()-start, paceBytes(r.header))
+	err := e.execute(r.conn.ctx, r.Request, p)
+	pace.worked(clock()-start, paceBytes(r.Request))
 	return err
 }
 
@@ -128,15 +129,15 @@ func (r *request) finish(err error) {
 		r.release()
 		return
 	}
-	code := errnoNone
+	code := wire.ErrnoNone
 	if err != nil {
-		code = c.fail(r.header, err, took)
+		code = c.fail(r.Request, err, took)
 	} else {
-		c.export.noteSlow(r.header, took)
+		c.export.noteSlow(r.Request, took)
 	}
-	c.counters.count(r.header, err != nil, took)
-	putReply(&r.reply, code, r.cookie)
-	if err == nil && r.op == OpRead && r.payload != nil {
+	c.counters.count(r.Request, err != nil, took)
+	wire.SimpleReply{Errno: code, Cookie: r.Cookie}.Put(&r.reply)
+	if err == nil && r.Command == wire.CmdRead && r.payload != nil {
 		r.data = r.payload.bytes
 	}
 	if c.budget != nil && r.cost > 0 {

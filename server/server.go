@@ -12,6 +12,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 const (
@@ -30,11 +32,18 @@ var ErrServerClosed = errors.New("server: closed")
 // A Server offers exports by name to clients that connect to it and negotiate ("fixed newstyle" of the NBD protocol document).
 // Its fields are not to be changed while it serves. Its methods are safe for concurrent use.
 type Server struct {
-	// Exports, by name: CheckName tells which are possible. A client that names none gets the one named "".
+	// Exports, by name: wire.CheckString tells which are possible. A client that names none gets the
+	// one named "".
 	Exports map[string]*Export
+	// Lookup is asked for what is not in Exports, with a name that a client has chosen: any bytes, at
+	// most 8 KiB of them. It returns nil if there is no such export. It is called concurrently, and may
+	// take as long as HandshakeTimeout. A client that lists exports is not told of what it knows. nil:
+	// there are no others.
+	Lookup func(name string) *Export
 	// HandshakeTimeout is how long a client may take to choose. 0: 10 seconds.
 	HandshakeTimeout time.Duration
-	// MaxConnections bounds the clients that are served at once; more of them wait to be accepted. 0: 1024.
+	// MaxConnections bounds the clients that the server has at once, over all listeners; more of them
+	// wait to be accepted, and one for each listener to be greeted. 0: 1024.
 	MaxConnections int
 	// MaxMemory bounds the memory for the data of requests, in bytes, for the clients of each export together; 64 MiB of it may be one
 	// client's. A request that finds nothing left waits, first come first served. While one does so for long, a client is disconnected
@@ -50,11 +59,10 @@ type Server struct {
 	closed    bool
 	end       chan struct{} // unless nil, closed along with it
 	listeners map[net.Listener]struct{}
-	talks     map[net.Conn]struct{} // in the handshake
-	conns     map[*Conn]struct{}
+	clients   clients
 	budgets   map[*Export]*budget
 	journal   *journal
-	running   sync.WaitGroup // of serve; grows only while closed is false
+	running   sync.WaitGroup // of clients, and of serve; grows only while closed is false
 }
 
 func (s *Server) handshakeTimeout() time.Duration {
@@ -78,8 +86,8 @@ func (s *Server) logger() *slog.Logger {
 func (s *Server) Serve(l net.Listener) error {
 	defer l.Close()
 	for _, name := range slices.Sorted(maps.Keys(s.Exports)) {
-		if err := CheckName(name); err != nil {
-			return err
+		if err := wire.CheckString(name); err != nil {
+			return fmt.Errorf("server: export name: %w", err)
 		}
 		if s.Exports[name] == nil {
 			return fmt.Errorf("server: export %q is nil", name)
@@ -90,26 +98,35 @@ func (s *Server) Serve(l net.Listener) error {
 	}
 	defer s.forget(l)
 
-	limit := s.MaxConnections
-	if limit <= 0 {
-		limit = defaultMaxConnections
-	}
-	slots := make(chan struct{}, limit)
+	seats := s.seats()
 	for {
-		slots <- struct{}{}
 		nc, err := s.accept(l)
 		if err != nil {
 			return s.acceptError(err)
 		}
-		if !s.meet(nc) {
+		// A place is taken for a client, not for a listener that waits for one.
+		select {
+		case seats <- struct{}{}:
+		case <-s.ending():
 			nc.Close()
 			return ErrServerClosed
 		}
-		go func() {
-			s.serve(nc)
-			<-slots
-		}()
+		if !s.meet(nc) {
+			<-seats
+			nc.Close()
+			return ErrServerClosed
+		}
+		s.running.Add(1)
+		go s.serve(nc)
 	}
+}
+
+// export returns the export of a name, nil if there is none.
+func (s *Server) export(name string) *Export {
+	if e := s.Exports[name]; e != nil || s.Lookup == nil {
+		return e
+	}
+	return s.Lookup(name)
 }
 
 // accept waits out what passes: a client that has gone already, and a lack of descriptors or memory, which clients can bring about.
@@ -158,11 +175,10 @@ func (s *Server) serve(nc net.Conn) {
 	defer nc.Close()
 	client := nc.RemoteAddr().String()
 	heard := &hearer{Conn: nc}
-	e, err := s.Handshake(heard)
+	session, err := s.greet(nc, heard)
 	if err != nil {
-		s.part(nc)
 		switch {
-		case err == ErrAborted:
+		case err == ErrAborted, err == ErrServerClosed:
 		case !heard.something && !errors.Is(err, os.ErrDeadlineExceeded):
 			s.logger().Debug("client left without a word", slog.String("client", client))
 		default:
@@ -170,12 +186,7 @@ func (s *Server) serve(nc net.Conn) {
 		}
 		return
 	}
-	c := e.newConn(nc, nil, s.budget(e))
-	if !s.promote(nc, c) {
-		return
-	}
-	defer s.retire(c)
-	if err := c.Transmit(); err != nil && err != ErrShutdown && !errors.Is(err, net.ErrClosed) {
+	if err := session.conn.Transmit(); err != nil && err != ErrShutdown && !errors.Is(err, net.ErrClosed) {
 		s.note(troubleClient, client, err)
 	}
 }
@@ -243,11 +254,11 @@ func (s *Server) stop() map[*Conn]struct{} {
 	for l := range s.listeners {
 		l.Close()
 	}
-	for nc := range s.talks {
+	for nc := range s.clients.talks {
 		nc.Close()
 	}
-	conns := make(map[*Conn]struct{}, len(s.conns))
-	for c := range s.conns {
+	conns := make(map[*Conn]struct{}, len(s.clients.conns))
+	for c := range s.clients.conns {
 		conns[c] = struct{}{}
 	}
 	return conns
@@ -270,44 +281,4 @@ func (s *Server) forget(l net.Listener) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.listeners, l)
-}
-
-// meet notes a client that has connected.
-func (s *Server) meet(nc net.Conn) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return false
-	}
-	if s.talks == nil {
-		s.talks = make(map[net.Conn]struct{})
-		s.conns = make(map[*Conn]struct{})
-	}
-	s.talks[nc] = struct{}{}
-	s.running.Add(1)
-	return true
-}
-
-// promote notes that a client has chosen.
-func (s *Server) promote(nc net.Conn, c *Conn) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.talks, nc)
-	if s.closed {
-		return false
-	}
-	s.conns[c] = struct{}{}
-	return true
-}
-
-func (s *Server) part(nc net.Conn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.talks, nc)
-}
-
-func (s *Server) retire(c *Conn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.conns, c)
 }

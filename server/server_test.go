@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/nbdctl/nbdctl/server"
@@ -132,13 +133,13 @@ func TestServerShutdown(t *testing.T) {
 	}
 }
 
-// TestServerFull holds that more connections than allowed wait, and get their turn.
+// TestServerFull holds that more connections than allowed wait, over all listeners, and get their turn.
 func TestServerFull(t *testing.T) {
 	s := &server.Server{Exports: exports(t), MaxConnections: 1}
-	d := serve(t, s)
+	d, other := serve(t, s), serve(t, s)
 	first := d.dial(t, "")
 	second := make(chan net.Conn)
-	go func() { second <- d.dial(t, "") }()
+	go func() { second <- other.dial(t, "") }()
 	select {
 	case <-second:
 		t.Fatal("a second connection was accepted")
@@ -146,4 +147,38 @@ func TestServerFull(t *testing.T) {
 	}
 	first.Close()
 	newClient(t, <-second).expect(0, call{op: cmdRead, length: 512})
+}
+
+// TestServerFullShutdown holds that Serve returns on Shutdown, also where it accepts nobody because
+// all places are taken.
+func TestServerFullShutdown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		disk := newDisk(8192)
+		release := make(chan struct{})
+		disk.before = func(string, int64, int64) error { <-release; return nil }
+		s := &server.Server{Exports: map[string]*server.Export{"": export(t, disk, server.Options{})}, MaxConnections: 1}
+		d := newDialer()
+		served := make(chan error, 1)
+		go func() { served <- s.Serve(d) }()
+		got := newClient(t, d.dial(t, "")).start(call{op: cmdRead, length: 512})
+		synctest.Wait()
+		over := make(chan error)
+		go func() { over <- s.Shutdown(t.Context()) }()
+		synctest.Wait()
+		select {
+		case err := <-served:
+			if err != server.ErrServerClosed {
+				t.Errorf("Serve: %v", err)
+			}
+		default:
+			t.Error("Serve goes on after Shutdown")
+		}
+		close(release)
+		if p := <-got; p.errno != 0 {
+			t.Errorf("the request in flight: %+v", p)
+		}
+		if err := <-over; err != nil {
+			t.Error(err)
+		}
+	})
 }

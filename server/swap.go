@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"runtime/debug"
 	"time"
 
 	"github.com/nbdctl/nbdctl/backends"
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // Swap puts b in the place of the backend while clients are at work: every request that was read before is executed by the old one
@@ -83,17 +83,17 @@ func (e *Export) successor(b backends.Backend) (backends.Device, error) {
 		return backends.Device{}, errors.New("server: no backend")
 	}
 	dev := backends.Probe(b)
-	longest := uint32(maxPayload)
+	longest := uint64(wire.MaxPayload)
 	if m := dev.BlockSizes.Maximum; m > 0 {
-		longest = uint32(min(m, math.MaxInt32))
+		longest = uint64(m)
 	}
 	lacks := ""
 	switch {
 	case dev.Size() != e.Size():
 		return dev, fmt.Errorf("server: the new backend has %d bytes, the export has %d", dev.Size(), e.Size())
-	case e.flags&FlagReadOnly == 0 && dev.WriterAt == nil:
+	case e.flags&wire.FlagReadOnly == 0 && dev.WriterAt == nil:
 		lacks = "can't be written"
-	case e.flags&FlagSendTrim != 0 && dev.Trimmer == nil:
+	case e.flags&wire.FlagSendTrim != 0 && dev.Trimmer == nil:
 		lacks = "can't be trimmed"
 	case dev.BlockSizes.Minimum > e.blockSize:
 		lacks = fmt.Sprintf("needs blocks of %d bytes, above the %d of the export", dev.BlockSizes.Minimum, e.blockSize)
@@ -140,7 +140,7 @@ func (e *Export) sync(ctx context.Context) error {
 				err = &panicError{value: p, stack: debug.Stack()}
 			}
 			if err != nil {
-				e.losses.note(&RequestError{Op: OpFlush, Err: err, Errno: uint32(wireErrno(err)), Time: time.Now()})
+				e.losses.note(&RequestError{Op: wire.CmdFlush, Err: err, Errno: uint32(wire.ErrnoOf(err)), Time: time.Now()})
 			}
 			result <- err
 		}()

@@ -16,6 +16,7 @@ import (
 
 	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/server"
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // TestSwap holds that what was there before is executed and made durable by the old backend, and everything after by the new one.
@@ -331,7 +332,7 @@ func TestSwapSyncLoss(t *testing.T) {
 			checkError(t, e.Swap(ctx, next), want)
 			checkError(t, e.Swap(t.Context(), next), nil)
 			for range 2 {
-				if loss := e.Loss(); loss == nil || loss.Requests != 1 || loss.First.Op != server.OpFlush || !errors.Is(loss, syscall.ENOSPC) {
+				if loss := e.Loss(); loss == nil || loss.Requests != 1 || loss.First.Op != wire.CmdFlush || !errors.Is(loss, syscall.ENOSPC) {
 					t.Errorf("given up %t: the loss of %v, want that of a flush", givenUp, loss)
 				}
 			}

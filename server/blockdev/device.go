@@ -11,6 +11,7 @@ import (
 	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/server"
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // A Device is a backend connected as /dev/nbdN and served by this process. It must be ended with Disconnect or Close. Its methods
@@ -103,7 +104,7 @@ func (d *Device) DeadTimeout() time.Duration {
 }
 
 // ReadOnly reports whether the device refuses writes.
-func (d *Device) ReadOnly() bool { return d.export.Flags()&server.FlagReadOnly != 0 }
+func (d *Device) ReadOnly() bool { return d.export.Flags()&wire.FlagReadOnly != 0 }
 
 // Export returns what serves the device's requests.
 func (d *Device) Export() *server.Export { return d.export }

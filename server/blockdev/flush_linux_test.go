@@ -18,6 +18,7 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 	"github.com/nbdctl/nbdctl/server"
 	"github.com/nbdctl/nbdctl/server/blockdev"
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // full has writes fail with ENOSPC while the function that it returns has last said so.
@@ -49,7 +50,7 @@ func checkLoss(t *testing.T, when string, err error) {
 	t.Helper()
 	var loss *server.LossError
 	// A file system on Linux 6.12 or later may write zeroes by a request of that kind.
-	if !errors.As(err, &loss) || loss.Requests == 0 || loss.First.Op != server.OpWrite && loss.First.Op != server.OpWriteZeroes ||
+	if !errors.As(err, &loss) || loss.Requests == 0 || loss.First.Op != wire.CmdWrite && loss.First.Op != wire.CmdWriteZeroes ||
 		!errors.Is(loss, syscall.ENOSPC) {
 		t.Errorf("%s: %v, want writes that failed with ENOSPC", when, err)
 	}

@@ -3,7 +3,6 @@ package blockdev
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +18,7 @@ import (
 	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // An elastic store can be resized, and tells in which order things happen.
@@ -184,10 +184,7 @@ func TestResizeFails(t *testing.T) {
 
 // readRequest is a READ of 512 bytes as the kernel sends it.
 func readRequest(offset uint64) []byte {
-	b := binary.BigEndian.AppendUint64(nil, 0x25609513<<32)
-	b = binary.BigEndian.AppendUint64(b, 42)
-	b = binary.BigEndian.AppendUint64(b, offset)
-	return binary.BigEndian.AppendUint32(b, 512)
+	return (&wire.Request{Command: wire.CmdRead, Cookie: 42, Offset: offset, Length: 512}).Append(nil)
 }
 
 // TestShrinkHeld holds that a device in use keeps its size, unless that is forced.

@@ -45,7 +45,7 @@ func (p Patience) Tick() time.Duration { return max(p.margin()/2, 10*time.Millis
 type Key struct {
 	Op     uint16
 	Offset uint64
-	Length uint32
+	Length uint64
 }
 
 // A Request is one that a connection has in flight.
@@ -165,7 +165,7 @@ func (j *Judge) Adopt(now time.Duration, r *Request) bool {
 // suspect reports whether k overlaps something that is stuck. The caller holds mu.
 func (j *Judge) suspect(k Key) bool {
 	return slices.ContainsFunc(j.stuck, func(s Key) bool {
-		return k.Offset < s.Offset+uint64(s.Length) && s.Offset < k.Offset+uint64(k.Length)
+		return k.Offset < s.Offset+s.Length && s.Offset < k.Offset+k.Length
 	})
 }
 

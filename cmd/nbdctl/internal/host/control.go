@@ -67,7 +67,7 @@ type Status struct {
 type Failure struct {
 	Op     string    `json:"op"`
 	Offset uint64    `json:"offset"` // bytes
-	Length uint32    `json:"length"` // bytes
+	Length uint64    `json:"length"` // bytes
 	Error  string    `json:"error"`
 	Time   time.Time `json:"time"`
 }

@@ -1,4 +1,4 @@
-package server
+package wire_test
 
 import (
 	"errors"
@@ -8,9 +8,11 @@ import (
 	"os"
 	"syscall"
 	"testing"
+
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
-func TestWireErrno(t *testing.T) {
+func TestErrnoOf(t *testing.T) {
 	tests := []struct {
 		err  error
 		want uint32
@@ -40,12 +42,9 @@ func TestWireErrno(t *testing.T) {
 		{&os.PathError{Op: "write", Path: "disk.img", Err: syscall.ENOSPC}, 28},
 		{fmt.Errorf("layer: %w", fmt.Errorf("file: %w", syscall.EOVERFLOW)), 75},
 		{errors.Join(errors.New("first"), syscall.ENOSPC), 28},
-		{errPastEnd, 22},
-		{errNoRoom, 28},
-		{errReadOnly, 1},
 	}
 	for _, tt := range tests {
-		if got := wireErrno(tt.err); uint32(got) != tt.want {
+		if got := wire.ErrnoOf(tt.err); uint32(got) != tt.want {
 			t.Errorf("%v gives %d, want %d", tt.err, got, tt.want)
 		}
 	}

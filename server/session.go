@@ -1,0 +1,112 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/nbdctl/nbdctl/server/wire"
+)
+
+// An Agreement is what a client and the server have come to in the negotiation, as far as it binds
+// the server afterwards. It is plain data, so that it can be written down, as JSON for example, and
+// another process can go on with the connection (Server.Resume). Fields that a later version adds are
+// zero for what the present one agrees on.
+type Agreement struct {
+	Export    string     `json:"export"`     // the name by which the client asked for it
+	Size      int64      `json:"size"`       // that the client was told, in bytes
+	BlockSize int        `json:"block_size"` // that every request is a multiple of, in bytes
+	Flags     wire.Flags `json:"flags"`      // that the client was told
+}
+
+// A Session is a client that has chosen an export: connection, export, and what was agreed. What
+// serves it is its Conn.
+type Session struct {
+	// Agreement is what was negotiated.
+	Agreement Agreement
+
+	export *Export
+	conn   *Conn
+}
+
+// Export returns the export that the client has chosen.
+func (s *Session) Export() *Export { return s.export }
+
+// Conn returns the connection, which is to be served by Conn.Transmit, or closed: until one of the
+// two has ended, the session counts among the MaxConnections of its server, within whose MaxMemory it
+// is served, and whose Shutdown and Close end it. They leave the socket to the caller, who closes it
+// when Transmit has returned.
+func (s *Session) Conn() *Conn { return s.conn }
+
+// Handshake negotiates with a client that has just connected, within the server's HandshakeTimeout;
+// for as long it waits for one of the server's MaxConnections to go, should they all be there. The
+// deadlines of nc are used for it, and cleared afterwards. When Handshake fails, nc is of no further
+// use, and the caller closes it; the error is ErrAborted if to end was what the client wanted, and
+// ErrServerClosed after Shutdown and Close.
+//
+// Serve does this for every client. Handshake is for connections that come from elsewhere.
+func (s *Server) Handshake(nc net.Conn) (*Session, error) {
+	if err := s.enter(nc); err != nil {
+		return nil, err
+	}
+	return s.greet(nc, nc)
+}
+
+// greet is Handshake for a client that has a place, which goes with an error. It talks over talk,
+// which is nc, or passes everything to it.
+func (s *Server) greet(nc, talk net.Conn) (*Session, error) {
+	chosen, err := s.negotiate(talk)
+	if err != nil {
+		s.part(nc)
+		return nil, err
+	}
+	return s.promote(nc, chosen, nil)
+}
+
+// Resume makes a session of a connection that was negotiated before, in this process or in another
+// one: agreed is what was agreed then, and unread what was received from the client since and not
+// executed (Conn.Unread), which belongs to the Conn from now on. It is an error if the export is not
+// there any more, or does not keep what was agreed: its name, flags and block size are the same, and
+// it is not smaller. The place among MaxConnections is waited for as in Handshake.
+func (s *Server) Resume(nc net.Conn, agreed Agreement, unread []byte) (*Session, error) {
+	e := s.export(agreed.Export)
+	if e == nil {
+		return nil, fmt.Errorf("server: resume: no export %q", agreed.Export)
+	}
+	if err := e.keeps(agreed); err != nil {
+		return nil, fmt.Errorf("server: resume: export %q: %w", agreed.Export, err)
+	}
+	if err := s.enter(nc); err != nil {
+		return nil, err
+	}
+	return s.promote(nc, &choice{export: e, agreement: agreed}, unread)
+}
+
+// agreement returns what a client is told that asks for the export by that name now.
+func (e *Export) agreement(name string) Agreement {
+	return Agreement{Export: name, Size: e.Size(), BlockSize: e.blockSize, Flags: e.flags}
+}
+
+// keeps reports in what the export falls short of what was agreed.
+func (e *Export) keeps(a Agreement) error {
+	var all []error
+	if e.flags != a.Flags {
+		all = append(all, fmt.Errorf("its flags are %v, and %v were agreed", e.flags, a.Flags))
+	}
+	if e.blockSize != a.BlockSize {
+		all = append(all, fmt.Errorf("its block size is %d bytes, and %d were agreed", e.blockSize, a.BlockSize))
+	}
+	if size := e.Size(); size < a.Size {
+		all = append(all, fmt.Errorf("its size is %d bytes, and %d were agreed", size, a.Size))
+	}
+	return errors.Join(all...)
+}
+
+// blockSizes returns what a client is told that asks for block sizes.
+func (e *Export) blockSizes() wire.BlockSizes {
+	return wire.BlockSizes{
+		Minimum:   uint32(e.blockSize),
+		Preferred: uint32(max(e.blockSize, e.preferred, preferredBlock)),
+		Maximum:   uint32(e.maxLength),
+	}
+}
