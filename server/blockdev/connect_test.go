@@ -218,6 +218,15 @@ func TestFailedConnect(t *testing.T) {
 				return syscall.EIO
 			}
 		}, nbdnl.ErrNotConnected},
+		{"somebody disconnects it between open and read", func(t *testing.T, k *nbdnltest.Kernel, m *machine, _ context.CancelCauseFunc) {
+			other := k.Client()
+			m.first = func(ctx context.Context, path, number string, n int) error {
+				if err := other.DisconnectAny(ctx, 0); err != nil {
+					t.Error(err)
+				}
+				return io.EOF
+			}
+		}, nbdnl.ErrNotConnected},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -29,16 +29,24 @@ func (d *Device) open(ctx context.Context, p *probe) error {
 	case <-ctx.Done():
 		return fmt.Errorf("blockdev: %s: the first open and read did not come to an end: %w", d.Path(), context.Cause(ctx))
 	case <-d.done:
-		return fmt.Errorf("blockdev: %s was disconnected before it was ready: %w", d.Path(), errors.Join(nbdnl.ErrNotConnected, d.err))
+		return d.snatched(d.err)
 	}
 	if p.err == nil {
 		return nil
+	}
+	if d.gone(ctx) { // A device without a connection has no bytes: to read them meets the end of the file.
+		return d.snatched(p.err)
 	}
 	// The user of a block device sees nothing but EIO; the backend has said more.
 	if last := d.export.LastError(); last != nil {
 		return fmt.Errorf("blockdev: %w (%w)", p.err, last)
 	}
 	return fmt.Errorf("blockdev: %w", p.err)
+}
+
+// snatched is the error of a device that somebody else has disconnected before it was ready.
+func (d *Device) snatched(err error) error {
+	return fmt.Errorf("blockdev: %s was disconnected before it was ready: %w", d.Path(), errors.Join(nbdnl.ErrNotConnected, err))
 }
 
 // A probe is the first use of a new device. The open makes the kernel scan the partitions, which reads from the backend and
