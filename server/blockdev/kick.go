@@ -38,7 +38,8 @@ func (d *Device) Kick(ctx context.Context) error {
 	if errors.Is(err, errors.ErrUnsupported) && d.machine.same(d.index, d.birth) {
 		err = d.client.DisconnectAny(ctx, d.index) // This kernel keeps no identifiers.
 	}
-	if missing(err) && d.gone(ctx) {
+	// Where the kernel keeps no identifiers, another's device is known by its birth.
+	if missing(err) || errors.Is(err, errors.ErrUnsupported) && d.gone(ctx) {
 		return nil
 	}
 	return err

@@ -91,22 +91,45 @@ func TestKickSync(t *testing.T) {
 	}
 }
 
-// TestKickOther leaves a device alone that has taken the index.
+// TestKickOther leaves a device alone that has taken the index, also where the kernel does not tell whose it is.
 func TestKickOther(t *testing.T) {
-	k, d := connected(t)
-	other := k.Client()
-	if err := other.Disconnect(t.Context(), d.Index(), d.Identifier()); err != nil {
-		t.Fatal(err)
+	for _, release := range []string{"6.12.0", "5.10.0"} {
+		k, d := connectedOn(t, nbdnltest.Options{Release: release})
+		other := k.Client()
+		if err := other.DisconnectAny(t.Context(), d.Index()); err != nil {
+			t.Fatal(err)
+		}
+		<-d.Done()
+		unblock := k.Block(nbdnltest.Status) // It need not be asked that nothing is in its place.
+		if err := d.Kick(t.Context()); err != nil {
+			t.Errorf("%s: with nothing in its place: %v", release, err)
+		}
+		unblock()
+		next, err := d.machine.connect(t.Context(), d.Index(), newStore(), Options{Client: other})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Kick(t.Context()); err != nil || isDone(next) || next.State() != nbdnl.StateLive {
+			t.Errorf("%s: error %v; the other is %s", release, err, next.State())
+		}
+		if err := errors.Join(d.Close(), next.Close()); err != nil {
+			t.Errorf("%s: %v", release, err)
+		}
+		checkClean(t, k)
+	}
+}
+
+// TestKickUnknown holds that Kick does not say that a device has gone of which it can't be told whether it is this one.
+func TestKickUnknown(t *testing.T) {
+	k, d := connectedOn(t, nbdnltest.Options{Release: "5.10.0"})
+	client, birth := d.client, d.birth
+	d.client, d.birth = k.Client(), nil
+	if err := d.Kick(t.Context()); !errors.Is(err, errors.ErrUnsupported) || k.Setting(d.Index()).Sockets == 0 {
+		t.Errorf("error %v, %d connections", err, k.Setting(d.Index()).Sockets)
 	}
 	<-d.Done()
-	next, err := d.machine.connect(t.Context(), d.Index(), newStore(), Options{Client: other})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := d.Kick(t.Context()); err != nil || isDone(next) || next.State() != nbdnl.StateLive {
-		t.Errorf("error %v; the other is %s", err, next.State())
-	}
-	if err := errors.Join(d.Close(), next.Close()); err != nil {
+	d.client, d.birth = client, birth
+	if err := d.Close(); err != nil {
 		t.Error(err)
 	}
 	checkClean(t, k)

@@ -92,6 +92,34 @@ func TestPool(t *testing.T) {
 	checkClean(t, k)
 }
 
+// TestPoolPrefers holds that of the indexes that are ready one is taken that had as many connections, and else the first.
+func TestPoolPrefers(t *testing.T) {
+	_, p := poolOn(t, nbdnltest.Options{}, PoolOptions{Max: 3, Warm: 3})
+	connect := func(connections int) *Device {
+		t.Helper()
+		d, err := p.Connect(t.Context(), newStore(), Options{Connections: connections})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { d.Close() })
+		return d
+	}
+	if err := p.Fill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	one, two, three := connect(1), connect(2), connect(3)
+	for _, d := range []*Device{one, two, three} {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, tt := range []struct{ connections, want int }{{3, three.Index()}, {4, one.Index()}, {2, two.Index()}} {
+		if d := connect(tt.connections); d.Index() != tt.want {
+			t.Errorf("%d connections: index %d, want %d", tt.connections, d.Index(), tt.want)
+		}
+	}
+}
+
 // TestPoolAvoids holds that no index is taken that somebody has, whoever it is.
 func TestPoolAvoids(t *testing.T) {
 	k, p := poolOn(t, nbdnltest.Options{Devices: 6}, PoolOptions{})

@@ -75,6 +75,7 @@ func checkSizes(t *testing.T, k *nbdnltest.Kernel, d *Device, device, kernel, ex
 // TestResizeOrder holds that the kernel never has more than the backend.
 func TestResizeOrder(t *testing.T) {
 	k, d, e := stretch(t)
+	before := k.Commands(nbdnltest.Reconfigure)
 	for _, n := range []int64{2 * size, 2 * size, 512, size} {
 		if err := d.Resize(t.Context(), n); err != nil {
 			t.Fatal(err)
@@ -88,6 +89,9 @@ func TestResizeOrder(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, e.events); diff != "" {
 		t.Errorf("calls (-want +got):\n%s", diff)
+	}
+	if n := k.Commands(nbdnltest.Reconfigure) - before; n != len(want) {
+		t.Errorf("%d commands, want %d: none for the size that the device has", n, len(want))
 	}
 	for _, n := range []int64{0, -512, 513} {
 		if err := d.Resize(t.Context(), n); err == nil {
