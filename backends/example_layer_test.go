@@ -18,7 +18,8 @@ type Partition struct {
 	readOnly    bool
 }
 
-// NewPartition returns the size bytes of b from first on. b must stay open for as long as it is used.
+// NewPartition returns the size bytes of b from first on. b must stay open for as long as it is
+// used.
 func NewPartition(b backends.Backend, first, size int64, readOnly bool) (*Partition, error) {
 	p := &Partition{inner: backends.Probe(b), first: first, size: size, readOnly: readOnly}
 	unit := int64(max(p.inner.BlockSizes.Minimum, 1))

@@ -55,18 +55,18 @@ func (b *MyBackend) crash() *MyBackend {
 	return &MyBackend{data: slices.Clone(b.stable), stable: slices.Clone(b.stable)}
 }
 
-// TestMyBackend is all that a backend needs for the kit. Run it with -race, too. A failure names the
-// request, and the log has the seed, with which Options.Seed repeats it.
+// TestMyBackend is all that a backend needs for the kit. Run it with -race, too. A failure names
+// the request, and the log has the seed, with which Options.Seed repeats it.
 func TestMyBackend(t *testing.T) {
 	// Sizes worth a try: a few bytes, one that is no multiple of anything, and more than 4 MiB,
 	// of which the kit uses both ends.
 	for _, size := range []int{1, 100_001, 5 << 20} {
-		open := func(testing.TB) backends.Backend { // A fresh one for each check; t.Cleanup closes it.
-			return NewMyBackend(size)
-		}
+		// Each check has a fresh one. What is to be closed goes to Cleanup of the argument.
+		open := func(testing.TB) backends.Backend { return NewMyBackend(size) }
 		backendtest.Test(t, open, backendtest.Options{
 			TrimZeroes: true, // The contract does not ask for it; this backend promises it.
-			Reopen: func(_ testing.TB, b backends.Backend) backends.Backend { // Without it durability is not tested.
+			// Without it durability is not tested.
+			Reopen: func(_ testing.TB, b backends.Backend) backends.Backend {
 				return b.(*MyBackend).crash()
 			},
 		})

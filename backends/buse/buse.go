@@ -120,7 +120,8 @@ func (b *Backend) Trim(off, n int64) error {
 // call calls the driver for a range, unless that is empty.
 func (b *Backend) call(off, n int64, f func() error) error {
 	if off < 0 || n < 0 || off > b.size-n {
-		return fmt.Errorf("buse: %d bytes at %d are not inside the %d bytes of the device: %w", n, off, b.size, syscall.ENOSPC)
+		return fmt.Errorf("buse: %d bytes at %d are not inside the %d bytes of the device: %w",
+			n, off, b.size, syscall.ENOSPC)
 	}
 	if n == 0 {
 		return nil

@@ -19,7 +19,8 @@ func ExampleOpen() {
 	defer os.RemoveAll(dir)
 	path := filepath.Join(dir, "disk.img")
 
-	// Create makes a sparse file. One that is there already is left as it is, and must have this size.
+	// Create makes a sparse file. One that is there already is left as it is, and must have this
+	// size.
 	disk, err := file.Open(path, file.Options{Create: true, Size: 1 << 30})
 	if err != nil {
 		log.Print(err)
