@@ -30,6 +30,9 @@ FUZZTIME ?= 10s
 BENCH ?= full
 CASES ?=
 
+# What nbdctl version says: go build records the commit where git can tell it, whatever GOFLAGS has, and else does without.
+buildvcs = -buildvcs=$(if $(shell git log -1 --format=%H 2>/dev/null),auto,false)
+
 lab := testdata/lab
 stage := $(lab)/stage
 # Unless one is asked for, QEMU takes the place of a User-Mode Linux that cannot start.
@@ -43,7 +46,7 @@ help:
 
 ## make build        .bin/nbdctl
 build:
-	CGO_ENABLED=0 go build -trimpath -o .bin/nbdctl ./cmd/nbdctl
+	CGO_ENABLED=0 go build -trimpath $(buildvcs) -o .bin/nbdctl ./cmd/nbdctl
 
 ## make install      to PREFIX/bin (/usr/local/bin)
 install: build
