@@ -17,12 +17,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/inventory"
 	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
 // shown makes a machine with a device in each state that list tells apart, and returns what there is to print of them.
-func shown(t *testing.T) []view {
+func shown(t *testing.T) []inventory.View {
 	t.Helper()
 	local := time.Local
 	time.Local = time.UTC
@@ -100,24 +101,19 @@ func shown(t *testing.T) []view {
 }
 
 // viewsOf are the views of all devices of a machine.
-func viewsOf(t *testing.T, k *nbdnltest.Kernel) (views []view) {
+func viewsOf(t *testing.T, k *nbdnltest.Kernel) (views []inventory.View) {
 	t.Helper()
-	store, err := host.OpenStore()
+	in, err := inventory.Open()
 	if err != nil {
 		t.Fatal(err)
 	}
-	all, err := k.Client().Devices(t.Context())
+	in.System = k.System()
+	devices, _, err := in.All(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	entries, err := store.Entries()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, st := range all {
-		var d device
-		d, entries = pair(st, entries)
-		views = append(views, viewOf(d))
+	for _, d := range devices {
+		views = append(views, d.View())
 	}
 	return views
 }
@@ -132,10 +128,10 @@ func TestOutput(t *testing.T) {
 		"watch.json": func(b *bytes.Buffer) error { return printEvents(b, at, views, true) },
 		"watch.text": func(b *bytes.Buffer) error { return printEvents(b, at, views, false) },
 		"status.json": func(b *bytes.Buffer) error {
-			return printEach(views, func(v *fullView) error { return printJSON(b, v) })
+			return printEach(views, func(v *inventory.Full) error { return printJSON(b, v) })
 		},
 		"status.text": func(b *bytes.Buffer) error {
-			return printEach(views, func(v *fullView) error { return printStatus(b, v) })
+			return printEach(views, func(v *inventory.Full) error { return printStatus(b, v) })
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -172,10 +168,10 @@ func unaligned(s string) string {
 	return s
 }
 
-func printEvents(b *bytes.Buffer, at time.Time, views []view, asJSON bool) error {
+func printEvents(b *bytes.Buffer, at time.Time, views []inventory.View, asJSON bool) error {
 	print := printEvent(b, asJSON)
 	for _, v := range views {
-		if err := print(eventView{at, "state", v}); err != nil {
+		if err := print(inventory.Event{Time: at, Event: "state", View: v}); err != nil {
 			return err
 		}
 	}
@@ -183,12 +179,12 @@ func printEvents(b *bytes.Buffer, at time.Time, views []view, asJSON bool) error
 }
 
 // printEach prints the connected devices as status shows them, the first with all that a process can tell.
-func printEach(views []view, print func(*fullView) error) error {
+func printEach(views []inventory.View, print func(*inventory.Full) error) error {
 	for i, v := range views {
 		if v.Size == 0 {
 			continue
 		}
-		full := &fullView{view: v, Holders: []string{}}
+		full := &inventory.Full{View: v, Holders: []string{}}
 		if i == 0 {
 			log := "/run/nbdctl/log"
 			full.Log = &log

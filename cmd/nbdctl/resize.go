@@ -10,6 +10,7 @@ import (
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/inventory"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/quantity"
 )
 
@@ -103,7 +104,11 @@ func changeDevice(c *cli.Context, name string, changeOf func(*host.Entry) (host.
 		_, err := fmt.Fprintln(c.App.Writer, say(s))
 		return err
 	}
-	v, err := viewDevice(ctx, *e.Index)
+	in, err := inventory.Open()
+	if err != nil {
+		return err
+	}
+	v, err := in.Full(ctx, *e.Index)
 	if err != nil {
 		return err
 	}
@@ -117,28 +122,28 @@ func served(ctx context.Context, command, name string) (*host.Entry, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case d.entry == nil:
+	case d.Entry == nil:
 		return nil, fmt.Errorf("nbd%d: its record has been lost, so its process can't be asked", d.Index)
-	case !d.entry.Alive:
-		return nil, fmt.Errorf("nbd%d is orphaned: pid %d, which served it, has ended; nbdctl disconnect nbd%[1]d frees it", d.Index, d.entry.PID)
+	case !d.Entry.Alive:
+		return nil, fmt.Errorf("nbd%d is orphaned: pid %d, which served it, has ended; nbdctl disconnect nbd%[1]d frees it", d.Index, d.Entry.PID)
 	}
-	return d.entry, nil
+	return d.Entry, nil
 }
 
 // ownDevice finds a connected device that is ours, for a user who may change it.
-func ownDevice(ctx context.Context, command, name string) (device, error) {
-	store, err := host.OpenStore()
+func ownDevice(ctx context.Context, command, name string) (inventory.Device, error) {
+	in, err := inventory.Open()
 	if err != nil {
-		return device{}, err
+		return inventory.Device{}, err
 	}
-	d, err := lookup(ctx, store, name)
+	d, err := in.Lookup(ctx, name)
 	switch {
 	case err != nil:
 		return d, err
-	case !d.connected():
-		return d, notConnected(d)
-	case !d.ours():
-		return d, exit.With(exit.Permission, "%s: nbd%d is not ours: %s connected it", command, d.Index, d.connector())
+	case !d.Connected():
+		return d, d.NotConnected()
+	case !d.Ours():
+		return d, exit.With(exit.Permission, "%s: nbd%d is not ours: %s connected it", command, d.Index, d.Connector())
 	}
 	return d, privileged(command)
 }

@@ -105,3 +105,11 @@ func (b build) String() string {
 	}
 	return strings.Join(parts, ", ")
 }
+
+// known is a pointer to v, or nil.
+func known[T any](v T, ok bool) *T {
+	if !ok {
+		return nil
+	}
+	return &v
+}

@@ -16,7 +16,9 @@ import (
 // TestBuild holds what is said of each way to build the command.
 func TestBuild(t *testing.T) {
 	const commit = "951cde1ff08a5a2c1d9d9b1f6d5c4b3a29180706"
-	main := func(version string) debug.Module { return debug.Module{Path: "github.com/nbdctl/nbdctl", Version: version} }
+	main := func(version string) debug.Module {
+		return debug.Module{Path: "github.com/nbdctl/nbdctl", Version: version}
+	}
 	checkout := func(modified string) []debug.BuildSetting {
 		return []debug.BuildSetting{{Key: "-trimpath", Value: "true"}, {Key: "vcs", Value: "git"}, {Key: "vcs.revision", Value: commit},
 			{Key: "vcs.time", Value: "2026-11-28T21:04:05Z"}, {Key: "vcs.modified", Value: modified}}
