@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/backends"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/secret"
 	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/server"
 	"github.com/nbdctl/nbdctl/server/blockdev"
@@ -63,6 +64,8 @@ type Host struct {
 	control *control
 	logFile *logFile
 	log     *slog.Logger
+	// redactor keeps the secrets of the spec out of what others are told.
+	redactor *secret.Redactor
 	// changing holds a value while the device is being changed.
 	changing chan struct{}
 }
@@ -72,6 +75,8 @@ type Host struct {
 // the device has gone and so has all that was kept about it. An error before
 // Ready means that nothing came to be.
 func (h *Host) Serve(ctx context.Context) (err error) {
+	h.redactor = h.Spec.Secrets.Redactor()
+	defer func() { err = h.redactor.Error(err) }()
 	identifier := nbdnl.NewIdentifier(IdentifierPrefix)
 	h.record = Record{
 		Version:    recordVersion,
@@ -92,7 +97,7 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 		return fmt.Errorf("log: %w", err)
 	}
 	defer h.logFile.Close()
-	h.log = newLogger(h.logFile, h.Tee)
+	h.log = newLogger(h.redactor.Writer(h.logFile), h.redactor.Writer(h.Tee))
 
 	// Its netlink socket sends CONNECT and stays open for the life of the
 	// device, or its thread keeps the device connected.
@@ -178,7 +183,8 @@ func (h *Host) publish(ctx context.Context, device *blockdev.Device, warnings []
 	}
 	h.changing = make(chan struct{}, 1)
 	h.control, err = listenControl(filepath.Join(h.home.dir, "ctl"), func(ctx context.Context, req request) (*Status, error) {
-		return h.answer(ctx, device, req)
+		s, err := h.answer(ctx, device, req)
+		return s, h.redactor.Error(err)
 	})
 	if err != nil {
 		return err
@@ -206,7 +212,7 @@ func (h *Host) publish(ctx context.Context, device *blockdev.Device, warnings []
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if err := h.Ready(ctx, h.status(device).Record, warnings); err != nil {
+	if err := h.Ready(ctx, h.status(device).Record, h.redactor.Texts(warnings)); err != nil {
 		return fmt.Errorf("nobody waits for the device any more: %w", err)
 	}
 	return nil
@@ -328,7 +334,7 @@ func (h *Host) waitFree(ctx context.Context, client *nbdnl.Client, device *block
 
 // newLogger logs to the file and, if there is one, to tee, each whether or not
 // the other can be written.
-func newLogger(file *logFile, tee io.Writer) *slog.Logger {
+func newLogger(file, tee io.Writer) *slog.Logger {
 	handlers := []slog.Handler{slog.NewTextHandler(file, nil)}
 	if tee != nil {
 		handlers = append(handlers, slog.NewTextHandler(tee, nil))
