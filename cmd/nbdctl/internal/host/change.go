@@ -140,7 +140,7 @@ func (h *Host) status(device *blockdev.Device) *Status {
 	defer h.mu.Unlock()
 	s := &Status{Record: h.record, Connections: trafficOf(device.Stats())}
 	if e := device.Export().LastError(); e != nil {
-		s.LastError = &Failure{Op: e.Op.String(), Offset: e.Offset, Length: e.Length, Error: h.redactor.Text(e.Err.Error()), Time: e.Time}
+		s.LastError = &Failure{Op: e.Op.String(), Offset: e.Offset, Length: uint64(e.Length), Error: h.redactor.Text(e.Err.Error()), Time: e.Time}
 	}
 	return s
 }

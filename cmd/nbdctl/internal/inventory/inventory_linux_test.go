@@ -1,6 +1,7 @@
 package inventory
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -261,6 +262,65 @@ func TestFull(t *testing.T) {
 	for index, says := range map[int]string{1: "nbd1 is not connected, though something has it open", 2: "nbd2 is not connected"} {
 		if _, err := m.Full(t.Context(), index); exit.Of(err) != exit.NotFound || err.Error() != says {
 			t.Errorf("%v, want %s", err, says)
+		}
+	}
+}
+
+// TestOldRecord holds what is shown of a device that an older nbdctl serves.
+func TestOldRecord(t *testing.T) {
+	m := newMachine(t, nbdnltest.Options{Devices: 2})
+	content, err := os.ReadFile("../host/testdata/951cde1/changed.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r host.Record
+	if err := json.Unmarshal(content, &r); err != nil {
+		t.Fatal(err)
+	}
+	m.connect(0, r.Identifier)
+	m.put(r, false)
+	m.write(filepath.Join(m.Store.Dir(), r.UUID, "state.json"), string(content))
+	devices, _, err := m.Inventory.Connected()
+	if err != nil || len(devices) != 1 {
+		t.Fatalf("%d devices, %v", len(devices), err)
+	}
+	v := devices[0].View()
+	since, _ := time.Parse(time.RFC3339, "2026-11-29T04:23:25.565Z")
+	want := View{
+		Name: "nbd0", Path: "/dev/nbd0", State: "live", Size: 1 << 20, // the kernel's
+		BlockSize: known(512, true), Label: known("scratch", true), Backend: known("memory", true), Mode: known("netlink", true),
+		Connections: known(2, true), Serving: known(2, true), ReadOnly: known(false, true), Features: []string{},
+		Timeout: known(int64(40), true), DeadTimeout: known(int64(7), true), Identifier: known(r.Identifier, true),
+		Since: &since, Owner: Owner{PID: known(r.PID, true), Ours: true},
+	}
+	if diff := cmp.Diff(want, v); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestNewerRecord holds that a record of a newer version is shown as far as it is understood, and that
+// the device of one which can't be read is ours all the same.
+func TestNewerRecord(t *testing.T) {
+	for content, says := range map[string]string{
+		`{"version": 2, "uuid": %q, "identifier": "nbdctl:%[1]s", "index": 1, "phase": "migrating", "spec": {}}`: "",
+		`{"version": 2, "uuid": %q}`:              "",
+		`{"version": 2, "uuid": %q, "index": {}}`: "is of version 2, of which this nbdctl knows up to 1",
+	} {
+		m := newMachine(t, nbdnltest.Options{Devices: 2})
+		m.connect(1, host.IdentifierPrefix+":"+uuidOf(1))
+		m.owner(1, servingName)
+		m.put(record(1, nil), false)
+		m.write(filepath.Join(m.Store.Dir(), uuidOf(1), "state.json"), fmt.Sprintf(content, uuidOf(1)))
+		devices, _, err := m.Inventory.Connected()
+		if len(devices) != 1 || (err == nil) != (says == "") || err != nil && !strings.Contains(err.Error(), says) {
+			t.Fatalf("%s: %d devices, %v; want %q", content, len(devices), err, says)
+		}
+		d, err := m.Lookup(t.Context(), "nbd1")
+		if v := d.View(); err != nil || !v.Owner.Ours || v.State != "live" {
+			t.Errorf("%s: it shows as %+v, %v", content, v, err)
+		}
+		if _, err := m.Full(t.Context(), 1); err != nil {
+			t.Errorf("%s: %v", content, err)
 		}
 	}
 }
