@@ -57,7 +57,8 @@ func (p program) json(t testing.TB, args ...string) (v any) {
 	return v
 }
 
-// TestKernelCompat connects devices by the one program, and lists, changes and disconnects them by the other, each way.
+// TestKernelCompat connects devices by the one program, and lists, changes and disconnects them by
+// the other, each way.
 func TestKernelCompat(t *testing.T) {
 	older, newer := programs(t)
 	for _, tt := range []struct {
@@ -103,7 +104,8 @@ func compatible(t *testing.T, serves, asks program, flags []string) {
 		stats["total"].(map[string]any)["write"].(map[string]any)["bytes"] != float64(256<<10) {
 		t.Errorf("the stats are %v", stats)
 	}
-	if got, want := asks.must(t, "resize", "scratch", "+16M"), filepath.Base(scratch)+" is 80M (83886080 bytes)\n"; got != want {
+	if got, want := asks.must(t, "resize", "scratch", "+16M"),
+		filepath.Base(scratch)+" is 80M (83886080 bytes)\n"; got != want {
 		t.Errorf("resize prints %q, want %q", got, want)
 	}
 	if got := sysfs(t, scratch, "size"); got != "163840" {

@@ -22,7 +22,8 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
-// shown makes a machine with a device in each state that list tells apart, and returns what there is to print of them.
+// shown makes a machine with a device in each state that list tells apart, and returns what there
+// is to print of them.
 func shown(t *testing.T) []inventory.View {
 	t.Helper()
 	local := time.Local
@@ -85,13 +86,15 @@ func shown(t *testing.T) []inventory.View {
 		"spec": {"label": "build", "kind": "file", "arg": "/root/a\nb & c.img", "connections": 1, "timeout": 30000000000, "dead_timeout": 120000000000},
 		"loss": {"time": "2026-11-23T04:05:06Z", "error": "write at 0, 512 bytes: no space left on device"}`)
 	connect(1, "nbdctl:"+uuid(1), nbdnl.FlagSendFlush)
-	record(1, false, "live", "netlink", `"serving": 1, "spec": {"kind": "memory", "connections": 1, "timeout": 30000000000, "dead_timeout": 0}`)
+	record(1, false, "live", "netlink",
+		`"serving": 1, "spec": {"kind": "memory", "connections": 1, "timeout": 30000000000, "dead_timeout": 0}`)
 	connect(2, "other:2", 0)
 	write("leases/nbd2", "other:2\n")
 	_, release := k.Hold(4)
 	t.Cleanup(release)
 	k.ConnectIoctl(5, 6<<20)
-	record(5, true, "live", "ioctl", `"serving": 2, "spec": {"kind": "memory", "ioctl": true, "connections": 2, "timeout": 60000000000, "dead_timeout": 0}`)
+	record(5, true, "live", "ioctl",
+		`"serving": 2, "spec": {"kind": "memory", "ioctl": true, "connections": 2, "timeout": 60000000000, "dead_timeout": 0}`)
 	connect(6, "nbdctl:"+uuid(6), 0)
 	connect(7, "nbdctl:"+uuid(7), nbdnl.FlagReadOnly)
 	record(7, true, "degraded", "netlink", `"serving": 1,
@@ -118,7 +121,8 @@ func viewsOf(t *testing.T, k *nbdnltest.Kernel) (views []inventory.View) {
 	return views
 }
 
-// TestOutput holds what list, status and watch print, for people and as JSON, of a device in each state.
+// TestOutput holds what list, status and watch print, for people and as JSON, of a device in each
+// state.
 func TestOutput(t *testing.T) {
 	views := shown(t)
 	at := time.Date(2026, 11, 23, 5, 6, 7, 8e6, time.UTC)
@@ -178,7 +182,8 @@ func printEvents(b *bytes.Buffer, at time.Time, views []inventory.View, asJSON b
 	return nil
 }
 
-// printEach prints the connected devices as status shows them, the first with all that a process can tell.
+// printEach prints the connected devices as status shows them, the first with all that a process
+// can tell.
 func printEach(views []inventory.View, print func(*inventory.Full) error) error {
 	for i, v := range views {
 		if v.Size == 0 {
@@ -189,8 +194,10 @@ func printEach(views []inventory.View, print func(*inventory.Full) error) error 
 			log := "/run/nbdctl/log"
 			full.Log = &log
 			full.Holders = []string{"mount of nbd0 at /mnt"}
-			full.Traffic = []host.Traffic{{Read: host.OpTraffic{Requests: 7, Bytes: 4096}, Write: host.OpTraffic{Requests: 1, Errors: 1}, InFlight: 2}, {}}
-			full.LastError = &host.Failure{Op: "write", Offset: 512, Length: 1024, Error: "boom", Time: time.Date(2026, 11, 23, 4, 5, 6, 0, time.UTC)}
+			full.Traffic = []host.Traffic{{Read: host.OpTraffic{Requests: 7, Bytes: 4096},
+				Write: host.OpTraffic{Requests: 1, Errors: 1}, InFlight: 2}, {}}
+			full.LastError = &host.Failure{Op: "write", Offset: 512, Length: 1024, Error: "boom",
+				Time: time.Date(2026, 11, 23, 4, 5, 6, 0, time.UTC)}
 		}
 		if err := print(full); err != nil {
 			return err

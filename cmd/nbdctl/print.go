@@ -45,7 +45,8 @@ func orphanAdvice(v inventory.View) string {
 	if v.Owner.PID != nil {
 		who = fmt.Sprintf("pid %d, which served it,", *v.Owner.PID)
 	}
-	return fmt.Sprintf("%s ended without disconnecting, all I/O on it fails; nbdctl disconnect %s frees it", who, v.Name)
+	return fmt.Sprintf("%s ended without disconnecting, all I/O on it fails; nbdctl disconnect %s frees it", who,
+		v.Name)
 }
 
 // printTable prints the views for people. What is not known is a dash.
@@ -53,8 +54,10 @@ func printTable(w io.Writer, views []inventory.View) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "NAME\tSTATE\tSIZE\tBACKEND\tLABEL\tMODE\tCONNS\tBLOCK\tRO\tTIMEOUT\tOWNER\tSINCE")
 	for _, v := range views {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, shownState(v), quantity.FormatSize(v.Size),
-			printable(v.Backend), orDash(v.Label), orDash(v.Mode), connections(v), orDash(v.BlockSize), yesNo(v.ReadOnly),
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, shownState(v),
+			quantity.FormatSize(v.Size),
+			printable(v.Backend), orDash(v.Label), orDash(v.Mode), connections(v), orDash(v.BlockSize),
+			yesNo(v.ReadOnly),
 			timeouts(v), owner(v), since(v.Since))
 	}
 	return t.Flush()

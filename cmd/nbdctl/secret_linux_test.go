@@ -19,8 +19,9 @@ import (
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/kind"
 )
 
-// vaultKind is a backend with a secret, which nbdctl has in tests alone. Its first bytes are the secret's SHA-256, and it
-// tells the secret wherever it can: in a warning, in the errors of its second half, and in that of opening it with fail=on.
+// vaultKind is a backend with a secret, which nbdctl has in tests alone. Its first bytes are the
+// secret's SHA-256, and it tells the secret wherever it can: in a warning, in the errors of its
+// second half, and in that of opening it with fail=on.
 var vaultKind = kind.Kind{
 	Name:    "vault",
 	Options: []string{"key", "fail"},
@@ -39,7 +40,8 @@ var vaultKind = kind.Kind{
 		if _, err := m.WriteAt(sum[:], 0); err != nil {
 			return nil, err
 		}
-		return &host.Backing{Backend: vault{m, key}, Close: m.Close, Warnings: []string{"vault: the key is " + key}}, nil
+		return &host.Backing{Backend: vault{m, key}, Close: m.Close,
+			Warnings: []string{"vault: the key is " + key}}, nil
 	},
 }
 
@@ -99,8 +101,9 @@ func piped(t *testing.T, cmd *exec.Cmd, path string) {
 	cmd.ExtraFiles = append(cmd.ExtraFiles, r)
 }
 
-// readable returns what others may read: the arguments and the environment of every process, and the files below dir. Each
-// is one of the strings that must be somewhere in it, which shows that there was something to read.
+// readable returns what others may read: the arguments and the environment of every process, and
+// the files below dir. Each of the strings in present must be somewhere in it, which shows that
+// there was something to read.
 func readable(t *testing.T, dir string, present ...string) map[string][]byte {
 	t.Helper()
 	var paths []string
@@ -150,7 +153,8 @@ func (r result) of(command string) map[string][]byte {
 	return map[string][]byte{command + ", stdout": []byte(r.stdout), command + ", stderr": []byte(r.stderr)}
 }
 
-// TestKernelSecret gives a device's backend a secret in each way, and reads whatever others can read of it.
+// TestKernelSecret gives a device's backend a secret in each way, and reads whatever others can
+// read of it.
 func TestKernelSecret(t *testing.T) {
 	requireKernel(t, `I/O error|Other side returned error`)
 	dir := os.Getenv("NBDCTL_STATE_DIR")
@@ -175,7 +179,8 @@ func TestKernelSecret(t *testing.T) {
 		if got := sh(t, "head -c 32 "+dev+" | od -An -v -tx1 | tr -d ' \\n'"); got != fmt.Sprintf("%x", sum) {
 			t.Errorf("%s: the serving process has another secret", way)
 		}
-		for _, dd := range []string{"if=" + dev + " of=/dev/null skip=1536 iflag=direct", "if=/dev/zero of=" + dev + " seek=1536 oflag=direct"} {
+		for _, dd := range []string{"if=" + dev + " of=/dev/null skip=1536 iflag=direct",
+			"if=/dev/zero of=" + dev + " seek=1536 oflag=direct"} {
 			if r := finish(t, command(t, "sh", "-c", "dd bs=512 count=1 "+dd)); r.code == 0 {
 				t.Error("the second half can be used")
 			}
@@ -198,7 +203,8 @@ func TestKernelSecret(t *testing.T) {
 	}
 }
 
-// TestKernelSecretRefused opens a backend that fails and says the secret, in the background and in the foreground.
+// TestKernelSecretRefused opens a backend that fails and says the secret, in the background and in
+// the foreground.
 func TestKernelSecretRefused(t *testing.T) {
 	requireKernel(t)
 	text, path := newSecret(t)
@@ -259,7 +265,8 @@ func TestSecretUsage(t *testing.T) {
 		code    exit.Code
 		says    string
 	}{
-		{[]string{"key=" + text}, exit.Usage, "-o key: is secret, and the command line is not: everybody can read it; give file:PATH"},
+		{[]string{"key=" + text}, exit.Usage,
+			"-o key: is secret, and the command line is not: everybody can read it; give file:PATH"},
 		{[]string{"key=" + text, "key=file:" + path}, exit.Usage, "-o key: is secret"},
 		{[]string{"key=env:" + text}, exit.Usage, "or fd:N"},
 		{[]string{"kee=" + text}, exit.Usage, `-o kee=***: vault has no option "kee", only key, fail`},

@@ -20,7 +20,8 @@ func TestBuild(t *testing.T) {
 		return debug.Module{Path: "github.com/nbdctl/nbdctl", Version: version}
 	}
 	checkout := func(modified string) []debug.BuildSetting {
-		return []debug.BuildSetting{{Key: "-trimpath", Value: "true"}, {Key: "vcs", Value: "git"}, {Key: "vcs.revision", Value: commit},
+		return []debug.BuildSetting{{Key: "-trimpath", Value: "true"}, {Key: "vcs", Value: "git"},
+			{Key: "vcs.revision", Value: commit},
 			{Key: "vcs.time", Value: "2026-11-28T21:04:05Z"}, {Key: "vcs.modified", Value: modified}}
 	}
 	for _, tt := range []struct {
@@ -49,11 +50,13 @@ func TestBuild(t *testing.T) {
 			"nbdctl v0.3.1, commit 951cde1ff08a, 2026-11-28T21:04:05Z, go1.26.8",
 			`{"version":"v0.3.1","commit":"` + commit + `","date":"2026-11-28T21:04:05Z","modified":false,"go":"go1.26.8"}`},
 		{"a checkout of a commit",
-			&debug.BuildInfo{GoVersion: "go1.26.8", Main: main("v0.0.0-20261128210405-951cde1ff08a"), Settings: checkout("false")},
+			&debug.BuildInfo{GoVersion: "go1.26.8", Main: main("v0.0.0-20261128210405-951cde1ff08a"),
+				Settings: checkout("false")},
 			"nbdctl, commit 951cde1ff08a, 2026-11-28T21:04:05Z, go1.26.8",
 			`{"version":"v0.0.0-20261128210405-951cde1ff08a","commit":"` + commit + `","date":"2026-11-28T21:04:05Z","modified":false,"go":"go1.26.8"}`},
 		{"a modified checkout",
-			&debug.BuildInfo{GoVersion: "go1.26.8", Main: main("v0.0.0-20261128210405-951cde1ff08a+dirty"), Settings: checkout("true")},
+			&debug.BuildInfo{GoVersion: "go1.26.8", Main: main("v0.0.0-20261128210405-951cde1ff08a+dirty"),
+				Settings: checkout("true")},
 			"nbdctl, commit 951cde1ff08a, 2026-11-28T21:04:05Z, with changes, go1.26.8",
 			`{"version":"v0.0.0-20261128210405-951cde1ff08a+dirty","commit":"` + commit + `","date":"2026-11-28T21:04:05Z","modified":true,"go":"go1.26.8"}`},
 		{"a modified checkout of a tag",
@@ -107,7 +110,8 @@ func TestVersion(t *testing.T) {
 	}
 	var object map[string]any
 	for _, line := range []string{"version --json", "--version --json"} {
-		if err := json.Unmarshal([]byte(said(line)), &object); err != nil || object["go"] != runtime.Version() || len(object) != 5 {
+		if err := json.Unmarshal([]byte(said(line)), &object); err != nil || object["go"] != runtime.Version() ||
+			len(object) != 5 {
 			t.Errorf("%s prints %v, %v", line, object, err)
 		}
 	}
@@ -115,7 +119,8 @@ func TestVersion(t *testing.T) {
 		t.Errorf("--help --version prints %q", got)
 	}
 	var stdout, stderr bytes.Buffer
-	if code := run(t.Context(), []string{"version", "nbd0"}, &stdout, &stderr); code != exit.Usage || stdout.Len() != 0 {
+	if code := run(t.Context(), []string{"version", "nbd0"}, &stdout, &stderr); code != exit.Usage ||
+		stdout.Len() != 0 {
 		t.Errorf("version nbd0: exit code %d, %s", code, &stdout)
 	}
 }

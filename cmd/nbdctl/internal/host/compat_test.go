@@ -17,9 +17,9 @@ import (
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 )
 
-// The files below testdata are named by the commit whose nbdctl wrote them, on Linux 6.1: records of
-// live devices, and what its serving processes answered to its own requests. make test-compat tries
-// the programs themselves.
+// The files below testdata are named by the commit whose nbdctl wrote them, on Linux 6.1: records
+// of live devices, and what its serving processes answered to its own requests. make test-compat
+// tries the programs themselves.
 
 // object is b as a script sees it.
 func object(t *testing.T, b []byte) (v any) {
@@ -83,13 +83,16 @@ func TestOldRecords(t *testing.T) {
 	}
 	index, since := 0, time.Date(2026, 11, 29, 4, 23, 25, 565e6, time.UTC)
 	want := &Record{
-		Version: 1, UUID: "1c538763-e47d-479e-a829-35164bf4e0e6", Identifier: "nbdctl:1c538763-e47d-479e-a829-35164bf4e0e6",
-		Phase: PhaseLive, PID: 768, Index: &index, Birth: 14747, Mode: "netlink", Since: since, Serving: 2, Size: 32 << 20, BlockSize: 512,
+		Version: 1, UUID: "1c538763-e47d-479e-a829-35164bf4e0e6",
+		Identifier: "nbdctl:1c538763-e47d-479e-a829-35164bf4e0e6",
+		Phase:      PhaseLive, PID: 768, Index: &index, Birth: 14747, Mode: "netlink", Since: since, Serving: 2,
+		Size: 32 << 20, BlockSize: 512,
 		Log: "/run/nbdctl/1c538763-e47d-479e-a829-35164bf4e0e6/log",
 		Spec: Spec{Label: "scratch", Kind: "memory", Options: []string{"limit=1M"}, Size: 64 << 20, Connections: 2,
 			Timeout: 40 * time.Second, DeadTimeout: 7 * time.Second},
-		Loss: &Loss{Time: since.Add(944523171), Error: "write of 1048576 bytes at 0: 0 of 1048576 bytes: memory: write of 1048576 bytes at 0: " +
-			"131072 of 1048576 bytes are in use, 983040 more are needed: no space left on device"},
+		Loss: &Loss{Time: since.Add(944523171),
+			Error: "write of 1048576 bytes at 0: 0 of 1048576 bytes: memory: write of 1048576 bytes at 0: " +
+				"131072 of 1048576 bytes are in use, 983040 more are needed: no space left on device"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -213,7 +216,8 @@ func TestOldAsker(t *testing.T) {
 	}
 }
 
-// TestNewerUnreadable holds that a record of a newer version which can't be read is told in a sentence.
+// TestNewerUnreadable holds that a record of a newer version which can't be read is told in a
+// sentence.
 func TestNewerUnreadable(t *testing.T) {
 	for content, says := range map[string]string{
 		`{"version": 2, "uuid": "` + uuidA + `", "spec": "memory"}`: "state.json: is of version 2, of which this nbdctl knows up to 1; use the nbdctl that connected",
@@ -257,7 +261,8 @@ func TestNewerControl(t *testing.T) {
 		_, change := e.Change(t.Context(), Change{})
 		for op, err := range map[string]error{opStatus: status, opStats: stats, opLoss: loss, opChange: change} {
 			if exit.Of(err) != tt.code || err != nil && !strings.Contains(err.Error(), tt.says) {
-				t.Errorf("%s, answered with %s: code %d, %v; want code %d, %q", op, tt.answer, exit.Of(err), err, tt.code, tt.says)
+				t.Errorf("%s, answered with %s: code %d, %v; want code %d, %q", op, tt.answer, exit.Of(err), err,
+					tt.code, tt.says)
 			}
 		}
 	}

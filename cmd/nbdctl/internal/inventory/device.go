@@ -15,8 +15,8 @@ type Device struct {
 	nbdnl.Status
 	// Entry is the record of the process that serves it; nil if there is none.
 	Entry *host.Entry
-	// Birth is nbdnl.Birth of the use of the index that this is about, where no identifier tells; 0 is
-	// unknown.
+	// Birth is nbdnl.Birth of the use of the index that this is about, where no identifier tells; 0
+	// is unknown.
 	Birth uint64
 	// Left is whether another program's device is known to have nobody who serves it: its index was
 	// leased (nbdnl.Lease), and the process that had it has ended.
@@ -57,8 +57,8 @@ func (d *Device) State() nbdnl.State {
 	return d.Status.State
 }
 
-// ownerGone tells, for a device whose record has been lost, whether the process that connected it is
-// known to have ended. In a container it may be out of sight and well.
+// ownerGone tells, for a device whose record has been lost, whether the process that connected it
+// is known to have ended. In a container it may be out of sight and well.
 func (d *Device) ownerGone() bool {
 	return d.OwnerGone || d.OwnerPID != 0 && comm(d.root, d.OwnerPID) != servingName
 }
@@ -98,8 +98,8 @@ func (d *Device) Connector() string {
 	return who
 }
 
-// keeps tells whether h is the process that keeps our device connected by having it open, which is not
-// use.
+// keeps tells whether h is the process that keeps our device connected by having it open, which is
+// not use.
 func (d *Device) keeps(h nbdnl.Holder) bool {
 	return d.Entry != nil && d.Entry.Mode == nbdnl.ModeIoctl.String() &&
 		h.Kind == nbdnl.HolderProcess && h.PID == d.Entry.PID

@@ -1,7 +1,7 @@
-// Package inventory says what each NBD device of the machine is: it looks at what the kernel shows and
-// at the records of the processes that serve, and puts the two together. A device of nbdctl is known
-// by the mark that the kernel keeps or, where it keeps none, by its record; of other programs' devices
-// there is what the kernel shows. Nothing here prints.
+// Package inventory says what each NBD device of the machine is: it looks at what the kernel shows
+// and at the records of the processes that serve, and puts the two together. A device of nbdctl is
+// known by the mark that the kernel keeps or, where it keeps none, by its record; of other
+// programs' devices there is what the kernel shows. Nothing here prints.
 package inventory
 
 import (
@@ -46,8 +46,8 @@ func (in *Inventory) Connected() (devices []Device, rest []host.Entry, err error
 	return in.list((*nbdnl.Client).Connected)
 }
 
-// All lists the idle devices, too. If the kernel does not answer, which of them are held is not known,
-// and an error beside the devices.
+// All lists the idle devices, too. If the kernel does not answer, which of them are held is not
+// known, and an error beside the devices.
 func (in *Inventory) All(ctx context.Context) (devices []Device, rest []host.Entry, err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -103,7 +103,8 @@ func (in *Inventory) pair(st nbdnl.Status, entries []host.Entry) (Device, []host
 	}
 	i := -1
 	for j, e := range entries {
-		// Where no identifier tells, the process of a former user of the index may not have ended yet.
+		// Where no identifier tells, the process of a former user of the index may not have ended
+		// yet.
 		if d.Connected() && in.matches(st, e) && (i < 0 || e.Since.After(entries[i].Since)) {
 			i = j
 		}

@@ -52,7 +52,9 @@ func TestStates(t *testing.T) {
 		}, held},
 		{"live", with(nil, false), live},
 		{"its process was killed", with(nil, true), in(nbdnl.StateOrphaned)},
-		{"connecting, and without a number yet", with(func(r *host.Record) { r.Phase, r.Index = host.PhaseConnecting, nil }, false), in(nbdnl.StateConnecting)},
+		{"connecting, and without a number yet", with(func(r *host.Record) {
+			r.Phase, r.Index = host.PhaseConnecting, nil
+		}, false), in(nbdnl.StateConnecting)},
 		{"degraded", phase(host.PhaseDegraded), in(nbdnl.StateDegraded)},
 		{"waiting", phase(host.PhaseWaiting), in(nbdnl.StateWaiting)},
 		{"disconnecting", phase(host.PhaseDisconnecting), in(nbdnl.StateDisconnecting)},
@@ -190,8 +192,8 @@ func TestLookup(t *testing.T) {
 	}
 }
 
-// TestNoDriver holds that without a driver there are no devices, which is no error, and that records
-// are shown all the same.
+// TestNoDriver holds that without a driver there are no devices, which is no error, and that
+// records are shown all the same.
 func TestNoDriver(t *testing.T) {
 	m := newMachine(t, nbdnltest.Options{NoModule: true})
 	m.put(record(1, nil), true)
@@ -259,7 +261,10 @@ func TestFull(t *testing.T) {
 	}
 	_, release := m.Hold(1)
 	t.Cleanup(release)
-	for index, says := range map[int]string{1: "nbd1 is not connected, though something has it open", 2: "nbd2 is not connected"} {
+	for index, says := range map[int]string{
+		1: "nbd1 is not connected, though something has it open",
+		2: "nbd2 is not connected",
+	} {
 		if _, err := m.Full(t.Context(), index); exit.Of(err) != exit.NotFound || err.Error() != says {
 			t.Errorf("%v, want %s", err, says)
 		}
@@ -288,7 +293,8 @@ func TestOldRecord(t *testing.T) {
 	since, _ := time.Parse(time.RFC3339, "2026-11-29T04:23:25.565Z")
 	want := View{
 		Name: "nbd0", Path: "/dev/nbd0", State: "live", Size: 1 << 20, // the kernel's
-		BlockSize: known(512, true), Label: known("scratch", true), Backend: known("memory", true), Mode: known("netlink", true),
+		BlockSize: known(512, true), Label: known("scratch", true), Backend: known("memory", true),
+		Mode:        known("netlink", true),
 		Connections: known(2, true), Serving: known(2, true), ReadOnly: known(false, true), Features: []string{},
 		Timeout: known(int64(40), true), DeadTimeout: known(int64(7), true), Identifier: known(r.Identifier, true),
 		Since: &since, Owner: Owner{PID: known(r.PID, true), Ours: true},
@@ -298,8 +304,8 @@ func TestOldRecord(t *testing.T) {
 	}
 }
 
-// TestNewerRecord holds that a record of a newer version is shown as far as it is understood, and that
-// the device of one which can't be read is ours all the same.
+// TestNewerRecord holds that a record of a newer version is shown as far as it is understood, and
+// that the device of one which can't be read is ours all the same.
 func TestNewerRecord(t *testing.T) {
 	for content, says := range map[string]string{
 		`{"version": 2, "uuid": %q, "identifier": "nbdctl:%[1]s", "index": 1, "phase": "migrating", "spec": {}}`: "",

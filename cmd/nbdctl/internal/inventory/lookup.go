@@ -41,7 +41,8 @@ func (in *Inventory) Lookup(ctx context.Context, name string) (Device, error) {
 	}
 	for _, e := range rest {
 		if e.Alive && e.Spec.Label == name && e.Phase == host.PhaseConnecting {
-			return Device{}, exit.With(exit.Busy, "%s is being connected by pid %d; try again when it is done", name, e.PID)
+			return Device{}, exit.With(exit.Busy, "%s is being connected by pid %d; try again when it is done",
+				name, e.PID)
 		}
 	}
 	return Device{}, noDevice(name)

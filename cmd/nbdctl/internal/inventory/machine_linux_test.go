@@ -64,7 +64,8 @@ func (m *machine) connect(index int, identifier string) {
 		}
 	})
 	if err := m.client.ConnectIndex(m.Context(), index, nbdnl.Config{
-		Sockets: []syscall.Conn{conn.(*net.UnixConn)}, Size: 1 << 20, BlockSize: 512, Timeout: 30 * time.Second, Identifier: identifier,
+		Sockets: []syscall.Conn{conn.(*net.UnixConn)}, Size: 1 << 20, BlockSize: 512, Timeout: 30 * time.Second,
+		Identifier: identifier,
 	}); err != nil {
 		m.Fatal(err)
 	}
@@ -95,9 +96,11 @@ func uuidOf(n byte) string { return "0a0a0a0a-0000-4000-8000-00000000000" + stri
 func record(n byte, change func(*host.Record)) host.Record {
 	index := int(n)
 	r := host.Record{
-		Version: 1, UUID: uuidOf(n), Identifier: host.IdentifierPrefix + ":" + uuidOf(n), Phase: host.PhaseLive, PID: 4711, Index: &index,
-		Mode: "netlink", Since: time.Date(2026, 11, 23, 3, 14, 15, 0, time.UTC), Serving: 1, Size: 1 << 20, BlockSize: 512,
-		Spec: host.Spec{Kind: "memory", Connections: 1, Timeout: 30 * time.Second},
+		Version: 1, UUID: uuidOf(n), Identifier: host.IdentifierPrefix + ":" + uuidOf(n), Phase: host.PhaseLive,
+		PID: 4711, Index: &index,
+		Mode: "netlink", Since: time.Date(2026, 11, 23, 3, 14, 15, 0, time.UTC), Serving: 1, Size: 1 << 20,
+		BlockSize: 512,
+		Spec:      host.Spec{Kind: "memory", Connections: 1, Timeout: 30 * time.Second},
 	}
 	if change != nil {
 		change(&r)

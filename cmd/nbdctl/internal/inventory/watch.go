@@ -24,8 +24,8 @@ const EventPresent = "present"
 // lookPatience bounds a look at one device, should the kernel be stuck.
 const lookPatience = time.Second
 
-// Watch tells what happens to devices until ctx ends, which is no error, or tell fails. It begins with
-// the devices that are connected already.
+// Watch tells what happens to devices until ctx ends, which is no error, or tell fails. It begins
+// with the devices that are connected already.
 func (in *Inventory) Watch(ctx context.Context, tell func(Event) error) error {
 	client, err := in.System.NewClient()
 	if err != nil {

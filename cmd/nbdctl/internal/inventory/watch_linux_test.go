@@ -60,7 +60,8 @@ func TestWatch(t *testing.T) {
 	for gone.Event == "state" { // what the kernel shows of it on its way down
 		gone = next()
 	}
-	if diff := cmp.Diff(line{"disconnect", "nbd1", "idle"}, line{gone.Event, gone.Name, gone.State}); diff != "" || gone.Backend == nil {
+	if diff := cmp.Diff(line{"disconnect", "nbd1", "idle"}, line{gone.Event, gone.Name, gone.State}); diff != "" ||
+		gone.Backend == nil {
 		t.Errorf("of a device that has gone it tells %+v", gone)
 	}
 	cancel()
@@ -82,7 +83,8 @@ func TestWatchDeaf(t *testing.T) {
 // TestSame holds what of a record is worth an event.
 func TestSame(t *testing.T) {
 	base := func() View {
-		return View{State: "live", Connections: known(2, true), Serving: known(2, true), Timeout: known(int64(30), true), DeadTimeout: known(int64(0), true)}
+		return View{State: "live", Connections: known(2, true), Serving: known(2, true),
+			Timeout: known(int64(30), true), DeadTimeout: known(int64(0), true)}
 	}
 	for _, tt := range []struct {
 		name   string
@@ -96,7 +98,10 @@ func TestSame(t *testing.T) {
 		{"a connection has died", func(v *View) { v.Serving = known(1, true) }, false},
 		{"a timeout", func(v *View) { v.Timeout = known(int64(31), true) }, false},
 		{"the other timeout", func(v *View) { v.DeadTimeout = known(int64(1), true) }, false},
-		{"the record has gone", func(v *View) { v.Connections, v.Serving, v.Timeout, v.DeadTimeout = nil, nil, nil, nil }, false},
+		{"the record has gone", func(v *View) {
+			v.Connections, v.Serving = nil, nil
+			v.Timeout, v.DeadTimeout = nil, nil
+		}, false},
 		{"a loss", func(v *View) { v.Loss = &host.Loss{} }, false},
 	} {
 		v := base()

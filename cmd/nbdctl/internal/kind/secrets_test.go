@@ -31,8 +31,8 @@ func safe(t *testing.T) {
 	})
 }
 
-// TestSecrets holds that a secret option is given by a reference, the last of which counts, and that
-// neither what is written down of a spec nor an error has the value.
+// TestSecrets holds that a secret option is given by a reference, the last of which counts, and
+// that neither what is written down of a spec nor an error has the value.
 func TestSecrets(t *testing.T) {
 	safe(t)
 	dir := t.TempDir()
@@ -87,7 +87,8 @@ func TestSecretsRefused(t *testing.T) {
 		{[]string{"pin"}, "must be key=value"},
 	} {
 		err := Check(host.Spec{Kind: "safe", Options: tt.options})
-		if exit.Of(err) != exit.Usage || !strings.Contains(err.Error(), tt.says) || strings.Contains(err.Error(), "4711") {
+		if exit.Of(err) != exit.Usage || !strings.Contains(err.Error(), tt.says) ||
+			strings.Contains(err.Error(), "4711") {
 			t.Errorf("%q: code %d, %v; want %q", tt.options, exit.Of(err), err, tt.says)
 		}
 	}

@@ -9,9 +9,9 @@ import (
 	"strings"
 )
 
-// A Redactor puts Hidden in the place of secrets in texts that others have made, such as the errors of
-// a backend, which may repeat what it was given. It knows a secret as it is, quoted, and escaped for a
-// URL; what was cut or encoded otherwise it does not find. A nil Redactor changes nothing.
+// A Redactor puts Hidden in the place of secrets in texts that others have made, such as the errors
+// of a backend, which may repeat what it was given. It knows a secret as it is, quoted, and escaped
+// for a URL; what was cut or encoded otherwise it does not find. A nil Redactor changes nothing.
 type Redactor struct{ replacer *strings.Replacer }
 
 // Redactor returns the one for the values of s; nil if there are none.
@@ -62,8 +62,8 @@ func (r *Redactor) Error(err error) error {
 	return &redacted{text: r.Text(err.Error()), err: err}
 }
 
-// Writer returns what writes to w without secrets, whole in each Write, as a log writes its lines. A
-// nil w stays nil.
+// Writer returns what writes to w without secrets, whole in each Write, as a log writes its lines.
+// A nil w stays nil.
 func (r *Redactor) Writer(w io.Writer) io.Writer {
 	if r == nil || w == nil {
 		return w

@@ -16,14 +16,15 @@ const maxLength = 16 << 10
 // Ways says how a user gives a secret.
 const Ways = "file:PATH, a file that holds it, or fd:N, a descriptor to read it from, as in fd:3 3<FILE"
 
-// A Reference says where a secret is to be read, and is none itself. The environment is no such place:
-// every program that is started from there has it too.
+// A Reference says where a secret is to be read, and is none itself. The environment is no such
+// place: every program that is started from there has it too.
 type Reference struct {
 	path string
 	fd   int // where path is empty
 }
 
-// ErrLiteral is the error of what is no reference, as a password in its place. It does not repeat it.
+// ErrLiteral is the error of what is no reference, as a password in its place. It does not repeat
+// it.
 var ErrLiteral = errors.New("is secret, and the command line is not: everybody can read it; give " + Ways)
 
 // ParseReference reads the value of an option that is secret.

@@ -1,7 +1,7 @@
-// Package secret holds what nobody but the process that needs it may read: the password of an option,
-// say. A Value shows as *** wherever it is printed, logged or written down; a Reference is how a user
-// gives one, for a command line can be read by everybody (ps); a Redactor takes values out of texts
-// that others have made.
+// Package secret holds what nobody but the process that needs it may read: the password of an
+// option, say. A Value shows as *** wherever it is printed, logged or written down; a Reference is
+// how a user gives one, for a command line can be read by everybody (ps); a Redactor takes values
+// out of texts that others have made.
 package secret
 
 import (
@@ -13,8 +13,8 @@ import (
 // Hidden stands in the place of a value.
 const Hidden = "***"
 
-// A Value is one secret. It has no form to print or to encode but Hidden. Whoever copies what Reveal
-// returns answers for where it goes.
+// A Value is one secret. It has no form to print or to encode but Hidden. Whoever copies what
+// Reveal returns answers for where it goes.
 type Value struct {
 	// text is a pointer, which package fmt does not follow inside of another struct.
 	text *string

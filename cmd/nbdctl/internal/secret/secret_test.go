@@ -69,7 +69,8 @@ func TestSend(t *testing.T) {
 func TestParseReference(t *testing.T) {
 	for v, ok := range map[string]bool{
 		"file:/etc/key": true, "file:key": true, "file:a:b": true, "fd:0": true, "fd:3": true, "fd:63": true,
-		"hunter2": false, "": false, "file:": false, "fd:": false, "fd:1": false, "fd:2": false, "fd:-1": false, "fd:x": false,
+		"hunter2": false, "": false, "file:": false, "fd:": false, "fd:1": false, "fd:2": false, "fd:-1": false,
+		"fd:x":        false,
 		"env:HUNTER2": false, "FILE:/etc/key": false, "fd:99999999999": false,
 	} {
 		r, err := ParseReference(v)
@@ -109,14 +110,16 @@ func TestRead(t *testing.T) {
 			t.Fatalf("%v, %v", r, err)
 		}
 		v, err := r.Read(inherited)
-		if v.Reveal() != tt.want || (err == nil) != (tt.says == "") || err != nil && !strings.Contains(err.Error(), tt.says) {
+		if v.Reveal() != tt.want || (err == nil) != (tt.says == "") ||
+			err != nil && !strings.Contains(err.Error(), tt.says) {
 			t.Errorf("of %d bytes it reads %q, %v", len(tt.content), v.Reveal(), err)
 		}
 	}
 	if _, err := (Reference{path: "none"}).Read(inherited); !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
 	}
-	if _, err := (Reference{fd: 7}).Read(inherited); err == nil || !strings.Contains(err.Error(), "without a descriptor 7") {
+	if _, err := (Reference{fd: 7}).Read(inherited); err == nil ||
+		!strings.Contains(err.Error(), "without a descriptor 7") {
 		t.Error(err)
 	}
 }
@@ -134,16 +137,19 @@ func TestRedactor(t *testing.T) {
 	logger := slog.New(slog.NewTextHandler(r.Writer(&log), nil))
 	logger.Error("m", "error", cause, "quoted", fmt.Sprintf("%q", text))
 	quoted := fmt.Sprintf("%q", text)
-	for _, s := range []string{log.String(), r.Text(quoted), r.Text("https://u:" + url.QueryEscape(text) + "@h/" + url.PathEscape(text))} {
+	for _, s := range []string{log.String(), r.Text(quoted),
+		r.Text("https://u:" + url.QueryEscape(text) + "@h/" + url.PathEscape(text))} {
 		if strings.Contains(s, "hunter2") || !strings.Contains(s, Hidden) {
 			t.Errorf("it shows: %s", s)
 		}
 	}
-	if diff := cmp.Diff([]string{"***", "***, ***", "nothing"}, r.Texts([]string{long, short + ", " + long, "nothing"})); diff != "" {
+	got := r.Texts([]string{long, short + ", " + long, "nothing"})
+	if diff := cmp.Diff([]string{"***", "***, ***", "nothing"}, got); diff != "" {
 		t.Error(diff)
 	}
 	none := Set{}.Redactor()
-	if none.Text("x") != "x" || none.Error(cause) != error(cause) || none.Writer(&log) != io.Writer(&log) || r.Writer(nil) != nil || r.Error(nil) != nil {
+	if none.Text("x") != "x" || none.Error(cause) != error(cause) || none.Writer(&log) != io.Writer(&log) ||
+		r.Writer(nil) != nil || r.Error(nil) != nil {
 		t.Error("without secrets it changes something")
 	}
 	if diff := cmp.Diff([]string{"x"}, none.Texts([]string{"x"})); diff != "" {
