@@ -195,6 +195,9 @@ func TestKernelSecret(t *testing.T) {
 			hides(t, text, nbdctl(t, strings.Fields(command)...).of(command))
 		}
 		hides(t, text, readable(t, dir, "NBDCTL_STATE_DIR="+dir, host.Command, `"kind": "vault"`, "does not fit"))
+		if got := sh(t, "stat -c %a "+dir+"/*/log"); got != "600" {
+			t.Errorf("the log has mode %s", got)
+		}
 		end := nbdctl(t, "disconnect", dev)
 		if !strings.Contains(end.stdout, "disconnected") {
 			t.Errorf("disconnect: %s", end.stderr)

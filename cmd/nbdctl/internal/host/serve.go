@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -93,7 +94,7 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, h.home.remove()) }()
-	if h.logFile, err = openLog(h.record.Log); err != nil {
+	if h.logFile, err = openLog(h.record.Log, h.logMode()); err != nil {
 		return fmt.Errorf("log: %w", err)
 	}
 	defer h.logFile.Close()
@@ -330,6 +331,15 @@ func (h *Host) waitFree(ctx context.Context, client *nbdnl.Client, device *block
 		h.log.Warn("gone although the device is still held", "reason", err)
 	}
 	return nil
+}
+
+// logMode is that of the log: what an unprivileged list or status points to can be read too, unless
+// the backend has a secret, which a crash might print past the redactor.
+func (h *Host) logMode() fs.FileMode {
+	if len(h.Spec.Secrets) != 0 {
+		return 0o600
+	}
+	return 0o644
 }
 
 // newLogger logs to the file and, if there is one, to tee, each whether or not
