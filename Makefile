@@ -24,18 +24,23 @@ ROUNDS ?= 2000
 KERNELS ?= bullseye bookworm trixie sid qemu qemu:trixie-backports
 # The tests of reconnection, which make test repeats on 6.12, where the receiver of an old connection ends late.
 RECONNECT_RUN ?= ^TestKernel(Heal|Reconfigure|Reconnect|Trap09)
+# The revision whose nbdctl make test-compat tries beside this tree's.
+BASE ?= 951cde1
 FUZZTIME ?= 10s
 # BENCH=quick: short rounds, to see that it works. The cases: of which name (memory/rr4k-q32, file/, kernel/, growth/, idle; tuning/ is
 # measured only when it is named).
 BENCH ?= full
 CASES ?=
 
+# What nbdctl version says: go build records the commit where git can tell it, whatever GOFLAGS has, and else does without.
+buildvcs = -buildvcs=$(if $(shell git log -1 --format=%H 2>/dev/null),auto,false)
+
 lab := testdata/lab
 stage := $(lab)/stage
 # Unless one is asked for, QEMU takes the place of a User-Mode Linux that cannot start.
 machine = $(lab)/$(LAB)$(if $(filter file,$(origin LAB)), --or-qemu)
 
-.PHONY: help build install test test-unit test-kernel test-reconnect test-qemu test-lab matrix soak flaky lab demo bench bench-connect \
+.PHONY: help build install test test-unit test-kernel test-reconnect test-qemu test-lab test-compat matrix soak flaky lab demo bench bench-connect \
 	bench-many lint fuzz clean needs needs-demo
 
 help:
@@ -43,7 +48,7 @@ help:
 
 ## make build        .bin/nbdctl
 build:
-	CGO_ENABLED=0 go build -trimpath -o .bin/nbdctl ./cmd/nbdctl
+	CGO_ENABLED=0 go build -trimpath $(buildvcs) -o .bin/nbdctl ./cmd/nbdctl
 
 ## make install      to PREFIX/bin (/usr/local/bin)
 install: build
@@ -82,6 +87,10 @@ test-reconnect: needs
 ## make test-qemu    kernel tests under QEMU, with four processors and -race: QEMU_RUN=REGEXP PKG=./nbdnl
 test-qemu: needs
 	@$(stage) 'kernel tests under QEMU' $(lab)/tests qemu '$(QEMU_RUN)' $(PKG)
+
+## make test-compat  nbdctl beside that of an older revision, each with devices of the other: BASE=REVISION of a clone with history
+test-compat: needs
+	@$(stage) 'compatibility with $(BASE)' $(lab)/compat '$(BASE)'
 
 ## make matrix       kernel tests on 5.10, 6.1, 6.12, 7.x and, some more than test-qemu has, under QEMU, and a table of them, in
 ##                   50 minutes: KERNELS='bullseye sid qemu' RUN=REGEXP PKG=./nbdnl

@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
@@ -30,13 +29,13 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		Name:        "nbdctl",
 		Usage:       "block devices served from user space, through the kernel's NBD driver",
 		Description: exitCodes,
-		Version:     version(),
 		Writer:      stdout,
 		ErrWriter:   stderr,
-		HideVersion: false,
+		// permute makes its flag a run of versionCommand.
+		HideVersion: true,
 		// helpCommand takes the place of the library's own.
 		HideHelpCommand: true,
-		Flags:           []cli.Flag{cli.HelpFlag},
+		Flags:           []cli.Flag{cli.HelpFlag, cli.VersionFlag},
 		// A comma in an option's value is the user's.
 		DisableSliceFlagSeparator: true,
 		// Left to itself the library would print usage to stdout and exit on
@@ -66,6 +65,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			watchCommand(),
 			serveCommand(),
 			doctorCommand(),
+			versionCommand(),
 			helpCommand(),
 			{
 				Name:   host.Command,
@@ -135,12 +135,4 @@ func noArguments(c *cli.Context) error {
 // interruptible is c's context that Ctrl-C or SIGTERM ends.
 func interruptible(c *cli.Context) (context.Context, context.CancelFunc) {
 	return signal.NotifyContext(c.Context, host.Heeded(syscall.SIGINT, syscall.SIGTERM)...)
-}
-
-// version is the module's version as the Go command recorded it.
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "(devel)"
 }

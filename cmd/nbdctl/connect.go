@@ -13,6 +13,7 @@ import (
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/inventory"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/kind"
 )
 
@@ -56,7 +57,7 @@ func connect(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	store, err := host.OpenStore()
+	in, err := inventory.Open()
 	if err != nil {
 		return err
 	}
@@ -69,14 +70,14 @@ func connect(c *cli.Context) error {
 	if err := loadDriver(ctx); err != nil {
 		return err
 	}
-	if err := sweep(ctx, store); err != nil {
+	if err := in.Sweep(ctx); err != nil {
 		fmt.Fprintf(c.App.ErrWriter, "nbdctl: warning: cleaning up after dead processes: %v\n", err)
 	}
-	if err := vacant(ctx, store, spec); err != nil {
+	if err := vacant(ctx, in, spec); err != nil {
 		return err
 	}
 	if c.Bool("foreground") {
-		return connectForeground(c, store, spec)
+		return connectForeground(c, in.Store, spec)
 	}
 	// A reader of our output that has gone is an error like any other here:
 	// it makes the connect undone.
@@ -99,18 +100,18 @@ func connect(c *cli.Context) error {
 
 // vacant refuses a device that is connected already, naming who has it. The
 // kernel has the last word; it only knows "busy".
-func vacant(ctx context.Context, store *host.Store, spec host.Spec) error {
+func vacant(ctx context.Context, in *inventory.Inventory, spec host.Spec) error {
 	if spec.Index == nil {
 		return nil
 	}
-	d, err := lookupIndex(ctx, store, *spec.Index)
+	d, err := in.LookupIndex(ctx, *spec.Index)
 	if exit.Of(err) == exit.NotFound {
 		return nil // it will be made
 	}
-	if err != nil || !d.connected() {
+	if err != nil || !d.Connected() {
 		return err
 	}
-	return exit.With(exit.Busy, "--device: nbd%d is connected already, by %s; leave --device out to get any free one", d.Index, d.connector())
+	return exit.With(exit.Busy, "--device: nbd%d is connected already, by %s; leave --device out to get any free one", d.Index, d.Connector())
 }
 
 // connectForeground serves in this process. A first Ctrl-C asks for an orderly
@@ -141,7 +142,11 @@ func printConnected(ctx context.Context, c *cli.Context, r *host.Record) error {
 		_, err := fmt.Fprintf(c.App.Writer, "/dev/%s\n", r.Device())
 		return err
 	}
-	v, err := viewDevice(ctx, *r.Index)
+	in, err := inventory.Open()
+	if err != nil {
+		return err
+	}
+	v, err := in.Full(ctx, *r.Index)
 	if err != nil {
 		return err
 	}

@@ -10,7 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
-	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/inventory"
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
@@ -41,12 +41,12 @@ func disconnect(c *cli.Context) error {
 	}
 	ctx, stop := interruptible(c)
 	defer stop()
-	store, err := host.OpenStore()
+	in, err := inventory.Open()
 	if err != nil {
 		return err
 	}
 	// All are tried; the first failure gives the exit code.
-	return disconnectMany(ctx, c, stacked(targets(ctx, c, store)))
+	return disconnectMany(ctx, c, stacked(targets(ctx, c, in)))
 }
 
 // endPatience bounds the wait for a process whose device has gone already: it
@@ -55,7 +55,7 @@ const endPatience = 10 * time.Second
 
 // disconnectOne takes one device down. Also when that fails, it tells what had
 // been lost of the device.
-func disconnectOne(ctx context.Context, c *cli.Context, client *nbdnl.Client, d device) (loss, err error) {
+func disconnectOne(ctx context.Context, c *cli.Context, client *nbdnl.Client, d inventory.Device) (loss, err error) {
 	force := c.Bool("force")
 	if err := allowed(d, force); err != nil {
 		return nil, err
@@ -77,11 +77,11 @@ func disconnectOne(ctx context.Context, c *cli.Context, client *nbdnl.Client, d 
 // lost tells which writes to the device have failed. Whether those who made them
 // know, the kernel alone does. A process that does not answer, or is too old to
 // know, is no obstacle.
-func lost(ctx context.Context, d device) error {
-	if d.entry == nil || !d.entry.Alive {
+func lost(ctx context.Context, d inventory.Device) error {
+	if d.Entry == nil || !d.Entry.Alive {
 		return nil
 	}
-	loss, err := d.entry.Loss(ctx)
+	loss, err := d.Entry.Loss(ctx)
 	if err != nil || loss == "" {
 		return nil
 	}
@@ -90,7 +90,7 @@ func lost(ctx context.Context, d device) error {
 
 // takeDown detaches the device and waits for the process that served it. loss is
 // what was cached of it and could not be written, when the device has gone.
-func takeDown(ctx context.Context, c *cli.Context, client *nbdnl.Client, d device, force bool) (loss, err error) {
+func takeDown(ctx context.Context, c *cli.Context, client *nbdnl.Client, d inventory.Device, force bool) (loss, err error) {
 	free, err := detach(ctx, c, client, d, force)
 	if free {
 		loss, err = err, nil
@@ -105,10 +105,10 @@ func takeDown(ctx context.Context, c *cli.Context, client *nbdnl.Client, d devic
 	if err != nil || !free {
 		return nil, err // or a warning has said so; the process stays as long as its device
 	}
-	if d.entry != nil {
+	if d.Entry != nil {
 		ctx, cancel := context.WithTimeoutCause(ctx, endPatience, fmt.Errorf("not within %s; it may be stopped, or stuck in its backend", endPatience))
 		defer cancel()
-		if err := d.entry.Wait(ctx); err != nil {
+		if err := d.Entry.Wait(ctx); err != nil {
 			return loss, fmt.Errorf("nbd%d is disconnected, but %w", d.Index, err)
 		}
 	}
@@ -119,16 +119,16 @@ func takeDown(ctx context.Context, c *cli.Context, client *nbdnl.Client, d devic
 // detach takes the device away and tells whether its index is free, even if not
 // all could be written that was cached. What forcing it cost is a warning: it was
 // asked for.
-func detach(ctx context.Context, c *cli.Context, client *nbdnl.Client, d device, force bool) (free bool, err error) {
+func detach(ctx context.Context, c *cli.Context, client *nbdnl.Client, d inventory.Device, force bool) (free bool, err error) {
 	err = client.Detach(ctx, d.Index, nbdnl.DetachOptions{
 		Identifier: d.Identifier,
 		Any:        !d.HasIdentifier,
-		Birth:      d.birth,
-		Server:     d.server(),
+		Birth:      d.Birth,
+		Server:     d.Server(),
 		Force:      force,
 		// No server is left to write anything to, which is no reason to keep
 		// the device. Its users are.
-		Dead: d.state() == nbdnl.StateOrphaned,
+		Dead: d.State() == nbdnl.StateOrphaned,
 	})
 	if err == nil || !force && !errors.Is(err, nbdnl.ErrNotWritten) {
 		return err == nil, err
@@ -151,16 +151,16 @@ func detach(ctx context.Context, c *cli.Context, client *nbdnl.Client, d device,
 
 // allowed refuses, in this order, a device that is not connected, one that is
 // not ours, and a user who may not.
-func allowed(d device, force bool) error {
-	if !d.connected() {
-		return notConnected(d)
+func allowed(d inventory.Device, force bool) error {
+	if !d.Connected() {
+		return d.NotConnected()
 	}
-	if d.left && !force {
+	if d.Left && !force {
 		return exit.With(exit.Permission, "nbd%d is not ours: a program that has ended connected it, and may take it back when it runs again; "+
 			"use --force to disconnect it here", d.Index)
 	}
-	if !d.ours() && !force {
-		return exit.With(exit.Permission, "nbd%d is not ours: %s connected it; disconnect it there, or use --force", d.Index, d.connector())
+	if !d.Ours() && !force {
+		return exit.With(exit.Permission, "nbd%d is not ours: %s connected it; disconnect it there, or use --force", d.Index, d.Connector())
 	}
 	return privileged("disconnect")
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
-	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/inventory"
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
@@ -20,7 +20,7 @@ const disconnectAtOnce = 256
 
 // A target is one device that is to be disconnected.
 type target struct {
-	device
+	inventory.Device
 	// missing is why there is none.
 	missing error
 	// above are those that must go before it: they are stored on it.
@@ -32,25 +32,25 @@ type target struct {
 }
 
 // targets finds the devices that are meant, each once.
-func targets(ctx context.Context, c *cli.Context, store *host.Store) (all []*target) {
-	add := func(d device, missing error) {
+func targets(ctx context.Context, c *cli.Context, in *inventory.Inventory) (all []*target) {
+	add := func(d inventory.Device, missing error) {
 		same := func(t *target) bool { return t.missing == nil && t.Index == d.Index }
 		if missing != nil || !slices.ContainsFunc(all, same) {
-			all = append(all, &target{device: d, missing: missing, done: make(chan struct{})})
+			all = append(all, &target{Device: d, missing: missing, done: make(chan struct{})})
 		}
 	}
 	if !c.Bool("all") {
 		for _, name := range c.Args().Slice() {
-			add(lookup(ctx, store, name))
+			add(in.Lookup(ctx, name))
 		}
 		return all
 	}
-	devices, _, err := inventory(store)
+	devices, _, err := in.Connected()
 	if err != nil {
 		warn(c, []string{err.Error()})
 	}
 	for _, d := range devices {
-		if d.connected() && d.ours() {
+		if d.Connected() && d.Ours() {
 			add(d, nil)
 		}
 	}
@@ -65,8 +65,8 @@ func stacked(all []*target) []*target {
 	}
 	below := make(map[*target][]int)
 	for _, t := range all {
-		if t.entry != nil {
-			below[t] = t.entry.Below()
+		if t.Entry != nil {
+			below[t] = t.Entry.Below()
 		}
 	}
 	return ordered(all, func(upper, lower *target) bool {
@@ -147,7 +147,7 @@ func (t *target) disconnect(ctx context.Context, c *cli.Context, client *nbdnl.C
 	var loss error
 	err := t.missing
 	if err == nil {
-		loss, err = disconnectOne(ctx, &own, client, t.device)
+		loss, err = disconnectOne(ctx, &own, client, t.Device)
 	}
 	if c.Bool("all") && exit.Of(err) == exit.NotFound {
 		err = nil // somebody else was quicker, with the same result

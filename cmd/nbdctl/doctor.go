@@ -11,7 +11,7 @@ import (
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/doctor"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
-	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/inventory"
 )
 
 func doctorCommand() *cli.Command {
@@ -35,7 +35,7 @@ func examine(c *cli.Context) (err error) {
 	if err := noArguments(c); err != nil {
 		return err
 	}
-	store, err := host.OpenStore()
+	in, err := inventory.Open()
 	if err != nil {
 		return err
 	}
@@ -47,7 +47,7 @@ func examine(c *cli.Context) (err error) {
 	ctx, stop := interruptible(c)
 	defer stop()
 	m := &doctor.Machine{LoadModule: func() error { return loadDriver(ctx) }}
-	checks := m.Checks(m.StateDirectory(store.Dir()), devicesCheck(store), leftoversCheck(store))
+	checks := m.Checks(m.StateDirectory(in.Store.Dir()), devicesCheck(in), leftoversCheck(in))
 	findings, err := examineAll(ctx, c, checks)
 	if err = errors.Join(err, m.Close()); err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/doctor"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/inventory"
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
@@ -41,19 +42,19 @@ func noDevices(root string) error {
 	return nil
 }
 
-// inventoryIfLoaded is inventory for who must not load the module.
-func inventoryIfLoaded(store *host.Store) (devices []device, rest []host.Entry, err error) {
+// connectedIfLoaded is in.Connected for who must not load the module.
+func connectedIfLoaded(in *inventory.Inventory) (devices []inventory.Device, rest []host.Entry, err error) {
 	if notLoaded() {
-		entries, damaged := store.Entries()
+		entries, damaged := in.Store.Entries()
 		return nil, entries, damaged
 	}
-	return inventory(store)
+	return in.Connected()
 }
 
 // devicesCheck tells what is connected, and how the devices of nbdctl fare.
-func devicesCheck(store *host.Store) doctor.Check {
+func devicesCheck(in *inventory.Inventory) doctor.Check {
 	return doctor.Check{Name: "devices", Look: func(context.Context) []doctor.Finding {
-		devices, _, err := inventoryIfLoaded(store)
+		devices, _, err := connectedIfLoaded(in)
 		if err != nil && devices == nil && !notLoaded() {
 			return []doctor.Finding{{Result: doctor.Problem, Code: exit.Failure, Seen: err.Error()}}
 		}
@@ -61,8 +62,8 @@ func devicesCheck(store *host.Store) doctor.Check {
 		ours := 0
 		var others []string
 		for _, d := range devices {
-			if !d.ours() {
-				others = append(others, fmt.Sprintf("nbd%d by %s", d.Index, d.connector()))
+			if !d.Ours() {
+				others = append(others, fmt.Sprintf("nbd%d by %s", d.Index, d.Connector()))
 				continue
 			}
 			ours++
@@ -83,9 +84,9 @@ func devicesCheck(store *host.Store) doctor.Check {
 
 // illness is the finding about a device of ours that does not do well. Orphans
 // have a check of their own.
-func illness(d device) (doctor.Finding, bool) {
+func illness(d inventory.Device) (doctor.Finding, bool) {
 	f := doctor.Finding{Result: doctor.Warning, Remedy: fmt.Sprintf("nbdctl status nbd%d", d.Index)}
-	switch d.state() {
+	switch d.State() {
 	case nbdnl.StateDegraded:
 		f.Seen = fmt.Sprintf("nbd%d is degraded: some of its connections are dead", d.Index)
 		f.Why = "they are replaced when the backend has let go of what was on them"
@@ -103,21 +104,21 @@ func illness(d device) (doctor.Finding, bool) {
 
 // leftoversCheck looks for what killed processes of nbdctl have left: devices
 // that nobody serves, and records. Both are ours to remove.
-func leftoversCheck(store *host.Store) doctor.Check {
+func leftoversCheck(in *inventory.Inventory) doctor.Check {
 	return doctor.Check{Name: "leftovers", Look: func(ctx context.Context) []doctor.Finding {
-		devices, rest, err := inventoryIfLoaded(store)
+		devices, rest, err := connectedIfLoaded(in)
 		var findings []doctor.Finding
 		orphans := false // with a record
 		for _, d := range devices {
-			if d.connected() && d.ours() && d.state() == nbdnl.StateOrphaned {
-				findings = append(findings, orphan(ctx, store, d))
-				orphans = orphans || d.entry != nil
+			if d.Connected() && d.Ours() && d.State() == nbdnl.StateOrphaned {
+				findings = append(findings, orphan(ctx, in, d))
+				orphans = orphans || d.Entry != nil
 			}
 		}
 		findings = append(findings, lingering(rest)...)
 		dead := slices.ContainsFunc(rest, func(e host.Entry) bool { return !e.Alive })
-		if dead || err != nil || !orphans && store.Stale() {
-			findings = append(findings, staleState(ctx, store, err))
+		if dead || err != nil || !orphans && in.Store.Stale() {
+			findings = append(findings, staleState(ctx, in, err))
 		}
 		if findings == nil {
 			return []doctor.Finding{{Result: doctor.OK, Seen: "no killed process of nbdctl has left anything"}}
@@ -127,7 +128,7 @@ func leftoversCheck(store *host.Store) doctor.Check {
 }
 
 // orphan is the finding about a device of ours whose process has ended.
-func orphan(ctx context.Context, store *host.Store, d device) doctor.Finding {
+func orphan(ctx context.Context, in *inventory.Inventory, d inventory.Device) doctor.Finding {
 	f := doctor.Finding{
 		Result: doctor.Problem,
 		Code:   exit.Failure,
@@ -156,17 +157,17 @@ func orphan(ctx context.Context, store *host.Store, d device) doctor.Finding {
 		if err := client.Detach(ctx, d.Index, nbdnl.DetachOptions{Identifier: d.Identifier, Dead: true}); err != nil {
 			return "", err
 		}
-		return fmt.Sprintf("nbd%d disconnected", d.Index), sweep(ctx, store)
+		return fmt.Sprintf("nbd%d disconnected", d.Index), in.Sweep(ctx)
 	}
 	return f
 }
 
 // formerPID tells the number that the process had, if it is known.
-func formerPID(d device) string {
-	if d.pid() == 0 {
+func formerPID(d inventory.Device) string {
+	if d.PID() == 0 {
 		return ""
 	}
-	return fmt.Sprintf(" (pid %d)", d.pid())
+	return fmt.Sprintf(" (pid %d)", d.PID())
 }
 
 // fixPatience bounds the end of an orphan, on which nobody has anything to wait for.
@@ -188,10 +189,10 @@ func lingering(rest []host.Entry) (findings []doctor.Finding) {
 }
 
 // staleState is the finding about records that belong to no device.
-func staleState(ctx context.Context, store *host.Store, damaged error) doctor.Finding {
+func staleState(ctx context.Context, in *inventory.Inventory, damaged error) doctor.Finding {
 	f := doctor.Finding{
 		Result: doctor.Warning,
-		Seen:   fmt.Sprintf("%s has records of processes that were killed, of devices that are gone", store.Dir()),
+		Seen:   fmt.Sprintf("%s has records of processes that were killed, of devices that are gone", in.Store.Dir()),
 		Why:    "they do no harm; the next nbdctl connect removes them",
 		Remedy: "nbdctl doctor --fix",
 	}
@@ -205,9 +206,9 @@ func staleState(ctx context.Context, store *host.Store, damaged error) doctor.Fi
 			if err := noDevices("/"); err != nil {
 				return "", err
 			}
-			return "records removed", store.Sweep(ctx, func(host.Entry) bool { return false })
+			return "records removed", in.Store.Sweep(ctx, func(host.Entry) bool { return false })
 		}
-		return "records removed", sweep(ctx, store)
+		return "records removed", in.Sweep(ctx)
 	}
 	return f
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/inventory"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/quantity"
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
@@ -54,17 +55,17 @@ func kick(c *cli.Context) error {
 
 // unstick makes every request of the device fail, and tells whether the
 // serving process did so itself.
-func unstick(ctx context.Context, d device) (answered bool, err error) {
-	if d.entry != nil && d.entry.Alive {
+func unstick(ctx context.Context, d inventory.Device) (answered bool, err error) {
+	if d.Entry != nil && d.Entry.Alive {
 		asked, cancel := context.WithTimeout(ctx, kickPatience)
 		defer cancel()
-		err := d.entry.Kick(asked)
+		err := d.Entry.Kick(asked)
 		if err == nil {
 			return true, nil
 		}
 		// It is stopped or stuck. Without its connections the kernel can't be
 		// kept waiting by it.
-		if cutErr := d.entry.Cut(); cutErr != nil {
+		if cutErr := d.Entry.Cut(); cutErr != nil {
 			return false, errors.Join(err, cutErr)
 		}
 	}
@@ -78,7 +79,7 @@ func unstick(ctx context.Context, d device) (answered bool, err error) {
 	switch {
 	case d.HasIdentifier:
 		err = client.Disconnect(ctx, d.Index, d.Identifier)
-	case d.birth != nbdnl.Birth(d.Index):
+	case d.Birth != nbdnl.Birth(d.Index):
 		err = nbdnl.ErrNotConnected // any more, and another program may have the index
 	default:
 		err = client.DisconnectAny(ctx, d.Index)
@@ -86,9 +87,9 @@ func unstick(ctx context.Context, d device) (answered bool, err error) {
 	if errors.Is(err, nbdnl.ErrNotConnected) {
 		err = nil
 	}
-	if err != nil && ctx.Err() != nil && d.entry != nil {
+	if err != nil && ctx.Err() != nil && d.Entry != nil {
 		// A disconnect of another device, on which we have no hold, is stuck.
-		spec := d.entry.Spec
+		spec := d.Entry.Spec
 		err = fmt.Errorf("nbd%d: its connections were cut, so that its requests fail when they are %s old, but it could not be disconnected: %w",
 			d.Index, quantity.FormatSeconds(spec.Timeout+spec.DeadTimeout), err)
 	}
@@ -97,7 +98,7 @@ func unstick(ctx context.Context, d device) (answered bool, err error) {
 
 // settle waits for what follows, and says what stays. A process that did not
 // answer is killed; one that did ends when its backend lets it.
-func settle(ctx context.Context, c *cli.Context, d device, answered bool) error {
+func settle(ctx context.Context, c *cli.Context, d inventory.Device, answered bool) error {
 	client, err := nbdnl.New()
 	if err != nil {
 		return err
@@ -105,17 +106,17 @@ func settle(ctx context.Context, c *cli.Context, d device, answered bool) error 
 	defer client.Close()
 	ctx, cancel := context.WithTimeoutCause(ctx, freePatience, fmt.Errorf("not within %s", freePatience))
 	defer cancel()
-	if d.entry != nil && !answered {
-		if err := d.entry.Kill(ctx); err != nil {
+	if d.Entry != nil && !answered {
+		if err := d.Entry.Kill(ctx); err != nil {
 			warn(c, []string{fmt.Sprintf("nbd%d is disconnected, but %v", d.Index, err)})
 		}
 	}
 	if err := waitEnd(ctx, client, d); err != nil {
 		warn(c, []string{fmt.Sprintf("nbd%d is disconnected, and not free before who uses it lets go: %s", d.Index, users(d.Index))})
-	} else if d.entry != nil && answered {
+	} else if d.Entry != nil && answered {
 		ctx, cancel := context.WithTimeoutCause(ctx, kickPatience, fmt.Errorf("not within %s", kickPatience))
 		defer cancel()
-		if err := d.entry.Wait(ctx); err != nil {
+		if err := d.Entry.Wait(ctx); err != nil {
 			warn(c, []string{fmt.Sprintf("nbd%d is disconnected, but %v; it ends when its backend lets it", d.Index, err)})
 		}
 	}
@@ -124,8 +125,8 @@ func settle(ctx context.Context, c *cli.Context, d device, answered bool) error 
 }
 
 // waitEnd waits until the index is free, or another program's.
-func waitEnd(ctx context.Context, client *nbdnl.Client, d device) error {
-	if now := nbdnl.Birth(d.Index); !d.HasIdentifier && now != 0 && now != d.birth {
+func waitEnd(ctx context.Context, client *nbdnl.Client, d inventory.Device) error {
+	if now := nbdnl.Birth(d.Index); !d.HasIdentifier && now != 0 && now != d.Birth {
 		return nil
 	}
 	return client.WaitFree(ctx, d.Index)

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/kind"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
@@ -24,6 +25,7 @@ import (
 const runAsNbdctl = "NBDCTL_TEST_RUN"
 
 func TestMain(m *testing.M) {
+	kind.All = append(kind.All, vaultKind)
 	if os.Getenv(runAsNbdctl) != "" {
 		runCommand()
 	}

@@ -14,14 +14,20 @@ import (
 //
 // A line with --help becomes one of the help command: the library takes what else
 // is on the line for the name of a command to explain, and says nothing, with code
-// 0, if there is none.
+// 0, if there is none. One with --version before any command becomes one of the version command.
 func permute(app *cli.App, args []string) []string {
 	at := slices.IndexFunc(args, func(a string) bool { return !strings.HasPrefix(a, "-") })
+	before := args[:max(at, 0)]
 	if at < 0 {
-		return args
+		before = args
 	}
-	if slices.ContainsFunc(args[:at], asksForHelp) {
+	switch {
+	case at >= 0 && slices.ContainsFunc(before, asksForHelp):
 		return slices.Concat([]string{"help"}, args[at:])
+	case slices.ContainsFunc(before, asksForVersion) && !slices.ContainsFunc(before, asksForHelp):
+		return slices.Concat([]string{"version"}, slices.DeleteFunc(slices.Clone(before), asksForVersion))
+	case at < 0:
+		return args
 	}
 	command := app.Command(args[at])
 	if command == nil {
@@ -56,10 +62,17 @@ func permute(app *cli.App, args []string) []string {
 }
 
 // asksForHelp tells whether arg is the flag --help, in any of its spellings.
-func asksForHelp(arg string) bool {
-	name, value, valued := strings.Cut(arg, "=")
+func asksForHelp(arg string) bool { return switchesOn(arg, "h", "help") }
+
+// asksForVersion tells whether arg is the flag --version.
+func asksForVersion(arg string) bool { return switchesOn(arg, "v", "version") }
+
+// switchesOn tells whether arg is one of the flags called names, in any of their spellings.
+func switchesOn(arg string, names ...string) bool {
+	flag, value, valued := strings.Cut(arg, "=")
 	on, _ := strconv.ParseBool(value)
-	return (on || !valued) && slices.Contains([]string{"-h", "--h", "-help", "--help"}, name)
+	name := strings.TrimPrefix(strings.TrimPrefix(flag, "-"), "-")
+	return name != flag && (on || !valued) && slices.Contains(names, name)
 }
 
 // takesValue tells whether the value of the flag arg is the next argument.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/inventory"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/quantity"
 )
 
@@ -46,7 +47,7 @@ func resize(c *cli.Context) error {
 			return host.Change{}, exit.Usagef("resize %s %s: %w", name, size, err)
 		case n <= 0:
 			return host.Change{}, exit.Usagef("resize %s %s: nothing would be left of %s", name, size, quantity.FormatSize(e.Size))
-		case n%int64(e.BlockSize) != 0:
+		case e.BlockSize > 0 && n%int64(e.BlockSize) != 0: // of which a record may not tell
 			return host.Change{}, exit.Usagef("resize %s %s: %d bytes are not a multiple of the block size %d", name, size, n, e.BlockSize)
 		}
 		change := host.Change{Size: &n, Force: c.Bool("force")}
@@ -87,15 +88,15 @@ func sizeArgument(name, v string) (func(int64) (int64, error), error) {
 func changeDevice(c *cli.Context, name string, changeOf func(*host.Entry) (host.Change, error), say func(*host.Status) string) error {
 	ctx, stop := interruptible(c)
 	defer stop()
-	e, err := served(ctx, c.Command.Name, name)
+	d, err := served(ctx, c.Command.Name, name)
 	if err != nil {
 		return err
 	}
-	change, err := changeOf(e)
+	change, err := changeOf(d.Entry)
 	if err != nil {
 		return err
 	}
-	s, err := e.Change(ctx, change)
+	s, err := d.Entry.Change(ctx, change)
 	if err != nil {
 		return err
 	}
@@ -103,42 +104,46 @@ func changeDevice(c *cli.Context, name string, changeOf func(*host.Entry) (host.
 		_, err := fmt.Fprintln(c.App.Writer, say(s))
 		return err
 	}
-	v, err := viewDevice(ctx, *e.Index)
+	in, err := inventory.Open()
+	if err != nil {
+		return err
+	}
+	v, err := in.Full(ctx, d.Index)
 	if err != nil {
 		return err
 	}
 	return printJSON(c.App.Writer, v)
 }
 
-// served finds the record of a device that a living process of ours serves,
-// for a command that asks that process to do something.
-func served(ctx context.Context, command, name string) (*host.Entry, error) {
+// served finds a device that a living process of ours serves, and its record, for a command that asks
+// that process to do something.
+func served(ctx context.Context, command, name string) (inventory.Device, error) {
 	d, err := ownDevice(ctx, command, name)
 	switch {
 	case err != nil:
-		return nil, err
-	case d.entry == nil:
-		return nil, fmt.Errorf("nbd%d: its record has been lost, so its process can't be asked", d.Index)
-	case !d.entry.Alive:
-		return nil, fmt.Errorf("nbd%d is orphaned: pid %d, which served it, has ended; nbdctl disconnect nbd%[1]d frees it", d.Index, d.entry.PID)
+	case d.Entry == nil:
+		err = fmt.Errorf("nbd%d: its record has been lost or can't be read, so its process can't be asked", d.Index)
+	case !d.Entry.Alive:
+		err = fmt.Errorf("nbd%d is orphaned: pid %d, which served it, has ended; nbdctl disconnect nbd%[1]d frees it",
+			d.Index, d.Entry.PID)
 	}
-	return d.entry, nil
+	return d, err
 }
 
 // ownDevice finds a connected device that is ours, for a user who may change it.
-func ownDevice(ctx context.Context, command, name string) (device, error) {
-	store, err := host.OpenStore()
+func ownDevice(ctx context.Context, command, name string) (inventory.Device, error) {
+	in, err := inventory.Open()
 	if err != nil {
-		return device{}, err
+		return inventory.Device{}, err
 	}
-	d, err := lookup(ctx, store, name)
+	d, err := in.Lookup(ctx, name)
 	switch {
 	case err != nil:
 		return d, err
-	case !d.connected():
-		return d, notConnected(d)
-	case !d.ours():
-		return d, exit.With(exit.Permission, "%s: nbd%d is not ours: %s connected it", command, d.Index, d.connector())
+	case !d.Connected():
+		return d, d.NotConnected()
+	case !d.Ours():
+		return d, exit.With(exit.Permission, "%s: nbd%d is not ours: %s connected it", command, d.Index, d.Connector())
 	}
 	return d, privileged(command)
 }

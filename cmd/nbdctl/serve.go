@@ -33,7 +33,7 @@ func serveCommand() *cli.Command {
 	}
 }
 
-func serve(c *cli.Context) error {
+func serve(c *cli.Context) (err error) {
 	spec, err := backendOf(c, 1)
 	if err != nil {
 		return err
@@ -51,8 +51,10 @@ func serve(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	warn(c, append(backing.Warnings, oddEnd(backing.Backend.Size())...))
-	logger := slog.New(slog.NewTextHandler(c.App.ErrWriter, nil))
+	redactor := spec.Secrets.Redactor()
+	defer func() { err = redactor.Error(err) }()
+	warn(c, redactor.Texts(append(backing.Warnings, oddEnd(backing.Backend.Size())...)))
+	logger := slog.New(slog.NewTextHandler(redactor.Writer(c.App.ErrWriter), nil))
 	l, s, err := offer(c, spec, backing, at, logger)
 	if err != nil {
 		undo := backing.Close

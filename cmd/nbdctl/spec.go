@@ -86,7 +86,10 @@ func backendOf(c *cli.Context, block int) (host.Spec, error) {
 	if err != nil {
 		return s, err
 	}
-	return s, checkDescriptor(c.Command.Name, s)
+	if err := checkDescriptor(c.Command.Name, s); err != nil {
+		return s, err
+	}
+	return kind.ReadSecrets(s)
 }
 
 // absolute makes the argument a path that means the same to the serving

@@ -78,10 +78,11 @@ func stats(c *cli.Context) error {
 	}
 	ctx, stop := interruptible(c)
 	defer stop()
-	e, err := served(ctx, "stats", c.Args().First())
+	d, err := served(ctx, "stats", c.Args().First())
 	if err != nil {
 		return err
 	}
+	e := d.Entry
 	if c.Bool("watch") {
 		return watchStats(ctx, c, e, interval)
 	}

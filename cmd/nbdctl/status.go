@@ -13,6 +13,7 @@ import (
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/inventory"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/quantity"
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
@@ -36,20 +37,20 @@ func status(c *cli.Context) error {
 	}
 	ctx, stop := interruptible(c)
 	defer stop()
-	store, err := host.OpenStore()
+	in, err := inventory.Open()
 	if err != nil {
 		return err
 	}
-	d, err := lookup(ctx, store, c.Args().First())
+	d, err := in.Lookup(ctx, c.Args().First())
 	if err != nil {
 		return err
 	}
-	if !d.connected() {
-		return notConnected(d)
+	if !d.Connected() {
+		return d.NotConnected()
 	}
-	v, err := fullViewOf(ctx, d)
-	if err == nil && exit.Of(v.unanswered) == exit.NotFound { // It has ended meanwhile, or is about to.
-		v, err = viewDevice(ctx, d.Index)
+	v, err := in.FullOf(ctx, d)
+	if err == nil && exit.Of(v.Unanswered) == exit.NotFound { // It has ended meanwhile, or is about to.
+		v, err = in.Full(ctx, d.Index)
 	}
 	if err != nil {
 		return err
@@ -60,16 +61,8 @@ func status(c *cli.Context) error {
 	return printStatus(c.App.Writer, v)
 }
 
-// notConnected is the error of commands that need a connected device.
-func notConnected(d device) error {
-	if d.State == nbdnl.StateHeld {
-		return exit.With(exit.NotFound, "nbd%d is not connected, though something has it open", d.Index)
-	}
-	return exit.With(exit.NotFound, "nbd%d is not connected", d.Index)
-}
-
 // printStatus prints one fact a line.
-func printStatus(w io.Writer, v *fullView) error {
+func printStatus(w io.Writer, v *inventory.Full) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	line := func(key, value string) { fmt.Fprintf(t, "%s\t%s\n", key, value) }
 	line("device", v.Path)
@@ -81,10 +74,10 @@ func printStatus(w io.Writer, v *fullView) error {
 	line("backend", printable(v.Backend))
 	line("label", orDash(v.Label))
 	line("mode", orDash(v.Mode))
-	line("connections", connections(v.view))
-	line("timeout", timeouts(v.view))
+	line("connections", connections(v.View))
+	line("timeout", timeouts(v.View))
 	line("identifier", orDash(v.Identifier))
-	line("owner", owner(v.view))
+	line("owner", owner(v.View))
 	line("since", since(v.Since))
 	line("log", orDash(v.Log))
 	for _, h := range v.Holders {
@@ -99,11 +92,11 @@ func printStatus(w io.Writer, v *fullView) error {
 	if e := v.LastError; e != nil {
 		line("last error", fmt.Sprintf("%s: %s at %d, %d bytes: %s", e.Time.Local().Format(time.DateTime), e.Op, e.Offset, e.Length, e.Error))
 	}
-	if v.unanswered != nil && !errors.Is(v.unanswered, fs.ErrPermission) {
-		line("note", v.unanswered.Error())
+	if v.Unanswered != nil && !errors.Is(v.Unanswered, fs.ErrPermission) {
+		line("note", v.Unanswered.Error())
 	}
 	if v.State == nbdnl.StateOrphaned.String() {
-		line("note", orphanAdvice(v.view))
+		line("note", orphanAdvice(v.View))
 	}
 	return t.Flush()
 }

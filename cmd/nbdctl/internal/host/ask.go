@@ -89,11 +89,28 @@ func (e *Entry) ask(ctx context.Context, req request) (*Status, error) {
 	if err := json.NewEncoder(c).Encode(req); err != nil {
 		return nil, e.unanswered(ctx, err)
 	}
-	var resp response
-	if err := json.NewDecoder(io.LimitReader(c, controlLimit)).Decode(&resp); err != nil {
+	var answer json.RawMessage
+	if err := json.NewDecoder(io.LimitReader(c, controlLimit)).Decode(&answer); err != nil {
 		return nil, e.unanswered(ctx, err)
 	}
-	if resp.Error != "" {
+	return e.read(req.Op, answer)
+}
+
+// read takes an answer for what this version knows of it.
+func (e *Entry) read(op string, answer []byte) (*Status, error) {
+	var resp response
+	err := json.Unmarshal(answer, &resp)
+	if err == nil && resp.Error == "" && resp.Status == nil && op != opKick {
+		err = errors.New("nothing that was asked for is in it")
+	}
+	if version := versionOf(answer); err != nil && version > controlVersion {
+		return nil, exit.With(exit.Unsupported, "pid %d answers in version %d of the control protocol, of which this nbdctl knows up to %d; "+
+			"use the nbdctl that connected %s, or a newer one: %w", e.PID, version, controlVersion, e.Device(), err)
+	}
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("pid %d gives an answer that can't be read: %w", e.PID, err)
+	case resp.Error != "":
 		return nil, &exit.Error{Code: max(resp.Code, exit.Failure), Err: errors.New(resp.Error)}
 	}
 	return resp.Status, nil

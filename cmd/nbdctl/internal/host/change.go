@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/secret"
 	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/server"
 	"github.com/nbdctl/nbdctl/server/blockdev"
@@ -37,7 +38,7 @@ func (h *Host) answer(ctx context.Context, device *blockdev.Device, req request)
 	case opLoss:
 		s := h.status(device)
 		if loss := device.Loss(); loss != nil {
-			s.Loss = loss.Error()
+			s.Loss = h.redactor.Text(loss.Error())
 		}
 		return s, nil
 	case opChange:
@@ -116,21 +117,21 @@ func (h *Host) note(device *blockdev.Device) error {
 		r.Size = device.Size()
 		r.Spec.Timeout, r.Spec.DeadTimeout = device.Timeout(), device.DeadTimeout()
 		if r.Loss == nil {
-			r.Loss = lossOf(device.Loss())
+			r.Loss = lossOf(device.Loss(), h.redactor)
 		}
 	})
 }
 
 // lossOf is what the record says of a device's loss: the first of it, which stays so.
-func lossOf(err error) *Loss {
+func lossOf(err error, redact *secret.Redactor) *Loss {
 	var lost *server.LossError
 	switch {
 	case err == nil:
 		return nil
 	case errors.As(err, &lost):
-		return &Loss{Time: lost.First.Time, Error: lost.First.Error()}
+		return &Loss{Time: lost.First.Time, Error: redact.Text(lost.First.Error())}
 	}
-	return &Loss{Time: time.Now(), Error: err.Error()}
+	return &Loss{Time: time.Now(), Error: redact.Text(err.Error())}
 }
 
 // status is what the process tells of itself.
@@ -139,7 +140,7 @@ func (h *Host) status(device *blockdev.Device) *Status {
 	defer h.mu.Unlock()
 	s := &Status{Record: h.record, Connections: trafficOf(device.Stats())}
 	if e := device.Export().LastError(); e != nil {
-		s.LastError = &Failure{Op: e.Op.String(), Offset: e.Offset, Length: e.Length, Error: e.Err.Error(), Time: e.Time}
+		s.LastError = &Failure{Op: e.Op.String(), Offset: e.Offset, Length: uint64(e.Length), Error: h.redactor.Text(e.Err.Error()), Time: e.Time}
 	}
 	return s
 }

@@ -146,9 +146,20 @@ func answer(ctx context.Context, c net.Conn, serve service) {
 	if err := c.SetDeadline(time.Now().Add(controlTimeout)); err != nil {
 		return
 	}
-	var req request
-	if err := json.NewDecoder(io.LimitReader(c, controlLimit)).Decode(&req); err != nil {
+	var asked json.RawMessage
+	if err := json.NewDecoder(io.LimitReader(c, controlLimit)).Decode(&asked); err != nil {
 		return
+	}
+	var req request
+	if err := json.Unmarshal(asked, &req); err != nil {
+		version := versionOf(asked)
+		if version <= controlVersion {
+			return
+		}
+		serve = func(context.Context, request) (*Status, error) {
+			return nil, exit.With(exit.Unsupported, "asked in version %d of the control protocol, of which pid %d knows up to %d: %w",
+				version, os.Getpid(), controlVersion, err)
+		}
 	}
 	// What nobody waits for any more is not done. It can be old, for a process
 	// that was stopped reads it when it goes on, and its asker was told that

@@ -263,7 +263,7 @@ func TestReportNobodyWaits(t *testing.T) {
 
 func TestLogIsBounded(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
-	l, err := openLog(path)
+	l, err := openLog(path, 0o644)
 	if err != nil {
 		t.Fatal(err)
 	}

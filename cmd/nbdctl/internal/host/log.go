@@ -3,6 +3,7 @@ package host
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"sync"
@@ -16,6 +17,7 @@ const logLimit = 1 << 20
 // path.1 and a new one is begun.
 type logFile struct {
 	path string
+	mode fs.FileMode
 
 	// mu guards the fields below and keeps lines whole.
 	mu   sync.Mutex
@@ -25,8 +27,8 @@ type logFile struct {
 	stderr bool
 }
 
-func openLog(path string) (*logFile, error) {
-	l := &logFile{path: path}
+func openLog(path string, mode fs.FileMode) (*logFile, error) {
+	l := &logFile{path: path, mode: mode}
 	return l, l.reopen()
 }
 
@@ -46,8 +48,7 @@ func (l *logFile) Write(p []byte) (int, error) {
 
 // reopen begins a new file at path.
 func (l *logFile) reopen() (err error) {
-	// 0644: what an unprivileged list or status points to can be read too.
-	l.file, err = os.OpenFile(l.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+	l.file, err = os.OpenFile(l.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, l.mode)
 	l.size = 0
 	if err == nil && l.stderr {
 		err = redirectStderr(l.file)

@@ -82,12 +82,26 @@ func readRecord(dir string) (*Record, error) {
 	}
 	var r Record
 	if err := json.Unmarshal(data, &r); err != nil {
+		if version := versionOf(data); version > recordVersion {
+			err = fmt.Errorf("is of version %d, of which this nbdctl knows up to %d; use the nbdctl that connected the device, or a newer one: %w",
+				version, recordVersion, err)
+		}
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, "state.json"), err)
 	}
 	if r.UUID != filepath.Base(dir) {
 		return nil, fmt.Errorf("%s: is the record of %q", filepath.Join(dir, "state.json"), r.UUID)
 	}
 	return &r, nil
+}
+
+// versionOf is the version that a record, a request or an answer has, whatever else is in it; 0 if it
+// has none.
+func versionOf(object []byte) int {
+	var v struct {
+		Version int `json:"version"`
+	}
+	_ = json.Unmarshal(object, &v) // which leaves 0
+	return v.Version
 }
 
 // Device names the device for people: by its number as soon as it has one.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/backends"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/secret"
 	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/server"
 	"github.com/nbdctl/nbdctl/server/blockdev"
@@ -63,6 +65,8 @@ type Host struct {
 	control *control
 	logFile *logFile
 	log     *slog.Logger
+	// redactor keeps the secrets of the spec out of what others are told.
+	redactor *secret.Redactor
 	// changing holds a value while the device is being changed.
 	changing chan struct{}
 }
@@ -72,6 +76,8 @@ type Host struct {
 // the device has gone and so has all that was kept about it. An error before
 // Ready means that nothing came to be.
 func (h *Host) Serve(ctx context.Context) (err error) {
+	h.redactor = h.Spec.Secrets.Redactor()
+	defer func() { err = h.redactor.Error(err) }()
 	identifier := nbdnl.NewIdentifier(IdentifierPrefix)
 	h.record = Record{
 		Version:    recordVersion,
@@ -88,11 +94,11 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, h.home.remove()) }()
-	if h.logFile, err = openLog(h.record.Log); err != nil {
+	if h.logFile, err = openLog(h.record.Log, h.logMode()); err != nil {
 		return fmt.Errorf("log: %w", err)
 	}
 	defer h.logFile.Close()
-	h.log = newLogger(h.logFile, h.Tee)
+	h.log = newLogger(h.redactor.Writer(h.logFile), h.redactor.Writer(h.Tee))
 
 	// Its netlink socket sends CONNECT and stays open for the life of the
 	// device, or its thread keeps the device connected.
@@ -178,7 +184,8 @@ func (h *Host) publish(ctx context.Context, device *blockdev.Device, warnings []
 	}
 	h.changing = make(chan struct{}, 1)
 	h.control, err = listenControl(filepath.Join(h.home.dir, "ctl"), func(ctx context.Context, req request) (*Status, error) {
-		return h.answer(ctx, device, req)
+		s, err := h.answer(ctx, device, req)
+		return s, h.redactor.Error(err)
 	})
 	if err != nil {
 		return err
@@ -206,7 +213,7 @@ func (h *Host) publish(ctx context.Context, device *blockdev.Device, warnings []
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if err := h.Ready(ctx, h.status(device).Record, warnings); err != nil {
+	if err := h.Ready(ctx, h.status(device).Record, h.redactor.Texts(warnings)); err != nil {
 		return fmt.Errorf("nobody waits for the device any more: %w", err)
 	}
 	return nil
@@ -326,9 +333,18 @@ func (h *Host) waitFree(ctx context.Context, client *nbdnl.Client, device *block
 	return nil
 }
 
+// logMode is that of the log: what an unprivileged list or status points to can be read too, unless
+// the backend has a secret, which a crash might print past the redactor.
+func (h *Host) logMode() fs.FileMode {
+	if len(h.Spec.Secrets) != 0 {
+		return 0o600
+	}
+	return 0o644
+}
+
 // newLogger logs to the file and, if there is one, to tee, each whether or not
 // the other can be written.
-func newLogger(file *logFile, tee io.Writer) *slog.Logger {
+func newLogger(file, tee io.Writer) *slog.Logger {
 	handlers := []slog.Handler{slog.NewTextHandler(file, nil)}
 	if tee != nil {
 		handlers = append(handlers, slog.NewTextHandler(tee, nil))

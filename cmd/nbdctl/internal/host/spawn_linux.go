@@ -17,15 +17,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/secret"
 )
 
 // The serving process gets what it needs as open files with these names; a
 // process that takes over from another will be given more of them.
 const (
-	fileSpec   = "spec"   // the Spec, as JSON
-	fileReport = "report" // where its one report goes
-	fileAccept = "accept" // one byte here lets it keep the device, the end of the file does not
-	fileImage  = "image"  // what the Spec calls by the number that it has, as /dev/fd/7
+	fileSpec    = "spec"    // the Spec, as JSON
+	fileSecrets = "secrets" // its Secrets; absent if there are none
+	fileReport  = "report"  // where its one report goes
+	fileAccept  = "accept"  // one byte here lets it keep the device, the end of the file does not
+	fileImage   = "image"   // what the Spec calls by the number that it has, as /dev/fd/7
 )
 
 // undoTimeout bounds the wait for a process that was asked to undo its start,
@@ -72,7 +74,7 @@ func (s *Spawned) Reject() error {
 // first the process is asked to undo what it did, and waited for. It inherits the
 // descriptor image, with its number, until it has opened the backend; none if negative.
 func Spawn(ctx context.Context, spec Spec, image int) (*Spawned, []string, error) {
-	cmd, pipes, err := start(image)
+	cmd, pipes, err := start(image, len(spec.Secrets) != 0)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -81,6 +83,9 @@ func Spawn(ctx context.Context, spec Spec, image int) (*Spawned, []string, error
 
 	// The pipe holds a spec many times over: this does not wait for the reader.
 	err = errors.Join(json.NewEncoder(pipes.spec).Encode(spec), pipes.spec.Close())
+	if pipes.secrets != nil {
+		err = errors.Join(err, spec.Secrets.Send(pipes.secrets), pipes.secrets.Close())
+	}
 	stop := context.AfterFunc(ctx, func() {
 		// It undoes what it did and reports that; gone already is fine too.
 		_ = cmd.Process.Signal(syscall.SIGTERM)
@@ -103,10 +108,10 @@ func Spawn(ctx context.Context, spec Spec, image int) (*Spawned, []string, error
 }
 
 // pipes are the starter's ends of what the serving process inherits.
-type pipes struct{ spec, report, accept *os.File }
+type pipes struct{ spec, secrets, report, accept *os.File }
 
-// start starts the serving process.
-func start(image int) (_ *exec.Cmd, _ *pipes, err error) {
+// start starts the serving process, with a pipe for secrets if there are some.
+func start(image int, secrets bool) (_ *exec.Cmd, _ *pipes, err error) {
 	var opened []*os.File
 	defer func() {
 		if err != nil {
@@ -126,6 +131,13 @@ func start(image int) (_ *exec.Cmd, _ *pipes, err error) {
 	specR, specW := pipe()
 	reportR, reportW := pipe()
 	acceptR, acceptW := pipe()
+	names, files := []string{fileSpec, fileReport, fileAccept}, []*os.File{specR, reportW, acceptR}
+	var secretsW *os.File
+	if secrets {
+		var secretsR *os.File
+		secretsR, secretsW = pipe()
+		names, files = append(names, fileSecrets), append(files, secretsR)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -134,8 +146,7 @@ func start(image int) (_ *exec.Cmd, _ *pipes, err error) {
 	cmd := exec.Command("/proc/self/exe", Command)
 	cmd.Args[0] = "nbdctl"
 	cmd.Dir = "/" // not to keep the user's directory from being unmounted
-	var names []string
-	names, cmd.ExtraFiles = layout([]string{fileSpec, fileReport, fileAccept}, []*os.File{specR, reportW, acceptR}, image)
+	names, cmd.ExtraFiles = layout(names, files, image)
 	if image == 0 {
 		cmd.Stdin = os.Stdin
 	}
@@ -155,7 +166,7 @@ func start(image int) (_ *exec.Cmd, _ *pipes, err error) {
 	for _, theirs := range cmd.ExtraFiles {
 		closeFile(theirs) // They have copies.
 	}
-	return cmd, &pipes{specW, reportR, acceptW}, nil
+	return cmd, &pipes{specW, secretsW, reportR, acceptW}, nil
 }
 
 // ended waits for the process to end, but not for ever: it may be stuck in
@@ -203,11 +214,8 @@ func RunSpawned(ctx context.Context, store *Store, open func(Spec) (*Backing, er
 	if err != nil {
 		return err
 	}
-	var spec Spec
-	if err := json.NewDecoder(files[fileSpec]).Decode(&spec); err != nil {
-		return fmt.Errorf("spec: %w", err)
-	}
-	if err := files[fileSpec].Close(); err != nil {
+	spec, err := receiveSpec(files)
+	if err != nil {
 		return err
 	}
 	// exec named us after the link; ps, top and the kernel's log should say
@@ -245,6 +253,19 @@ func RunSpawned(ctx context.Context, store *Store, open func(Spec) (*Backing, er
 		return err
 	}
 	return report{Error: err.Error(), Code: exit.Of(err)}.send(files[fileReport])
+}
+
+// receiveSpec reads what is to be served, with its secrets.
+func receiveSpec(files map[string]*os.File) (spec Spec, err error) {
+	if err := json.NewDecoder(files[fileSpec]).Decode(&spec); err != nil {
+		return spec, fmt.Errorf("spec: %w", err)
+	}
+	if files[fileSecrets] != nil {
+		if spec.Secrets, err = secret.Receive(files[fileSecrets]); err != nil {
+			return spec, err
+		}
+	}
+	return spec, errors.Join(files[fileSpec].Close(), closeFile(files[fileSecrets]))
 }
 
 // accepted waits until the starter accepts the device. The error says that it

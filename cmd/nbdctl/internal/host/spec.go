@@ -3,6 +3,7 @@ package host
 import (
 	"time"
 
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/secret"
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
@@ -19,8 +20,11 @@ type Spec struct {
 	// Kind names the backend ("memory"), Arg is its argument ("disk.img").
 	Kind string `json:"kind"`
 	Arg  string `json:"arg,omitempty"`
-	// Options are the backend's own, key=value.
+	// Options are the backend's own, key=value. The value of one that is secret is a reference.
 	Options []string `json:"options,omitempty"`
+	// Secrets are the values of those, by key. No file and no argument has them: the serving process
+	// gets them through a pipe of their own.
+	Secrets secret.Set `json:"-"`
 	// Size in bytes; 0: the backend's own.
 	Size int64 `json:"size,omitempty"`
 	// Create allows the backing object to be made.

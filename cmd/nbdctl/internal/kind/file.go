@@ -15,9 +15,9 @@ var fileKind = Kind{
 	Synopsis: "file PATH",
 	Summary: "a raw image or a block device; --create --size 10G makes a sparse image; " +
 		"-o direct=on goes past the page cache; -o lock=off does without a lock",
-	takesPath: true,
-	options:   []string{"direct", "lock"},
-	check: func(s host.Spec) error {
+	TakesPath: true,
+	Options:   []string{"direct", "lock"},
+	Check: func(s host.Spec) error {
 		switch {
 		case s.Arg == "":
 			return exit.Usagef("file needs a path: nbdctl connect file disk.img")
@@ -29,7 +29,7 @@ var fileKind = Kind{
 		_, err := fileOptions(s)
 		return err
 	},
-	open: openFile,
+	Open: openFile,
 }
 
 // fileOptions are the options of a spec.

@@ -3,11 +3,13 @@
 package kind
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/secret"
 )
 
 // A Kind is one backend that nbdctl serves.
@@ -18,14 +20,17 @@ type Kind struct {
 	// Summary is one line of help.
 	Summary string
 
-	// takesPath tells that the argument is a path.
-	takesPath bool
-	// options are the keys that -o takes.
-	options []string
-	// check refuses a spec that can be valid on no machine.
-	check func(host.Spec) error
-	// open opens the backend for devices, or for exports, which end at any byte.
-	open func(s host.Spec, export bool) (*host.Backing, error)
+	// TakesPath tells that the argument is a path.
+	TakesPath bool
+	// Options are the keys that -o takes.
+	Options []string
+	// Secrets are those of them whose values are secret: the user types a reference, and open finds
+	// the value in the Secrets of the spec.
+	Secrets []string
+	// Check refuses a spec that can be valid on no machine.
+	Check func(host.Spec) error
+	// Open opens the backend for devices, or for exports, which end at any byte.
+	Open func(s host.Spec, export bool) (*host.Backing, error)
 }
 
 // All lists the kinds in the order of the help text.
@@ -60,17 +65,54 @@ func Check(s host.Spec) error {
 		return err
 	}
 	for _, o := range s.Options {
-		key, _, ok := strings.Cut(o, "=")
+		key, value, ok := strings.Cut(o, "=")
+		if ok && len(k.Secrets) != 0 && !slices.Contains(k.Options, key) {
+			o = key + "=" + secret.Hidden // It may be a secret with a misspelt key.
+		}
 		switch {
 		case !ok:
 			return exit.Usagef("-o %s: must be key=value", o)
-		case len(k.options) == 0:
+		case len(k.Options) == 0:
 			return exit.Usagef("-o %s: %s takes no options", o, k.Name)
-		case !slices.Contains(k.options, key):
-			return exit.Usagef("-o %s: %s has no option %q, only %s", o, k.Name, key, strings.Join(k.options, ", "))
+		case !slices.Contains(k.Options, key):
+			return exit.Usagef("-o %s: %s has no option %q, only %s", o, k.Name, key, strings.Join(k.Options, ", "))
+		case slices.Contains(k.Secrets, key):
+			if _, err := secret.ParseReference(value); err != nil {
+				return exit.Usagef("-o %s: %w", key, err)
+			}
 		}
 	}
-	return k.check(s)
+	return k.Check(s)
+}
+
+// ReadSecrets returns a spec that has the secrets to which its options refer. The spec has passed
+// Check.
+func ReadSecrets(s host.Spec) (host.Spec, error) {
+	k, err := find(s.Kind)
+	if err != nil || len(k.Secrets) == 0 {
+		return s, err
+	}
+	s.Secrets = make(secret.Set)
+	for _, key := range k.Secrets {
+		i := lastOption(s, key)
+		if i < 0 {
+			continue
+		}
+		_, typed, _ := strings.Cut(s.Options[i], "=")
+		r, err := secret.ParseReference(typed)
+		if err == nil {
+			r, err = r.Absolute()
+		}
+		if err != nil {
+			return s, fmt.Errorf("-o %s: %w", key, err)
+		}
+		s.Options = slices.Clone(s.Options)
+		s.Options[i] = key + "=" + r.String()
+		if s.Secrets[key], err = r.Read(host.Inherited); err != nil {
+			return s, fmt.Errorf("-o %s: %w", key, err)
+		}
+	}
+	return s, nil
 }
 
 // Open opens the backend of s for the process that serves a device.
@@ -85,21 +127,32 @@ func open(s host.Spec, export bool) (*host.Backing, error) {
 	if err != nil {
 		return nil, err
 	}
-	return k.open(s, export)
+	b, err := k.Open(s, export)
+	return b, s.Secrets.Redactor().Error(err)
 }
 
 // option returns the last value given for key.
 func option(s host.Spec, key string) (string, bool) {
-	for _, o := range slices.Backward(s.Options) {
-		if k, v, _ := strings.Cut(o, "="); k == key {
-			return v, true
+	i := lastOption(s, key)
+	if i < 0 {
+		return "", false
+	}
+	_, v, _ := strings.Cut(s.Options[i], "=")
+	return v, true
+}
+
+// lastOption is where the last value for key stands, which counts; -1 if there is none.
+func lastOption(s host.Spec, key string) int {
+	for i, o := range slices.Backward(s.Options) {
+		if k, _, _ := strings.Cut(o, "="); k == key {
+			return i
 		}
 	}
-	return "", false
+	return -1
 }
 
 // TakesPath tells whether the argument of the kind called name is a path.
 func TakesPath(name string) bool {
 	k, err := find(name)
-	return err == nil && k.takesPath
+	return err == nil && k.TakesPath
 }

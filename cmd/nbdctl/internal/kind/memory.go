@@ -11,8 +11,8 @@ var memoryKind = Kind{
 	Name:     "memory",
 	Synopsis: "memory",
 	Summary:  "a sparse RAM disk; needs --size; -o limit=SIZE bounds the memory it takes",
-	options:  []string{"limit"},
-	check: func(s host.Spec) error {
+	Options:  []string{"limit"},
+	Check: func(s host.Spec) error {
 		switch {
 		case s.Arg != "":
 			return exit.Usagef("memory takes no argument, got %q", s.Arg)
@@ -24,7 +24,7 @@ var memoryKind = Kind{
 		_, err := memoryLimit(s)
 		return err
 	},
-	open: func(s host.Spec, _ bool) (*host.Backing, error) {
+	Open: func(s host.Spec, _ bool) (*host.Backing, error) {
 		limit, err := memoryLimit(s)
 		if err != nil {
 			return nil, err

@@ -1,19 +1,17 @@
-package main
+package inventory
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
-// A view is a device as --json prints it. The keys are documented and stable;
-// each is always there, null where the value is not known.
-type view struct {
+// A View is a device as --json prints it. The keys are documented and stable; each is always there,
+// null where the value is not known.
+type View struct {
 	Name        string     `json:"name"` // "nbd3"
 	Index       int        `json:"index"`
 	Path        string     `json:"path"`
@@ -31,48 +29,48 @@ type view struct {
 	DeadTimeout *int64     `json:"dead_timeout"` // seconds
 	Identifier  *string    `json:"identifier"`
 	Since       *time.Time `json:"since"`
-	Owner       ownerView  `json:"owner"`
+	Owner       Owner      `json:"owner"`
 	Loss        *host.Loss `json:"loss"`
 }
 
-type ownerView struct {
+// An Owner is who connected a device.
+type Owner struct {
 	PID  *int `json:"pid"`
 	Ours bool `json:"ours"`
 }
 
-// A fullView is what status and connect print of one device.
-type fullView struct {
-	view
+// A Full view is what status and connect print of one device.
+type Full struct {
+	View
 	Log       *string       `json:"log"`
 	LastError *host.Failure `json:"last_error"`
-	// Traffic has the counters of each connection, null when the serving
-	// process can't be asked.
+	// Traffic has the counters of each connection, null when the serving process can't be asked.
 	Traffic []host.Traffic `json:"traffic"`
 	Holders []string       `json:"holders"`
-	// unanswered is why the serving process could not be asked, for people.
-	unanswered error
+	// Unanswered is why the serving process could not be asked, for people.
+	Unanswered error `json:"-"`
 }
 
-// viewOf makes the view of d.
-func viewOf(d device) view {
-	v := view{
+// View makes the view of d.
+func (d *Device) View() View {
+	v := View{
 		Name:  fmt.Sprintf("nbd%d", d.Index),
 		Index: d.Index,
 		Path:  nbdnl.Path(d.Index),
-		State: d.state().String(),
-		Owner: ownerView{Ours: d.connected() && d.ours()},
+		State: d.State().String(),
+		Owner: Owner{Ours: d.Connected() && d.Ours()},
 	}
-	if !d.connected() {
+	if !d.Connected() {
 		return v
 	}
 	v.Size = d.Size
 	v.BlockSize = known(d.BlockSize, d.BlockSize != 0)
-	v.ReadOnly = &d.ReadOnly
+	v.ReadOnly = known(d.ReadOnly, true)
 	v.Features = features(d.Flags)
 	v.Mode = known(d.Mode.String(), d.Mode != nbdnl.ModeUnknown)
 	v.Identifier = known(d.Identifier, d.Identifier != "")
-	v.Owner.PID = known(d.pid(), d.pid() != 0)
-	if e := d.entry; e != nil {
+	v.Owner.PID = known(d.PID(), d.PID() != 0)
+	if e := d.Entry; e != nil {
 		v.Mode = known(e.Mode, e.Mode != "")
 		v.Label = known(e.Spec.Label, e.Spec.Label != "")
 		v.Backend = known(e.Spec.Backend(), true)
@@ -84,19 +82,6 @@ func viewOf(d device) view {
 		v.Loss = e.Record.Loss
 	}
 	return v
-}
-
-// shownState is the state for people, who should see a loss without looking for it.
-func (v view) shownState() string {
-	if v.Loss != nil {
-		return v.State + ",loss"
-	}
-	return v.State
-}
-
-// lossNote says what was lost first.
-func lossNote(l *host.Loss) string {
-	return fmt.Sprintf("%s: %s", l.Time.Local().Format(time.DateTime), l.Error)
 }
 
 // features names what the kernel asks of the device's server.
@@ -135,61 +120,44 @@ func known[T any](v T, ok bool) *T {
 	return &v
 }
 
-// viewDevice makes the full view of the device with that index.
-func viewDevice(ctx context.Context, index int) (*fullView, error) {
-	store, err := host.OpenStore()
+// Full makes the full view of the device with that index, which must be connected.
+func (in *Inventory) Full(ctx context.Context, index int) (*Full, error) {
+	d, err := in.LookupIndex(ctx, index)
 	if err != nil {
 		return nil, err
 	}
-	d, err := lookupIndex(ctx, store, index)
-	if err != nil {
-		return nil, err
+	if !d.Connected() { // any more
+		return nil, d.NotConnected()
 	}
-	if !d.connected() { // any more
-		return nil, notConnected(d)
-	}
-	return fullViewOf(ctx, d)
+	return in.FullOf(ctx, d)
 }
 
-// fullViewOf asks everybody who knows something about d.
-func fullViewOf(ctx context.Context, d device) (*fullView, error) {
-	v := &fullView{view: viewOf(d), Holders: []string{}}
-	holders, err := nbdnl.Holders(d.Index)
+// FullOf asks everybody who knows something about d.
+func (in *Inventory) FullOf(ctx context.Context, d Device) (*Full, error) {
+	v := &Full{View: d.View(), Holders: []string{}}
+	holders, err := in.System.Holders(d.Index)
 	if err != nil {
 		return nil, err
 	}
 	for _, h := range holders {
-		if d.OwnerPID == 0 && d.keptBy(h) {
+		if d.OwnerPID == 0 && d.keeps(h) {
 			continue // what the kernel does not tell before Linux 6.1
 		}
 		v.Holders = append(v.Holders, h.String())
 	}
-	if d.entry == nil {
+	if d.Entry == nil {
 		return v, nil
 	}
-	v.Log = &d.entry.Log
-	if d.entry.Alive {
+	v.Log = &d.Entry.Log
+	if d.Entry.Alive {
 		// Only root may ask, and the process may be ending: what it alone
 		// knows is then null.
-		s, err := d.entry.Status(ctx)
+		s, err := d.Entry.Status(ctx)
 		if err == nil {
 			v.Traffic = s.Connections
 			v.LastError = s.LastError
 		}
-		v.unanswered = err
+		v.Unanswered = err
 	}
 	return v, nil
-}
-
-// keptBy tells whether h is the process that keeps our device connected by
-// having it open, which is not use.
-func (d device) keptBy(h nbdnl.Holder) bool {
-	return d.entry != nil && d.entry.Mode == nbdnl.ModeIoctl.String() && h.Kind == nbdnl.HolderProcess && h.PID == d.entry.PID
-}
-
-func printJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	e.SetEscapeHTML(false)
-	return e.Encode(v)
 }

@@ -1,0 +1,115 @@
+package inventory
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/nbdnl"
+)
+
+// A Device is what the kernel and our records together say of one.
+type Device struct {
+	// Status is what the kernel alone shows.
+	nbdnl.Status
+	// Entry is the record of the process that serves it; nil if there is none.
+	Entry *host.Entry
+	// Birth is nbdnl.Birth of the use of the index that this is about, where no identifier tells; 0
+	// is unknown.
+	Birth uint64
+	// Left is whether another program's device is known to have nobody who serves it: its index was
+	// leased (nbdnl.Lease), and the process that had it has ended.
+	Left bool
+
+	root string // the directory that holds proc
+}
+
+// servingName is what a process of ours is called in /proc.
+const servingName = "nbdctl"
+
+// Ours tells whether nbdctl connected the device. The mark in the kernel suffices, for the state
+// directory may have been lost.
+func (d *Device) Ours() bool {
+	return d.Entry != nil || strings.HasPrefix(d.Identifier, host.IdentifierPrefix+":")
+}
+
+// State completes Status.State, which the kernel shows, by what our processes know.
+func (d *Device) State() nbdnl.State {
+	switch {
+	case d.Left:
+		return nbdnl.StateOrphaned
+	case !d.Connected() || !d.Ours():
+		return d.Status.State
+	case d.Entry == nil && d.ownerGone(), d.Entry != nil && !d.Entry.Alive:
+		return nbdnl.StateOrphaned
+	case d.Entry == nil:
+		return d.Status.State
+	case d.Entry.Phase == host.PhaseConnecting:
+		return nbdnl.StateConnecting
+	case d.Entry.Phase == host.PhaseDisconnecting:
+		return nbdnl.StateDisconnecting
+	case d.Entry.Phase == host.PhaseDegraded:
+		return nbdnl.StateDegraded
+	case d.Entry.Phase == host.PhaseWaiting:
+		return nbdnl.StateWaiting
+	}
+	return d.Status.State
+}
+
+// ownerGone tells, for a device whose record has been lost, whether the process that connected it
+// is known to have ended. In a container it may be out of sight and well.
+func (d *Device) ownerGone() bool {
+	return d.OwnerGone || d.OwnerPID != 0 && comm(d.root, d.OwnerPID) != servingName
+}
+
+// PID is the process that serves the device, or did until it was killed; 0 if unknown.
+func (d *Device) PID() int {
+	switch {
+	case d.Entry != nil:
+		return d.Entry.PID
+	case d.Ours() && d.ownerGone(), d.Left:
+		return 0 // The number may be another's by now.
+	}
+	return d.OwnerPID
+}
+
+// Server is the process that serves our device, 0 if it is not ours.
+func (d *Device) Server() int {
+	if d.Entry == nil {
+		return 0
+	}
+	return d.Entry.PID
+}
+
+// Connector names the process that connected the device.
+func (d *Device) Connector() string {
+	pid := d.PID()
+	if d.Left {
+		return "a program that has ended"
+	}
+	if pid == 0 {
+		return "another program"
+	}
+	who := fmt.Sprintf("pid %d (%s)", pid, comm(d.root, pid))
+	if d.Entry != nil {
+		who += ", which serves " + d.Entry.Spec.Backend()
+	}
+	return who
+}
+
+// keeps tells whether h is the process that keeps our device connected by having it open, which is
+// not use.
+func (d *Device) keeps(h nbdnl.Holder) bool {
+	return d.Entry != nil && d.Entry.Mode == nbdnl.ModeIoctl.String() &&
+		h.Kind == nbdnl.HolderProcess && h.PID == d.Entry.PID
+}
+
+// comm is the name of the process pid, in the machine below root.
+func comm(root string, pid int) string {
+	b, err := os.ReadFile(commPath(root, pid))
+	if err != nil {
+		return "gone"
+	}
+	return strings.TrimSpace(string(b))
+}

@@ -1,0 +1,161 @@
+// Package inventory says what each NBD device of the machine is: it looks at what the kernel shows
+// and at the records of the processes that serve, and puts the two together. A device of nbdctl is
+// known by the mark that the kernel keeps or, where it keeps none, by its record; of other
+// programs' devices there is what the kernel shows. Nothing here prints.
+package inventory
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/nbdnl"
+)
+
+// An Inventory is where to look. The zero System is the running machine.
+type Inventory struct {
+	// Store has the records.
+	Store *host.Store
+	// System has the devices.
+	System nbdnl.System
+	// birth takes the place of nbdnl.Birth in tests, unless it is nil.
+	birth func(index int) uint64
+}
+
+// Open returns the inventory of the running machine, with the store that the environment names.
+func Open() (*Inventory, error) {
+	store, err := host.OpenStore()
+	if err != nil {
+		return nil, err
+	}
+	return &Inventory{Store: store}, nil
+}
+
+// patience bounds the wait for what sysfs does not tell.
+const patience = 3 * time.Second
+
+// Connected lists the connected devices of the machine, ascending, and the records that have none.
+// Where there is no driver there are no devices. It never waits for the kernel, where another
+// program's command may be stuck. A damaged record is an error beside the devices; they are nil if
+// they can't be listed.
+func (in *Inventory) Connected() (devices []Device, rest []host.Entry, err error) {
+	return in.list((*nbdnl.Client).Connected)
+}
+
+// All lists the idle devices, too. If the kernel does not answer, which of them are held is not
+// known, and an error beside the devices.
+func (in *Inventory) All(ctx context.Context) (devices []Device, rest []host.Entry, err error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return in.list(func(c *nbdnl.Client) ([]nbdnl.Status, error) { return c.Devices(ctx) })
+}
+
+// list pairs the devices that look finds with the records.
+func (in *Inventory) list(look func(*nbdnl.Client) ([]nbdnl.Status, error)) (devices []Device, rest []host.Entry,
+	err error,
+) {
+	entries, damaged := in.Store.Entries()
+	devices = []Device{} // nil is for when they can't be listed
+	client, err := in.System.NewClient()
+	if errors.Is(err, nbdnl.ErrNoDriver) {
+		return devices, entries, damaged
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	defer client.Close()
+	all, err := look(client)
+	if all == nil && err != nil {
+		return nil, nil, err
+	}
+	for _, st := range all {
+		var d Device
+		d, entries = in.pair(st, entries)
+		devices = append(devices, d)
+	}
+	return devices, entries, errors.Join(damaged, err)
+}
+
+// Sweep removes what killed processes left behind, if their devices have gone too.
+func (in *Inventory) Sweep(ctx context.Context) error {
+	if !in.Store.Stale() {
+		return nil
+	}
+	devices, _, err := in.Connected()
+	if err != nil && devices == nil {
+		return err
+	}
+	return in.Store.Sweep(ctx, func(e host.Entry) bool {
+		return slices.ContainsFunc(devices, func(d Device) bool { return d.Entry != nil && d.Entry.UUID == e.UUID })
+	})
+}
+
+// pair finds the record of the device that the kernel shows, and returns the other records. It may
+// change entries.
+func (in *Inventory) pair(st nbdnl.Status, entries []host.Entry) (Device, []host.Entry) {
+	d := Device{Status: st, root: in.System.Root}
+	if d.Connected() && !d.HasIdentifier {
+		d.Birth = in.birthOf(st.Index)
+	}
+	i := -1
+	for j, e := range entries {
+		// Where no identifier tells, the process of a former user of the index may not have ended
+		// yet.
+		if d.Connected() && in.matches(st, e) && (i < 0 || e.Since.After(entries[i].Since)) {
+			i = j
+		}
+	}
+	if i >= 0 {
+		e := entries[i]
+		d.Entry = &e
+		if e.Birth != 0 && !d.HasIdentifier {
+			d.Birth = e.Birth
+		}
+		entries = slices.Delete(entries, i, i+1)
+	}
+	if d.Connected() && !d.Ours() && d.Identifier != "" {
+		// Of devices without a lease nothing can be known, for they may well outlive the
+		// process that connected them; nor, without privilege, of the others.
+		left, err := in.System.LeftAt(d.Index)
+		d.Left = err == nil && left == d.Identifier
+	}
+	return d, entries
+}
+
+// matches tells whether e is the record of the device that the kernel shows.
+func (in *Inventory) matches(st nbdnl.Status, e host.Entry) bool {
+	if e.Index == nil || *e.Index != st.Index {
+		// While it connects, a record has no number yet but the kernel
+		// already shows its identifier.
+		return e.Index == nil && st.HasIdentifier && st.Identifier == e.Identifier
+	}
+	if st.HasIdentifier {
+		return st.Identifier == e.Identifier
+	}
+	// Without one the record decides, unless the kernel shows otherwise.
+	if st.Mode != nbdnl.ModeUnknown && e.Mode != "" && e.Mode != st.Mode.String() {
+		return false
+	}
+	if e.Birth != 0 && e.Birth != in.birthOf(st.Index) {
+		return false // of a former use of the index
+	}
+	// The process's number is another in a container.
+	return st.OwnerPID == 0 || e.Alive && (st.OwnerPID == e.PID || comm(in.System.Root, st.OwnerPID) == servingName)
+}
+
+// birthOf tells the present use of an index from those before and after it.
+func (in *Inventory) birthOf(index int) uint64 {
+	if in.birth != nil {
+		return in.birth(index)
+	}
+	return nbdnl.Birth(index)
+}
+
+// commPath is the file below root with the name of the process pid.
+func commPath(root string, pid int) string {
+	return filepath.Join("/", root, "proc", strconv.Itoa(pid), "comm")
+}

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+	"unicode"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/inventory"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/quantity"
+)
+
+func printJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false)
+	return e.Encode(v)
+}
+
+// shownState is the state for people, who should see a loss without looking for it.
+func shownState(v inventory.View) string {
+	if v.Loss != nil {
+		return v.State + ",loss"
+	}
+	return v.State
+}
+
+// lossNote says what was lost first.
+func lossNote(l *host.Loss) string {
+	return fmt.Sprintf("%s: %s", l.Time.Local().Format(time.DateTime), l.Error)
+}
+
+// orphanAdvice says what an orphan is and what to do about it.
+func orphanAdvice(v inventory.View) string {
+	if !v.Owner.Ours {
+		return fmt.Sprintf("the program that served it has ended without disconnecting, all I/O on it fails; it may take it back when it "+
+			"runs again, else nbdctl disconnect --force %s frees it", v.Name)
+	}
+	who := "the process that served it"
+	if v.Owner.PID != nil {
+		who = fmt.Sprintf("pid %d, which served it,", *v.Owner.PID)
+	}
+	return fmt.Sprintf("%s ended without disconnecting, all I/O on it fails; nbdctl disconnect %s frees it", who,
+		v.Name)
+}
+
+// printTable prints the views for people. What is not known is a dash.
+func printTable(w io.Writer, views []inventory.View) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "NAME\tSTATE\tSIZE\tBACKEND\tLABEL\tMODE\tCONNS\tBLOCK\tRO\tTIMEOUT\tOWNER\tSINCE")
+	for _, v := range views {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, shownState(v),
+			quantity.FormatSize(v.Size),
+			printable(v.Backend), orDash(v.Label), orDash(v.Mode), connections(v), orDash(v.BlockSize),
+			yesNo(v.ReadOnly),
+			timeouts(v), owner(v), since(v.Since))
+	}
+	return t.Flush()
+}
+
+func orDash[T any](v *T) string {
+	if v == nil {
+		return "-"
+	}
+	return fmt.Sprint(*v)
+}
+
+// printable is *v, quoted if it has what would break a line or move a
+// terminal's cursor: a path may contain anything.
+func printable(v *string) string {
+	if v != nil && strings.ContainsFunc(*v, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return strconv.Quote(*v)
+	}
+	return orDash(v)
+}
+
+func yesNo(v *bool) string {
+	switch {
+	case v == nil:
+		return "-"
+	case *v:
+		return "yes"
+	}
+	return "no"
+}
+
+// connections is how many the device has, as "1/2" if some are dead.
+func connections(v inventory.View) string {
+	if v.Serving == nil || v.Connections == nil || *v.Serving == *v.Connections {
+		return orDash(v.Connections)
+	}
+	return fmt.Sprintf("%d/%d", *v.Serving, *v.Connections)
+}
+
+// timeouts is the request timeout, with that for dead connections if there is one.
+func timeouts(v inventory.View) string {
+	if v.Timeout == nil || v.DeadTimeout == nil {
+		return "-"
+	}
+	s := quantity.FormatSeconds(time.Duration(*v.Timeout) * time.Second)
+	if *v.DeadTimeout != 0 {
+		s += "+" + quantity.FormatSeconds(time.Duration(*v.DeadTimeout)*time.Second)
+	}
+	return s
+}
+
+func owner(v inventory.View) string {
+	if v.Owner.Ours {
+		return orDash(v.Owner.PID)
+	}
+	if v.Owner.PID == nil {
+		return "-"
+	}
+	return fmt.Sprintf("%d (not ours)", *v.Owner.PID)
+}
+
+func since(t *time.Time) string {
+	if t == nil {
+		return "-"
+	}
+	return t.Local().Format(time.DateTime)
+}
