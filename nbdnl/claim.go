@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/nbdctl/nbdctl/nbdnl/internal/backoff"
 )
 
 // stateDirEnv names the directory of state that programs share, instead of /run/nbdctl.
@@ -42,8 +44,8 @@ func (s *System) claim(ctx context.Context, index int) (*Claimed, error) {
 	if index < 0 || index > maxIndex {
 		return nil, fmt.Errorf("index is not within 0 and %d: %w", maxIndex, os.ErrInvalid)
 	}
-	pause := newBackoff()
-	defer pause.stop()
+	pause := backoff.New()
+	defer pause.Stop()
 	for {
 		c, err := s.tryClaim(index)
 		if err != nil {
@@ -53,7 +55,7 @@ func (s *System) claim(ctx context.Context, index int) (*Claimed, error) {
 			return c, nil
 		}
 		// flock(2) itself can't be waited for together with a context.
-		if err := pause.wait(ctx, nil); err != nil {
+		if err := pause.Wait(ctx, nil); err != nil {
 			return nil, fmt.Errorf("another process is at work on it: %w", err)
 		}
 	}

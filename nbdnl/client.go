@@ -8,6 +8,9 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl/internal/backoff"
+	"github.com/nbdctl/nbdctl/nbdnl/internal/devices"
 )
 
 // A Client controls the NBD devices of the machine. It may be used by many goroutines at a time.
@@ -86,16 +89,16 @@ func (c *Client) ConnectIndex(ctx context.Context, index int, cfg Config) error 
 	if index < 0 || index > maxIndex {
 		return newError("connect", index, fmt.Errorf("index is not within 0 and %d: %w", maxIndex, os.ErrInvalid))
 	}
-	pause := newBackoff()
-	defer pause.stop()
+	pause := backoff.New()
+	defer pause.Stop()
 	for begin := time.Now(); ; {
 		_, err := c.connect(ctx, index, cfg)
 		if !errors.Is(err, syscall.EBUSY) {
 			return newError("connect", index, err)
 		}
 		// For EBUSY the kernel has not touched the sockets.
-		l, lifeErr := c.sysfs.life(index)
-		if l.connected {
+		l, lifeErr := c.sysfs.Use(index)
+		if l.Connected {
 			return newError("connect", index, fmt.Errorf("%w: it is connected already", err))
 		}
 		holders, _ := c.holders(context.WithoutCancel(ctx), index) // who they are is known or not
@@ -103,7 +106,7 @@ func (c *Client) ConnectIndex(ctx context.Context, index int, cfg Config) error 
 		if lifeErr != nil || time.Since(begin) >= patience(holders, connectPatience) {
 			return newError("connect", index, busy)
 		}
-		if err := pause.wait(ctx, nil); err != nil {
+		if err := pause.Wait(ctx, nil); err != nil {
 			return newError("connect", index, fmt.Errorf("%w; waiting for that to change: %w", busy, err))
 		}
 	}
@@ -123,7 +126,7 @@ func (c *Client) connect(ctx context.Context, index int, cfg Config) (int, error
 	if err := c.reach(ctx); err != nil {
 		return 0, err
 	}
-	if err := c.sysfs.visible(); err != nil {
+	if err := c.sysfs.Visible(); err != nil {
 		return 0, fmt.Errorf("what becomes of a device can't be seen: %w", err)
 	}
 	if err := c.removable(index, cfg.ClientFlags); err != nil {
@@ -165,7 +168,7 @@ func (c *Client) connect(ctx context.Context, index int, cfg Config) (int, error
 // in the kernel, and all of generic netlink with it: nbd_genl_connect waits for their end under its lock in Linux
 // 5.10, and does not in 6.1.
 func (c *Client) removable(index int, flags ClientFlags) error {
-	if flags&DestroyOnDisconnect == 0 || c.sysfs.identifiers {
+	if flags&DestroyOnDisconnect == 0 || c.sysfs.Identifiers {
 		return nil
 	}
 	return &UnsupportedError{Index: index, Setting: "client flags", Want: "DestroyOnDisconnect",
@@ -178,8 +181,8 @@ func (c *Client) examine(index int, cfg *Config) error {
 	if err != nil {
 		return fmt.Errorf("it came and went: %w", err)
 	}
-	if l.identified && l.identifier != cfg.Identifier {
-		return fmt.Errorf("it came and went: %w: its identifier is %q", ErrNotOwner, l.identifier)
+	if l.Identified && l.Identifier != cfg.Identifier {
+		return fmt.Errorf("it came and went: %w: its identifier is %q", ErrNotOwner, l.Identifier)
 	}
 	c.remember(index, l, func(m *memory) {
 		m.connected, m.identifier, m.mode = true, cfg.Identifier, c.driver.mode()
@@ -213,7 +216,7 @@ func (c *Client) check(index int, cfg *Config) error {
 // checkPassing compares with what it was to be what of a new device is no matter of the kernel alone.
 func (c *Client) checkPassing(index int, cfg *Config) error {
 	lack := shortfall{index: index}
-	size, err := c.sysfs.size(index)
+	size, err := c.sysfs.Size(index)
 	if err != nil {
 		return err
 	}
@@ -241,12 +244,12 @@ func (c *Client) findIdentifier(identifier string, cause error) (int, error) {
 	if identifier == "" {
 		return 0, cause
 	}
-	indexes, err := c.sysfs.indexes()
+	indexes, err := c.sysfs.Indexes()
 	if err != nil {
 		return 0, errors.Join(cause, err)
 	}
 	for _, index := range indexes {
-		if l, err := c.sysfs.life(index); err == nil && l.identifier == identifier {
+		if l, err := c.sysfs.Use(index); err == nil && l.Identifier == identifier {
 			return index, nil
 		}
 	}
@@ -256,11 +259,11 @@ func (c *Client) findIdentifier(identifier string, cause error) (int, error) {
 // undoConnect disconnects a device that nobody waits for any more. Whoever may be probing it has a
 // moment to let go of it.
 func (c *Client) undoConnect(ctx context.Context, index int, identifier string) error {
-	l, err := c.sysfs.life(index)
-	if err != nil || !l.connected || l.identified && l.identifier != identifier {
+	l, err := c.sysfs.Use(index)
+	if err != nil || !l.Connected || l.Identified && l.Identifier != identifier {
 		return err // gone already, and perhaps another's by now
 	}
-	if !l.identified && c.driver.mode() == ModeIoctl && !c.driver.serves(index) {
+	if !l.Identified && c.driver.mode() == ModeIoctl && !c.driver.serves(index) {
 		return nil // so it is
 	}
 	if err := c.disconnect(ctx, index, l); err != nil {
@@ -312,29 +315,29 @@ func (c *Client) DisconnectAny(ctx context.Context, index int) error {
 	return newError("disconnect", index, err)
 }
 
-// connected returns the device's life, or why it has none.
-func (c *Client) connected(index int) (life, error) {
-	l, err := c.sysfs.life(index)
-	if err == nil && !l.connected {
+// connected returns the present use of the index, or why there is none.
+func (c *Client) connected(index int) (devices.Use, error) {
+	l, err := c.sysfs.Use(index)
+	if err == nil && !l.Connected {
 		err = ErrNotConnected
 	}
 	return l, err
 }
 
-// owned returns the device's life if it carries the identifier.
-func (c *Client) owned(index int, identifier string) (life, error) {
+// owned returns the present use of the index if the device carries the identifier.
+func (c *Client) owned(index int, identifier string) (devices.Use, error) {
 	l, err := c.connected(index)
 	if err != nil {
 		return l, err
 	}
 	switch m := c.recall(index, l); {
-	case l.identified && l.identifier != identifier:
-		return l, fmt.Errorf("%w: its identifier is %q", ErrNotOwner, l.identifier)
-	case l.identified || m.connected && m.identifier == identifier:
+	case l.Identified && l.Identifier != identifier:
+		return l, fmt.Errorf("%w: its identifier is %q", ErrNotOwner, l.Identifier)
+	case l.Identified || m.connected && m.identifier == identifier:
 		return l, nil
 	case m.connected:
 		return l, fmt.Errorf("%w: this client has connected it with the identifier %q", ErrNotOwner, m.identifier)
-	case c.sysfs.identifiers:
+	case c.sysfs.Identifiers:
 		return l, fmt.Errorf("%w: it was connected by ioctls", ErrNotOwner)
 	}
 	return l, fmt.Errorf("this kernel keeps no identifiers, and this client has not connected it with that one: %w", errors.ErrUnsupported)
@@ -342,7 +345,7 @@ func (c *Client) owned(index int, identifier string) (life, error) {
 
 // still returns why the index is no longer in the same use. Netlink has no command on a condition, but for
 // the identifier of a reconfigure, so that this look comes right before the command.
-func (c *Client) still(index int, l life) error {
+func (c *Client) still(index int, l devices.Use) error {
 	now, err := c.connected(index)
 	if err == nil && now != l {
 		err = fmt.Errorf("%w: it was connected anew meanwhile", ErrNotOwner)
@@ -352,7 +355,7 @@ func (c *Client) still(index int, l life) error {
 
 // disconnect gives the command, if the index is still in that use, and notes that the device is on its
 // way out.
-func (c *Client) disconnect(ctx context.Context, index int, l life) error {
+func (c *Client) disconnect(ctx context.Context, index int, l devices.Use) error {
 	if err := c.reach(ctx); err != nil {
 		return err
 	}

@@ -7,6 +7,9 @@ import (
 	"os"
 	"syscall"
 	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl/internal/backoff"
+	"github.com/nbdctl/nbdctl/nbdnl/internal/devices"
 )
 
 // DetachOptions say which device Detach may take, and at what price.
@@ -15,9 +18,9 @@ type DetachOptions struct {
 	Identifier string
 	// Any leaves the identifier out of account.
 	Any bool
-	// Birth, unless it is 0, is what Birth said of the device when the caller made sure that it is the one: when its index
+	// Incarnation, unless it is 0, is that of the device which the caller has made sure to be the one: when its index
 	// is used anew, the device is not connected any more. It is for devices without an identifier.
-	Birth uint64
+	Incarnation Incarnation
 	// Force detaches the device although somebody uses it, or although writing what is cached does not end:
 	// those who use it get I/O errors from then on, a file system above loses what it had not written.
 	Force bool
@@ -66,12 +69,12 @@ func (c *Client) detach(ctx context.Context, index int, o DetachOptions) (err er
 		// apart are two that do this at once, and the identifier does too.
 	}
 
-	l, err := c.lifeFor(index, o)
+	l, err := c.useFor(index, o)
 	if err != nil {
 		return err
 	}
 	switch {
-	case l.identified: // netlink keeps no device open
+	case l.Identified: // netlink keeps no device open
 		o.keeper = descriptor{}
 	case c.driver.serves(index):
 		o.keeper = c.keeper(index)
@@ -101,13 +104,13 @@ func (c *Client) detach(ctx context.Context, index int, o DetachOptions) (err er
 	return nil
 }
 
-// lifeFor returns the device's life if it is one that the options mean.
-func (c *Client) lifeFor(index int, o DetachOptions) (life, error) {
+// useFor returns the present use of the index if it is one that the options mean.
+func (c *Client) useFor(index int, o DetachOptions) (devices.Use, error) {
 	if !o.Any {
 		return c.owned(index, o.Identifier)
 	}
 	l, err := c.connected(index)
-	if err == nil && o.Birth != 0 && l.birth != o.Birth {
+	if err == nil && o.Incarnation != 0 && l.Incarnation != o.Incarnation {
 		err = fmt.Errorf("%w any more: its index is used anew", ErrNotConnected)
 	}
 	return l, err
@@ -139,8 +142,7 @@ func (c *Client) flush(ctx context.Context, index int, o DetachOptions) (opened 
 	return opened, lost, c.vacant(ctx, index, o.keeper, own)
 }
 
-// seize opens the device. Read-only is enough to fsync, and does not make udev probe the device again
-// when it is closed, as the end of a write does.
+// seize opens the device, exclusively unless that is to be forced.
 func (c *Client) seize(ctx context.Context, index int, o DetachOptions) (*seizure, error) {
 	if !o.Force {
 		// It takes as long as it takes to look at all processes, and needs no server.
@@ -154,28 +156,54 @@ func (c *Client) seize(ctx context.Context, index int, o DetachOptions) (*seizur
 		opening, cancel = withPatience(ctx, forcePatience)
 		defer cancel()
 	}
-	// Exclusively, so that nothing can be mounted on it from here on.
-	dev, err := c.open(opening, index, os.O_RDONLY|syscall.O_EXCL)
-	if errors.Is(err, syscall.EBUSY) && o.Force {
-		dev, err = c.open(opening, index, os.O_RDONLY)
-	}
+	dev, err := c.openVacant(opening, index, o.keeper)
+	busy := errors.Is(err, ErrBusy)
 	switch {
-	case errors.Is(err, syscall.EBUSY) && !o.Force:
-		holders, _ := c.holders(context.WithoutCancel(ctx), index, o.keeper)
-		if len(holders) == 0 {
-			holders = []Holder{{Kind: HolderExclusive, Device: name(index)}}
-		}
-		return &seizure{}, &BusyError{Index: index, Holders: holders}
-	case err != nil && o.Dead:
+	case busy && o.Force:
+		dev, err = c.open(opening, index, os.O_RDONLY)
+	case busy:
+		return &seizure{}, err
+	}
+	if err != nil && o.Dead {
 		return &seizure{}, nil // without a server a device may not even open
 	}
 	return &seizure{dev: dev}, err
 }
 
+// OpenExclusive opens a device that nobody uses, and keeps new mounts and their like out until it is closed. Before, it looks for
+// those who use the device in all processes. For processes that may let go of it it waits as Detach does: fifteen seconds for udev,
+// which looks at every device that changes, and one second for others. Then the error is a *BusyError.
+//
+// To open a device can take as long as its server does, which the partition table is read from. When ctx ends first, the device is
+// closed as soon as it is open.
+func (c *Client) OpenExclusive(ctx context.Context, index int) (Device, error) {
+	keeper := c.keeper(index)
+	err := c.vacant(ctx, index, keeper)
+	var dev Device
+	if err == nil {
+		dev, err = c.openVacant(ctx, index, keeper)
+	}
+	return dev, newError("open", index, err)
+}
+
+// openVacant opens the device exclusively, so that nothing can be mounted on it from here on. Read-only is enough to fsync, and does
+// not make udev probe the device again when it is closed, as the end of a write does.
+func (c *Client) openVacant(ctx context.Context, index int, keeper descriptor) (Device, error) {
+	dev, err := c.open(ctx, index, os.O_RDONLY|syscall.O_EXCL)
+	if !errors.Is(err, syscall.EBUSY) {
+		return dev, err
+	}
+	holders, _ := c.holders(context.WithoutCancel(ctx), index, keeper)
+	if len(holders) == 0 {
+		holders = []Holder{{Kind: HolderExclusive, Device: name(index)}}
+	}
+	return nil, &BusyError{Index: index, Holders: holders}
+}
+
 // vacant waits a little until nobody holds the device, but for some descriptors.
 func (c *Client) vacant(ctx context.Context, index int, except ...descriptor) error {
-	pause := newBackoff()
-	defer pause.stop()
+	pause := backoff.New()
+	defer pause.Stop()
 	var busy *BusyError
 	var found time.Time // when somebody was found: to look may itself take long
 	for {
@@ -192,7 +220,7 @@ func (c *Client) vacant(ctx context.Context, index int, except ...descriptor) er
 		if time.Since(found) >= patience(holders, detachPatience) {
 			return busy
 		}
-		if err := pause.wait(ctx, nil); err != nil {
+		if err := pause.Wait(ctx, nil); err != nil {
 			return fmt.Errorf("%w; waiting for that to change: %w", busy, err)
 		}
 	}
@@ -211,7 +239,7 @@ func (c *Client) open(ctx context.Context, index, flag int) (Device, error) {
 }
 
 // waitRelease waits a little until the disconnected device is released.
-func (c *Client) waitRelease(ctx context.Context, index int, l life) error {
+func (c *Client) waitRelease(ctx context.Context, index int, l devices.Use) error {
 	begin := time.Now()
 	for limit := releasePatience; ; limit = proberPatience {
 		patient, cancel := context.WithDeadline(ctx, begin.Add(limit))
@@ -231,11 +259,11 @@ func (c *Client) waitRelease(ctx context.Context, index int, l life) error {
 // dropPartitions makes the kernel forget the partitions, which outlive a disconnect until the next open
 // of the whole disk. Should that fail, they are forgotten when somebody else opens it.
 func (c *Client) dropPartitions(ctx context.Context, index int) {
-	partitions, err := c.sysfs.partitions(index)
+	partitions, err := c.sysfs.Partitions(index)
 	if err != nil || len(partitions) == 0 {
 		return
 	}
-	if l, err := c.sysfs.life(index); err != nil || l.connected {
+	if l, err := c.sysfs.Use(index); err != nil || l.Connected {
 		return // somebody who does not claim has connected it
 	}
 	if dev, err := c.open(ctx, index, os.O_RDONLY); err == nil {

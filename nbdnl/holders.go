@@ -100,17 +100,6 @@ func (c *Client) keeper(index int) descriptor {
 	return descriptor{os.Getpid(), someFD}
 }
 
-// keeper returns the descriptor through which NBD_DO_IT keeps the device connected, if that can be told.
-func (s *System) keeper(index int) descriptor {
-	fs := newSysfs(s)
-	l, err := fs.life(index)
-	if err != nil || !l.connected || l.identified || !fs.identifiers {
-		return descriptor{}
-	}
-	pid, _ := s.processOf(l.tid)
-	return descriptor{pid, someFD}
-}
-
 // A descriptor is one of some process, or with someFD any one, but one only.
 type descriptor struct{ pid, fd int }
 

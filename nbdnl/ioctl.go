@@ -34,7 +34,7 @@ func (d *ioctlDriver) find() error {
 	if d.closed {
 		return os.ErrClosed
 	}
-	indexes, err := d.sysfs.indexes()
+	indexes, err := d.sysfs.Indexes()
 	if err == nil && len(indexes) == 0 {
 		err = ErrNoDriver
 	}
@@ -58,7 +58,7 @@ func (d *ioctlDriver) connect(index int, cfg *Config, fds []int) (int, error) {
 	if index != anyIndex {
 		return index, d.start(index, cfg, fds)
 	}
-	indexes, err := d.sysfs.indexes()
+	indexes, err := d.sysfs.Indexes()
 	if err != nil {
 		return 0, err
 	}
@@ -84,7 +84,7 @@ func (d *ioctlDriver) connect(index int, cfg *Config, fds []int) (int, error) {
 // startClaimed starts an idle device that nobody claims. Who loses the race for a device by ioctls may not
 // know it, and end the winner's; claims keep those apart who ask for them.
 func (d *ioctlDriver) startClaimed(index int, cfg *Config, fds []int) error {
-	if l, err := d.sysfs.life(index); err != nil || l.connected {
+	if l, err := d.sysfs.Use(index); err != nil || l.Connected {
 		return errors.Join(err, errTaken)
 	}
 	claim, err := d.sys.tryClaim(index)
@@ -102,7 +102,7 @@ func (d *ioctlDriver) startClaimed(index int, cfg *Config, fds []int) error {
 
 // start connects a device, and returns when the kernel shows it.
 func (d *ioctlDriver) start(index int, cfg *Config, fds []int) error {
-	if err := d.sysfs.exists(index); err != nil {
+	if err := d.sysfs.Exists(index); err != nil {
 		return fmt.Errorf("%w (only netlink makes new devices)", err)
 	}
 	own, err := dupDescriptors(fds)

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/nbdctl/nbdctl/nbdnl/internal/names"
 )
 
 // A Lease is the sole right to an index for as long as its holder likes, among all processes that ask for one: before a device is
@@ -128,7 +130,7 @@ func (s System) Leased() ([]int, error) {
 	}
 	var indexes []int
 	for _, e := range entries {
-		if index, ok := deviceIndex(e.Name()); ok {
+		if index, ok := names.Index(e.Name()); ok {
 			indexes = append(indexes, index)
 		}
 	}

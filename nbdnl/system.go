@@ -6,12 +6,12 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"syscall"
 
 	"github.com/mdlayher/genetlink"
 	"github.com/mdlayher/netlink"
+
+	"github.com/nbdctl/nbdctl/nbdnl/machine"
 )
 
 // A System is the machine whose devices a Client controls. The zero value is the running one; tests
@@ -52,10 +52,11 @@ type Device interface {
 	Sync() error
 }
 
+// root is where the files of the system are.
+func (s *System) root() machine.Root { return machine.Root(s.Root) }
+
 // path returns the path of a file, given from the root directory on.
-func (s *System) path(elem ...string) string {
-	return filepath.Join(append([]string{s.Root, "/"}, elem...)...)
-}
+func (s *System) path(elem ...string) string { return s.root().Path(elem...) }
 
 // device returns the path of the device node.
 func (s *System) device(index int) string { return s.path(Path(index)) }
@@ -82,7 +83,7 @@ func (s *System) deviceNumber(path string) (string, bool) {
 	if s.DeviceNumber != nil {
 		return s.DeviceNumber(path)
 	}
-	return deviceNumber(path)
+	return machine.DeviceNumber(path)
 }
 
 // deviceNumberIn is deviceNumber for a name in an open directory, which is quicker.
@@ -90,7 +91,7 @@ func (s *System) deviceNumberIn(dir *os.File, name string) (string, bool) {
 	if s.DeviceNumber != nil {
 		return s.DeviceNumber(filepath.Join(dir.Name(), name))
 	}
-	return deviceNumberAt(int(dir.Fd()), name)
+	return machine.DeviceNumberIn(dir, name)
 }
 
 // open opens the device node.
@@ -140,28 +141,4 @@ const initialUserNamespace = "user:[4026531837]"
 func (s *System) userNamespaced() bool {
 	ns, err := os.Readlink(s.path("proc/self/ns/user"))
 	return err == nil && ns != initialUserNamespace
-}
-
-// release returns the kernel's version as in 6.1, or zeroes when it can't be read.
-func (s *System) release() (major, minor int) {
-	b, err := os.ReadFile(s.path("proc/sys/kernel/osrelease"))
-	if err != nil {
-		return 0, 0
-	}
-	return parseRelease(string(b))
-}
-
-// parseRelease returns the first two numbers of a kernel release such as "6.1.0-31-amd64".
-func parseRelease(release string) (major, minor int) {
-	first, rest, _ := strings.Cut(release, ".")
-	second := rest
-	if i := strings.IndexFunc(rest, func(r rune) bool { return r < '0' || r > '9' }); i >= 0 {
-		second = rest[:i]
-	}
-	major, err := strconv.Atoi(first)
-	if err != nil {
-		return 0, 0
-	}
-	minor, _ = strconv.Atoi(second) // a release of one number has none
-	return major, minor
 }

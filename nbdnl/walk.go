@@ -1,8 +1,6 @@
 package nbdnl
 
 import (
-	"bufio"
-	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +8,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/nbdctl/nbdctl/nbdnl/internal/devices"
+	"github.com/nbdctl/nbdctl/nbdnl/machine"
 )
 
 // A walk goes once through all that shows who uses some devices.
@@ -67,7 +68,7 @@ func (w *walk) run() {
 
 // find learns the numbers of a device and its partitions, and what the kernel has linked to them.
 func (w *walk) find(index int, d *disk) error {
-	d.keeper = w.sys.keeper(index)
+	d.keeper = descriptor{devices.New(w.sys.root()).Keeper(index), someFD}
 	dir := w.sys.block(index)
 	partitions, err := filepath.Glob(filepath.Join(dir, name(index)+"p*"))
 	if err != nil {
@@ -126,47 +127,30 @@ func (w *walk) loops() {
 
 // mounts finds mounts in the mount namespaces of all processes.
 func (w *walk) mounts() {
-	seen := make(map[string]bool)
-	for _, pid := range w.processIDs() {
-		ns, err := os.Readlink(w.sys.path("proc", pid, "ns/mnt"))
-		if err != nil || seen[ns] {
-			continue
-		}
-		seen[ns] = true
-		f, err := os.Open(w.sys.path("proc", pid, "mountinfo"))
-		if err != nil {
-			continue
-		}
-		for lines := longLines(f); lines.Scan(); {
-			w.mount(lines.Text(), pid)
-		}
-		_ = f.Close() // only read
+	for m := range w.sys.root().Mounts() {
+		w.mount(m)
 	}
 }
 
-// mount notes the mount that a line of mountinfo describes, as pid sees it.
-func (w *walk) mount(line, pid string) {
-	m, ok := parseMount(line)
-	if !ok {
-		return
-	}
-	p, ok := w.parts[m.number]
-	if !ok && strings.HasPrefix(m.source, "/dev/") {
+// mount notes the mount if it is one of the devices.
+func (w *walk) mount(m machine.Mount) {
+	p, ok := w.parts[m.Number]
+	if !ok && strings.HasPrefix(m.Source, "/dev/") {
 		// btrfs and its like show a number of their own.
-		p, ok = w.part(m.source)
+		p, ok = w.part(m.Source)
 	}
 	if !ok {
 		return
 	}
 	already := func(t trace) bool {
-		return t.holder.Kind == HolderMount && t.holder.Path == m.point && t.holder.Device == p.name
+		return t.holder.Kind == HolderMount && t.holder.Path == m.Point && t.holder.Device == p.name
 	}
 	if slices.ContainsFunc(p.disk.traces, already) {
 		return
 	}
-	h := Holder{Kind: HolderMount, Path: m.point}
-	if pid != self {
-		h.PID, h.Comm = w.process(pid)
+	h := Holder{Kind: HolderMount, Path: m.Point, PID: m.PID}
+	if m.PID != 0 {
+		h.Comm = w.comm(m.PID)
 	}
 	p.note(h, 0)
 }
@@ -178,28 +162,27 @@ func (w *walk) swaps() {
 		return
 	}
 	defer f.Close()
-	for lines := longLines(f); lines.Scan(); {
+	for lines := machine.LongLines(f); lines.Scan(); {
 		path, _, _ := strings.Cut(lines.Text(), " ")
 		path, _, _ = strings.Cut(path, "\t")
-		if p, ok := w.part(unescape(path)); ok {
-			p.note(Holder{Kind: HolderSwap, Path: unescape(path)}, 0)
+		if p, ok := w.part(machine.Unescape(path)); ok {
+			p.note(Holder{Kind: HolderSwap, Path: machine.Unescape(path)}, 0)
 		}
 	}
 }
 
 // processes finds processes that have a device open.
 func (w *walk) processes() {
-	for _, pid := range w.processIDs() {
-		if pid != self { // which comes again under its number
-			w.descriptors(pid)
-		}
+	for _, pid := range w.sys.root().Processes() {
+		w.descriptors(pid)
 	}
 }
 
 // descriptors finds those of a process. There may be tens of thousands on a machine, so that each is looked at by one system
 // call, and no other if it is none of a block device.
-func (w *walk) descriptors(pid string) {
-	dir, err := os.Open(w.sys.path("proc", pid, "fd"))
+func (w *walk) descriptors(pid int) {
+	process := w.sys.path("proc", strconv.Itoa(pid))
+	dir, err := os.Open(filepath.Join(process, "fd"))
 	if err != nil {
 		return // it has exited, or may not be looked at
 	}
@@ -212,23 +195,21 @@ func (w *walk) descriptors(pid string) {
 		}
 		p, ours := w.parts[number]
 		n, err := strconv.Atoi(fd)
-		if !ours || err != nil || w.isPathOnly(pid, fd) {
+		if !ours || err != nil || isPathOnly(process, fd) {
 			continue
 		}
 		path, err := os.Readlink(filepath.Join(dir.Name(), fd))
 		if err != nil {
 			continue // closed
 		}
-		h := Holder{Kind: HolderProcess, Path: path}
-		h.PID, h.Comm = w.process(pid)
-		p.note(h, n)
+		p.note(Holder{Kind: HolderProcess, Path: path, PID: pid, Comm: w.comm(pid)}, n)
 	}
 }
 
 // isPathOnly reports whether a descriptor was opened with O_PATH, which does not open the device.
-func (w *walk) isPathOnly(pid, fd string) bool {
+func isPathOnly(process, fd string) bool {
 	const oPath = 0o10000000 // O_PATH, asm-generic/fcntl.h
-	b, err := os.ReadFile(w.sys.path("proc", pid, "fdinfo", fd))
+	b, err := os.ReadFile(filepath.Join(process, "fdinfo", fd))
 	if err != nil {
 		return false
 	}
@@ -248,33 +229,13 @@ func (w *walk) part(path string) (part, bool) {
 	return p, ok
 }
 
-// self stands for the calling process, whose mount namespace is the first to be looked at.
-const self = "self"
-
-// processIDs returns self and the numbers of all processes, ascending.
-func (w *walk) processIDs() []string {
-	var pids []string
-	for _, n := range list(w.sys.path("proc")) {
-		if n[0] >= '1' && n[0] <= '9' {
-			pids = append(pids, n)
-		}
-	}
-	slices.SortFunc(pids, func(a, b string) int {
-		return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b))
-	})
-	return append([]string{self}, pids...)
-}
-
-func (w *walk) process(pid string) (int, string) {
-	n, err := strconv.Atoi(pid)
+// comm returns the name of a process.
+func (w *walk) comm(pid int) string {
+	comm, err := os.ReadFile(w.sys.path("proc", strconv.Itoa(pid), "comm"))
 	if err != nil {
-		return 0, ""
+		return "?" // it has exited
 	}
-	comm, err := os.ReadFile(w.sys.path("proc", pid, "comm"))
-	if err != nil {
-		return n, "?" // it has exited
-	}
-	return n, strings.TrimSuffix(string(comm), "\n")
+	return strings.TrimSuffix(string(comm), "\n")
 }
 
 // list returns the names in a directory, none if it can't be read.
@@ -286,11 +247,4 @@ func list(dir string) []string {
 	defer f.Close()
 	names, _ := f.Readdirnames(-1) // those that it returns with an error do
 	return names
-}
-
-// longLines reads lines of up to a megabyte: overlay mounts list all their layers in one.
-func longLines(f *os.File) *bufio.Scanner {
-	s := bufio.NewScanner(f)
-	s.Buffer(nil, 1<<20)
-	return s
 }

@@ -121,11 +121,11 @@ func takeDown(ctx context.Context, c *cli.Context, client *nbdnl.Client, d devic
 // asked for.
 func detach(ctx context.Context, c *cli.Context, client *nbdnl.Client, d device, force bool) (free bool, err error) {
 	err = client.Detach(ctx, d.Index, nbdnl.DetachOptions{
-		Identifier: d.Identifier,
-		Any:        !d.HasIdentifier,
-		Birth:      d.birth,
-		Server:     d.server(),
-		Force:      force,
+		Identifier:  d.Identifier,
+		Any:         !d.HasIdentifier,
+		Incarnation: d.incarnation,
+		Server:      d.server(),
+		Force:       force,
 		// No server is left to write anything to, which is no reason to keep
 		// the device. Its users are.
 		Dead: d.state() == nbdnl.StateOrphaned,

@@ -20,9 +20,9 @@ type device struct {
 	nbdnl.Status
 	// entry is the record of the process that serves it; nil if there is none.
 	entry *host.Entry
-	// birth is nbdnl.Birth of the use of the index that this is about, where no
+	// incarnation is the incarnation of the use of the index that this is about, where no
 	// identifier tells; 0 is unknown.
-	birth uint64
+	incarnation nbdnl.Incarnation
 	// left is whether another program's device is known to have nobody who serves
 	// it: its index was leased (nbdnl.Lease), and the process that had it has ended.
 	left bool
@@ -128,7 +128,7 @@ func matches(st nbdnl.Status, e host.Entry) bool {
 	if st.Mode != nbdnl.ModeUnknown && e.Mode != "" && e.Mode != st.Mode.String() {
 		return false
 	}
-	if e.Birth != 0 && e.Birth != nbdnl.Birth(st.Index) {
+	if e.Incarnation != 0 && e.Incarnation != nbdnl.IncarnationOf(st.Index) {
 		return false // of a former use of the index
 	}
 	// The process's number is another in a container.
@@ -181,7 +181,7 @@ func inventoryOf(store *host.Store, list func(*nbdnl.Client) ([]nbdnl.Status, er
 func pair(st nbdnl.Status, entries []host.Entry) (device, []host.Entry) {
 	d := device{Status: st}
 	if d.connected() && !d.HasIdentifier {
-		d.birth = nbdnl.Birth(st.Index)
+		d.incarnation = nbdnl.IncarnationOf(st.Index)
 	}
 	i := -1
 	for j, e := range entries {
@@ -193,8 +193,8 @@ func pair(st nbdnl.Status, entries []host.Entry) (device, []host.Entry) {
 	if i >= 0 {
 		e := entries[i]
 		d.entry = &e
-		if e.Birth != 0 && !d.HasIdentifier {
-			d.birth = e.Birth
+		if e.Incarnation != 0 && !d.HasIdentifier {
+			d.incarnation = e.Incarnation
 		}
 		entries = slices.Delete(entries, i, i+1)
 	}

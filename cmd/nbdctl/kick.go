@@ -78,7 +78,7 @@ func unstick(ctx context.Context, d device) (answered bool, err error) {
 	switch {
 	case d.HasIdentifier:
 		err = client.Disconnect(ctx, d.Index, d.Identifier)
-	case d.birth != nbdnl.Birth(d.Index):
+	case d.incarnation != nbdnl.IncarnationOf(d.Index):
 		err = nbdnl.ErrNotConnected // any more, and another program may have the index
 	default:
 		err = client.DisconnectAny(ctx, d.Index)
@@ -125,7 +125,7 @@ func settle(ctx context.Context, c *cli.Context, d device, answered bool) error 
 
 // waitEnd waits until the index is free, or another program's.
 func waitEnd(ctx context.Context, client *nbdnl.Client, d device) error {
-	if now := nbdnl.Birth(d.Index); !d.HasIdentifier && now != 0 && now != d.birth {
+	if now := nbdnl.IncarnationOf(d.Index); !d.HasIdentifier && now != 0 && now != d.incarnation {
 		return nil
 	}
 	return client.WaitFree(ctx, d.Index)

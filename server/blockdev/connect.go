@@ -182,7 +182,7 @@ func (d *Device) command(ctx context.Context, place place, sockets []syscall.Con
 	})
 	d.index = index
 	if err == nil {
-		d.birth = d.machine.birth(index)
+		d.incarnation = d.machine.system.IncarnationOf(index)
 		path := d.Path()
 		d.path.Store(&path)
 	}

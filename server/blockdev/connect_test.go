@@ -44,7 +44,6 @@ func lab(t *testing.T) (*nbdnltest.Kernel, machine, Options) {
 func labOn(t *testing.T, o nbdnltest.Options) (*nbdnltest.Kernel, machine, Options) {
 	k := nbdnltest.New(t, o)
 	m := machine{
-		root:   k.Path(""),
 		first:  func(context.Context, string, string, int) error { return nil },
 		system: k.System(),
 	}

@@ -35,7 +35,7 @@ func (d *Device) Kick(ctx context.Context) error {
 	// that the server does not read any more (nbd.c, send_disconnects). On a dead one it fails.
 	d.cut()
 	err := d.client.Disconnect(ctx, d.index, d.Identifier())
-	if errors.Is(err, errors.ErrUnsupported) && d.machine.same(d.index, d.birth) {
+	if errors.Is(err, errors.ErrUnsupported) && d.machine.same(d.index, d.incarnation) {
 		err = d.client.DisconnectAny(ctx, d.index) // This kernel keeps no identifiers.
 	}
 	if missing(err) && d.gone(ctx) {

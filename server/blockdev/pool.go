@@ -249,7 +249,7 @@ func (p *Pool) take(ctx context.Context, connections int) (vacancy, error) {
 
 // putBack keeps an index ready, if it is free and needed.
 func (p *Pool) putBack(v vacancy) error {
-	if p.machine.birth(v.lease.Index()) != nil {
+	if p.machine.system.IncarnationOf(v.lease.Index()) != 0 {
 		// The device is held by somebody, or could not be disconnected. Should it stay for good, it is for Reclaim.
 		return p.drop(v.lease, v.lease.Leave)
 	}

@@ -64,7 +64,7 @@ func (m *Machine) openBench(ctx context.Context) (*bench, string) {
 	b := &bench{machine: m, client: c, udev: m.exists(udevControl)}
 	// Linux 5.10 waits for the end of a device that is to go in a way that may
 	// take all of generic netlink with it. By ioctls none can be made.
-	b.fresh = !m.release().before(6, 1, 0) && m.hasDevtmpfs() && !m.byIoctl
+	b.fresh = !m.release().Before(6, 1, 0) && m.hasDevtmpfs() && !m.byIoctl
 	if err = b.take(ctx); err != nil && b.fresh {
 		b.fresh = false
 		err = b.take(ctx)

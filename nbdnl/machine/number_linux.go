@@ -1,13 +1,19 @@
-package nbdnl
+package machine
 
 import (
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
 
-// deviceNumber returns the number ("43:96") of the block device that a path leads to.
-func deviceNumber(path string) (string, bool) { return deviceNumberAt(unix.AT_FDCWD, path) }
+// DeviceNumber returns the number ("43:96") of the block device that a path leads to, and false for anything else.
+func DeviceNumber(path string) (string, bool) { return deviceNumberAt(unix.AT_FDCWD, path) }
+
+// DeviceNumberIn is DeviceNumber for a name in an open directory, which is quicker.
+func DeviceNumberIn(dir *os.File, name string) (string, bool) {
+	return deviceNumberAt(int(dir.Fd()), name)
+}
 
 // deviceNumberAt is deviceNumber for a path that begins at an open directory.
 func deviceNumberAt(dir int, path string) (string, bool) {
