@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/nbdctl/nbdctl/nbdnl/claim"
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
 	"github.com/nbdctl/nbdctl/nbdnl/internal/backoff"
 	"github.com/nbdctl/nbdctl/nbdnl/internal/devices"
 )
@@ -22,7 +24,7 @@ type Client struct {
 	sysfs  sysfs
 	driver driver
 	slots  chan struct{} // holds one element for each command in the kernel
-	walks  walks
+	finder *holder.Finder
 
 	mu       sync.Mutex     // guards the two below
 	memories map[int]memory // by index
@@ -45,8 +47,9 @@ func New() (*Client, error) { return System{}.NewClient() }
 func (s System) NewClient() (*Client, error) {
 	c := &Client{sys: s, slots: make(chan struct{}, maxCommands), memories: make(map[int]memory), knacks: make(map[knack]bool)}
 	c.sysfs = newSysfs(&c.sys)
-	c.walks.sys = &c.sys
 	c.driver = c.sys.newDriver()
+	c.finder = c.sys.Holders()
+	c.finder.Keeps = c.driver.serves
 	if c.shown() {
 		return c, nil
 	}
@@ -66,6 +69,14 @@ func (c *Client) Close() error { return newError("close", anyIndex, c.driver.clo
 // Mode returns the interface by which the Client connects devices: ModeNone as long as that is not decided,
 // which the first command does, or Probe. Devices that are connected by ioctls end with Close.
 func (c *Client) Mode() Mode { return c.driver.mode() }
+
+// Holders returns what finds out who uses devices of the Client's system. It knows also which descriptor keeps a device connected that
+// this Client has connected by ioctls, on any kernel and in any namespace. Calls at the same time, those of Detach included, share
+// their looks at all processes.
+func (c *Client) Holders() *holder.Finder { return c.finder }
+
+// Claims returns the directory in which Detach claims indexes, and in which those who share the Client should meet others.
+func (c *Client) Claims() claim.Dir { return c.sys.Claims() }
 
 // Connect makes the kernel choose a free device, or create one, and connects it. By ioctls it chooses one
 // itself, and the error matches ErrBusy if none is free. When it returns
@@ -101,7 +112,7 @@ func (c *Client) ConnectIndex(ctx context.Context, index int, cfg Config) error 
 		if l.Connected {
 			return newError("connect", index, fmt.Errorf("%w: it is connected already", err))
 		}
-		holders, _ := c.holders(context.WithoutCancel(ctx), index) // who they are is known or not
+		holders, _ := c.finder.Find(context.WithoutCancel(ctx), index) // who they are is known or not
 		busy := fmt.Errorf("%w: %w", &BusyError{Index: index, Holders: holders}, err)
 		if lifeErr != nil || time.Since(begin) >= patience(holders, connectPatience) {
 			return newError("connect", index, busy)

@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
 	"github.com/nbdctl/nbdctl/nbdnl/internal/backoff"
 	"github.com/nbdctl/nbdctl/nbdnl/internal/devices"
 )
@@ -32,12 +33,12 @@ type DetachOptions struct {
 	// does not tell: before Linux 6.1, or from another pid namespace than the initial one.
 	Server int
 
-	keeper descriptor // Server's, set by detach
+	keeper holder.Descriptor // Server's, set by detach
 }
 
 // Detach disconnects a device in good order: it makes sure that the device is the caller's and that
 // nobody uses it, writes what is cached, disconnects, and waits until the index is free. It claims the
-// index meanwhile (see Claim), so the caller must not.
+// index meanwhile (see package claim), so the caller must not.
 //
 // The error matches os.ErrNotExist, ErrNotConnected, ErrNotOwner (see Disconnect), or is a *BusyError;
 // the device then is as it was. It also is as it was when writing what is cached has not come to an end.
@@ -58,10 +59,10 @@ func (c *Client) Detach(ctx context.Context, index int, o DetachOptions) error {
 }
 
 func (c *Client) detach(ctx context.Context, index int, o DetachOptions) (err error) {
-	claim, err := c.sys.claim(ctx, index)
+	claimed, err := c.sys.Claims().Claim(ctx, index)
 	switch {
 	case err == nil:
-		defer func() { err = errors.Join(err, claim.Release()) }()
+		defer func() { err = errors.Join(err, claimed.Release()) }()
 	case !o.Force || ctx.Err() != nil:
 		return err
 	default:
@@ -73,13 +74,8 @@ func (c *Client) detach(ctx context.Context, index int, o DetachOptions) (err er
 	if err != nil {
 		return err
 	}
-	switch {
-	case l.Identified: // netlink keeps no device open
-		o.keeper = descriptor{}
-	case c.driver.serves(index):
-		o.keeper = c.keeper(index)
-	default:
-		o.keeper = descriptor{o.Server, someFD}
+	if !l.Identified && !c.driver.serves(index) { // netlink keeps no device open
+		o.keeper = holder.Descriptor{PID: o.Server, FD: holder.AnyFD}
 	}
 	opened, lost, err := c.flush(ctx, index, o)
 	defer opened.close()
@@ -177,37 +173,36 @@ func (c *Client) seize(ctx context.Context, index int, o DetachOptions) (*seizur
 // To open a device can take as long as its server does, which the partition table is read from. When ctx ends first, the device is
 // closed as soon as it is open.
 func (c *Client) OpenExclusive(ctx context.Context, index int) (Device, error) {
-	keeper := c.keeper(index)
-	err := c.vacant(ctx, index, keeper)
+	err := c.vacant(ctx, index)
 	var dev Device
 	if err == nil {
-		dev, err = c.openVacant(ctx, index, keeper)
+		dev, err = c.openVacant(ctx, index)
 	}
 	return dev, newError("open", index, err)
 }
 
 // openVacant opens the device exclusively, so that nothing can be mounted on it from here on. Read-only is enough to fsync, and does
 // not make udev probe the device again when it is closed, as the end of a write does.
-func (c *Client) openVacant(ctx context.Context, index int, keeper descriptor) (Device, error) {
+func (c *Client) openVacant(ctx context.Context, index int, except ...holder.Descriptor) (Device, error) {
 	dev, err := c.open(ctx, index, os.O_RDONLY|syscall.O_EXCL)
 	if !errors.Is(err, syscall.EBUSY) {
 		return dev, err
 	}
-	holders, _ := c.holders(context.WithoutCancel(ctx), index, keeper)
+	holders, _ := c.finder.Find(context.WithoutCancel(ctx), index, except...)
 	if len(holders) == 0 {
-		holders = []Holder{{Kind: HolderExclusive, Device: name(index)}}
+		holders = []holder.Holder{{Kind: holder.Exclusive, Device: name(index)}}
 	}
 	return nil, &BusyError{Index: index, Holders: holders}
 }
 
 // vacant waits a little until nobody holds the device, but for some descriptors.
-func (c *Client) vacant(ctx context.Context, index int, except ...descriptor) error {
+func (c *Client) vacant(ctx context.Context, index int, except ...holder.Descriptor) error {
 	pause := backoff.New()
 	defer pause.Stop()
 	var busy *BusyError
 	var found time.Time // when somebody was found: to look may itself take long
 	for {
-		holders, err := c.holders(ctx, index, except...)
+		holders, err := c.finder.Find(ctx, index, except...)
 		switch {
 		case err != nil && busy != nil && ctx.Err() != nil:
 			return fmt.Errorf("%w; waiting for that to change: %w", busy, err)
@@ -249,7 +244,7 @@ func (c *Client) waitRelease(ctx context.Context, index int, l devices.Use) erro
 		if err == nil || !expired {
 			return err
 		}
-		holders, _ := c.holders(context.WithoutCancel(ctx), index) // who they are is known or not
+		holders, _ := c.finder.Find(context.WithoutCancel(ctx), index) // who they are is known or not
 		if time.Since(begin) >= patience(holders, releasePatience) {
 			return &BusyError{Index: index, Holders: holders, Disconnected: true}
 		}
@@ -293,14 +288,14 @@ func (s *seizure) sync(ctx context.Context, force bool) error {
 }
 
 // descriptor returns the descriptor that the device is open as.
-func (s *seizure) descriptor() descriptor {
+func (s *seizure) descriptor() holder.Descriptor {
 	conn, ok := s.dev.(syscall.Conn)
 	if !ok {
-		return descriptor{}
+		return holder.Descriptor{}
 	}
-	var d descriptor
+	var d holder.Descriptor
 	if raw, err := conn.SyscallConn(); err == nil {
-		_ = raw.Control(func(fd uintptr) { d = descriptor{os.Getpid(), int(fd)} }) // open until closed here
+		_ = raw.Control(func(fd uintptr) { d = holder.Descriptor{PID: os.Getpid(), FD: int(fd)} }) // open until closed here
 	}
 	return d
 }

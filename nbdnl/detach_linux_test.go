@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
@@ -192,7 +193,7 @@ func TestDetachMounted(t *testing.T) {
 	cfg := unserved(t)
 	index := w.connect(cfg)
 	unmount := k.Mount(index, "/mnt/a b")
-	h := w.wantBusy(index, cfg.Identifier, nbdnl.HolderMount, "/mnt/a b")
+	h := w.wantBusy(index, cfg.Identifier, holder.Mount, "/mnt/a b")
 	if got, want := h.String(), "mount of nbd0 at /mnt/a b"; got != want {
 		t.Errorf("holder is %q, want %q", got, want)
 	}
@@ -209,7 +210,7 @@ func TestDetachHeldByUnknown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.wantBusy(index, cfg.Identifier, nbdnl.HolderExclusive, "")
+	w.wantBusy(index, cfg.Identifier, holder.Exclusive, "")
 	f.Close()
 	w.wantDetached(index, cfg.Identifier)
 }

@@ -2,12 +2,15 @@ package nbdnl
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"math"
 	"os"
 	"sync"
 	"syscall"
+
+	"github.com/nbdctl/nbdctl/nbdnl/claim"
 )
 
 // An ioctlDriver controls devices by ioctls on their open nodes. Each device that it connects lives by a
@@ -87,16 +90,16 @@ func (d *ioctlDriver) startClaimed(index int, cfg *Config, fds []int) error {
 	if l, err := d.sysfs.Use(index); err != nil || l.Connected {
 		return errors.Join(err, errTaken)
 	}
-	claim, err := d.sys.tryClaim(index)
+	claimed, err := d.sys.Claims().TryClaim(index)
+	if errors.Is(err, claim.ErrBusy) {
+		return errTaken
+	}
 	if err != nil {
 		return err
 	}
-	if claim == nil {
-		return errTaken
-	}
 	err = d.start(index, cfg, fds)
 	// The claim is given up in any case, for its file is closed; and the device is there.
-	_ = claim.Release()
+	_ = claimed.Release()
 	return err
 }
 
@@ -219,7 +222,7 @@ func ioctlLacks(index int, u *Update, sockets int) error {
 // configured goes by who has the device open, as far as that can be seen: there is no ioctl that would not
 // have to open it first.
 func (d *ioctlDriver) configured(index int) (bool, error) {
-	holders, err := d.sys.holders(index)
+	holders, err := d.sys.Holders().Find(context.Background(), index)
 	return len(holders) > 0, err
 }
 

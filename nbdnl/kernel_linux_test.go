@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
@@ -126,12 +127,12 @@ func TestKernelChurnOneIndex(t *testing.T) {
 func takeTurn(t *testing.T, w world, index int) error {
 	cfg := config(newResponder(t).start(t))
 	for {
-		claim, err := nbdnl.Claim(t.Context(), index)
+		claimed, err := w.Claims().Claim(t.Context(), index)
 		if err != nil {
 			return err
 		}
 		connectErr := w.ConnectIndex(t.Context(), index, cfg)
-		if err := claim.Release(); err != nil {
+		if err := claimed.Release(); err != nil {
 			return err
 		}
 		if connectErr == nil {
@@ -225,7 +226,7 @@ func testUnprivileged(t *testing.T, env string) {
 		}
 		seen[e.Kind] = true
 	}
-	_, err = nbdnl.Holders(index)
+	_, err = holder.Find(t.Context(), index)
 	w.wantDone("holders", err)
 	_, err = w.Connect(t.Context(), config(serve(t)))
 	w.wantError(err, os.ErrPermission)

@@ -12,13 +12,13 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
 	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
 func TestScenarios(t *testing.T) {
 	runScenarios(t, func(t *testing.T, mode nbdnl.Mode) world {
-		t.Setenv("NBDCTL_STATE_DIR", "") // the fake's is below its own root
 		k := nbdnltest.New(t, nbdnltest.Options{})
 		system := k.System()
 		system.Mode = mode

@@ -1,6 +1,7 @@
 package nbdnl
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
 	"github.com/nbdctl/nbdctl/nbdnl/internal/backoff"
 )
 
@@ -99,7 +101,7 @@ func (s *session) setUp() error {
 	if err != nil {
 		return err
 	}
-	holders, err := sys.holders(s.index, descriptor{os.Getpid(), someFD})
+	holders, err := sys.Holders().Find(context.Background(), s.index, holder.Descriptor{PID: os.Getpid(), FD: holder.AnyFD})
 	if err != nil {
 		return err
 	}

@@ -5,12 +5,13 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"syscall"
 
 	"github.com/mdlayher/genetlink"
 	"github.com/mdlayher/netlink"
 
+	"github.com/nbdctl/nbdctl/nbdnl/claim"
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
 	"github.com/nbdctl/nbdctl/nbdnl/machine"
 )
 
@@ -25,6 +26,10 @@ type System struct {
 
 	// Root is the directory that holds sys, proc, dev and run; empty is the root directory.
 	Root string
+
+	// StateDir is the directory in which programs claim and lease devices (package claim), as it is seen from here; empty is
+	// claim.Default below Root. Programs that are to keep out of each other's way need the same one.
+	StateDir string
 
 	// Dial opens a generic netlink connection; nil takes one in the network namespace of the calling
 	// thread. It is called once for every command that runs at the same time as others.
@@ -78,20 +83,17 @@ func (s *System) dial() (*genetlink.Conn, error) {
 	return conn, nil
 }
 
-// deviceNumber returns the number of the block device that a path leads to.
-func (s *System) deviceNumber(path string) (string, bool) {
-	if s.DeviceNumber != nil {
-		return s.DeviceNumber(path)
-	}
-	return machine.DeviceNumber(path)
+// Holders returns what finds out who uses devices of the system.
+func (s System) Holders() *holder.Finder {
+	return &holder.Finder{Root: s.root(), DeviceNumber: s.DeviceNumber}
 }
 
-// deviceNumberIn is deviceNumber for a name in an open directory, which is quicker.
-func (s *System) deviceNumberIn(dir *os.File, name string) (string, bool) {
-	if s.DeviceNumber != nil {
-		return s.DeviceNumber(filepath.Join(dir.Name(), name))
+// Claims returns the directory in which programs agree on who may change which device of the system.
+func (s System) Claims() claim.Dir {
+	if s.StateDir == "" {
+		return claim.Dir(s.path(claim.Default))
 	}
-	return machine.DeviceNumberIn(dir, name)
+	return claim.Dir(s.StateDir)
 }
 
 // open opens the device node.

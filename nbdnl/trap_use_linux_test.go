@@ -13,9 +13,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nbdctl/nbdctl/nbdnl"
-	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 	"golang.org/x/sys/unix"
+
+	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
+	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
 // Traps of those who open, mount and disconnect devices.
@@ -56,7 +58,7 @@ func TestKernelTrap11DisconnectMounted(t *testing.T) {
 	}
 	unmount := func() error { return unix.Unmount(dir, 0) }
 	t.Cleanup(func() { _ = unmount() })
-	w.wantBusy(index, cfg.Identifier, nbdnl.HolderMount, dir)
+	w.wantBusy(index, cfg.Identifier, holder.Mount, dir)
 
 	w.wantDone("bare disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
 	f := w.open(index, os.O_RDONLY|syscall.O_DIRECT)
@@ -93,7 +95,7 @@ func TestKernelTrap12DisconnectDropsCached(t *testing.T) {
 		if _, err := f.Write(data); err != nil {
 			t.Fatal(err)
 		}
-		w.wantBusy(index, cfg.Identifier, nbdnl.HolderProcess, nbdnl.Path(index))
+		w.wantBusy(index, cfg.Identifier, holder.Process, nbdnl.Path(index))
 		if r.writes.Load() > 0 {
 			t.Fatal("something was written already, so this shows nothing")
 		}

@@ -104,6 +104,4 @@ const (
 	maxIndex   = names.Max
 	// maxSockets keeps the nested attribute far below its 16-bit length.
 	maxSockets = 1024
-	// maxIdentifier is well below a page, into which the kernel prints the identifier unchecked.
-	maxIdentifier = 1024
 )

@@ -46,7 +46,7 @@ func disconnect(c *cli.Context) error {
 		return err
 	}
 	// All are tried; the first failure gives the exit code.
-	return disconnectMany(ctx, c, stacked(targets(ctx, c, store)))
+	return disconnectMany(ctx, c, store, stacked(targets(ctx, c, store)))
 }
 
 // endPatience bounds the wait for a process whose device has gone already: it

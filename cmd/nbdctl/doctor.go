@@ -46,7 +46,7 @@ func examine(c *cli.Context) (err error) {
 	}
 	ctx, stop := interruptible(c)
 	defer stop()
-	m := &doctor.Machine{LoadModule: func() error { return loadDriver(ctx) }}
+	m := &doctor.Machine{System: store.System(), LoadModule: func() error { return loadDriver(ctx) }}
 	checks := m.Checks(m.StateDirectory(store.Dir()), devicesCheck(store), leftoversCheck(store))
 	findings, err := examineAll(ctx, c, checks)
 	if err = errors.Join(err, m.Close()); err != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/claim"
 )
 
 // A device is what the kernel and our records together say of one.
@@ -24,7 +25,7 @@ type device struct {
 	// identifier tells; 0 is unknown.
 	incarnation nbdnl.Incarnation
 	// left is whether another program's device is known to have nobody who serves
-	// it: its index was leased (nbdnl.Lease), and the process that had it has ended.
+	// it: its index was leased (claim.Lease), and the process that had it has ended.
 	left bool
 }
 
@@ -170,7 +171,7 @@ func inventoryOf(store *host.Store, list func(*nbdnl.Client) ([]nbdnl.Status, er
 	}
 	for _, st := range all {
 		var d device
-		d, entries = pair(st, entries)
+		d, entries = pair(st, entries, store.System().Claims())
 		devices = append(devices, d)
 	}
 	return devices, entries, errors.Join(damaged, err)
@@ -178,7 +179,7 @@ func inventoryOf(store *host.Store, list func(*nbdnl.Client) ([]nbdnl.Status, er
 
 // pair finds the record of the device that the kernel shows, and returns the
 // other records.
-func pair(st nbdnl.Status, entries []host.Entry) (device, []host.Entry) {
+func pair(st nbdnl.Status, entries []host.Entry, claims claim.Dir) (device, []host.Entry) {
 	d := device{Status: st}
 	if d.connected() && !d.HasIdentifier {
 		d.incarnation = nbdnl.IncarnationOf(st.Index)
@@ -201,7 +202,7 @@ func pair(st nbdnl.Status, entries []host.Entry) (device, []host.Entry) {
 	if d.connected() && !d.ours() && d.Identifier != "" {
 		// Of devices without a lease nothing can be known, for they may well outlive the
 		// process that connected them; nor, without privilege, of the others.
-		left, err := nbdnl.LeftAt(d.Index)
+		left, err := claims.LeftAt(d.Index)
 		d.left = err == nil && left == d.Identifier
 	}
 	return d, entries
@@ -278,7 +279,7 @@ func lookupIndex(ctx context.Context, store *host.Store, index int) (device, err
 	}
 	// A damaged record hides no other; this device then shows without one.
 	entries, _ := store.Entries()
-	d, _ := pair(st, entries)
+	d, _ := pair(st, entries, store.System().Claims())
 	return d, nil
 }
 

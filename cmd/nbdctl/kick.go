@@ -12,6 +12,7 @@ import (
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/quantity"
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
 )
 
 func kickCommand() *cli.Command {
@@ -111,7 +112,7 @@ func settle(ctx context.Context, c *cli.Context, d device, answered bool) error 
 		}
 	}
 	if err := waitEnd(ctx, client, d); err != nil {
-		warn(c, []string{fmt.Sprintf("nbd%d is disconnected, and not free before who uses it lets go: %s", d.Index, users(d.Index))})
+		warn(c, []string{fmt.Sprintf("nbd%d is disconnected, and not free before who uses it lets go: %s", d.Index, users(ctx, d.Index))})
 	} else if d.entry != nil && answered {
 		ctx, cancel := context.WithTimeoutCause(ctx, kickPatience, fmt.Errorf("not within %s", kickPatience))
 		defer cancel()
@@ -132,8 +133,8 @@ func waitEnd(ctx context.Context, client *nbdnl.Client, d device) error {
 }
 
 // users names who holds the device, as far as can be told.
-func users(index int) string {
-	holders, err := nbdnl.Holders(index)
+func users(ctx context.Context, index int) string {
+	holders, err := holder.Find(ctx, index)
 	if err != nil || len(holders) == 0 {
 		return "somebody who can't be seen from here"
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
 )
 
 // A view is a device as --json prints it. The keys are documented and stable;
@@ -154,7 +155,7 @@ func viewDevice(ctx context.Context, index int) (*fullView, error) {
 // fullViewOf asks everybody who knows something about d.
 func fullViewOf(ctx context.Context, d device) (*fullView, error) {
 	v := &fullView{view: viewOf(d), Holders: []string{}}
-	holders, err := nbdnl.Holders(d.Index)
+	holders, err := holder.Find(ctx, d.Index)
 	if err != nil {
 		return nil, err
 	}
@@ -183,8 +184,8 @@ func fullViewOf(ctx context.Context, d device) (*fullView, error) {
 
 // keptBy tells whether h is the process that keeps our device connected by
 // having it open, which is not use.
-func (d device) keptBy(h nbdnl.Holder) bool {
-	return d.entry != nil && d.entry.Mode == nbdnl.ModeIoctl.String() && h.Kind == nbdnl.HolderProcess && h.PID == d.entry.PID
+func (d device) keptBy(h holder.Holder) bool {
+	return d.entry != nil && d.entry.Mode == nbdnl.ModeIoctl.String() && h.Kind == holder.Process && h.PID == d.entry.PID
 }
 
 func printJSON(w io.Writer, v any) error {

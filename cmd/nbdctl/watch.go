@@ -147,7 +147,7 @@ func (m *monitor) event(e nbdnl.Event) error {
 
 // show prints an event of a device that is there.
 func (m *monitor) show(at time.Time, event string, st nbdnl.Status, entries []host.Entry) error {
-	d, _ := pair(st, slices.Clone(entries))
+	d, _ := pair(st, slices.Clone(entries), m.store.System().Claims())
 	v := viewOf(d)
 	if st.Connected() {
 		m.shown[st.Index], m.now[st.Index] = v, st
@@ -164,7 +164,7 @@ func (m *monitor) refresh() error {
 		if err != nil || !st.Connected() || st.Identifier != m.now[index].Identifier {
 			continue // its end is on its way here
 		}
-		if d, _ := pair(st, slices.Clone(entries)); same(viewOf(d), m.shown[index]) {
+		if d, _ := pair(st, slices.Clone(entries), m.store.System().Claims()); same(viewOf(d), m.shown[index]) {
 			continue
 		}
 		if err := m.show(time.Now(), nbdnl.EventState.String(), st, entries); err != nil {

@@ -196,12 +196,12 @@ func placeAt(index int) place {
 			return d.client.Connect(ctx, c)
 		}
 		// Whoever is about to disconnect the index at this moment is done with it once the claim is ours.
-		claim, err := nbdnl.Claim(ctx, index)
+		claimed, err := d.client.Claims().Claim(ctx, index)
 		if err != nil {
 			return index, err
 		}
 		defer func() {
-			if err := claim.Release(); err != nil {
+			if err := claimed.Release(); err != nil {
 				d.log.Warn("claim was not released", "device", nbdnl.Path(index), "err", err)
 			}
 		}()

@@ -11,6 +11,9 @@ import (
 // Max is the highest index: the highest first minor that a device number has room for (MINORMASK).
 const Max = 1<<20 - 1
 
+// MaxIdentifier is the longest identifier, in bytes. It is well below a page, into which the kernel prints the identifier unchecked.
+const MaxIdentifier = 1024
+
 // Check returns an error that matches os.ErrInvalid unless there can be a device with that index.
 func Check(index int) error {
 	if index < 0 || index > Max {
@@ -34,4 +37,17 @@ func Index(device string) (index int, ok bool) {
 		return 0, false
 	}
 	return int(n), true
+}
+
+// CheckIdentifier returns an error unless a device can carry the identifier.
+func CheckIdentifier(id string) error {
+	if len(id) > MaxIdentifier {
+		return fmt.Errorf("identifier has %d bytes, at most %d are possible", len(id), MaxIdentifier)
+	}
+	for i := range len(id) {
+		if id[i] < ' ' || id[i] == 0x7f {
+			return fmt.Errorf("identifier %q has a control character", id)
+		}
+	}
+	return nil
 }

@@ -57,7 +57,7 @@ func (m *Machine) openBench(ctx context.Context) (*bench, string) {
 	case m.bench != nil:
 		return m.bench, ""
 	}
-	c, err := nbdnl.New()
+	c, err := m.System.NewClient()
 	if err != nil {
 		return nil, err.Error()
 	}

@@ -96,7 +96,7 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 
 	// Its netlink socket sends CONNECT and stays open for the life of the
 	// device, or its thread keeps the device connected.
-	client, err := h.Spec.system().NewClient()
+	client, err := h.Spec.system(h.Store).NewClient()
 	if err != nil {
 		return err
 	}

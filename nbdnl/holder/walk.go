@@ -1,4 +1,4 @@
-package nbdnl
+package holder
 
 import (
 	"errors"
@@ -10,14 +10,15 @@ import (
 	"strings"
 
 	"github.com/nbdctl/nbdctl/nbdnl/internal/devices"
+	"github.com/nbdctl/nbdctl/nbdnl/internal/names"
 	"github.com/nbdctl/nbdctl/nbdnl/machine"
 )
 
 // A walk goes once through all that shows who uses some devices.
 type walk struct {
-	sys   *System
-	done  chan struct{} // closed at the end of a walk that is shared
-	disks map[int]*disk // by index
+	finder *Finder
+	done   chan struct{} // closed at the end of a walk that is shared
+	disks  map[int]*disk // by index
 	// parts are the devices and their partitions, by number: "43:96" is nbd3.
 	parts map[string]part
 }
@@ -26,7 +27,7 @@ type walk struct {
 type disk struct {
 	err    error // why it can't be looked at
 	traces []trace
-	keeper descriptor // by which NBD_DO_IT keeps it connected
+	keeper Descriptor // by which NBD_DO_IT keeps it connected
 }
 
 // A part is a device or a partition of it.
@@ -41,8 +42,8 @@ type trace struct {
 	fd     int // of a process
 }
 
-func (s *System) newWalk() *walk {
-	return &walk{sys: s, done: make(chan struct{}), disks: make(map[int]*disk), parts: make(map[string]part)}
+func (f *Finder) newWalk() *walk {
+	return &walk{finder: f, done: make(chan struct{}), disks: make(map[int]*disk), parts: make(map[string]part)}
 }
 
 // add has the walk, which must not have begun, look for the holders of these devices too.
@@ -68,16 +69,17 @@ func (w *walk) run() {
 
 // find learns the numbers of a device and its partitions, and what the kernel has linked to them.
 func (w *walk) find(index int, d *disk) error {
-	d.keeper = descriptor{devices.New(w.sys.root()).Keeper(index), someFD}
-	dir := w.sys.block(index)
-	partitions, err := filepath.Glob(filepath.Join(dir, name(index)+"p*"))
+	tree := devices.New(w.finder.Root)
+	d.keeper = Descriptor{tree.Keeper(index), AnyFD}
+	dir := tree.Dir(index)
+	partitions, err := filepath.Glob(filepath.Join(dir, names.Device(index)+"p*"))
 	if err != nil {
 		return err
 	}
 	for _, dir := range append([]string{dir}, partitions...) {
 		p := part{d, filepath.Base(dir)}
 		number, err := os.ReadFile(filepath.Join(dir, "dev"))
-		if errors.Is(err, os.ErrNotExist) && p.name != name(index) {
+		if errors.Is(err, os.ErrNotExist) && p.name != names.Device(index) {
 			continue // the partition was removed meanwhile
 		}
 		if err != nil {
@@ -99,8 +101,8 @@ func (p part) note(h Holder, fd int) {
 // sysfs: device mapper, md and their like.
 func (w *walk) stacked(dir string, p part) {
 	for _, above := range list(filepath.Join(dir, "holders")) {
-		h := Holder{Kind: HolderDevice, Path: above}
-		if b, err := os.ReadFile(w.sys.path("sys/block", above, "dm/name")); err == nil {
+		h := Holder{Kind: Device, Path: above}
+		if b, err := os.ReadFile(w.finder.Root.Path("sys/block", above, "dm/name")); err == nil {
 			h.Path = strings.TrimSpace(string(b))
 		}
 		p.note(h, 0)
@@ -109,7 +111,7 @@ func (w *walk) stacked(dir string, p part) {
 
 // loops finds loop devices, which the kernel does not link to what they are made of.
 func (w *walk) loops() {
-	files, err := filepath.Glob(w.sys.path("sys/block/loop*/loop/backing_file"))
+	files, err := filepath.Glob(w.finder.Root.Path("sys/block/loop*/loop/backing_file"))
 	if err != nil {
 		return
 	}
@@ -120,14 +122,14 @@ func (w *walk) loops() {
 		}
 		if p, ok := w.part(strings.TrimSuffix(string(b), "\n")); ok {
 			loop := filepath.Base(filepath.Dir(filepath.Dir(f)))
-			p.note(Holder{Kind: HolderDevice, Path: loop}, 0)
+			p.note(Holder{Kind: Device, Path: loop}, 0)
 		}
 	}
 }
 
 // mounts finds mounts in the mount namespaces of all processes.
 func (w *walk) mounts() {
-	for m := range w.sys.root().Mounts() {
+	for m := range w.finder.Root.Mounts() {
 		w.mount(m)
 	}
 }
@@ -143,12 +145,12 @@ func (w *walk) mount(m machine.Mount) {
 		return
 	}
 	already := func(t trace) bool {
-		return t.holder.Kind == HolderMount && t.holder.Path == m.Point && t.holder.Device == p.name
+		return t.holder.Kind == Mount && t.holder.Path == m.Point && t.holder.Device == p.name
 	}
 	if slices.ContainsFunc(p.disk.traces, already) {
 		return
 	}
-	h := Holder{Kind: HolderMount, Path: m.Point, PID: m.PID}
+	h := Holder{Kind: Mount, Path: m.Point, PID: m.PID}
 	if m.PID != 0 {
 		h.Comm = w.comm(m.PID)
 	}
@@ -157,7 +159,7 @@ func (w *walk) mount(m machine.Mount) {
 
 // swaps finds swap space.
 func (w *walk) swaps() {
-	f, err := os.Open(w.sys.path("proc/swaps"))
+	f, err := os.Open(w.finder.Root.Path("proc/swaps"))
 	if err != nil {
 		return
 	}
@@ -166,14 +168,14 @@ func (w *walk) swaps() {
 		path, _, _ := strings.Cut(lines.Text(), " ")
 		path, _, _ = strings.Cut(path, "\t")
 		if p, ok := w.part(machine.Unescape(path)); ok {
-			p.note(Holder{Kind: HolderSwap, Path: machine.Unescape(path)}, 0)
+			p.note(Holder{Kind: Swap, Path: machine.Unescape(path)}, 0)
 		}
 	}
 }
 
 // processes finds processes that have a device open.
 func (w *walk) processes() {
-	for _, pid := range w.sys.root().Processes() {
+	for _, pid := range w.finder.Root.Processes() {
 		w.descriptors(pid)
 	}
 }
@@ -181,7 +183,7 @@ func (w *walk) processes() {
 // descriptors finds those of a process. There may be tens of thousands on a machine, so that each is looked at by one system
 // call, and no other if it is none of a block device.
 func (w *walk) descriptors(pid int) {
-	process := w.sys.path("proc", strconv.Itoa(pid))
+	process := w.finder.Root.Path("proc", strconv.Itoa(pid))
 	dir, err := os.Open(filepath.Join(process, "fd"))
 	if err != nil {
 		return // it has exited, or may not be looked at
@@ -189,7 +191,7 @@ func (w *walk) descriptors(pid int) {
 	defer dir.Close()
 	names, _ := dir.Readdirnames(-1) // those that it returns with an error do
 	for _, fd := range names {
-		number, ok := w.sys.deviceNumberIn(dir, fd)
+		number, ok := w.finder.deviceNumberIn(dir, fd)
 		if !ok {
 			continue
 		}
@@ -202,7 +204,7 @@ func (w *walk) descriptors(pid int) {
 		if err != nil {
 			continue // closed
 		}
-		p.note(Holder{Kind: HolderProcess, Path: path, PID: pid, Comm: w.comm(pid)}, n)
+		p.note(Holder{Kind: Process, Path: path, PID: pid, Comm: w.comm(pid)}, n)
 	}
 }
 
@@ -221,7 +223,7 @@ func isPathOnly(process, fd string) bool {
 
 // part returns the device or partition, if it is one of those looked for, that a path of the system leads to.
 func (w *walk) part(path string) (part, bool) {
-	number, ok := w.sys.deviceNumber(w.sys.path(path))
+	number, ok := w.finder.deviceNumber(w.finder.Root.Path(path))
 	if !ok {
 		return part{}, false
 	}
@@ -231,7 +233,7 @@ func (w *walk) part(path string) (part, bool) {
 
 // comm returns the name of a process.
 func (w *walk) comm(pid int) string {
-	comm, err := os.ReadFile(w.sys.path("proc", strconv.Itoa(pid), "comm"))
+	comm, err := os.ReadFile(w.finder.Root.Path("proc", strconv.Itoa(pid), "comm"))
 	if err != nil {
 		return "?" // it has exited
 	}

@@ -1,4 +1,4 @@
-package nbdnl
+package claim
 
 import (
 	"errors"

@@ -1,4 +1,4 @@
-package nbdnl
+package claim
 
 import (
 	"errors"
@@ -13,8 +13,7 @@ import (
 )
 
 // A Lease is the sole right to an index for as long as its holder likes, among all processes that ask for one: before a device is
-// connected, while it lives, and between devices. A Claim, in contrast, is for the moment of a change, and is taken under a lease
-// too. The kernel knows of neither.
+// connected, while it lives, and between devices.
 //
 // A lease is a lock on a file, and ends with the process that holds it, however that ends. What stays is the file, with the
 // identifier of the device: so the next to hold the lease knows that the device was left behind, and whose it was.
@@ -27,20 +26,17 @@ type Lease struct {
 // TryLease takes the lease of an index. The error matches ErrBusy when another process, or somebody else in this one, has it. It
 // says nothing of the device.
 //
-// Leases are files below /run/nbdctl/leases, or leases in the directory that the environment variable NBDCTL_STATE_DIR names.
-func TryLease(index int) (*Lease, error) { return System{}.TryLease(index) }
-
-// TryLease is the function TryLease for the system. The leases of a system with a Root of its own are below that root.
-func (s System) TryLease(index int) (*Lease, error) {
-	l, err := s.tryLease(index)
-	return l, newError("lease", index, err)
+// A lease is a lock on a file below leases.
+func (d Dir) TryLease(index int) (*Lease, error) {
+	l, err := d.tryLease(index)
+	return l, wrap("lease", index, err)
 }
 
-func (s *System) tryLease(index int) (*Lease, error) {
-	if index < 0 || index > maxIndex {
-		return nil, fmt.Errorf("index is not within 0 and %d: %w", maxIndex, os.ErrInvalid)
+func (d Dir) tryLease(index int) (*Lease, error) {
+	if err := names.Check(index); err != nil {
+		return nil, err
 	}
-	path := filepath.Join(s.leases(), name(index))
+	path := d.file("leases", index)
 	c, err := claimLease(path)
 	if errors.Is(err, os.ErrNotExist) {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -65,9 +61,9 @@ func (s *System) tryLease(index int) (*Lease, error) {
 const leaseLooks = 100
 
 // claimLease returns nil when somebody else has the lease.
-func claimLease(path string) (*Claimed, error) {
+func claimLease(path string) (*Claim, error) {
 	for range leaseLooks {
-		c, err := tryClaim(path)
+		c, err := try(path)
 		if c != nil || err != nil {
 			return c, err
 		}
@@ -96,12 +92,9 @@ func noted(f *os.File) (string, error) {
 // LeftAt returns the identifier that the last holder of an index's lease noted, if its process has ended without a Release; else it is
 // empty. The connected device with that identifier then has nobody who serves it. The lease itself is left to whoever asks for it with
 // TryLease. Reading leases takes the privilege of taking them, else the error matches os.ErrPermission.
-func LeftAt(index int) (string, error) { return System{}.LeftAt(index) }
-
-// LeftAt is the function LeftAt for the system.
-func (s System) LeftAt(index int) (string, error) {
-	left, err := leftAt(filepath.Join(s.leases(), name(index)))
-	return left, newError("lease", index, err)
+func (d Dir) LeftAt(index int) (string, error) {
+	left, err := leftAt(d.file("leases", index))
+	return left, wrap("lease", index, err)
 }
 
 func leftAt(path string) (left string, err error) {
@@ -120,13 +113,10 @@ func leftAt(path string) (left string, err error) {
 }
 
 // Leased returns the indexes of which there is a lease, or was until its holder's process ended, ascending.
-func Leased() ([]int, error) { return System{}.Leased() }
-
-// Leased is the function Leased for the system.
-func (s System) Leased() ([]int, error) {
-	entries, err := os.ReadDir(s.leases())
+func (d Dir) Leased() ([]int, error) {
+	entries, err := os.ReadDir(d.dir("leases"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, newError("list leases", anyIndex, err)
+		return nil, fmt.Errorf("list leases: %w", err)
 	}
 	var indexes []int
 	for _, e := range entries {
@@ -138,8 +128,6 @@ func (s System) Leased() ([]int, error) {
 	return indexes, nil
 }
 
-func (s *System) leases() string { return filepath.Join(s.stateDir(), "leases") }
-
 // Index returns the index.
 func (l *Lease) Index() int { return l.index }
 
@@ -149,16 +137,16 @@ func (l *Lease) Left() string { return l.left }
 
 // Note writes down the identifier of the device that is about to be connected, so that it is known again if this process dies.
 func (l *Lease) Note(identifier string) error {
-	if err := checkIdentifier(identifier); err != nil {
-		return newError("lease", l.index, err)
+	if err := names.CheckIdentifier(identifier); err != nil {
+		return wrap("lease", l.index, err)
 	}
 	// What is left of a longer one comes after the end of the line.
 	_, err := l.file.WriteAt([]byte(identifier+"\n"), 0)
-	return newError("lease", l.index, err)
+	return wrap("lease", l.index, err)
 }
 
 // Release gives the lease up, and forgets what was noted.
-func (l *Lease) Release() error { return newError("lease", l.index, (&Claimed{l.file}).Release()) }
+func (l *Lease) Release() error { return wrap("lease", l.index, (&Claim{l.file}).Release()) }
 
 // Leave gives the lease up, and leaves what is noted to the next holder, as the end of the process does.
-func (l *Lease) Leave() error { return newError("lease", l.index, l.file.Close()) }
+func (l *Lease) Leave() error { return wrap("lease", l.index, l.file.Close()) }
