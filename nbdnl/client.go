@@ -299,9 +299,9 @@ func explainConnect(err error, cfg *Config) error {
 	return err
 }
 
-// Disconnect gives the kernel's bare command for a device that carries the identifier: dirty pages are
-// dropped, and I/O in flight fails. It does not wait until the index is free (see WaitFree). Most
-// programs want Detach.
+// Drop disconnects a device that carries the identifier and drops what is cached of it: it gives the kernel's bare command, after which
+// what was written and not yet sent to the server is lost, and I/O in flight fails, also for a mounted file system. It does not wait
+// until the index is free (see WaitFree). It is for a device whose content does not matter any more; Detach is the safe way.
 //
 // The error matches os.ErrNotExist, ErrNotConnected or ErrNotOwner. Linux before 5.14 keeps no
 // identifiers: there a Client knows those that it has connected itself, and of the others the error
@@ -309,7 +309,7 @@ func explainConnect(err error, cfg *Config) error {
 //
 // The command can take for ever, when Timeout is 0 and the server has stopped reading; then only ctx
 // ends the wait, and every other control command of the machine waits as well.
-func (c *Client) Disconnect(ctx context.Context, index int, identifier string) error {
+func (c *Client) Drop(ctx context.Context, index int, identifier string) error {
 	l, err := c.owned(index, identifier)
 	if err == nil {
 		err = c.disconnect(ctx, index, l)
@@ -317,8 +317,8 @@ func (c *Client) Disconnect(ctx context.Context, index int, identifier string) e
 	return newError("disconnect", index, err)
 }
 
-// DisconnectAny is Disconnect without regard to the identifier.
-func (c *Client) DisconnectAny(ctx context.Context, index int) error {
+// DropAny is Drop without regard to the identifier.
+func (c *Client) DropAny(ctx context.Context, index int) error {
 	l, err := c.connected(index)
 	if err == nil {
 		err = c.disconnect(ctx, index, l)

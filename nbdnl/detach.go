@@ -40,7 +40,7 @@ type DetachOptions struct {
 // nobody uses it, writes what is cached, disconnects, and waits until the index is free. It claims the
 // index meanwhile (see package claim), so the caller must not.
 //
-// The error matches os.ErrNotExist, ErrNotConnected, ErrNotOwner (see Disconnect), or is a *BusyError;
+// The error matches os.ErrNotExist, ErrNotConnected, ErrNotOwner (see Drop), or is a *BusyError;
 // the device then is as it was. It also is as it was when writing what is cached has not come to an end.
 // With Force those two go on, and what was lost is reported, with a *BusyError that says Disconnected
 // when the holders keep the index from becoming free.

@@ -39,7 +39,7 @@
 //
 // # Disconnecting
 //
-// The kernel's own command, [Client.Disconnect], drops what is cached, succeeds for a mounted device,
+// The kernel's own command, [Client.Drop], drops what is cached, succeeds for a mounted device,
 // and leaves a husk on which all I/O fails and whose index stays taken until its last user lets go.
 // [Client.Detach] does what one means instead: it refuses a device that is another's or in use, and says
 // whose and by whom; it writes what is cached, disconnects, and returns when the index is free.
@@ -62,7 +62,7 @@
 //     machine), when the last connection dies, and when the Client is closed. No other signal ends it, for the thread
 //     takes none; so a process with such a device can't change its user or groups (syscall.Setuid waits for all threads).
 //   - there is no identifier. The Client that has connected a device knows it, to others it is a stranger's, which
-//     they disconnect without regard to the owner ([Client.DisconnectAny], [DetachOptions].Any) or not at all.
+//     they disconnect without regard to the owner ([Client.DropAny], [DetachOptions].Any) or not at all.
 //   - size, block size and timeout can be changed by the Client that has connected the device. Connections can't be
 //     replaced, and there are no DeadConnTimeout and no ClientFlags: an [UnsupportedError] says so.
 //   - no new device is made. Connect takes a free one, which it claims (see [Claim]), for the kernel does not choose;

@@ -276,7 +276,7 @@ func TestKernelDisconnectStuckInKernel(t *testing.T) {
 
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	w.wantError(w.Disconnect(ctx, index, cfg.Identifier), context.DeadlineExceeded)
+	w.wantError(w.Drop(ctx, index, cfg.Identifier), context.DeadlineExceeded)
 
 	ctx, cancel = context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()

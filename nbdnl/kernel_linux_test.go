@@ -63,7 +63,7 @@ func TestKernelConnectCutShort(t *testing.T) {
 		index, err := w.Connect(ctx, cfg)
 		cancel()
 		if err == nil {
-			w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
+			w.wantDone("disconnect", w.Drop(t.Context(), index, cfg.Identifier))
 			continue
 		}
 		w.wantError(err, context.DeadlineExceeded)
@@ -230,12 +230,12 @@ func testUnprivileged(t *testing.T, env string) {
 	w.wantDone("holders", err)
 	_, err = w.Connect(t.Context(), config(serve(t)))
 	w.wantError(err, os.ErrPermission)
-	w.wantError(w.DisconnectAny(t.Context(), index), os.ErrPermission)
+	w.wantError(w.DropAny(t.Context(), index), os.ErrPermission)
 	w.wantError(w.Detach(t.Context(), index, nbdnl.DetachOptions{Any: true}), os.ErrPermission)
 	if w.anonymous {
-		w.wantNotOwner(w.Disconnect(t.Context(), index, "test:another's"))
+		w.wantNotOwner(w.Drop(t.Context(), index, "test:another's"))
 		return
 	}
-	w.wantError(w.Disconnect(t.Context(), index, identifier), os.ErrPermission)
+	w.wantError(w.Drop(t.Context(), index, identifier), os.ErrPermission)
 	w.wantError(w.Detach(t.Context(), index, nbdnl.DetachOptions{Identifier: identifier}), os.ErrPermission)
 }

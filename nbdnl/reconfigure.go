@@ -30,7 +30,7 @@ import (
 // same are named in a *ShutDownError. They are of no use any more; the caller gives others, at once.
 //
 // A size or block size that is not in force matches errors.ErrUnsupported (see UnsupportedError), and
-// the device stays changed. Otherwise the error matches what that of Disconnect does.
+// the device stays changed. Otherwise the error matches what that of Drop does.
 //
 // Of a device that was connected by ioctls, this Client, which has connected it, can change the size, the
 // block size and the timeout. The rest is refused with an UnsupportedError before anything is changed.

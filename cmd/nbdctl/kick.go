@@ -78,11 +78,11 @@ func unstick(ctx context.Context, d device) (answered bool, err error) {
 	defer cancel()
 	switch {
 	case d.HasIdentifier:
-		err = client.Disconnect(ctx, d.Index, d.Identifier)
+		err = client.Drop(ctx, d.Index, d.Identifier)
 	case d.incarnation != nbdnl.IncarnationOf(d.Index):
 		err = nbdnl.ErrNotConnected // any more, and another program may have the index
 	default:
-		err = client.DisconnectAny(ctx, d.Index)
+		err = client.DropAny(ctx, d.Index)
 	}
 	if errors.Is(err, nbdnl.ErrNotConnected) {
 		err = nil

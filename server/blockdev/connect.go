@@ -225,9 +225,9 @@ func (d *Device) abandon(ctx context.Context, p *probe) error {
 func (d *Device) drop(ctx context.Context, p *probe) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
 	defer cancel()
-	err := d.client.Disconnect(ctx, d.index, d.Identifier())
+	err := d.client.Drop(ctx, d.index, d.Identifier())
 	if errors.Is(err, errors.ErrUnsupported) {
-		err = d.client.DisconnectAny(ctx, d.index) // No identifiers here; we have connected it just now.
+		err = d.client.DropAny(ctx, d.index) // No identifiers here; we have connected it just now.
 	}
 	switch {
 	case d.gone(ctx):

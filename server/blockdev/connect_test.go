@@ -210,7 +210,7 @@ func TestFailedConnect(t *testing.T) {
 		{"somebody disconnects it in the open", func(t *testing.T, k *nbdnltest.Kernel, m *machine, _ context.CancelCauseFunc) {
 			other := k.Client()
 			m.first = func(ctx context.Context, path, number string, n int) error {
-				if err := other.DisconnectAny(ctx, 0); err != nil {
+				if err := other.DropAny(ctx, 0); err != nil {
 					t.Error(err)
 				}
 				<-time.After(20 * time.Millisecond)

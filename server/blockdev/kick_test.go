@@ -95,7 +95,7 @@ func TestKickSync(t *testing.T) {
 func TestKickOther(t *testing.T) {
 	k, d := connected(t)
 	other := k.Client()
-	if err := other.Disconnect(t.Context(), d.Index(), d.Identifier()); err != nil {
+	if err := other.Drop(t.Context(), d.Index(), d.Identifier()); err != nil {
 		t.Fatal(err)
 	}
 	<-d.Done()

@@ -251,9 +251,9 @@ func (b *bench) end(identifier string) error {
 func (b *bench) cut(identifier string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), endPatience)
 	defer cancel()
-	err := b.client.Disconnect(ctx, b.index, identifier)
+	err := b.client.Drop(ctx, b.index, identifier)
 	if errors.Is(err, errors.ErrUnsupported) {
-		err = b.client.DisconnectAny(ctx, b.index)
+		err = b.client.DropAny(ctx, b.index)
 	}
 	if err == nil {
 		err = b.client.WaitFree(ctx, b.index)
