@@ -9,7 +9,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/mdlayher/genetlink"
 	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
@@ -163,7 +162,7 @@ func TestDialTriedAgain(t *testing.T) {
 	system := k.System()
 	dial, failure := system.Dial, errors.New("no sockets left")
 	failing := true
-	system.Dial = func() (conn *genetlink.Conn, err error) {
+	system.Dial = func() (nbdnl.Socket, error) {
 		if failing {
 			return nil, failure
 		}

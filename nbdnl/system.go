@@ -7,9 +7,6 @@ import (
 	"os"
 	"syscall"
 
-	"github.com/mdlayher/genetlink"
-	"github.com/mdlayher/netlink"
-
 	"github.com/nbdctl/nbdctl/nbdnl/claim"
 	"github.com/nbdctl/nbdctl/nbdnl/holder"
 	"github.com/nbdctl/nbdctl/nbdnl/machine"
@@ -31,9 +28,13 @@ type System struct {
 	// claim.Default below Root. Programs that are to keep out of each other's way need the same one.
 	StateDir string
 
-	// Dial opens a generic netlink connection; nil takes one in the network namespace of the calling
-	// thread. It is called once for every command that runs at the same time as others.
-	Dial func() (*genetlink.Conn, error)
+	// NetNS is the network namespace in which netlink is used, as an open file such as /proc/1/ns/net; nil is that of the calling
+	// thread. Up to Linux 6.1 the kernel shows its nbd family in the initial one only.
+	NetNS *os.File
+
+	// Dial opens what takes the place of a generic netlink socket; nil opens one of the kernel's. It is called once for every command
+	// that runs at the same time as others.
+	Dial func() (Socket, error)
 
 	// Uevents opens the kernel's uevents, each Read returning one; nil takes the running kernel's.
 	Uevents func() (io.ReadCloser, error)
@@ -68,20 +69,6 @@ func (s *System) device(index int) string { return s.path(Path(index)) }
 
 // block returns the path of the device's directory in sysfs.
 func (s *System) block(index int) string { return s.path("sys/block", name(index)) }
-
-// dial opens a generic netlink connection.
-func (s *System) dial() (*genetlink.Conn, error) {
-	if s.Dial != nil {
-		return s.Dial()
-	}
-	conn, err := genetlink.Dial(nil)
-	if err != nil {
-		return nil, err
-	}
-	// The kernel says more of a refusal where it can; where it can't, that is no harm.
-	_ = conn.SetOption(netlink.ExtendedAcknowledge, true)
-	return conn, nil
-}
 
 // Holders returns what finds out who uses devices of the system.
 func (s System) Holders() *holder.Finder {
