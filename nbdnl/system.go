@@ -67,9 +67,6 @@ func (s *System) path(elem ...string) string { return s.root().Path(elem...) }
 // device returns the path of the device node.
 func (s *System) device(index int) string { return s.path(Path(index)) }
 
-// block returns the path of the device's directory in sysfs.
-func (s *System) block(index int) string { return s.path("sys/block", name(index)) }
-
 // Holders returns what finds out who uses devices of the system.
 func (s System) Holders() *holder.Finder {
 	return &holder.Finder{Root: s.root(), DeviceNumber: s.DeviceNumber}
