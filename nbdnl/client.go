@@ -17,8 +17,9 @@ import (
 
 // A Client controls the NBD devices of the machine. It may be used by many goroutines at a time.
 //
-// Keep the Client that connected a device open for as long as the device is to live: present kernels do
-// not mind if it closes, but one that disconnects the devices of a closed control socket is on its way.
+// Keep the Client that connected a device open for as long as the device is to live: present
+// kernels do not mind if it closes, but one that disconnects the devices of a closed control socket
+// is on its way.
 type Client struct {
 	sys    System
 	sysfs  sysfs
@@ -31,16 +32,16 @@ type Client struct {
 	knacks   map[knack]bool
 }
 
-// New returns a Client for the running kernel. The error matches ErrNoDriver when the kernel offers no
-// NBD control: the module is not loaded, or not there.
+// New returns a Client for the running kernel. The error matches ErrNoDriver when the kernel offers
+// no NBD control: the module is not loaded, or not there.
 //
-// Where sysfs shows devices New does not ask the kernel, so that what sysfs tells can be had while the
-// kernel is stuck in some program's command. Then it is Probe, or the first command, that finds out which
-// interface to use: ioctls if netlink is hidden in this network namespace. For a System whose Mode is
-// ModeNetlink its error then matches ErrNoDriver.
+// Where sysfs shows devices New does not ask the kernel, so that what sysfs tells can be had while
+// the kernel is stuck in some program's command. Then it is Probe, or the first command, that finds
+// out which interface to use: ioctls if netlink is hidden in this network namespace. For a System
+// whose Mode is ModeNetlink its error then matches ErrNoDriver.
 //
-// A Client needs no privilege to look at devices. To change them it needs CAP_SYS_ADMIN in the initial
-// user namespace; without, the error matches os.ErrPermission.
+// A Client needs no privilege to look at devices. To change them it needs CAP_SYS_ADMIN in the
+// initial user namespace; without, the error matches os.ErrPermission.
 func New() (*Client, error) { return System{}.NewClient() }
 
 // NewClient returns a Client for the system, as New does for the running one.
@@ -60,28 +61,31 @@ func (s System) NewClient() (*Client, error) {
 	return c, nil
 }
 
-// Close releases the Client. Devices stay as they are, but for those that it has connected by ioctls, which
-// it disconnects, without writing what is cached; for a server that does not read it waits two seconds. It
-// does not wait for commands that are still in the kernel after their context ended, which release what
-// they use when the kernel comes back.
+// Close releases the Client. Devices stay as they are, but for those that it has connected by
+// ioctls, which it disconnects, without writing what is cached; for a server that does not read it
+// waits two seconds. It does not wait for commands that are still in the kernel after their context
+// ended, which release what they use when the kernel comes back.
 func (c *Client) Close() error { return newError("close", anyIndex, c.driver.close()) }
 
-// Mode returns the interface by which the Client connects devices: ModeNone as long as that is not decided,
-// which the first command does, or Probe. Devices that are connected by ioctls end with Close.
+// Mode returns the interface by which the Client connects devices: ModeNone as long as that is not
+// decided, which the first command does, or Probe. Devices that are connected by ioctls end with
+// Close.
 func (c *Client) Mode() Mode { return c.driver.mode() }
 
-// Holders returns what finds out who uses devices of the Client's system. It knows also which descriptor keeps a device connected that
-// this Client has connected by ioctls, on any kernel and in any namespace. Calls at the same time, those of Detach included, share
-// their looks at all processes.
+// Holders returns what finds out who uses devices of the Client's system. It knows also which
+// descriptor keeps a device connected that this Client has connected by ioctls, on any kernel and
+// in any namespace. Calls at the same time, those of Detach included, share their looks at all
+// processes.
 func (c *Client) Holders() *holder.Finder { return c.finder }
 
-// Claims returns the directory in which Detach claims indexes, and in which those who share the Client should meet others.
+// Claims returns the directory in which Detach claims indexes, and in which those who share the
+// Client should meet others.
 func (c *Client) Claims() claim.Dir { return c.sys.Claims() }
 
-// Connect makes the kernel choose a free device, or create one, and connects it. By ioctls it chooses one
-// itself, and the error matches ErrBusy if none is free. When it returns
-// without an error the device is usable and is what cfg requires. A device that this kernel makes
-// otherwise is disconnected again, and the error is an *UnsupportedError, or several that are joined.
+// Connect makes the kernel choose a free device, or create one, and connects it. By ioctls it
+// chooses one itself, and the error matches ErrBusy if none is free. When it returns without an
+// error the device is usable and is what cfg requires. A device that this kernel makes otherwise is
+// disconnected again, and the error is an *UnsupportedError, or several that are joined.
 //
 // When ctx ends first, a device that has come into being all the same is disconnected again: before
 // Connect returns if the kernel answers within two seconds, later if not.
@@ -93,9 +97,10 @@ func (c *Client) Connect(ctx context.Context, cfg Config) (int, error) {
 	return index, nil
 }
 
-// ConnectIndex is like Connect for the device with that index, which is created if it does not exist.
-// The error matches ErrBusy when it is in use. A device that is not connected but merely open, as by
-// udev after a disconnect, is tried again for a few seconds, and then the error is a *BusyError.
+// ConnectIndex is like Connect for the device with that index, which is created if it does not
+// exist. The error matches ErrBusy when it is in use. A device that is not connected but merely
+// open, as by udev after a disconnect, is tried again for a few seconds, and then the error is a
+// *BusyError.
 func (c *Client) ConnectIndex(ctx context.Context, index int, cfg Config) error {
 	if index < 0 || index > maxIndex {
 		return newError("connect", index, fmt.Errorf("index is not within 0 and %d: %w", maxIndex, os.ErrInvalid))
@@ -123,8 +128,9 @@ func (c *Client) ConnectIndex(ctx context.Context, index int, cfg Config) error 
 	}
 }
 
-// answerGrace is how long a command whose context has ended waits for the kernel's answer: a connect in
-// order to have undone it when it returns, a reconfigure to know what became of the sockets.
+// answerGrace is how long a command whose context has ended waits for the kernel's answer: a
+// connect in order to have undone it when it returns, a reconfigure to know what became of the
+// sockets.
 const answerGrace = 2 * time.Second
 
 func (c *Client) connect(ctx context.Context, index int, cfg Config) (int, error) {
@@ -175,9 +181,9 @@ func (c *Client) connect(ctx context.Context, index int, cfg Config) (int, error
 	return connected, nil
 }
 
-// removable refuses devices that go with their last user, where the next connect of their index may sleep for ever
-// in the kernel, and all of generic netlink with it: nbd_genl_connect waits for their end under its lock in Linux
-// 5.10, and does not in 6.1.
+// removable refuses devices that go with their last user, where the next connect of their index may
+// sleep for ever in the kernel, and all of generic netlink with it: nbd_genl_connect waits for
+// their end under its lock in Linux 5.10, and does not in 6.1.
 func (c *Client) removable(index int, flags ClientFlags) error {
 	if flags&DestroyOnDisconnect == 0 || c.sysfs.Identifiers {
 		return nil
@@ -202,8 +208,9 @@ func (c *Client) examine(index int, cfg *Config) error {
 	return c.check(index, cfg)
 }
 
-// check compares a new device with what it was to be. What a kernel makes of flags and a block size does not change, so that each
-// of their combinations is looked at once; always the size, and what can be left of former users of the index.
+// check compares a new device with what it was to be. What a kernel makes of flags and a block size
+// does not change, so that each of their combinations is looked at once; always the size, and what
+// can be left of former users of the index.
 func (c *Client) check(index int, cfg *Config) error {
 	k := knack{cfg.Flags, cfg.blockSize()}
 	c.mu.Lock()
@@ -224,7 +231,8 @@ func (c *Client) check(index int, cfg *Config) error {
 	return err
 }
 
-// checkPassing compares with what it was to be what of a new device is no matter of the kernel alone.
+// checkPassing compares with what it was to be what of a new device is no matter of the kernel
+// alone.
 func (c *Client) checkPassing(index int, cfg *Config) error {
 	lack := shortfall{index: index}
 	size, err := c.sysfs.Size(index)
@@ -233,7 +241,8 @@ func (c *Client) checkPassing(index int, cfg *Config) error {
 	}
 	lack.check("size", cfg.Size, size)
 	if cfg.Flags&FlagSendFlush != 0 {
-		// In Linux 6.12 a cache that somebody switched off stays so from one use to the next (BLK_FLAG_WRITE_CACHE_DISABLED).
+		// In Linux 6.12 a cache that somebody switched off stays so from one use to the next
+		// (BLK_FLAG_WRITE_CACHE_DISABLED).
 		cached, err := c.sysfs.cached(index)
 		if err != nil {
 			return err
@@ -283,8 +292,8 @@ func (c *Client) undoConnect(ctx context.Context, index int, identifier string) 
 	return c.waitRelease(ctx, index, l)
 }
 
-// explainConnect adds to a refusal what is known of its reason. The kernel itself tells it to its log
-// alone.
+// explainConnect adds to a refusal what is known of its reason. The kernel itself tells it to its
+// log alone.
 func explainConnect(err error, cfg *Config) error {
 	switch {
 	case errors.Is(err, syscall.EINVAL) && cfg.BlockSize > os.Getpagesize():
@@ -299,16 +308,19 @@ func explainConnect(err error, cfg *Config) error {
 	return err
 }
 
-// Drop disconnects a device that carries the identifier and drops what is cached of it: it gives the kernel's bare command, after which
-// what was written and not yet sent to the server is lost, and I/O in flight fails, also for a mounted file system. It does not wait
-// until the index is free (see WaitFree). It is for a device whose content does not matter any more; Detach is the safe way.
+// Drop disconnects a device that carries the identifier and drops what is cached of it: it gives
+// the kernel's bare command, after which what was written and not yet sent to the server is lost,
+// and I/O in flight fails, also for a mounted file system. It does not wait until the index is free
+// (see WaitFree). It is for a device whose content does not matter any more; Detach is the safe
+// way.
 //
 // The error matches os.ErrNotExist, ErrNotConnected or ErrNotOwner. Linux before 5.14 keeps no
 // identifiers: there a Client knows those that it has connected itself, and of the others the error
-// matches errors.ErrUnsupported. Of devices that were connected by ioctls a Client knows its own on every kernel.
+// matches errors.ErrUnsupported. Of devices that were connected by ioctls a Client knows its own on
+// every kernel.
 //
-// The command can take for ever, when Timeout is 0 and the server has stopped reading; then only ctx
-// ends the wait, and every other control command of the machine waits as well.
+// The command can take for ever, when Timeout is 0 and the server has stopped reading; then only
+// ctx ends the wait, and every other control command of the machine waits as well.
 func (c *Client) Drop(ctx context.Context, index int, identifier string) error {
 	l, err := c.owned(index, identifier)
 	if err == nil {
@@ -354,8 +366,8 @@ func (c *Client) owned(index int, identifier string) (devices.Use, error) {
 	return l, fmt.Errorf("this kernel keeps no identifiers, and this client has not connected it with that one: %w", errors.ErrUnsupported)
 }
 
-// still returns why the index is no longer in the same use. Netlink has no command on a condition, but for
-// the identifier of a reconfigure, so that this look comes right before the command.
+// still returns why the index is no longer in the same use. Netlink has no command on a condition,
+// but for the identifier of a reconfigure, so that this look comes right before the command.
 func (c *Client) still(index int, l devices.Use) error {
 	now, err := c.connected(index)
 	if err == nil && now != l {
@@ -364,8 +376,8 @@ func (c *Client) still(index int, l devices.Use) error {
 	return err
 }
 
-// disconnect gives the command, if the index is still in that use, and notes that the device is on its
-// way out.
+// disconnect gives the command, if the index is still in that use, and notes that the device is on
+// its way out.
 func (c *Client) disconnect(ctx context.Context, index int, l devices.Use) error {
 	if err := c.reach(ctx); err != nil {
 		return err

@@ -19,41 +19,46 @@ type DetachOptions struct {
 	Identifier string
 	// Any leaves the identifier out of account.
 	Any bool
-	// Incarnation, unless it is 0, is that of the device which the caller has made sure to be the one: when its index
-	// is used anew, the device is not connected any more. It is for devices without an identifier.
+	// Incarnation, unless it is 0, is that of the device which the caller has made sure to be the
+	// one: when its index is used anew, the device is not connected any more. It is for devices
+	// without an identifier.
 	Incarnation Incarnation
-	// Force detaches the device although somebody uses it, or although writing what is cached does not end:
-	// those who use it get I/O errors from then on, a file system above loses what it had not written.
+	// Force detaches the device although somebody uses it, or although writing what is cached does
+	// not end: those who use it get I/O errors from then on, a file system above loses what it had
+	// not written.
 	Force bool
-	// Dead says that the device's server is gone for good. What is cached is then given up, since there
-	// is nobody to write it to; those who use the device are respected all the same.
+	// Dead says that the device's server is gone for good. What is cached is then given up, since
+	// there is nobody to write it to; those who use the device are respected all the same.
 	Dead bool
-	// Server is the process that serves a device connected by ioctls. It has the device open, without which
-	// the device would not be, and that does not count as use. It need be given only where the kernel
-	// does not tell: before Linux 6.1, or from another pid namespace than the initial one.
+	// Server is the process that serves a device connected by ioctls. It has the device open,
+	// without which the device would not be, and that does not count as use. It need be given only
+	// where the kernel does not tell: before Linux 6.1, or from another pid namespace than the
+	// initial one.
 	Server int
 
 	keeper holder.Descriptor // Server's, set by detach
 }
 
 // Detach disconnects a device in good order: it makes sure that the device is the caller's and that
-// nobody uses it, writes what is cached, disconnects, and waits until the index is free. It claims the
-// index meanwhile (see package claim), so the caller must not.
+// nobody uses it, writes what is cached, disconnects, and waits until the index is free. It claims
+// the index meanwhile (see package claim), so the caller must not.
 //
 // The error matches os.ErrNotExist, ErrNotConnected, ErrNotOwner (see Drop), or is a *BusyError;
-// the device then is as it was. It also is as it was when writing what is cached has not come to an end.
-// With Force those two go on, and what was lost is reported, with a *BusyError that says Disconnected
-// when the holders keep the index from becoming free.
+// the device then is as it was. It also is as it was when writing what is cached has not come to an
+// end. With Force those two go on, and what was lost is reported, with a *BusyError that says
+// Disconnected when the holders keep the index from becoming free.
 //
-// An error that matches ErrNotWritten tells that the server did not take some of the cached data. The
-// kernel drops what it could not write, and tells only the first who syncs after that, so to keep the
-// device would save nothing: it is disconnected all the same, unless the error is another one, too.
+// An error that matches ErrNotWritten tells that the server did not take some of the cached data.
+// The kernel drops what it could not write, and tells only the first who syncs after that, so to
+// keep the device would save nothing: it is disconnected all the same, unless the error is another
+// one, too.
 //
-// It looks for those who use the device in all processes, before it opens the device and once more when what was cached is
-// written. Calls at the same time share these looks, so that many devices at once take little longer than one.
+// It looks for those who use the device in all processes, before it opens the device and once more
+// when what was cached is written. Calls at the same time share these looks, so that many devices
+// at once take little longer than one.
 //
-// Each step ends with ctx. A step that the kernel or the device's server blocks is then left behind in
-// a goroutine, which ends when the device's requests do.
+// Each step ends with ctx. A step that the kernel or the device's server blocks is then left behind
+// in a goroutine, which ends when the device's requests do.
 func (c *Client) Detach(ctx context.Context, index int, o DetachOptions) error {
 	return newError("detach", index, c.detach(ctx, index, o))
 }
@@ -66,8 +71,8 @@ func (c *Client) detach(ctx context.Context, index int, o DetachOptions) (err er
 	case !o.Force || ctx.Err() != nil:
 		return err
 	default:
-		// A state directory that is full or read-only must not make a device immortal. What claims keep
-		// apart are two that do this at once, and the identifier does too.
+		// A state directory that is full or read-only must not make a device immortal. What claims
+		// keep apart are two that do this at once, and the identifier does too.
 	}
 
 	l, err := c.useFor(index, o)
@@ -113,8 +118,8 @@ func (c *Client) useFor(index int, o DetachOptions) (devices.Use, error) {
 }
 
 // flush opens the device, exclusively unless that is to be forced, and writes what is cached. It
-// returns the device, if it could be opened, what can't be written any more, and why the device should
-// be left as it is.
+// returns the device, if it could be opened, what can't be written any more, and why the device
+// should be left as it is.
 func (c *Client) flush(ctx context.Context, index int, o DetachOptions) (opened *seizure, lost, err error) {
 	opened, err = c.seize(ctx, index, o)
 	if err != nil || opened.dev == nil {
@@ -127,8 +132,8 @@ func (c *Client) flush(ctx context.Context, index int, o DetachOptions) (opened 
 	case opened.dev == nil && (!o.Force || ctx.Err() != nil): // The sync goes on, and may yet write all.
 		return opened, nil, fmt.Errorf("cached data is not written yet: %w", err)
 	default:
-		// The kernel tries every page once, and has none left that waits: one whose write failed is clean
-		// (end_buffer_async_write, or end_bio_bh_io_sync before it, in fs/buffer.c).
+		// The kernel tries every page once, and has none left that waits: one whose write failed is
+		// clean (end_buffer_async_write, or end_bio_bh_io_sync before it, in fs/buffer.c).
 		lost = fmt.Errorf("%w: %w", ErrNotWritten, err)
 	}
 	if o.Force {
@@ -166,12 +171,13 @@ func (c *Client) seize(ctx context.Context, index int, o DetachOptions) (*seizur
 	return &seizure{dev: dev}, err
 }
 
-// OpenExclusive opens a device that nobody uses, and keeps new mounts and their like out until it is closed. Before, it looks for
-// those who use the device in all processes. For processes that may let go of it it waits as Detach does: fifteen seconds for udev,
-// which looks at every device that changes, and one second for others. Then the error is a *BusyError.
+// OpenExclusive opens a device that nobody uses, and keeps new mounts and their like out until it
+// is closed. Before, it looks for those who use the device in all processes. For processes that may
+// let go of it it waits as Detach does: fifteen seconds for udev, which looks at every device that
+// changes, and one second for others. Then the error is a *BusyError.
 //
-// To open a device can take as long as its server does, which the partition table is read from. When ctx ends first, the device is
-// closed as soon as it is open.
+// To open a device can take as long as its server does, which the partition table is read from.
+// When ctx ends first, the device is closed as soon as it is open.
 func (c *Client) OpenExclusive(ctx context.Context, index int) (Device, error) {
 	err := c.vacant(ctx, index)
 	var dev Device
@@ -181,8 +187,9 @@ func (c *Client) OpenExclusive(ctx context.Context, index int) (Device, error) {
 	return dev, newError("open", index, err)
 }
 
-// openVacant opens the device exclusively, so that nothing can be mounted on it from here on. Read-only is enough to fsync, and does
-// not make udev probe the device again when it is closed, as the end of a write does.
+// openVacant opens the device exclusively, so that nothing can be mounted on it from here on.
+// Read-only is enough to fsync, and does not make udev probe the device again when it is closed, as
+// the end of a write does.
 func (c *Client) openVacant(ctx context.Context, index int, except ...holder.Descriptor) (Device, error) {
 	dev, err := c.open(ctx, index, os.O_RDONLY|syscall.O_EXCL)
 	if !errors.Is(err, syscall.EBUSY) {
@@ -221,8 +228,8 @@ func (c *Client) vacant(ctx context.Context, index int, except ...holder.Descrip
 	}
 }
 
-// open opens the device node. That can take for as long as the device's server does not answer, since
-// the first open after a connect reads the partition table.
+// open opens the device node. That can take for as long as the device's server does not answer,
+// since the first open after a connect reads the partition table.
 func (c *Client) open(ctx context.Context, index, flag int) (Device, error) {
 	return do(ctx, nil,
 		func() (Device, error) { return c.sys.open(index, flag) },
@@ -251,8 +258,8 @@ func (c *Client) waitRelease(ctx context.Context, index int, l devices.Use) erro
 	}
 }
 
-// dropPartitions makes the kernel forget the partitions, which outlive a disconnect until the next open
-// of the whole disk. Should that fail, they are forgotten when somebody else opens it.
+// dropPartitions makes the kernel forget the partitions, which outlive a disconnect until the next
+// open of the whole disk. Should that fail, they are forgotten when somebody else opens it.
 func (c *Client) dropPartitions(ctx context.Context, index int) {
 	partitions, err := c.sysfs.Partitions(index)
 	if err != nil || len(partitions) == 0 {

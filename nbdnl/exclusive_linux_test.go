@@ -15,7 +15,8 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
-// TestPatience holds that all who want a device for themselves wait equally long for those who have it open.
+// TestPatience holds that all who want a device for themselves wait equally long for those who have
+// it open.
 func TestPatience(t *testing.T) {
 	tests := map[string]struct {
 		holder string        // the name of a process that has the device open
@@ -73,8 +74,8 @@ func TestPatience(t *testing.T) {
 	}
 }
 
-// TestOpenExclusive holds that a mount is not waited for, that one who shows nowhere is told of, and that nobody else gets the device
-// while it is open.
+// TestOpenExclusive holds that a mount is not waited for, that one who shows nowhere is told of,
+// and that nobody else gets the device while it is open.
 func TestOpenExclusive(t *testing.T) {
 	w, k := fakeWorld(t, nbdnltest.Options{})
 	index := w.connect(unserved(t))

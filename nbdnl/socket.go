@@ -10,15 +10,16 @@ import (
 	"github.com/mdlayher/netlink"
 )
 
-// A Socket takes the place of a generic netlink socket, in tests. Messages are as the kernel has them, with their headers (struct
-// nlmsghdr, linux/netlink.h), and padded to four bytes. Receive may be called at the same time as the other methods.
+// A Socket takes the place of a generic netlink socket, in tests. Messages are as the kernel has
+// them, with their headers (struct nlmsghdr, linux/netlink.h), and padded to four bytes. Receive
+// may be called at the same time as the other methods.
 type Socket interface {
 	// Close also ends Receive.
 	io.Closer
 	// Send executes a command, and blocks for as long as the kernel does.
 	Send(message []byte) error
-	// Receive waits for a message. The error matches os.ErrDeadlineExceeded at the time that was set, and syscall.ENOBUFS when
-	// messages were dropped.
+	// Receive waits for a message. The error matches os.ErrDeadlineExceeded at the time that was
+	// set, and syscall.ENOBUFS when messages were dropped.
 	Receive() ([]byte, error)
 	SetReadDeadline(t time.Time) error
 	// JoinGroup has the socket receive what is sent to a multicast group.
@@ -54,7 +55,10 @@ func (s *System) dialKernel() (*genetlink.Conn, error) {
 	}
 	var conn *genetlink.Conn
 	var dialErr error
-	if err := raw.Control(func(fd uintptr) { conn, dialErr = genetlink.Dial(&netlink.Config{NetNS: int(fd)}) }); err != nil {
+	err = raw.Control(func(fd uintptr) {
+		conn, dialErr = genetlink.Dial(&netlink.Config{NetNS: int(fd)})
+	})
+	if err != nil {
 		return nil, err
 	}
 	return conn, dialErr

@@ -13,41 +13,45 @@ import (
 )
 
 // A System is the machine whose devices a Client controls. The zero value is the running one; tests
-// take one from package nbdnltest. A container that sees the host's file systems elsewhere sets Root.
+// take one from package nbdnltest. A container that sees the host's file systems elsewhere sets
+// Root.
 //
 // The fields must not change while a Client uses them.
 type System struct {
-	// Mode is the interface by which devices are controlled: ModeNetlink, or ModeIoctl, or, when it is
-	// ModeNone, netlink if the kernel shows its family in this network namespace, and ioctls if not.
+	// Mode is the interface by which devices are controlled: ModeNetlink, or ModeIoctl, or, when it
+	// is ModeNone, netlink if the kernel shows its family in this network namespace, and ioctls if
+	// not.
 	Mode Mode
 
 	// Root is the directory that holds sys, proc, dev and run; empty is the root directory.
 	Root string
 
-	// StateDir is the directory in which programs claim and lease devices (package claim), as it is seen from here; empty is
-	// claim.Default below Root. Programs that are to keep out of each other's way need the same one.
+	// StateDir is the directory in which programs claim and lease devices (package claim), as it is
+	// seen from here; empty is claim.Default below Root. Programs that are to keep out of each
+	// other's way need the same one.
 	StateDir string
 
-	// NetNS is the network namespace in which netlink is used, as an open file such as /proc/1/ns/net; nil is that of the calling
-	// thread. Up to Linux 6.1 the kernel shows its nbd family in the initial one only.
+	// NetNS is the network namespace in which netlink is used, as an open file such as
+	// /proc/1/ns/net; nil is that of the calling thread. Up to Linux 6.1 the kernel shows its nbd
+	// family in the initial one only.
 	NetNS *os.File
 
-	// Dial opens what takes the place of a generic netlink socket; nil opens one of the kernel's. It is called once for every command
-	// that runs at the same time as others.
+	// Dial opens what takes the place of a generic netlink socket; nil opens one of the kernel's.
+	// It is called once for every command that runs at the same time as others.
 	Dial func() (Socket, error)
 
 	// Uevents opens the kernel's uevents, each Read returning one; nil takes the running kernel's.
 	Uevents func() (io.ReadCloser, error)
 
-	// DeviceNumber returns the number ("43:96") of the block device that a path leads to, and false for
-	// anything else; nil asks the file system.
+	// DeviceNumber returns the number ("43:96") of the block device that a path leads to, and false
+	// for anything else; nil asks the file system.
 	DeviceNumber func(path string) (string, bool)
 
 	// Open opens a device by its path, with the flags of os.OpenFile; nil is os.OpenFile.
 	Open func(path string, flag int) (Device, error)
 
-	// Ioctl makes an ioctl on what Open has opened, and blocks for as long as the kernel does; nil is
-	// ioctl(2).
+	// Ioctl makes an ioctl on what Open has opened, and blocks for as long as the kernel does; nil
+	// is ioctl(2).
 	Ioctl func(d Device, request, arg uintptr) error
 }
 
@@ -72,7 +76,8 @@ func (s System) Holders() *holder.Finder {
 	return &holder.Finder{Root: s.root(), DeviceNumber: s.DeviceNumber}
 }
 
-// Claims returns the directory in which programs agree on who may change which device of the system.
+// Claims returns the directory in which programs agree on who may change which device of the
+// system.
 func (s System) Claims() claim.Dir {
 	if s.StateDir == "" {
 		return claim.Dir(s.path(claim.Default))
@@ -92,7 +97,8 @@ func (s *System) open(index, flag int) (Device, error) {
 	return f, nil
 }
 
-// ioctl makes an ioctl on an open device. The error matches os.ErrClosed when it was closed meanwhile.
+// ioctl makes an ioctl on an open device. The error matches os.ErrClosed when it was closed
+// meanwhile.
 func (s *System) ioctl(d Device, request, arg uintptr) error {
 	if s.Ioctl != nil {
 		return s.Ioctl(d, request, arg)
@@ -122,8 +128,8 @@ func (s *System) uevents() (io.ReadCloser, error) {
 // linux/proc_ns.h.
 const initialUserNamespace = "user:[4026531837]"
 
-// userNamespaced reports whether this process is known to be in another user namespace. The kernel sends
-// uevents to those network namespaces only that belong to the initial one (uevent_net_init).
+// userNamespaced reports whether this process is known to be in another user namespace. The kernel
+// sends uevents to those network namespaces only that belong to the initial one (uevent_net_init).
 func (s *System) userNamespaced() bool {
 	ns, err := os.Readlink(s.path("proc/self/ns/user"))
 	return err == nil && ns != initialUserNamespace

@@ -11,13 +11,14 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl/internal/names"
 )
 
-// A Claim is the sole right to connect and disconnect the device of one index, among all processes that ask for it.
+// A Claim is the sole right to connect and disconnect the device of one index, among all processes
+// that ask for it.
 type Claim struct {
 	file *os.File // flocked; the lock goes with the process, however it ends
 }
 
-// Claim waits until no other process, and nobody else in this one, claims the index, or until ctx ends. It takes for granted neither
-// that the device exists nor that it is free.
+// Claim waits until no other process, and nobody else in this one, claims the index, or until ctx
+// ends. It takes for granted neither that the device exists nor that it is free.
 //
 // A claim is a lock on a file below claims, which is removed when the claim is released.
 func (d Dir) Claim(ctx context.Context, index int) (*Claim, error) {
@@ -25,7 +26,8 @@ func (d Dir) Claim(ctx context.Context, index int) (*Claim, error) {
 	return c, wrap("claim", index, err)
 }
 
-// TryClaim is Claim, but does not wait: the error matches ErrBusy when somebody else claims the index at this moment.
+// TryClaim is Claim, but does not wait: the error matches ErrBusy when somebody else claims the
+// index at this moment.
 func (d Dir) TryClaim(index int) (*Claim, error) {
 	if err := names.Check(index); err != nil {
 		return nil, wrap("claim", index, err)
@@ -39,8 +41,8 @@ func (d Dir) TryClaim(index int) (*Claim, error) {
 
 // Release gives the claim up.
 func (c *Claim) Release() error {
-	// Removed while locked: whoever opened the file before finds, once it has the lock, that the path
-	// leads elsewhere, and tries again.
+	// Removed while locked: whoever opened the file before finds, once it has the lock, that the
+	// path leads elsewhere, and tries again.
 	return errors.Join(os.Remove(c.file.Name()), c.file.Close())
 }
 

@@ -1,10 +1,13 @@
-// Package claim lets the programs of a machine agree on who may change which nbd device. The kernel knows nothing of it.
+// Package claim lets the programs of a machine agree on who may change which nbd device. The kernel
+// knows nothing of it.
 //
-// A [Claim] is for the moment of a change: whoever connects an index of his choice, or disconnects a device, claims the index
-// meanwhile. nbdnl.Client.Detach does so by itself. A [Lease] is for as long as its holder likes: before a device is connected, while
-// it lives, and between devices. A claim is taken under a lease, too.
+// A [Claim] is for the moment of a change: whoever connects an index of his choice, or disconnects
+// a device, claims the index meanwhile. nbdnl.Client.Detach does so by itself. A [Lease] is for as
+// long as its holder likes: before a device is connected, while it lives, and between devices. A
+// claim is taken under a lease, too.
 //
-// Both are locks on files in a directory ([Dir]), by which alone programs meet, and end with the process, however it ends.
+// Both are locks on files in a directory ([Dir]), by which alone programs meet, and end with the
+// process, however it ends.
 package claim
 
 import (
@@ -15,10 +18,12 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl/internal/names"
 )
 
-// Default is the directory of state that programs share, nbdctl among them, unless they are told of another one.
+// Default is the directory of state that programs share, nbdctl among them, unless they are told of
+// another one.
 const Default = "/run/nbdctl"
 
-// A Dir is the directory of state in which programs meet. Empty is Default. It is made when something is claimed or leased.
+// A Dir is the directory of state in which programs meet. Empty is Default. It is made when
+// something is claimed or leased.
 type Dir string
 
 // ErrBusy means that somebody else has the claim or the lease. It is nbdnl.ErrBusy, too.

@@ -11,7 +11,8 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl/claim"
 )
 
-// Whoever looks at a device and then changes it claims it for both, so that no other program changes it in between.
+// Whoever looks at a device and then changes it claims it for both, so that no other program
+// changes it in between.
 func ExampleDir_Claim() {
 	dir, err := os.MkdirTemp("", "claims")
 	if err != nil {
@@ -31,7 +32,8 @@ func ExampleDir_Claim() {
 	// Output: nbd3 is ours for a moment
 }
 
-// A program leases the index of a device that it serves. If it is killed, the next one learns whose device is left there.
+// A program leases the index of a device that it serves. If it is killed, the next one learns whose
+// device is left there.
 func ExampleDir_TryLease() {
 	tmp, err := os.MkdirTemp("", "leases")
 	if err != nil {

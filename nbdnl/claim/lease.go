@@ -12,19 +12,20 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl/internal/names"
 )
 
-// A Lease is the sole right to an index for as long as its holder likes, among all processes that ask for one: before a device is
-// connected, while it lives, and between devices.
+// A Lease is the sole right to an index for as long as its holder likes, among all processes that
+// ask for one: before a device is connected, while it lives, and between devices.
 //
-// A lease is a lock on a file, and ends with the process that holds it, however that ends. What stays is the file, with the
-// identifier of the device: so the next to hold the lease knows that the device was left behind, and whose it was.
+// A lease is a lock on a file, and ends with the process that holds it, however that ends. What
+// stays is the file, with the identifier of the device: so the next to hold the lease knows that
+// the device was left behind, and whose it was.
 type Lease struct {
 	index int
 	left  string
 	file  *os.File // flocked
 }
 
-// TryLease takes the lease of an index. The error matches ErrBusy when another process, or somebody else in this one, has it. It
-// says nothing of the device.
+// TryLease takes the lease of an index. The error matches ErrBusy when another process, or somebody
+// else in this one, has it. It says nothing of the device.
 //
 // A lease is a lock on a file below leases.
 func (d Dir) TryLease(index int) (*Lease, error) {
@@ -57,7 +58,8 @@ func (d Dir) tryLease(index int) (*Lease, error) {
 	return l, nil
 }
 
-// leaseLooks is how often in a row a lease is asked for of which somebody else is only finding out whether it is held (LeftAt).
+// leaseLooks is how often in a row a lease is asked for of which somebody else is only finding out
+// whether it is held (LeftAt).
 const leaseLooks = 100
 
 // claimLease returns nil when somebody else has the lease.
@@ -89,9 +91,10 @@ func noted(f *os.File) (string, error) {
 	return identifier, err
 }
 
-// LeftAt returns the identifier that the last holder of an index's lease noted, if its process has ended without a Release; else it is
-// empty. The connected device with that identifier then has nobody who serves it. The lease itself is left to whoever asks for it with
-// TryLease. Reading leases takes the privilege of taking them, else the error matches os.ErrPermission.
+// LeftAt returns the identifier that the last holder of an index's lease noted, if its process has
+// ended without a Release; else it is empty. The connected device with that identifier then has
+// nobody who serves it. The lease itself is left to whoever asks for it with TryLease. Reading
+// leases takes the privilege of taking them, else the error matches os.ErrPermission.
 func (d Dir) LeftAt(index int) (string, error) {
 	left, err := leftAt(d.file("leases", index))
 	return left, wrap("lease", index, err)
@@ -112,7 +115,8 @@ func leftAt(path string) (left string, err error) {
 	return noted(f)
 }
 
-// Leased returns the indexes of which there is a lease, or was until its holder's process ended, ascending.
+// Leased returns the indexes of which there is a lease, or was until its holder's process ended,
+// ascending.
 func (d Dir) Leased() ([]int, error) {
 	entries, err := os.ReadDir(d.dir("leases"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -131,11 +135,12 @@ func (d Dir) Leased() ([]int, error) {
 // Index returns the index.
 func (l *Lease) Index() int { return l.index }
 
-// Left returns the identifier that the former holder noted, if its process ended without a Release; else it is empty. The device
-// with that identifier may still be connected.
+// Left returns the identifier that the former holder noted, if its process ended without a Release;
+// else it is empty. The device with that identifier may still be connected.
 func (l *Lease) Left() string { return l.left }
 
-// Note writes down the identifier of the device that is about to be connected, so that it is known again if this process dies.
+// Note writes down the identifier of the device that is about to be connected, so that it is known
+// again if this process dies.
 func (l *Lease) Note(identifier string) error {
 	if err := names.CheckIdentifier(identifier); err != nil {
 		return wrap("lease", l.index, err)
@@ -148,5 +153,6 @@ func (l *Lease) Note(identifier string) error {
 // Release gives the lease up, and forgets what was noted.
 func (l *Lease) Release() error { return wrap("lease", l.index, (&Claim{l.file}).Release()) }
 
-// Leave gives the lease up, and leaves what is noted to the next holder, as the end of the process does.
+// Leave gives the lease up, and leaves what is noted to the next holder, as the end of the process
+// does.
 func (l *Lease) Leave() error { return wrap("lease", l.index, l.file.Close()) }

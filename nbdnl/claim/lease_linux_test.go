@@ -55,7 +55,8 @@ func TestLease(t *testing.T) {
 	}
 }
 
-// TestLeftAt holds that the lease of a living process is told from one that was left, and that to ask keeps nobody from taking it.
+// TestLeftAt holds that the lease of a living process is told from one that was left, and that to
+// ask keeps nobody from taking it.
 func TestLeftAt(t *testing.T) {
 	dir := claim.Dir(t.TempDir())
 	wantLeft := func(want string) {

@@ -14,7 +14,8 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl/machine"
 )
 
-// TestFind holds which descriptors do not count: those that the caller knows of, and the one that keeps a device connected.
+// TestFind holds which descriptors do not count: those that the caller knows of, and the one that
+// keeps a device connected.
 func TestFind(t *testing.T) {
 	root := machine.Root(t.TempDir())
 	write := func(name, content string) {

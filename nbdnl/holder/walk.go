@@ -180,8 +180,8 @@ func (w *walk) processes() {
 	}
 }
 
-// descriptors finds those of a process. There may be tens of thousands on a machine, so that each is looked at by one system
-// call, and no other if it is none of a block device.
+// descriptors finds those of a process. There may be tens of thousands on a machine, so that each
+// is looked at by one system call, and no other if it is none of a block device.
 func (w *walk) descriptors(pid int) {
 	process := w.finder.Root.Path("proc", strconv.Itoa(pid))
 	dir, err := os.Open(filepath.Join(process, "fd"))
@@ -221,7 +221,8 @@ func isPathOnly(process, fd string) bool {
 	return err == nil && flags&oPath != 0
 }
 
-// part returns the device or partition, if it is one of those looked for, that a path of the system leads to.
+// part returns the device or partition, if it is one of those looked for, that a path of the system
+// leads to.
 func (w *walk) part(path string) (part, bool) {
 	number, ok := w.finder.deviceNumber(w.finder.Root.Path(path))
 	if !ok {

@@ -5,15 +5,17 @@ import (
 	"sync"
 )
 
-// walks lets those share a walk who want one at the same time: a walk looks at every descriptor of every process, however few
-// devices it is for. Each gets one that began after it asked, and so finds whoever was there by then, as a walk of its own would.
+// walks lets those share a walk who want one at the same time: a walk looks at every descriptor of
+// every process, however few devices it is for. Each gets one that began after it asked, and so
+// finds whoever was there by then, as a walk of its own would.
 type walks struct {
 	mu      sync.Mutex // guards what follows
 	next    *walk      // that has not begun; nil if nobody wants one
 	walking bool
 }
 
-// join returns the next walk when it has been taken, for these devices and those of others. It ends with ctx; the walk goes on.
+// join returns the next walk when it has been taken, for these devices and those of others. It ends
+// with ctx; the walk goes on.
 func (f *Finder) join(ctx context.Context, indexes ...int) (*walk, error) {
 	ws := &f.walks
 	ws.mu.Lock()

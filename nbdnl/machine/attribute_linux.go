@@ -11,8 +11,9 @@ import (
 // maxAttribute is more than the kernel shows in any file that is read here, in bytes.
 const maxAttribute = 4096
 
-// ReadAttribute reads a file of sysfs, which gives all it has in one read. A look at a device takes dozens of them, and package os
-// makes twice as many system calls of each, for it asks whether the file can be waited for, how long it is, and for its end.
+// ReadAttribute reads a file of sysfs, which gives all it has in one read. A look at a device takes
+// dozens of them, and package os makes twice as many system calls of each, for it asks whether the
+// file can be waited for, how long it is, and for its end.
 func ReadAttribute(path string) ([]byte, error) {
 	var content []byte
 	err := withFile(path, func(fd int) (err error) {
@@ -22,8 +23,8 @@ func ReadAttribute(path string) ([]byte, error) {
 	return content, err
 }
 
-// IncarnationOf returns the incarnation of what a file of sysfs stands for, or 0 and an error. It does not follow a link, and does not
-// read the file.
+// IncarnationOf returns the incarnation of what a file of sysfs stands for, or 0 and an error. It
+// does not follow a link, and does not read the file.
 func IncarnationOf(path string) (Incarnation, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
@@ -32,7 +33,8 @@ func IncarnationOf(path string) (Incarnation, error) {
 	return Incarnation(st.Ino), nil
 }
 
-// ReadIncarnation returns the incarnation of what a file of sysfs stands for, and the file's content if that is wanted.
+// ReadIncarnation returns the incarnation of what a file of sysfs stands for, and the file's
+// content if that is wanted.
 func ReadIncarnation(path string, wanted bool) (now Incarnation, content []byte, err error) {
 	err = withFile(path, func(fd int) error {
 		var st unix.Stat_t

@@ -153,8 +153,8 @@ func TestProcessOf(t *testing.T) {
 	}
 }
 
-// TestIncarnation holds that an incarnation is the same for all who look, survives being written down, and is another one when the
-// file is made anew.
+// TestIncarnation holds that an incarnation is the same for all who look, survives being written
+// down, and is another one when the file is made anew.
 func TestIncarnation(t *testing.T) {
 	root := files(t, map[string]string{"sys/a": "7\n", "sys/link": "->a"})
 	first, err := machine.IncarnationOf(root.Path("sys/a"))

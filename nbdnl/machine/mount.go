@@ -14,7 +14,8 @@ type Mount struct {
 	PID int
 	// ID is the mount's own number.
 	ID uint64
-	// Number is the device number of the file system: "43:96". Some, btrfs among them, have one of their own.
+	// Number is the device number of the file system: "43:96". Some, btrfs among them, have one of
+	// their own.
 	Number string
 	// Point is where it is mounted, as the process sees it.
 	Point string
@@ -24,8 +25,8 @@ type Mount struct {
 	Source string
 }
 
-// Mounts returns the mounts in the mount namespaces of all processes, those of this process first. What can't be read, as
-// without privilege, is left out.
+// Mounts returns the mounts in the mount namespaces of all processes, those of this process first.
+// What can't be read, as without privilege, is left out.
 func (r Root) Mounts() iter.Seq[Mount] {
 	return func(yield func(Mount) bool) {
 		seen := make(map[string]bool)
@@ -64,8 +65,8 @@ func eachMount(path string, pid int, yield func(Mount) bool) bool {
 	return true
 }
 
-// ParseMount reads a line of mountinfo (proc_pid_mountinfo(5)): id, parent, device number, root, mount point, options, any number
-// of optional fields, "-", type, source, options.
+// ParseMount reads a line of mountinfo (proc_pid_mountinfo(5)): id, parent, device number, root,
+// mount point, options, any number of optional fields, "-", type, source, options.
 func ParseMount(line string) (Mount, bool) {
 	head, tail, ok := strings.Cut(line, " - ")
 	fields, rest := strings.Fields(head), strings.Fields(tail)

@@ -27,18 +27,19 @@ func (r Root) Processes() []int {
 	return pids
 }
 
-// initialPIDNamespace is the initial pid namespace's inode number: PROC_PID_INIT_INO in linux/proc_ns.h.
+// initialPIDNamespace is the initial pid namespace's inode number: PROC_PID_INIT_INO in
+// linux/proc_ns.h.
 const initialPIDNamespace = "pid:[4026531836]"
 
-// InitialPIDs reports whether the kernel's numbers of threads mean the same here: those are of the initial pid namespace, and mean
-// other threads in any other.
+// InitialPIDs reports whether the kernel's numbers of threads mean the same here: those are of the
+// initial pid namespace, and mean other threads in any other.
 func (r Root) InitialPIDs() bool {
 	ns, err := os.Readlink(r.Path("proc/self/ns/pid"))
 	return err == nil && ns == initialPIDNamespace
 }
 
-// ProcessOf returns the process that a thread belongs to, or 0, and whether the thread is known to have ended. The thread's number is
-// one of the initial pid namespace.
+// ProcessOf returns the process that a thread belongs to, or 0, and whether the thread is known to
+// have ended. The thread's number is one of the initial pid namespace.
 func (r Root) ProcessOf(tid int) (pid int, gone bool) {
 	if tid <= 0 || !r.InitialPIDs() {
 		return 0, false

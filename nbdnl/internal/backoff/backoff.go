@@ -25,8 +25,8 @@ func New() *Backoff {
 	return &Backoff{next: minPause, timer: t}
 }
 
-// Wait returns after the pause, or when something comes from wake, which makes the next pauses short
-// again, or with an error when ctx has ended.
+// Wait returns after the pause, or when something comes from wake, which makes the next pauses
+// short again, or with an error when ctx has ended.
 func (b *Backoff) Wait(ctx context.Context, wake <-chan struct{}) error {
 	select {
 	case <-b.After():

@@ -37,8 +37,8 @@ type Use struct {
 // A Tree is /sys/block of a machine.
 type Tree struct {
 	root machine.Root
-	// readTID is whether the `pid` file may be read. Linux 5.10 follows a pointer to the thread that
-	// may have exited (pid_show uses task_recv); 6.1 keeps the number.
+	// readTID is whether the `pid` file may be read. Linux 5.10 follows a pointer to the thread
+	// that may have exited (pid_show uses task_recv); 6.1 keeps the number.
 	readTID bool
 	// Identifiers is whether this kernel keeps identifiers.
 	Identifiers bool
@@ -53,13 +53,15 @@ func New(root machine.Root) Tree {
 // Dir returns the device's directory.
 func (t Tree) Dir(index int) string { return t.root.Path("sys/block", names.Device(index)) }
 
-// Incarnation returns that of the present use of an index, or 0 if the device is not connected, or can't be seen. It does not block.
+// Incarnation returns that of the present use of an index, or 0 if the device is not connected, or
+// can't be seen. It does not block.
 func (t Tree) Incarnation(index int) machine.Incarnation {
 	now, _ := machine.IncarnationOf(t.ownerPath(index))
 	return now
 }
 
-// Keeper returns the process whose open descriptor keeps the device connected (NBD_DO_IT), as far as that can be told, or 0.
+// Keeper returns the process whose open descriptor keeps the device connected (NBD_DO_IT), as far
+// as that can be told, or 0.
 func (t Tree) Keeper(index int) int {
 	u, err := t.Use(index)
 	if err != nil || !u.Connected || u.Identified || !t.Identifiers {
@@ -89,8 +91,8 @@ func (t Tree) Indexes() ([]int, error) {
 	return indexes, nil
 }
 
-// Visible returns an error when sysfs is not mounted. Where there are hundreds of devices, to list them would take longer than
-// to connect one.
+// Visible returns an error when sysfs is not mounted. Where there are hundreds of devices, to list
+// them would take longer than to connect one.
 func (t Tree) Visible() error {
 	_, err := os.Stat(t.root.Path("sys/block"))
 	return err
@@ -112,8 +114,8 @@ func (t Tree) Use(index int) (Use, error) {
 		if err != nil || !u.Connected {
 			return u, errors.Join(err, t.Exists(index))
 		}
-		// nbd_genl_connect makes `backend` before `pid`, and nbd_config_put removes it after `pid`: while that is the same
-		// file, so is the identifier.
+		// nbd_genl_connect makes `backend` before `pid`, and nbd_config_put removes it after `pid`:
+		// while that is the same file, so is the identifier.
 		u.Identifier, u.Identified, err = t.Attribute(index, "backend")
 		if err != nil {
 			return Use{}, err
@@ -149,7 +151,8 @@ func (t Tree) owner(index int) (Use, error) {
 	return u, nil
 }
 
-// gone reports whether err says that the attribute does not exist, or was removed while it was open.
+// gone reports whether err says that the attribute does not exist, or was removed while it was
+// open.
 func gone(err error) bool { return errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENODEV) }
 
 // Attribute reads a file of the device's directory; ok is false when there is none, or no device.

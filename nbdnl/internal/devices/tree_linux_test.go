@@ -24,7 +24,8 @@ func tree(t *testing.T, files map[string]string) machine.Root {
 	return root
 }
 
-// TestUse holds what is read of a connected device, and what of that each kernel is not asked for or does not tell.
+// TestUse holds what is read of a connected device, and what of that each kernel is not asked for
+// or does not tell.
 func TestUse(t *testing.T) {
 	tests := []struct {
 		release     string

@@ -11,7 +11,8 @@ import (
 // Max is the highest index: the highest first minor that a device number has room for (MINORMASK).
 const Max = 1<<20 - 1
 
-// MaxIdentifier is the longest identifier, in bytes. It is well below a page, into which the kernel prints the identifier unchecked.
+// MaxIdentifier is the longest identifier, in bytes. It is well below a page, into which the kernel
+// prints the identifier unchecked.
 const MaxIdentifier = 1024
 
 // Check returns an error that matches os.ErrInvalid unless there can be a device with that index.
@@ -25,7 +26,8 @@ func Check(index int) error {
 // Device returns the device's name in sysfs: "nbd3" for 3.
 func Device(index int) string { return "nbd" + strconv.Itoa(index) }
 
-// Index returns the index of the device with that name in sysfs. It returns false for partitions and for other drivers' devices.
+// Index returns the index of the device with that name in sysfs. It returns false for partitions
+// and for other drivers' devices.
 func Index(device string) (index int, ok bool) {
 	digits, ok := strings.CutPrefix(device, "nbd")
 	if !ok {

@@ -11,8 +11,9 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
-// TestRecordIncarnation holds that a record says of an incarnation what it has always said, a number under "birth", also one that no
-// float has, so that older and newer programs read each other's.
+// TestRecordIncarnation holds that a record says of an incarnation what it has always said, a
+// number under "birth", also one that no float has, so that older and newer programs read each
+// other's.
 func TestRecordIncarnation(t *testing.T) {
 	for _, want := range []nbdnl.Incarnation{0, 1, 77<<32 | 4242, math.MaxUint64} {
 		b, err := json.Marshal(Record{Version: recordVersion, Incarnation: want})
