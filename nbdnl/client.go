@@ -8,42 +8,49 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl/claim"
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
+	"github.com/nbdctl/nbdctl/nbdnl/internal/backoff"
+	"github.com/nbdctl/nbdctl/nbdnl/internal/devices"
 )
 
 // A Client controls the NBD devices of the machine. It may be used by many goroutines at a time.
 //
-// Keep the Client that connected a device open for as long as the device is to live: present kernels do
-// not mind if it closes, but one that disconnects the devices of a closed control socket is on its way.
+// Keep the Client that connected a device open for as long as the device is to live: present
+// kernels do not mind if it closes, but one that disconnects the devices of a closed control socket
+// is on its way.
 type Client struct {
 	sys    System
 	sysfs  sysfs
 	driver driver
 	slots  chan struct{} // holds one element for each command in the kernel
-	walks  walks
+	finder *holder.Finder
 
 	mu       sync.Mutex     // guards the two below
 	memories map[int]memory // by index
 	knacks   map[knack]bool
 }
 
-// New returns a Client for the running kernel. The error matches ErrNoDriver when the kernel offers no
-// NBD control: the module is not loaded, or not there.
+// New returns a Client for the running kernel. The error matches ErrNoDriver when the kernel offers
+// no NBD control: the module is not loaded, or not there.
 //
-// Where sysfs shows devices New does not ask the kernel, so that what sysfs tells can be had while the
-// kernel is stuck in some program's command. Then it is Probe, or the first command, that finds out which
-// interface to use: ioctls if netlink is hidden in this network namespace. For a System whose Mode is
-// ModeNetlink its error then matches ErrNoDriver.
+// Where sysfs shows devices New does not ask the kernel, so that what sysfs tells can be had while
+// the kernel is stuck in some program's command. Then it is Probe, or the first command, that finds
+// out which interface to use: ioctls if netlink is hidden in this network namespace. For a System
+// whose Mode is ModeNetlink its error then matches ErrNoDriver.
 //
-// A Client needs no privilege to look at devices. To change them it needs CAP_SYS_ADMIN in the initial
-// user namespace; without, the error matches os.ErrPermission.
+// A Client needs no privilege to look at devices. To change them it needs CAP_SYS_ADMIN in the
+// initial user namespace; without, the error matches os.ErrPermission.
 func New() (*Client, error) { return System{}.NewClient() }
 
 // NewClient returns a Client for the system, as New does for the running one.
 func (s System) NewClient() (*Client, error) {
 	c := &Client{sys: s, slots: make(chan struct{}, maxCommands), memories: make(map[int]memory), knacks: make(map[knack]bool)}
 	c.sysfs = newSysfs(&c.sys)
-	c.walks.sys = &c.sys
 	c.driver = c.sys.newDriver()
+	c.finder = c.sys.Holders()
+	c.finder.Keeps = c.driver.serves
 	if c.shown() {
 		return c, nil
 	}
@@ -54,20 +61,31 @@ func (s System) NewClient() (*Client, error) {
 	return c, nil
 }
 
-// Close releases the Client. Devices stay as they are, but for those that it has connected by ioctls, which
-// it disconnects, without writing what is cached; for a server that does not read it waits two seconds. It
-// does not wait for commands that are still in the kernel after their context ended, which release what
-// they use when the kernel comes back.
+// Close releases the Client. Devices stay as they are, but for those that it has connected by
+// ioctls, which it disconnects, without writing what is cached; for a server that does not read it
+// waits two seconds. It does not wait for commands that are still in the kernel after their context
+// ended, which release what they use when the kernel comes back.
 func (c *Client) Close() error { return newError("close", anyIndex, c.driver.close()) }
 
-// Mode returns the interface by which the Client connects devices: ModeNone as long as that is not decided,
-// which the first command does, or Probe. Devices that are connected by ioctls end with Close.
+// Mode returns the interface by which the Client connects devices: ModeNone as long as that is not
+// decided, which the first command does, or Probe. Devices that are connected by ioctls end with
+// Close.
 func (c *Client) Mode() Mode { return c.driver.mode() }
 
-// Connect makes the kernel choose a free device, or create one, and connects it. By ioctls it chooses one
-// itself, and the error matches ErrBusy if none is free. When it returns
-// without an error the device is usable and is what cfg requires. A device that this kernel makes
-// otherwise is disconnected again, and the error is an *UnsupportedError, or several that are joined.
+// Holders returns what finds out who uses devices of the Client's system. It knows also which
+// descriptor keeps a device connected that this Client has connected by ioctls, on any kernel and
+// in any namespace. Calls at the same time, those of Detach included, share their looks at all
+// processes.
+func (c *Client) Holders() *holder.Finder { return c.finder }
+
+// Claims returns the directory in which Detach claims indexes, and in which those who share the
+// Client should meet others.
+func (c *Client) Claims() claim.Dir { return c.sys.Claims() }
+
+// Connect makes the kernel choose a free device, or create one, and connects it. By ioctls it
+// chooses one itself, and the error matches ErrBusy if none is free. When it returns without an
+// error the device is usable and is what cfg requires. A device that this kernel makes otherwise is
+// disconnected again, and the error is an *UnsupportedError, or several that are joined.
 //
 // When ctx ends first, a device that has come into being all the same is disconnected again: before
 // Connect returns if the kernel answers within two seconds, later if not.
@@ -79,38 +97,40 @@ func (c *Client) Connect(ctx context.Context, cfg Config) (int, error) {
 	return index, nil
 }
 
-// ConnectIndex is like Connect for the device with that index, which is created if it does not exist.
-// The error matches ErrBusy when it is in use. A device that is not connected but merely open, as by
-// udev after a disconnect, is tried again for a few seconds, and then the error is a *BusyError.
+// ConnectIndex is like Connect for the device with that index, which is created if it does not
+// exist. The error matches ErrBusy when it is in use. A device that is not connected but merely
+// open, as by udev after a disconnect, is tried again for a few seconds, and then the error is a
+// *BusyError.
 func (c *Client) ConnectIndex(ctx context.Context, index int, cfg Config) error {
 	if index < 0 || index > maxIndex {
 		return newError("connect", index, fmt.Errorf("index is not within 0 and %d: %w", maxIndex, os.ErrInvalid))
 	}
-	pause := newBackoff()
-	defer pause.stop()
+	pause := backoff.New()
+	defer pause.Stop()
 	for begin := time.Now(); ; {
 		_, err := c.connect(ctx, index, cfg)
 		if !errors.Is(err, syscall.EBUSY) {
 			return newError("connect", index, err)
 		}
 		// For EBUSY the kernel has not touched the sockets.
-		l, lifeErr := c.sysfs.life(index)
-		if l.connected {
+		l, lifeErr := c.sysfs.Use(index)
+		if l.Connected {
 			return newError("connect", index, fmt.Errorf("%w: it is connected already", err))
 		}
-		holders, _ := c.holders(context.WithoutCancel(ctx), index) // who they are is known or not
+		holders, _ := c.finder.Find(context.WithoutCancel(ctx), index) // who they are is known or not
 		busy := fmt.Errorf("%w: %w", &BusyError{Index: index, Holders: holders}, err)
 		if lifeErr != nil || time.Since(begin) >= patience(holders, connectPatience) {
 			return newError("connect", index, busy)
 		}
-		if err := pause.wait(ctx, nil); err != nil {
+		if err := pause.Wait(ctx, nil); err != nil {
 			return newError("connect", index, fmt.Errorf("%w; waiting for that to change: %w", busy, err))
 		}
 	}
 }
 
-// answerGrace is how long a command whose context has ended waits for the kernel's answer: a connect in
-// order to have undone it when it returns, a reconfigure to know what became of the sockets.
+// answerGrace is how long a command whose context has ended waits for the kernel's answer: a
+// connect in order to have undone it when it returns, a reconfigure to know what became of the
+// sockets.
 const answerGrace = 2 * time.Second
 
 func (c *Client) connect(ctx context.Context, index int, cfg Config) (int, error) {
@@ -123,7 +143,7 @@ func (c *Client) connect(ctx context.Context, index int, cfg Config) (int, error
 	if err := c.reach(ctx); err != nil {
 		return 0, err
 	}
-	if err := c.sysfs.visible(); err != nil {
+	if err := c.sysfs.Visible(); err != nil {
 		return 0, fmt.Errorf("what becomes of a device can't be seen: %w", err)
 	}
 	if err := c.removable(index, cfg.ClientFlags); err != nil {
@@ -161,11 +181,11 @@ func (c *Client) connect(ctx context.Context, index int, cfg Config) (int, error
 	return connected, nil
 }
 
-// removable refuses devices that go with their last user, where the next connect of their index may sleep for ever
-// in the kernel, and all of generic netlink with it: nbd_genl_connect waits for their end under its lock in Linux
-// 5.10, and does not in 6.1.
+// removable refuses devices that go with their last user, where the next connect of their index may
+// sleep for ever in the kernel, and all of generic netlink with it: nbd_genl_connect waits for
+// their end under its lock in Linux 5.10, and does not in 6.1.
 func (c *Client) removable(index int, flags ClientFlags) error {
-	if flags&DestroyOnDisconnect == 0 || c.sysfs.identifiers {
+	if flags&DestroyOnDisconnect == 0 || c.sysfs.Identifiers {
 		return nil
 	}
 	return &UnsupportedError{Index: index, Setting: "client flags", Want: "DestroyOnDisconnect",
@@ -178,8 +198,8 @@ func (c *Client) examine(index int, cfg *Config) error {
 	if err != nil {
 		return fmt.Errorf("it came and went: %w", err)
 	}
-	if l.identified && l.identifier != cfg.Identifier {
-		return fmt.Errorf("it came and went: %w: its identifier is %q", ErrNotOwner, l.identifier)
+	if l.Identified && l.Identifier != cfg.Identifier {
+		return fmt.Errorf("it came and went: %w: its identifier is %q", ErrNotOwner, l.Identifier)
 	}
 	c.remember(index, l, func(m *memory) {
 		m.connected, m.identifier, m.mode = true, cfg.Identifier, c.driver.mode()
@@ -188,8 +208,9 @@ func (c *Client) examine(index int, cfg *Config) error {
 	return c.check(index, cfg)
 }
 
-// check compares a new device with what it was to be. What a kernel makes of flags and a block size does not change, so that each
-// of their combinations is looked at once; always the size, and what can be left of former users of the index.
+// check compares a new device with what it was to be. What a kernel makes of flags and a block size
+// does not change, so that each of their combinations is looked at once; always the size, and what
+// can be left of former users of the index.
 func (c *Client) check(index int, cfg *Config) error {
 	k := knack{cfg.Flags, cfg.blockSize()}
 	c.mu.Lock()
@@ -210,16 +231,18 @@ func (c *Client) check(index int, cfg *Config) error {
 	return err
 }
 
-// checkPassing compares with what it was to be what of a new device is no matter of the kernel alone.
+// checkPassing compares with what it was to be what of a new device is no matter of the kernel
+// alone.
 func (c *Client) checkPassing(index int, cfg *Config) error {
 	lack := shortfall{index: index}
-	size, err := c.sysfs.size(index)
+	size, err := c.sysfs.Size(index)
 	if err != nil {
 		return err
 	}
 	lack.check("size", cfg.Size, size)
 	if cfg.Flags&FlagSendFlush != 0 {
-		// In Linux 6.12 a cache that somebody switched off stays so from one use to the next (BLK_FLAG_WRITE_CACHE_DISABLED).
+		// In Linux 6.12 a cache that somebody switched off stays so from one use to the next
+		// (BLK_FLAG_WRITE_CACHE_DISABLED).
 		cached, err := c.sysfs.cached(index)
 		if err != nil {
 			return err
@@ -241,12 +264,12 @@ func (c *Client) findIdentifier(identifier string, cause error) (int, error) {
 	if identifier == "" {
 		return 0, cause
 	}
-	indexes, err := c.sysfs.indexes()
+	indexes, err := c.sysfs.Indexes()
 	if err != nil {
 		return 0, errors.Join(cause, err)
 	}
 	for _, index := range indexes {
-		if l, err := c.sysfs.life(index); err == nil && l.identifier == identifier {
+		if l, err := c.sysfs.Use(index); err == nil && l.Identifier == identifier {
 			return index, nil
 		}
 	}
@@ -256,11 +279,11 @@ func (c *Client) findIdentifier(identifier string, cause error) (int, error) {
 // undoConnect disconnects a device that nobody waits for any more. Whoever may be probing it has a
 // moment to let go of it.
 func (c *Client) undoConnect(ctx context.Context, index int, identifier string) error {
-	l, err := c.sysfs.life(index)
-	if err != nil || !l.connected || l.identified && l.identifier != identifier {
+	l, err := c.sysfs.Use(index)
+	if err != nil || !l.Connected || l.Identified && l.Identifier != identifier {
 		return err // gone already, and perhaps another's by now
 	}
-	if !l.identified && c.driver.mode() == ModeIoctl && !c.driver.serves(index) {
+	if !l.Identified && c.driver.mode() == ModeIoctl && !c.driver.serves(index) {
 		return nil // so it is
 	}
 	if err := c.disconnect(ctx, index, l); err != nil {
@@ -269,8 +292,8 @@ func (c *Client) undoConnect(ctx context.Context, index int, identifier string) 
 	return c.waitRelease(ctx, index, l)
 }
 
-// explainConnect adds to a refusal what is known of its reason. The kernel itself tells it to its log
-// alone.
+// explainConnect adds to a refusal what is known of its reason. The kernel itself tells it to its
+// log alone.
 func explainConnect(err error, cfg *Config) error {
 	switch {
 	case errors.Is(err, syscall.EINVAL) && cfg.BlockSize > os.Getpagesize():
@@ -285,17 +308,20 @@ func explainConnect(err error, cfg *Config) error {
 	return err
 }
 
-// Disconnect gives the kernel's bare command for a device that carries the identifier: dirty pages are
-// dropped, and I/O in flight fails. It does not wait until the index is free (see WaitFree). Most
-// programs want Detach.
+// Drop disconnects a device that carries the identifier and drops what is cached of it: it gives
+// the kernel's bare command, after which what was written and not yet sent to the server is lost,
+// and I/O in flight fails, also for a mounted file system. It does not wait until the index is free
+// (see WaitFree). It is for a device whose content does not matter any more; Detach is the safe
+// way.
 //
 // The error matches os.ErrNotExist, ErrNotConnected or ErrNotOwner. Linux before 5.14 keeps no
 // identifiers: there a Client knows those that it has connected itself, and of the others the error
-// matches errors.ErrUnsupported. Of devices that were connected by ioctls a Client knows its own on every kernel.
+// matches errors.ErrUnsupported. Of devices that were connected by ioctls a Client knows its own on
+// every kernel.
 //
-// The command can take for ever, when Timeout is 0 and the server has stopped reading; then only ctx
-// ends the wait, and every other control command of the machine waits as well.
-func (c *Client) Disconnect(ctx context.Context, index int, identifier string) error {
+// The command can take for ever, when Timeout is 0 and the server has stopped reading; then only
+// ctx ends the wait, and every other control command of the machine waits as well.
+func (c *Client) Drop(ctx context.Context, index int, identifier string) error {
 	l, err := c.owned(index, identifier)
 	if err == nil {
 		err = c.disconnect(ctx, index, l)
@@ -303,8 +329,8 @@ func (c *Client) Disconnect(ctx context.Context, index int, identifier string) e
 	return newError("disconnect", index, err)
 }
 
-// DisconnectAny is Disconnect without regard to the identifier.
-func (c *Client) DisconnectAny(ctx context.Context, index int) error {
+// DropAny is Drop without regard to the identifier.
+func (c *Client) DropAny(ctx context.Context, index int) error {
 	l, err := c.connected(index)
 	if err == nil {
 		err = c.disconnect(ctx, index, l)
@@ -312,37 +338,37 @@ func (c *Client) DisconnectAny(ctx context.Context, index int) error {
 	return newError("disconnect", index, err)
 }
 
-// connected returns the device's life, or why it has none.
-func (c *Client) connected(index int) (life, error) {
-	l, err := c.sysfs.life(index)
-	if err == nil && !l.connected {
+// connected returns the present use of the index, or why there is none.
+func (c *Client) connected(index int) (devices.Use, error) {
+	l, err := c.sysfs.Use(index)
+	if err == nil && !l.Connected {
 		err = ErrNotConnected
 	}
 	return l, err
 }
 
-// owned returns the device's life if it carries the identifier.
-func (c *Client) owned(index int, identifier string) (life, error) {
+// owned returns the present use of the index if the device carries the identifier.
+func (c *Client) owned(index int, identifier string) (devices.Use, error) {
 	l, err := c.connected(index)
 	if err != nil {
 		return l, err
 	}
 	switch m := c.recall(index, l); {
-	case l.identified && l.identifier != identifier:
-		return l, fmt.Errorf("%w: its identifier is %q", ErrNotOwner, l.identifier)
-	case l.identified || m.connected && m.identifier == identifier:
+	case l.Identified && l.Identifier != identifier:
+		return l, fmt.Errorf("%w: its identifier is %q", ErrNotOwner, l.Identifier)
+	case l.Identified || m.connected && m.identifier == identifier:
 		return l, nil
 	case m.connected:
 		return l, fmt.Errorf("%w: this client has connected it with the identifier %q", ErrNotOwner, m.identifier)
-	case c.sysfs.identifiers:
+	case c.sysfs.Identifiers:
 		return l, fmt.Errorf("%w: it was connected by ioctls", ErrNotOwner)
 	}
 	return l, fmt.Errorf("this kernel keeps no identifiers, and this client has not connected it with that one: %w", errors.ErrUnsupported)
 }
 
-// still returns why the index is no longer in the same use. Netlink has no command on a condition, but for
-// the identifier of a reconfigure, so that this look comes right before the command.
-func (c *Client) still(index int, l life) error {
+// still returns why the index is no longer in the same use. Netlink has no command on a condition,
+// but for the identifier of a reconfigure, so that this look comes right before the command.
+func (c *Client) still(index int, l devices.Use) error {
 	now, err := c.connected(index)
 	if err == nil && now != l {
 		err = fmt.Errorf("%w: it was connected anew meanwhile", ErrNotOwner)
@@ -350,9 +376,9 @@ func (c *Client) still(index int, l life) error {
 	return err
 }
 
-// disconnect gives the command, if the index is still in that use, and notes that the device is on its
-// way out.
-func (c *Client) disconnect(ctx context.Context, index int, l life) error {
+// disconnect gives the command, if the index is still in that use, and notes that the device is on
+// its way out.
+func (c *Client) disconnect(ctx context.Context, index int, l devices.Use) error {
 	if err := c.reach(ctx); err != nil {
 		return err
 	}

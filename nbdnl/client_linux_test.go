@@ -177,7 +177,7 @@ func TestStuckKernel(t *testing.T) {
 				t.Errorf("returned after %v, want %v", got, d)
 			}
 		}
-		within(time.Second, func(ctx context.Context) error { return w.Disconnect(ctx, index, cfg.Identifier) })
+		within(time.Second, func(ctx context.Context) error { return w.Drop(ctx, index, cfg.Identifier) })
 		// STATUS waits behind it; what sysfs alone can tell is told.
 		w.wantState(index, nbdnl.StateLive)
 		within(time.Second, func(ctx context.Context) error {
@@ -232,7 +232,7 @@ func TestOldKernel(t *testing.T) {
 		t.Errorf("status (-want +got):\n%s", diff)
 	}
 	other := k.Client()
-	w.wantError(other.Disconnect(t.Context(), index, cfg.Identifier), errors.ErrUnsupported)
+	w.wantError(other.Drop(t.Context(), index, cfg.Identifier), errors.ErrUnsupported)
 	w.wantState(index, nbdnl.StateLive)
 	w.wantDone("detach any", other.Detach(t.Context(), index, nbdnl.DetachOptions{Any: true}))
 	w.wantState(index, nbdnl.StateIdle)
@@ -244,12 +244,12 @@ func TestOldKernelKnowsItsOwn(t *testing.T) {
 	cfg := unserved(t)
 	index := w.connect(cfg)
 	timeout := 7 * time.Second
-	w.wantError(w.Disconnect(t.Context(), index, "test:other"), nbdnl.ErrNotOwner)
+	w.wantError(w.Drop(t.Context(), index, "test:other"), nbdnl.ErrNotOwner)
 	w.wantDone("reconfigure", w.Reconfigure(t.Context(), index, cfg.Identifier, nbdnl.Update{Timeout: &timeout}))
-	w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
+	w.wantDone("disconnect", w.Drop(t.Context(), index, cfg.Identifier))
 	theirs := unserved(t)
 	w.wantDone("connect by another", k.Client().ConnectIndex(t.Context(), index, theirs))
-	w.wantError(w.Disconnect(t.Context(), index, cfg.Identifier), errors.ErrUnsupported)
+	w.wantError(w.Drop(t.Context(), index, cfg.Identifier), errors.ErrUnsupported)
 	w.wantError(w.Reconfigure(t.Context(), index, cfg.Identifier, nbdnl.Update{Timeout: &timeout}), errors.ErrUnsupported)
 	w.wantError(w.Detach(t.Context(), index, nbdnl.DetachOptions{Identifier: cfg.Identifier}), errors.ErrUnsupported)
 	w.wantState(index, nbdnl.StateLive)
@@ -298,8 +298,8 @@ func TestIoctlDevice(t *testing.T) {
 	if s.State != nbdnl.StateLive || s.Mode != nbdnl.ModeIoctl || s.HasIdentifier {
 		t.Errorf("status is %+v", s)
 	}
-	w.wantError(w.Disconnect(t.Context(), 2, ""), nbdnl.ErrNotOwner)
-	w.wantDone("disconnect any", w.DisconnectAny(t.Context(), 2))
+	w.wantError(w.Drop(t.Context(), 2, ""), nbdnl.ErrNotOwner)
+	w.wantDone("disconnect any", w.DropAny(t.Context(), 2))
 	w.wantState(2, nbdnl.StateIdle)
 }
 

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"syscall"
 	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl/internal/names"
 )
 
 // A Config says what a new device is to be. The zero value of a field is the kernel's default, unless
@@ -62,7 +64,7 @@ func (c *Config) validate() error {
 		checkSize(c.Size, block),
 		checkTimeout("timeout", c.Timeout),
 		checkTimeout("dead connection timeout", c.DeadConnTimeout),
-		checkIdentifier(c.Identifier),
+		names.CheckIdentifier(c.Identifier),
 	)
 }
 
@@ -110,18 +112,6 @@ func checkTimeout(name string, d time.Duration) error {
 		return fmt.Errorf("%s %v is not within 0s and %v", name, d, maxTimeout)
 	case d%time.Second != 0:
 		return fmt.Errorf("%s %v is not in whole seconds, the kernel's unit", name, d)
-	}
-	return nil
-}
-
-func checkIdentifier(id string) error {
-	if len(id) > maxIdentifier {
-		return fmt.Errorf("identifier has %d bytes, at most %d are possible", len(id), maxIdentifier)
-	}
-	for i := range len(id) {
-		if id[i] < ' ' || id[i] == 0x7f {
-			return fmt.Errorf("identifier %q has a control character", id)
-		}
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
@@ -192,7 +193,7 @@ func TestDetachMounted(t *testing.T) {
 	cfg := unserved(t)
 	index := w.connect(cfg)
 	unmount := k.Mount(index, "/mnt/a b")
-	h := w.wantBusy(index, cfg.Identifier, nbdnl.HolderMount, "/mnt/a b")
+	h := w.wantBusy(index, cfg.Identifier, holder.Mount, "/mnt/a b")
 	if got, want := h.String(), "mount of nbd0 at /mnt/a b"; got != want {
 		t.Errorf("holder is %q, want %q", got, want)
 	}
@@ -209,7 +210,7 @@ func TestDetachHeldByUnknown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.wantBusy(index, cfg.Identifier, nbdnl.HolderExclusive, "")
+	w.wantBusy(index, cfg.Identifier, holder.Exclusive, "")
 	f.Close()
 	w.wantDetached(index, cfg.Identifier)
 }
@@ -262,25 +263,22 @@ func TestDetachIndexUsedAnew(t *testing.T) {
 }
 
 // What a caller found at an index may be another's by the time that it is to be detached.
-func TestDetachBirth(t *testing.T) {
+func TestDetachIncarnation(t *testing.T) {
 	w, k := fakeWorld(t, nbdnltest.Options{})
 	k.ConnectIoctl(0, mebi)
-	info, err := os.Stat(k.Path("sys/block/nbd0/pid"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	birth := info.Sys().(*syscall.Stat_t).Ino
+	incarnation := k.System().IncarnationOf(0)
 	k.Replace(0)
+	if now := k.System().IncarnationOf(0); now == incarnation || now == 0 || incarnation == 0 {
+		t.Fatalf("incarnation %d, and then %d", incarnation, now)
+	}
 	for _, force := range []bool{false, true} {
-		err := w.Detach(t.Context(), 0, nbdnl.DetachOptions{Any: true, Birth: birth, Force: force})
+		err := w.Detach(t.Context(), 0, nbdnl.DetachOptions{Any: true, Incarnation: incarnation, Force: force})
 		w.wantError(err, nbdnl.ErrNotConnected)
 		w.wantState(0, nbdnl.StateLive)
 	}
 	k.ConnectIoctl(1, mebi)
-	if info, err = os.Stat(k.Path("sys/block/nbd1/pid")); err != nil {
-		t.Fatal(err)
-	}
-	w.wantDone("detach", w.Detach(t.Context(), 1, nbdnl.DetachOptions{Any: true, Birth: info.Sys().(*syscall.Stat_t).Ino}))
+	o := nbdnl.DetachOptions{Any: true, Incarnation: k.System().IncarnationOf(1)}
+	w.wantDone("detach", w.Detach(t.Context(), 1, o))
 	w.wantState(1, nbdnl.StateIdle)
 }
 

@@ -37,7 +37,7 @@ func (c *Client) reach(ctx context.Context) error {
 
 // shown reports whether sysfs shows any device, and so that there is a driver.
 func (c *Client) shown() bool {
-	indexes, _ := c.sysfs.indexes() // what can't be read does not show
+	indexes, _ := c.sysfs.Indexes() // what can't be read does not show
 	return len(indexes) > 0
 }
 

@@ -9,7 +9,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/mdlayher/genetlink"
 	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
@@ -43,7 +42,7 @@ func TestDriverHidden(t *testing.T) {
 	hidden := map[string]error{"Devices": err, "Probe": w.Probe(t.Context())}
 	_, hidden["Status"] = w.Status(t.Context(), 1)
 	_, hidden["Connect"] = w.Connect(t.Context(), unserved(t))
-	hidden["DisconnectAny"] = w.DisconnectAny(t.Context(), 0)
+	hidden["DropAny"] = w.DropAny(t.Context(), 0)
 	_, hidden["Watch"] = w.Watch(t.Context())
 	for command, err := range hidden {
 		if !errors.Is(err, nbdnl.ErrNoDriver) || !strings.Contains(err.Error(), "network namespace") {
@@ -80,7 +79,7 @@ func stuckWorld(t *testing.T, devices int) (w world, k *nbdnltest.Kernel, unbloc
 		other.wantDone("connect", other.ConnectIndex(t.Context(), index, unserved(t)))
 	}
 	unblock = k.Block(nbdnltest.Disconnect)
-	go func() { _ = other.DisconnectAny(context.WithoutCancel(t.Context()), 1) }()
+	go func() { _ = other.DropAny(context.WithoutCancel(t.Context()), 1) }()
 	synctest.Wait()
 	return world{T: t, Client: k.Client()}, k, unblock
 }
@@ -163,7 +162,7 @@ func TestDialTriedAgain(t *testing.T) {
 	system := k.System()
 	dial, failure := system.Dial, errors.New("no sockets left")
 	failing := true
-	system.Dial = func() (conn *genetlink.Conn, err error) {
+	system.Dial = func() (nbdnl.Socket, error) {
 		if failing {
 			return nil, failure
 		}
@@ -207,7 +206,7 @@ func TestCloseBesideDial(t *testing.T) {
 		if n := k.Sockets() - sockets; n != 0 {
 			t.Errorf("%d sockets are left open", n)
 		}
-		w.wantError(dialing.DisconnectAny(t.Context(), 0), os.ErrClosed)
+		w.wantError(dialing.DropAny(t.Context(), 0), os.ErrClosed)
 	})
 }
 

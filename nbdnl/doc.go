@@ -39,13 +39,13 @@
 //
 // # Disconnecting
 //
-// The kernel's own command, [Client.Disconnect], drops what is cached, succeeds for a mounted device,
+// The kernel's own command, [Client.Drop], drops what is cached, succeeds for a mounted device,
 // and leaves a husk on which all I/O fails and whose index stays taken until its last user lets go.
 // [Client.Detach] does what one means instead: it refuses a device that is another's or in use, and says
 // whose and by whom; it writes what is cached, disconnects, and returns when the index is free.
 //
-// Programs that use this package keep out of each other's way with claims on indexes ([Claim]), which
-// Detach takes by itself. The kernel knows nothing of claims, and has no disconnect on a condition:
+// Programs that use this package keep out of each other's way with claims on indexes (package claim), which
+// Detach takes by itself. Who uses a device tells package holder ([Client.Holders]). The kernel knows nothing of claims, and has no disconnect on a condition:
 // between the last look at the identifier and the command, a few microseconds, a program that does not
 // claim could put another device in the place of this one. A reconfigure the kernel itself refuses if
 // the identifier is another.
@@ -53,7 +53,7 @@
 // # Netlink and ioctls
 //
 // The kernel has two interfaces to the same devices, and a Client uses either: netlink, unless the kernel
-// hides it, as up to Linux 6.1 in every network namespace but the initial one. There it uses ioctls, and so it does
+// hides it, as up to Linux 6.1 in every network namespace but the initial one ([System].NetNS). There it uses ioctls, and so it does
 // where [System].Mode asks for them. Devices of both live side by side, and each interface disconnects those of
 // the other. [Status].Mode says how a device was connected. By ioctls
 //
@@ -62,10 +62,10 @@
 //     machine), when the last connection dies, and when the Client is closed. No other signal ends it, for the thread
 //     takes none; so a process with such a device can't change its user or groups (syscall.Setuid waits for all threads).
 //   - there is no identifier. The Client that has connected a device knows it, to others it is a stranger's, which
-//     they disconnect without regard to the owner ([Client.DisconnectAny], [DetachOptions].Any) or not at all.
+//     they disconnect without regard to the owner ([Client.DropAny], [DetachOptions].Any) or not at all.
 //   - size, block size and timeout can be changed by the Client that has connected the device. Connections can't be
 //     replaced, and there are no DeadConnTimeout and no ClientFlags: an [UnsupportedError] says so.
-//   - no new device is made. Connect takes a free one, which it claims (see [Claim]), for the kernel does not choose;
+//   - no new device is made. Connect takes a free one, which it claims ([System.Claims]), for the kernel does not choose;
 //     ConnectIndex leaves the claim to the caller. Of two programs that set up the same device by ioctls, the one that
 //     comes second may end what the first has begun: this package does not, and keeps away from idle
 //     devices that somebody has open.

@@ -6,6 +6,9 @@ import (
 	"os"
 	"strings"
 	"syscall"
+
+	"github.com/nbdctl/nbdctl/nbdnl/claim"
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
 )
 
 var (
@@ -20,8 +23,8 @@ var (
 	// ErrNotConnected means that the device exists but has no configuration.
 	ErrNotConnected = errors.New("device is not connected")
 
-	// ErrBusy means that the device is in use, or merely open.
-	ErrBusy = errors.New("device is busy")
+	// ErrBusy means that the device is in use, or merely open, or that somebody else has leased it.
+	ErrBusy = claim.ErrBusy
 
 	// ErrNotWritten means that data which the kernel had cached of a device could not be written, and is lost.
 	ErrNotWritten = errors.New("cached data could not be written")
@@ -157,8 +160,8 @@ func (e *ShutDownError) Is(target error) bool { return target == ErrShutDown }
 type BusyError struct {
 	Index int
 	// Holders are those that were found. What only the kernel knows, such as a mount in a namespace
-	// without processes, shows as one holder of kind HolderExclusive.
-	Holders []Holder
+	// without processes, shows as one holder of kind holder.Exclusive.
+	Holders []holder.Holder
 	// Disconnected is true when the device has been disconnected all the same: every access to it
 	// fails, and its index becomes free when the holders let go of it.
 	Disconnected bool

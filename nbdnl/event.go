@@ -3,6 +3,8 @@ package nbdnl
 import (
 	"fmt"
 	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl/internal/devices"
 )
 
 // An Event is something that has happened to a device, whoever did it.
@@ -53,7 +55,7 @@ func (k EventKind) MarshalText() ([]byte, error) {
 // A sight is what one look at an index has shown.
 type sight struct {
 	exists bool
-	life   life
+	use    devices.Use
 	status Status
 }
 
@@ -71,28 +73,28 @@ func changes(before, after sight, dead bool) []Event {
 		now = next
 	}
 	index := after.status.Index
-	same := before.life == after.life
+	same := before.use == after.use
 	if !before.exists && after.exists {
 		step(EventAdd, idle(index))
 	}
-	if dead && before.life.connected {
+	if dead && before.use.Connected {
 		step(EventLinkDead, now)
 	}
 	switch {
-	case before.life.connected && after.life.connected && !same:
+	case before.use.Connected && after.use.Connected && !same:
 		step(EventDisconnect, idle(index))
-	case before.life.connected && !after.life.connected && after.exists:
+	case before.use.Connected && !after.use.Connected && after.exists:
 		step(EventDisconnect, after)
-	case before.life.connected && !after.exists:
+	case before.use.Connected && !after.exists:
 		step(EventDisconnect, idle(index))
 	}
-	if after.life.connected && !same {
+	if after.use.Connected && !same {
 		step(EventConnect, after)
-		if dead && !before.life.connected {
+		if dead && !before.use.Connected {
 			step(EventLinkDead, after)
 		}
 	}
-	if after.life.connected && same {
+	if after.use.Connected && same {
 		if before.status.Size != after.status.Size && before.status.State == after.status.State {
 			step(EventResize, after)
 		}

@@ -4,13 +4,15 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+
+	"github.com/nbdctl/nbdctl/nbdnl/internal/devices"
 )
 
 func TestChanges(t *testing.T) {
 	const index = 3
-	use := func(birth uint64, change func(*Status)) sight {
+	use := func(life Incarnation, change func(*Status)) sight {
 		s := sight{
-			exists: true, life: life{connected: true, birth: birth},
+			exists: true, use: devices.Use{Connected: true, Incarnation: life},
 			status: Status{Index: index, State: StateLive, Size: 4096, BlockSize: 512},
 		}
 		if change != nil {
@@ -70,7 +72,7 @@ func TestChangesAreChained(t *testing.T) {
 		case 1:
 			return s
 		}
-		s.life = life{connected: true, birth: random.Uint64N(3)}
+		s.use = devices.Use{Connected: true, Incarnation: Incarnation(random.Uint64N(3))}
 		s.status.State = StateLive
 		s.status.Size = random.Int64N(3) * 4096
 		s.status.ReadOnly = random.IntN(2) == 0

@@ -21,7 +21,7 @@ func ExampleClient_Connect() {
 }
 
 // One look at all processes tells who uses any of the connected devices.
-func ExampleClient_HoldersOf() {
+func ExampleClient_Holders() {
 	client, err := nbdnl.New()
 	if err != nil {
 		log.Fatal(err)
@@ -35,7 +35,7 @@ func ExampleClient_HoldersOf() {
 	for _, d := range devices {
 		indexes = append(indexes, d.Index)
 	}
-	holders, err := client.HoldersOf(indexes...)
+	holders, err := client.Holders().FindAll(context.Background(), indexes...)
 	if err != nil {
 		log.Print(err) // A device that has gone meanwhile; the others are there.
 	}

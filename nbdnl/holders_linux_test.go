@@ -9,7 +9,9 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
@@ -24,7 +26,7 @@ func TestHolders(t *testing.T) {
 	}
 	holders := func() []string {
 		t.Helper()
-		found, err := k.System().Holders(3)
+		found, err := k.System().Holders().Find(t.Context(), 3)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -67,10 +69,10 @@ func TestHolders(t *testing.T) {
 	if diff := cmp.Diff(want, holders()); diff != "" {
 		t.Errorf("holders (-want +got):\n%s", diff)
 	}
-	if _, err := k.System().Holders(99); !errors.Is(err, os.ErrNotExist) {
+	if _, err := k.System().Holders().Find(t.Context(), 99); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("holders of no device: %v", err)
 	}
-	busy := &nbdnl.BusyError{Index: 3, Holders: make([]nbdnl.Holder, 6)}
+	busy := &nbdnl.BusyError{Index: 3, Holders: make([]holder.Holder, 6)}
 	if got := busy.Error(); !strings.HasSuffix(got, " and 2 more") {
 		t.Errorf("message is %q", got)
 	}
@@ -93,17 +95,17 @@ func TestHoldersOwn(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	count := func(name string, holders func(int) ([]nbdnl.Holder, error), want int) {
+	count := func(name string, f *holder.Finder, want int) {
 		t.Helper()
-		found, err := holders(index)
+		found, err := f.Find(t.Context(), index)
 		if err != nil || len(found) != want {
 			t.Errorf("%s finds %v, %v, want %d", name, found, err, want)
 		}
 	}
 	open("5")
-	count("the client", w.Holders, 0)
-	count("another client", newClient(t, system).Holders, 1)
-	count("the system", system.Holders, 1)
+	count("the client", w.Holders(), 0)
+	count("another client", newClient(t, system).Holders(), 1)
+	count("the system", system.Holders(), 1)
 	open("6")
-	count("the client, with the device open once more", w.Holders, 1)
+	count("the client, with the device open once more", w.Holders(), 1)
 }

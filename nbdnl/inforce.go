@@ -3,7 +3,14 @@ package nbdnl
 import (
 	"errors"
 	"fmt"
+
+	"github.com/nbdctl/nbdctl/nbdnl/internal/devices"
 )
+
+// A sysfs reads what the kernel shows of devices under /sys/block.
+type sysfs struct{ devices.Tree }
+
+func newSysfs(s *System) sysfs { return sysfs{devices.New(s.root())} }
 
 // cacheWriteBack is what queue/write_cache shows of a device to which the kernel sends flushes.
 const cacheWriteBack = "write back"
@@ -21,7 +28,7 @@ func (s sysfs) flags(index int) (Flags, error) {
 	for _, shown := range shownFlags {
 		inForce := true
 		for _, file := range shown.files {
-			n, err := s.number(index, file)
+			n, err := s.Number(index, file)
 			if err != nil {
 				return 0, err
 			}
@@ -36,19 +43,19 @@ func (s sysfs) flags(index int) (Flags, error) {
 
 // cached reports whether the kernel takes the device for one with a cache.
 func (s sysfs) cached(index int) (bool, error) {
-	cache, _, err := s.attribute(index, "queue/write_cache")
+	cache, _, err := s.Attribute(index, "queue/write_cache")
 	return cache == cacheWriteBack, err
 }
 
 // settings returns what sysfs shows of a connected device that can differ from what the kernel was asked for.
 func (s sysfs) settings(index int) (Status, error) {
 	st := Status{Index: index}
-	block, err := s.number(index, "queue/logical_block_size")
+	block, err := s.Number(index, "queue/logical_block_size")
 	if err != nil {
 		return st, err
 	}
 	st.BlockSize = int(block)
-	if st.Size, err = s.size(index); err != nil {
+	if st.Size, err = s.Size(index); err != nil {
 		return st, err
 	}
 	st.Flags, err = s.flags(index)

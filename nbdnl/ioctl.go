@@ -2,12 +2,15 @@ package nbdnl
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"math"
 	"os"
 	"sync"
 	"syscall"
+
+	"github.com/nbdctl/nbdctl/nbdnl/claim"
 )
 
 // An ioctlDriver controls devices by ioctls on their open nodes. Each device that it connects lives by a
@@ -34,7 +37,7 @@ func (d *ioctlDriver) find() error {
 	if d.closed {
 		return os.ErrClosed
 	}
-	indexes, err := d.sysfs.indexes()
+	indexes, err := d.sysfs.Indexes()
 	if err == nil && len(indexes) == 0 {
 		err = ErrNoDriver
 	}
@@ -58,7 +61,7 @@ func (d *ioctlDriver) connect(index int, cfg *Config, fds []int) (int, error) {
 	if index != anyIndex {
 		return index, d.start(index, cfg, fds)
 	}
-	indexes, err := d.sysfs.indexes()
+	indexes, err := d.sysfs.Indexes()
 	if err != nil {
 		return 0, err
 	}
@@ -84,25 +87,25 @@ func (d *ioctlDriver) connect(index int, cfg *Config, fds []int) (int, error) {
 // startClaimed starts an idle device that nobody claims. Who loses the race for a device by ioctls may not
 // know it, and end the winner's; claims keep those apart who ask for them.
 func (d *ioctlDriver) startClaimed(index int, cfg *Config, fds []int) error {
-	if l, err := d.sysfs.life(index); err != nil || l.connected {
+	if l, err := d.sysfs.Use(index); err != nil || l.Connected {
 		return errors.Join(err, errTaken)
 	}
-	claim, err := d.sys.tryClaim(index)
+	claimed, err := d.sys.Claims().TryClaim(index)
+	if errors.Is(err, claim.ErrBusy) {
+		return errTaken
+	}
 	if err != nil {
 		return err
 	}
-	if claim == nil {
-		return errTaken
-	}
 	err = d.start(index, cfg, fds)
 	// The claim is given up in any case, for its file is closed; and the device is there.
-	_ = claim.Release()
+	_ = claimed.Release()
 	return err
 }
 
 // start connects a device, and returns when the kernel shows it.
 func (d *ioctlDriver) start(index int, cfg *Config, fds []int) error {
-	if err := d.sysfs.exists(index); err != nil {
+	if err := d.sysfs.Exists(index); err != nil {
 		return fmt.Errorf("%w (only netlink makes new devices)", err)
 	}
 	own, err := dupDescriptors(fds)
@@ -219,7 +222,7 @@ func ioctlLacks(index int, u *Update, sockets int) error {
 // configured goes by who has the device open, as far as that can be seen: there is no ioctl that would not
 // have to open it first.
 func (d *ioctlDriver) configured(index int) (bool, error) {
-	holders, err := d.sys.holders(index)
+	holders, err := d.sys.Holders().Find(context.Background(), index)
 	return len(holders) > 0, err
 }
 

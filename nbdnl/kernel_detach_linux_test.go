@@ -15,13 +15,15 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nbdctl/nbdctl/nbdnl"
 	"golang.org/x/sys/unix"
+
+	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
 )
 
 // wantBusy checks that the device can't be detached because of one holder of that kind and path, and
 // returns the holder.
-func (w world) wantBusy(index int, identifier string, kind nbdnl.HolderKind, path string) nbdnl.Holder {
+func (w world) wantBusy(index int, identifier string, kind holder.Kind, path string) holder.Holder {
 	w.Helper()
 	err := w.Detach(w.Context(), index, nbdnl.DetachOptions{Identifier: identifier})
 	var busy *nbdnl.BusyError
@@ -35,7 +37,7 @@ func (w world) wantBusy(index int, identifier string, kind nbdnl.HolderKind, pat
 		}
 	}
 	w.Fatalf("holders are %+v, want a %v on %s", busy.Holders, kind, path)
-	return nbdnl.Holder{}
+	return holder.Holder{}
 }
 
 func (w world) wantDetached(index int, identifier string) {
@@ -87,7 +89,7 @@ func TestKernelDetachMounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(dir, 0) })
-	if h := w.wantBusy(index, cfg.Identifier, nbdnl.HolderMount, dir); h.PID != 0 {
+	if h := w.wantBusy(index, cfg.Identifier, holder.Mount, dir); h.PID != 0 {
 		t.Errorf("a mount of this namespace is said to be that of process %d", h.PID)
 	}
 	if err := unix.Unmount(dir, 0); err != nil {
@@ -118,7 +120,7 @@ func TestKernelDetachMountedElsewhere(t *testing.T) {
 	if n, err := stdout.Read(make([]byte, 64)); n == 0 {
 		t.Fatalf("it did not mount: %v", err)
 	}
-	if h := w.wantBusy(index, cfg.Identifier, nbdnl.HolderMount, dir); h.PID != cmd.Process.Pid || h.Comm != "sh" {
+	if h := w.wantBusy(index, cfg.Identifier, holder.Mount, dir); h.PID != cmd.Process.Pid || h.Comm != "sh" {
 		t.Errorf("holder is %+v, want sh with pid %d", h, cmd.Process.Pid)
 	}
 	stdin.Close()
@@ -134,7 +136,7 @@ func TestKernelDetachSwap(t *testing.T) {
 	run(t, "mkswap", path)
 	run(t, "swapon", path)
 	t.Cleanup(func() { _ = exec.Command("swapoff", path).Run() })
-	w.wantBusy(index, cfg.Identifier, nbdnl.HolderSwap, path)
+	w.wantBusy(index, cfg.Identifier, holder.Swap, path)
 	run(t, "swapoff", path)
 	w.wantDetached(index, cfg.Identifier)
 }
@@ -149,7 +151,7 @@ func TestKernelDetachBelowDeviceMapper(t *testing.T) {
 	mapped := fmt.Sprintf("nbdnl-test-%d", os.Getpid())
 	run(t, "dmsetup", "create", mapped, "--table", fmt.Sprintf("0 2048 linear %s 0", nbdnl.Path(index)))
 	t.Cleanup(func() { _ = exec.Command("dmsetup", "remove", mapped).Run() })
-	w.wantBusy(index, cfg.Identifier, nbdnl.HolderDevice, mapped)
+	w.wantBusy(index, cfg.Identifier, holder.Device, mapped)
 	run(t, "dmsetup", "remove", mapped)
 	w.wantDetached(index, cfg.Identifier)
 }
@@ -162,7 +164,7 @@ func TestKernelDetachOpenedExclusively(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if h := w.wantBusy(index, cfg.Identifier, nbdnl.HolderProcess, nbdnl.Path(index)); h.PID != os.Getpid() {
+	if h := w.wantBusy(index, cfg.Identifier, holder.Process, nbdnl.Path(index)); h.PID != os.Getpid() {
 		t.Errorf("holder is process %d, want this one, %d", h.PID, os.Getpid())
 	}
 	f.Close()
@@ -179,7 +181,7 @@ func TestKernelHoldersPathOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
-	holders, err := nbdnl.Holders(index)
+	holders, err := holder.Find(t.Context(), index)
 	w.wantDone("holders", err)
 	for _, h := range holders {
 		if h.PID == os.Getpid() {
@@ -209,7 +211,7 @@ func TestKernelDetachDropsPartitions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := w.wantBusy(index, cfg.Identifier, nbdnl.HolderProcess, nbdnl.Path(index)+"p1")
+	h := w.wantBusy(index, cfg.Identifier, holder.Process, nbdnl.Path(index)+"p1")
 	if want := filepath.Base(partition); h.Device != want {
 		t.Errorf("device held is %s, want %s", h.Device, want)
 	}
@@ -274,7 +276,7 @@ func TestKernelDisconnectStuckInKernel(t *testing.T) {
 
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	w.wantError(w.Disconnect(ctx, index, cfg.Identifier), context.DeadlineExceeded)
+	w.wantError(w.Drop(ctx, index, cfg.Identifier), context.DeadlineExceeded)
 
 	ctx, cancel = context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()

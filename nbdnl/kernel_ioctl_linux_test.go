@@ -105,13 +105,13 @@ func TestKernelIoctlEnds(t *testing.T) {
 		end  func(w world, index int, cfg nbdnl.Config, r *responder)
 	}{
 		{"disconnect", func(w world, index int, cfg nbdnl.Config, _ *responder) {
-			w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+			w.wantDone("disconnect", w.Drop(w.Context(), index, cfg.Identifier))
 		}},
 		{"by netlink", func(w world, index int, _ nbdnl.Config, _ *responder) {
-			w.wantDone("disconnect", newClient(w.T, nbdnl.System{Mode: nbdnl.ModeNetlink}).DisconnectAny(w.Context(), index))
+			w.wantDone("disconnect", newClient(w.T, nbdnl.System{Mode: nbdnl.ModeNetlink}).DropAny(w.Context(), index))
 		}},
 		{"by another's ioctls", func(w world, index int, _ nbdnl.Config, _ *responder) {
-			w.wantDone("disconnect", newClient(w.T, nbdnl.System{Mode: nbdnl.ModeIoctl}).DisconnectAny(w.Context(), index))
+			w.wantDone("disconnect", newClient(w.T, nbdnl.System{Mode: nbdnl.ModeIoctl}).DropAny(w.Context(), index))
 		}},
 		{"nbd-client -d", func(w world, index int, _ nbdnl.Config, _ *responder) {
 			run(w, "nbd-client", "-L", "-d", nbdnl.Path(index))
@@ -217,7 +217,7 @@ func TestKernelIoctlFreeDevice(t *testing.T) {
 			if s := o.w.status(o.index); s.State != nbdnl.StateLive || s.Mode != o.w.mode {
 				t.Errorf("nbd%d is %v by %v, want live by %v", o.index, s.State, s.Mode, o.w.mode)
 			}
-			o.w.wantDone("disconnect", o.w.Disconnect(t.Context(), o.index, o.cfg.Identifier))
+			o.w.wantDone("disconnect", o.w.Drop(t.Context(), o.index, o.cfg.Identifier))
 		}
 	}
 }
@@ -265,7 +265,7 @@ func TestKernelIoctlStranger(t *testing.T) {
 			w.wantState(index, nbdnl.StateLive)
 
 			w.wantError(w.ConnectIndex(t.Context(), index, config(serve(t))), nbdnl.ErrBusy)
-			err := w.Disconnect(t.Context(), index, "qemu")
+			err := w.Drop(t.Context(), index, "qemu")
 			if !errors.Is(err, nbdnl.ErrNotOwner) && !errors.Is(err, errors.ErrUnsupported) {
 				t.Errorf("disconnect: %v", err)
 			}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
@@ -62,7 +63,7 @@ func TestKernelConnectCutShort(t *testing.T) {
 		index, err := w.Connect(ctx, cfg)
 		cancel()
 		if err == nil {
-			w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
+			w.wantDone("disconnect", w.Drop(t.Context(), index, cfg.Identifier))
 			continue
 		}
 		w.wantError(err, context.DeadlineExceeded)
@@ -126,12 +127,12 @@ func TestKernelChurnOneIndex(t *testing.T) {
 func takeTurn(t *testing.T, w world, index int) error {
 	cfg := config(newResponder(t).start(t))
 	for {
-		claim, err := nbdnl.Claim(t.Context(), index)
+		claimed, err := w.Claims().Claim(t.Context(), index)
 		if err != nil {
 			return err
 		}
 		connectErr := w.ConnectIndex(t.Context(), index, cfg)
-		if err := claim.Release(); err != nil {
+		if err := claimed.Release(); err != nil {
 			return err
 		}
 		if connectErr == nil {
@@ -225,16 +226,16 @@ func testUnprivileged(t *testing.T, env string) {
 		}
 		seen[e.Kind] = true
 	}
-	_, err = nbdnl.Holders(index)
+	_, err = holder.Find(t.Context(), index)
 	w.wantDone("holders", err)
 	_, err = w.Connect(t.Context(), config(serve(t)))
 	w.wantError(err, os.ErrPermission)
-	w.wantError(w.DisconnectAny(t.Context(), index), os.ErrPermission)
+	w.wantError(w.DropAny(t.Context(), index), os.ErrPermission)
 	w.wantError(w.Detach(t.Context(), index, nbdnl.DetachOptions{Any: true}), os.ErrPermission)
 	if w.anonymous {
-		w.wantNotOwner(w.Disconnect(t.Context(), index, "test:another's"))
+		w.wantNotOwner(w.Drop(t.Context(), index, "test:another's"))
 		return
 	}
-	w.wantError(w.Disconnect(t.Context(), index, identifier), os.ErrPermission)
+	w.wantError(w.Drop(t.Context(), index, identifier), os.ErrPermission)
 	w.wantError(w.Detach(t.Context(), index, nbdnl.DetachOptions{Identifier: identifier}), os.ErrPermission)
 }

@@ -120,7 +120,7 @@ func endOnce(w world) (freed, seen time.Duration) {
 	}
 	watch := w.watch()
 	defer watch.Close()
-	w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+	w.wantDone("disconnect", w.Drop(w.Context(), index, cfg.Identifier))
 	free, end := make(chan time.Time, 1), make(chan time.Time, 1)
 	go func() {
 		w.wantDone("wait", w.WaitFree(w.Context(), index))
@@ -179,7 +179,7 @@ func TestKernelConnectWithoutFlush(t *testing.T) {
 	if w.status(index).Flags&nbdnl.FlagSendFlush != 0 {
 		t.Error("flush is in force without a cache")
 	}
-	w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
+	w.wantDone("disconnect", w.Drop(t.Context(), index, cfg.Identifier))
 	w.wantState(index, nbdnl.StateIdle)
 
 	cfg = config(serve(t))
@@ -191,7 +191,7 @@ func TestKernelConnectWithoutFlush(t *testing.T) {
 		if w.status(index).Flags&nbdnl.FlagSendFlush == 0 {
 			t.Error("connected without flush")
 		}
-		w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
+		w.wantDone("disconnect", w.Drop(t.Context(), index, cfg.Identifier))
 		return
 	}
 	if !errors.As(err, &unsupported) || unsupported.Setting != "flush" || unsupported.Index != index {
@@ -204,11 +204,11 @@ func TestKernelConnectWithoutFlush(t *testing.T) {
 	cfg.Flags = 0
 	w.wantDone("connect", w.ConnectIndex(t.Context(), index, cfg))
 	w.wantDone("cache", os.WriteFile(cache, []byte("write back"), 0))
-	w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
+	w.wantDone("disconnect", w.Drop(t.Context(), index, cfg.Identifier))
 	w.wantState(index, nbdnl.StateIdle)
 	cfg = config(serve(t))
 	w.wantDone("connect", w.ConnectIndex(t.Context(), index, cfg))
-	w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
+	w.wantDone("disconnect", w.Drop(t.Context(), index, cfg.Identifier))
 }
 
 // The end of the module is not the end of a watch.

@@ -103,36 +103,3 @@ func TestDelayed(t *testing.T) {
 		cancel()
 	})
 }
-
-func TestBackoff(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBackoff()
-		defer b.stop()
-		var pauses []time.Duration
-		pause := func(wake <-chan struct{}) {
-			begin := time.Now()
-			if err := b.wait(t.Context(), wake); err != nil {
-				t.Fatal(err)
-			}
-			pauses = append(pauses, time.Since(begin)/time.Millisecond)
-		}
-		for range 8 {
-			pause(nil)
-		}
-		woken := make(chan struct{}, 1)
-		woken <- struct{}{}
-		pause(woken)
-		pause(nil)
-		want := []time.Duration{1, 2, 4, 8, 16, 32, 50, 50, 0, 1}
-		for i := range want {
-			if pauses[i] != want[i] {
-				t.Fatalf("pauses of %v ms, want %v", pauses, want)
-			}
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		if err := b.wait(ctx, nil); !errors.Is(err, context.Canceled) {
-			t.Errorf("got %v", err)
-		}
-	})
-}

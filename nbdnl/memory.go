@@ -1,10 +1,14 @@
 package nbdnl
 
-import "time"
+import (
+	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl/internal/devices"
+)
 
 // A memory is what a Client knows of one use of an index beyond what the kernel shows.
 type memory struct {
-	life life
+	use devices.Use
 	// identifier is the one that this Client connected the device with, which Linux before 5.14 does
 	// not keep.
 	identifier string
@@ -19,23 +23,23 @@ type memory struct {
 }
 
 // recall returns what is known of that very use of the index.
-func (c *Client) recall(index int, l life) memory {
+func (c *Client) recall(index int, l devices.Use) memory {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if m := c.memories[index]; m.life == l {
+	if m := c.memories[index]; m.use == l {
 		return m
 	}
-	return memory{life: l}
+	return memory{use: l}
 }
 
 // remember changes what is known of that use of the index, which takes the place of an earlier one. So
 // there is at most one memory for each index.
-func (c *Client) remember(index int, l life, change func(*memory)) {
+func (c *Client) remember(index int, l devices.Use, change func(*memory)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	m := c.memories[index]
-	if m.life != l {
-		m = memory{life: l}
+	if m.use != l {
+		m = memory{use: l}
 	}
 	change(&m)
 	c.memories[index] = m
@@ -43,7 +47,7 @@ func (c *Client) remember(index int, l life, change func(*memory)) {
 
 // hasEnded reports whether this Client has disconnected this very use of the index, or has kept it
 // connected by ioctls and does so no more.
-func (c *Client) hasEnded(index int, l life) bool {
+func (c *Client) hasEnded(index int, l devices.Use) bool {
 	m := c.recall(index, l)
-	return l.connected && (m.disconnected || m.connected && m.mode == ModeIoctl && !c.driver.serves(index))
+	return l.Connected && (m.disconnected || m.connected && m.mode == ModeIoctl && !c.driver.serves(index))
 }

@@ -261,18 +261,6 @@ func FuzzDecodeLinkDead(f *testing.F) {
 	})
 }
 
-func FuzzDeviceIndex(f *testing.F) {
-	for _, s := range []string{"nbd3", "nbd3p1", "sda", "nbd", "nbd007", "nbd99999999999", "3", "/dev/nbd3"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		index, ok := deviceIndex(s)
-		if ok != (index >= 0 && index <= maxIndex && name(index) == s) {
-			t.Errorf("%q is %d, %t", s, index, ok)
-		}
-	})
-}
-
 func FuzzParseUevent(f *testing.F) {
 	f.Add([]byte("change@/devices/virtual/block/nbd3\x00ACTION=change\x00SUBSYSTEM=block\x00DEVNAME=nbd3\x00SEQNUM=12\x00"))
 	f.Add([]byte("libudev\x00\xfe\xed\xca\xfe"))
@@ -280,20 +268,6 @@ func FuzzParseUevent(f *testing.F) {
 		e := parseUevent(b)
 		if strings.ContainsRune(e.device+e.action, 0) || len(e.device)+len(e.action) > len(b) {
 			t.Errorf("%+v of %q", e, b)
-		}
-	})
-}
-
-func FuzzParseMount(f *testing.F) {
-	f.Add(`36 35 43:96 /sub /mnt/a\040b rw,noatime shared:1 master:2 - ext4 /dev/nbd3 rw,errors=continue`)
-	f.Add(`36 35 0:96 / / rw - btrfs /dev/nbd3 rw`)
-	f.Fuzz(func(t *testing.T, line string) {
-		m, ok := parseMount(line)
-		if len(m.point)+len(m.source)+len(m.number) > len(line) {
-			t.Errorf("%+v of %q", m, line)
-		}
-		if ok && (m.number == "" || m.point == "" || m.source == "") {
-			t.Errorf("%+v of %q", m, line)
 		}
 	})
 }
@@ -312,38 +286,6 @@ func TestParseUevent(t *testing.T) {
 	for _, tt := range tests {
 		if got := parseUevent([]byte(tt.in)); got != tt.want {
 			t.Errorf("%q is %+v, want %+v", tt.in, got, tt.want)
-		}
-	}
-}
-
-func TestParseMount(t *testing.T) {
-	tests := []struct {
-		in   string
-		want mount
-		ok   bool
-	}{
-		{`36 35 43:96 / /mnt rw - ext4 /dev/nbd3 rw`, mount{"43:96", "/mnt", "/dev/nbd3"}, true},
-		{`36 35 43:96 /sub /a\040b\134c rw shared:1 master:2 - ext4 /dev/nbd3 rw`, mount{"43:96", `/a b\c`, "/dev/nbd3"}, true},
-		{`36 35 43:96 / /odd\9\04 rw - ext4 s rw`, mount{"43:96", `/odd\9\04`, "s"}, true},
-		{`36 35 43:96 / /mnt - ext4 /dev/nbd3 rw`, mount{}, false},
-		{`36 35 43:96 / /mnt rw shared:1`, mount{}, false},
-		{`36 35 43:96 / /mnt rw - ext4`, mount{}, false},
-		{``, mount{}, false},
-	}
-	for _, tt := range tests {
-		got, ok := parseMount(tt.in)
-		if ok != tt.ok || got != tt.want {
-			t.Errorf("%q is %+v, %t, want %+v, %t", tt.in, got, ok, tt.want, tt.ok)
-		}
-	}
-}
-
-func TestParseRelease(t *testing.T) {
-	for in, want := range map[string][2]int{
-		"6.1.0-31-amd64\n": {6, 1}, "5.10.223": {5, 10}, "7.2-rc1": {7, 2}, "6": {6, 0}, "": {}, "x.y": {},
-	} {
-		if major, minor := parseRelease(in); major != want[0] || minor != want[1] {
-			t.Errorf("%q is %d.%d, want %v", in, major, minor, want)
 		}
 	}
 }

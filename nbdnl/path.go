@@ -4,23 +4,15 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"github.com/nbdctl/nbdctl/nbdnl/internal/names"
 )
 
 // Path returns the path of the device with that index: "/dev/nbd3" for 3.
 func Path(index int) string { return "/dev/" + name(index) }
 
 // name returns the device's name in sysfs and in messages.
-func name(index int) string { return "nbd" + strconv.Itoa(index) }
-
-// deviceIndex returns the index of the device with that name in sysfs; ok is false for partitions and for
-// other drivers' devices.
-func deviceIndex(device string) (index int, ok bool) {
-	if !strings.HasPrefix(device, "nbd") {
-		return 0, false
-	}
-	index, err := ParseIndex(device)
-	return index, err == nil
-}
+func name(index int) string { return names.Device(index) }
 
 // ParseIndex returns the index that s means: "nbd5", "/dev/nbd5" or "5". It does not look whether there
 // is such a device.

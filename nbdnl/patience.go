@@ -3,6 +3,8 @@ package nbdnl
 import (
 	"slices"
 	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
 )
 
 // How long those who hold a device are waited for. Few mean to keep it: most are udev's workers, which
@@ -31,10 +33,10 @@ var proberNames = []string{"(udev-worker)", "systemd-udevd", "udevd", "blkid"}
 
 // patience returns how long the holders of a device are worth waiting for, when it is usual otherwise.
 // Mounts and their like do not go by themselves.
-func patience(holders []Holder, usual time.Duration) time.Duration {
+func patience(holders []holder.Holder, usual time.Duration) time.Duration {
 	probers := 0
 	for _, h := range holders {
-		if h.Kind != HolderProcess {
+		if h.Kind != holder.Process {
 			return 0
 		}
 		if slices.Contains(proberNames, h.Comm) {

@@ -3,21 +3,23 @@ package nbdnl
 import (
 	"testing"
 	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
 )
 
 func TestPatience(t *testing.T) {
-	process := func(comm string) Holder { return Holder{Kind: HolderProcess, PID: 1, Comm: comm} }
+	process := func(comm string) holder.Holder { return holder.Holder{Kind: holder.Process, PID: 1, Comm: comm} }
 	tests := []struct {
 		name    string
-		holders []Holder
+		holders []holder.Holder
 		want    time.Duration
 	}{
 		{"nobody known", nil, time.Second},
-		{"a program", []Holder{process("fio")}, time.Second},
-		{"udev", []Holder{process("(udev-worker)"), process("systemd-udevd")}, 15 * time.Second},
-		{"udev and a program", []Holder{process("(udev-worker)"), process("fio")}, time.Second},
-		{"a mount", []Holder{process("(udev-worker)"), {Kind: HolderMount}}, 0},
-		{"swap", []Holder{{Kind: HolderSwap}}, 0},
+		{"a program", []holder.Holder{process("fio")}, time.Second},
+		{"udev", []holder.Holder{process("(udev-worker)"), process("systemd-udevd")}, 15 * time.Second},
+		{"udev and a program", []holder.Holder{process("(udev-worker)"), process("fio")}, time.Second},
+		{"a mount", []holder.Holder{process("(udev-worker)"), {Kind: holder.Mount}}, 0},
+		{"swap", []holder.Holder{{Kind: holder.Swap}}, 0},
 	}
 	for _, tt := range tests {
 		if got := patience(tt.holders, time.Second); got != tt.want {

@@ -8,6 +8,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl/internal/backoff"
+	"github.com/nbdctl/nbdctl/nbdnl/machine"
 )
 
 // How long the receivers of connections that died are waited for, before a socket takes the place of one and after.
@@ -42,7 +45,7 @@ type receivers struct {
 func (s *System) receivers(index int) *receivers {
 	r := &receivers{sys: s, index: index}
 	// All kernel threads are children of the second process (rest_init).
-	name, err := readAttribute(s.path("proc/2/comm"))
+	name, err := machine.ReadAttribute(s.path("proc/2/comm"))
 	if err != nil || string(name) != "kthreadd\n" {
 		return r
 	}
@@ -64,7 +67,7 @@ func (s *System) threads() ([]byte, error) { return os.ReadFile(s.path("proc/2/t
 
 // receives reports whether the thread is at work for the device's workqueue, "knbd3-recv" in Linux 5.10 and "nbd3-recv" since.
 func (r *receivers) receives(thread string) bool {
-	comm, err := readAttribute(r.sys.path("proc", thread, "comm"))
+	comm, err := machine.ReadAttribute(r.sys.path("proc", thread, "comm"))
 	if err != nil {
 		return false // it has ended
 	}
@@ -74,7 +77,7 @@ func (r *receivers) receives(thread string) bool {
 
 // sleeps reports whether the thread is in an interruptible sleep.
 func (r *receivers) sleeps(thread string) bool {
-	stat, err := readAttribute(r.sys.path("proc", thread, "stat"))
+	stat, err := machine.ReadAttribute(r.sys.path("proc", thread, "stat"))
 	name := bytes.LastIndexByte(stat, ')') // the state follows, proc_pid_stat(5)
 	return err == nil && bytes.HasPrefix(stat[name+1:], []byte(" S "))
 }
@@ -98,10 +101,10 @@ func (s *System) settle(ctx context.Context, index int, blind time.Duration, ove
 	if !r.visible {
 		limit = blind
 	}
-	pause := newBackoff()
-	defer pause.stop()
+	pause := backoff.New()
+	defer pause.Stop()
 	for begin := time.Now(); !r.settled() && !over() && time.Since(begin) < limit; {
-		if err := pause.wait(ctx, nil); err != nil {
+		if err := pause.Wait(ctx, nil); err != nil {
 			return err
 		}
 	}
@@ -119,8 +122,8 @@ func (s *System) settle(ctx context.Context, index int, blind time.Duration, ove
 // connections on a busy machine. The remedy is to disconnect such a device, which nobody uses yet, and to connect it again: by then
 // there are threads.
 func (c *Client) WaitReceivers(ctx context.Context, index, n int) error {
-	pause := newBackoff()
-	defer pause.stop()
+	pause := backoff.New()
+	defer pause.Stop()
 	for begin := time.Now(); ; {
 		r := c.sys.receivers(index)
 		if !r.visible || len(r.restless) >= n {
@@ -129,7 +132,7 @@ func (c *Client) WaitReceivers(ctx context.Context, index, n int) error {
 		if time.Since(begin) >= startPatience {
 			return newError("wait for receivers of", index, fmt.Errorf("%w: %d of %d", ErrStranded, len(r.restless), n))
 		}
-		if err := pause.wait(ctx, nil); err != nil {
+		if err := pause.Wait(ctx, nil); err != nil {
 			return newError("wait for receivers of", index, err)
 		}
 	}

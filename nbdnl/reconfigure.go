@@ -7,6 +7,9 @@ import (
 	"slices"
 	"syscall"
 	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl/internal/backoff"
+	"github.com/nbdctl/nbdctl/nbdnl/internal/devices"
 )
 
 // Reconfigure changes a device that carries the identifier, and makes sure that the kernel has done what
@@ -27,7 +30,7 @@ import (
 // same are named in a *ShutDownError. They are of no use any more; the caller gives others, at once.
 //
 // A size or block size that is not in force matches errors.ErrUnsupported (see UnsupportedError), and
-// the device stays changed. Otherwise the error matches what that of Disconnect does.
+// the device stays changed. Otherwise the error matches what that of Drop does.
 //
 // Of a device that was connected by ioctls, this Client, which has connected it, can change the size, the
 // block size and the timeout. The rest is refused with an UnsupportedError before anything is changed.
@@ -53,7 +56,7 @@ func (c *Client) reconfigure(ctx context.Context, index int, identifier string, 
 		return fmt.Errorf("%w, only held", ErrNotConnected)
 	}
 	if u.BlockSize != nil && u.Size == nil {
-		size, err := c.sysfs.size(index)
+		size, err := c.sysfs.Size(index)
 		if err := errors.Join(err, checkSize(size, *u.BlockSize)); err != nil {
 			return err
 		}
@@ -77,7 +80,7 @@ func (c *Client) reconfigure(ctx context.Context, index int, identifier string, 
 
 // persist gives the command until it is answered and each socket is taken, within reason. It returns the positions of the sockets
 // that were not, or that may not have been.
-func (c *Client) persist(ctx context.Context, index int, l life, identifier string, u Update) ([]int, error) {
+func (c *Client) persist(ctx context.Context, index int, l devices.Use, identifier string, u Update) ([]int, error) {
 	sockets, pending := u.Sockets, make([]int, len(u.Sockets))
 	for i := range pending {
 		pending[i] = i
@@ -85,8 +88,8 @@ func (c *Client) persist(ctx context.Context, index int, l life, identifier stri
 	// Only a device with a timeout marks the sockets that it takes. So has one, for sure, the device
 	// that has marked one.
 	telling := u.Timeout != nil
-	pause := newBackoff()
-	defer pause.stop()
+	pause := backoff.New()
+	defer pause.Stop()
 	for begin, lost, blind := time.Now(), false, blindPatience; ; blind = 0 {
 		// The worker that receives from a dead connection has no reference to its socket, and the command takes the last one away
 		// (nbd_reconnect_socket): Linux 7.2 was seen to crash of it. A worker that is between two replies would go on with the new
@@ -121,7 +124,7 @@ func (c *Client) persist(ctx context.Context, index int, l life, identifier stri
 		case answerLost || time.Since(begin) >= reconnectPatience:
 			return pending, errors.Join(&DroppedError{Index: index, Sockets: pending}, err)
 		}
-		if err := pause.wait(ctx, nil); err != nil {
+		if err := pause.Wait(ctx, nil); err != nil {
 			return pending, errors.Join(&DroppedError{Index: index, Sockets: pending}, err)
 		}
 	}
@@ -169,11 +172,11 @@ func untaken(pending []int, taken []bool) []int {
 // set, that it was not, provided that there is a timeout. Where there is none, one is lent to the device
 // for the time of the command: TIMEOUT is obeyed before SOCKETS, and requests that begin in between have
 // it too, of weeks.
-func (c *Client) update(ctx context.Context, index int, l life, identifier string, u Update) ([]bool, error) {
+func (c *Client) update(ctx context.Context, index int, l devices.Use, identifier string, u Update) ([]bool, error) {
 	if err := c.reach(ctx); err != nil {
 		return nil, err
 	}
-	if l.identified && c.driver.mode() == ModeIoctl {
+	if l.Identified && c.driver.mode() == ModeIoctl {
 		return nil, fmt.Errorf("it was connected by netlink, and ioctls can't change it: %w", errors.ErrUnsupported)
 	}
 	if len(u.Sockets) > 0 {

@@ -122,7 +122,7 @@ func TestReconfigureIndexUsedAnew(t *testing.T) {
 	go func() {
 		done <- w.Reconfigure(t.Context(), index, cfg.Identifier, nbdnl.Update{Size: &size})
 	}()
-	go func() { done <- w.DisconnectAny(t.Context(), index) }()
+	go func() { done <- w.DropAny(t.Context(), index) }()
 	<-time.After(20 * time.Millisecond)
 	k.Replace(index)
 	unblock()

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
 )
 
 // detachScenarios are those of careful disconnects.
@@ -31,7 +32,7 @@ var detachScenarios = []scenario{
 			w.Fatalf("detach of an open device: %v", err)
 		}
 		w.wantError(err, nbdnl.ErrBusy)
-		if h := busy.Holders[0]; h.Kind != nbdnl.HolderProcess || h.PID == 0 || h.Comm == "" || h.Device != nbdnl.Path(index)[len("/dev/"):] {
+		if h := busy.Holders[0]; h.Kind != holder.Process || h.PID == 0 || h.Comm == "" || h.Device != nbdnl.Path(index)[len("/dev/"):] {
 			w.Errorf("holder is %+v", h)
 		}
 		w.wantState(index, nbdnl.StateLive)

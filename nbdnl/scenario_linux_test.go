@@ -12,13 +12,13 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
 	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
 func TestScenarios(t *testing.T) {
 	runScenarios(t, func(t *testing.T, mode nbdnl.Mode) world {
-		t.Setenv("NBDCTL_STATE_DIR", "") // the fake's is below its own root
 		k := nbdnltest.New(t, nbdnltest.Options{})
 		system := k.System()
 		system.Mode = mode
@@ -94,7 +94,7 @@ var connectScenarios = []scenario{
 		if (got.OwnerTID == 0) != w.anonymous { // the driver of such a kernel must not be asked
 			w.Errorf("owner thread is %d", got.OwnerTID)
 		}
-		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+		w.wantDone("disconnect", w.Drop(w.Context(), index, cfg.Identifier))
 		<-r.done
 		w.wantState(index, nbdnl.StateIdle)
 		want = nbdnl.Status{Index: index, State: nbdnl.StateIdle, BlockSize: 512}
@@ -109,7 +109,7 @@ var connectScenarios = []scenario{
 		if len(partitions) != 0 {
 			w.Errorf("partitions are %v", partitions)
 		}
-		w.wantDone("disconnect any", w.DisconnectAny(w.Context(), index))
+		w.wantDone("disconnect any", w.DropAny(w.Context(), index))
 		w.wantDone("wait until free", w.WaitFree(w.Context(), index))
 		_, err = w.WaitReady(w.Context(), index)
 		w.wantError(err, nbdnl.ErrNotConnected)
@@ -126,7 +126,7 @@ var connectScenarios = []scenario{
 			if got := w.status(index).Flags; got&^offered != flags&^offered {
 				w.Errorf("flags in force are %#x, want %#x", got, flags)
 			}
-			w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+			w.wantDone("disconnect", w.Drop(w.Context(), index, cfg.Identifier))
 			w.wantState(index, nbdnl.StateIdle)
 		}
 		// FUA alone means nothing, and so is no reason to refuse.
@@ -169,28 +169,28 @@ var connectScenarios = []scenario{
 		cfg := config(serve(w))
 		w.wantDone("connect", w.ConnectIndex(w.Context(), 40, cfg))
 		w.wantState(40, nbdnl.StateLive)
-		w.wantDone("disconnect", w.Disconnect(w.Context(), 40, cfg.Identifier))
+		w.wantDone("disconnect", w.Drop(w.Context(), 40, cfg.Identifier))
 		w.wantState(40, nbdnl.StateIdle)
 	}},
 	{"another's device is left alone", nbdnl.ModeNone, func(w world) {
 		index := w.connect(config(serve(w)))
 		timeout := time.Second
-		w.wantError(w.Disconnect(w.Context(), index, "test:other"), nbdnl.ErrNotOwner)
+		w.wantError(w.Drop(w.Context(), index, "test:other"), nbdnl.ErrNotOwner)
 		w.wantError(w.Detach(w.Context(), index, nbdnl.DetachOptions{Identifier: "test:other", Force: true}), nbdnl.ErrNotOwner)
 		w.wantError(w.Reconfigure(w.Context(), index, "test:other", nbdnl.Update{Timeout: &timeout}), nbdnl.ErrNotOwner)
 		w.wantState(index, nbdnl.StateLive)
-		w.wantDone("disconnect any", w.DisconnectAny(w.Context(), index))
+		w.wantDone("disconnect any", w.DropAny(w.Context(), index))
 		w.wantState(index, nbdnl.StateIdle)
 	}},
 	{"what is not connected can't be disconnected", nbdnl.ModeNone, func(w world) {
 		index := w.connect(config(serve(w)))
-		w.wantDone("disconnect any", w.DisconnectAny(w.Context(), index))
+		w.wantDone("disconnect any", w.DropAny(w.Context(), index))
 		w.wantState(index, nbdnl.StateIdle)
-		w.wantError(w.Disconnect(w.Context(), index, ""), nbdnl.ErrNotConnected)
-		w.wantError(w.DisconnectAny(w.Context(), index), nbdnl.ErrNotConnected)
+		w.wantError(w.Drop(w.Context(), index, ""), nbdnl.ErrNotConnected)
+		w.wantError(w.DropAny(w.Context(), index), nbdnl.ErrNotConnected)
 		w.wantError(w.Detach(w.Context(), index, nbdnl.DetachOptions{Any: true}), nbdnl.ErrNotConnected)
 		w.wantError(w.Detach(w.Context(), 3000, nbdnl.DetachOptions{Any: true}), os.ErrNotExist)
-		w.wantError(w.DisconnectAny(w.Context(), 3000), os.ErrNotExist)
+		w.wantError(w.DropAny(w.Context(), 3000), os.ErrNotExist)
 		_, err := w.Status(w.Context(), 3000)
 		w.wantError(err, os.ErrNotExist)
 		w.wantDone("wait for an idle device", w.WaitFree(w.Context(), index))
@@ -204,13 +204,13 @@ var connectScenarios = []scenario{
 		time.AfterFunc(20*time.Millisecond, release)
 		cfg := config(serve(w))
 		w.wantDone("connect while it is being closed", w.ConnectIndex(w.Context(), 5, cfg))
-		w.wantDone("disconnect", w.Disconnect(w.Context(), 5, cfg.Identifier))
+		w.wantDone("disconnect", w.Drop(w.Context(), 5, cfg.Identifier))
 	}},
 	{"a disconnected device stays until its last opener closes", nbdnl.ModeNone, func(w world) {
 		cfg := config(serve(w))
 		index := w.connect(cfg)
 		release := w.hold(index)
-		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+		w.wantDone("disconnect", w.Drop(w.Context(), index, cfg.Identifier))
 		w.wantState(index, nbdnl.StateDisconnecting)
 		w.wantError(w.Reconfigure(w.Context(), index, cfg.Identifier, nbdnl.Update{}), nbdnl.ErrNotConnected)
 		ctx, cancel := context.WithTimeout(w.Context(), 50*time.Millisecond)
@@ -257,7 +257,7 @@ var connectScenarios = []scenario{
 		_, err := w.Connect(ctx, cfg)
 		w.wantError(err, cause)
 		index := w.connect(cfg)
-		w.wantError(w.Disconnect(ctx, index, cfg.Identifier), cause)
+		w.wantError(w.Drop(ctx, index, cfg.Identifier), cause)
 		w.wantError(w.Detach(ctx, index, nbdnl.DetachOptions{Identifier: cfg.Identifier, Force: true}), cause)
 		w.wantState(index, nbdnl.StateLive)
 	}},

@@ -17,7 +17,7 @@ var reconfigureScenarios = []scenario{
 		if got := w.status(index).Size; got != size {
 			w.Errorf("size is %d, want %d", got, size)
 		}
-		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+		w.wantDone("disconnect", w.Drop(w.Context(), index, cfg.Identifier))
 		w.wantState(index, nbdnl.StateIdle)
 		w.wantError(w.Reconfigure(w.Context(), index, cfg.Identifier, nbdnl.Update{Size: &size}), nbdnl.ErrNotConnected)
 	}},
@@ -45,7 +45,7 @@ var reconfigureScenarios = []scenario{
 		index := w.connect(cfg)
 		old.ours.Close()
 		w.wantDone("reconfigure", w.Reconfigure(w.Context(), index, cfg.Identifier, sockets(r)))
-		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+		w.wantDone("disconnect", w.Drop(w.Context(), index, cfg.Identifier))
 		<-r.done
 	}},
 	{"a socket is dropped when no connection is dead, and is as good as new", nbdnl.ModeNetlink, func(w world) {
@@ -58,7 +58,7 @@ var reconfigureScenarios = []scenario{
 		w.wantDropped(err, 0)
 		time.AfterFunc(50*time.Millisecond, func() { old.ours.Close() })
 		w.wantDone("reconfigure", w.Reconfigure(w.Context(), index, cfg.Identifier, sockets(r)))
-		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+		w.wantDone("disconnect", w.Drop(w.Context(), index, cfg.Identifier))
 		<-r.done
 	}},
 	{"of several sockets those that find no dead connection are named", nbdnl.ModeNetlink, func(w world) {
@@ -72,7 +72,7 @@ var reconfigureScenarios = []scenario{
 		ctx, cancel := context.WithTimeout(w.Context(), time.Second)
 		defer cancel()
 		w.wantDropped(w.Reconfigure(ctx, index, cfg.Identifier, sockets(a, b, c)), 2)
-		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+		w.wantDone("disconnect", w.Drop(w.Context(), index, cfg.Identifier))
 		<-a.done
 		<-b.done
 		select {
@@ -91,7 +91,7 @@ var reconfigureScenarios = []scenario{
 		old.ours.Close()
 		w.wantDone("reconfigure", w.Reconfigure(w.Context(), index, cfg.Identifier, sockets(r)))
 		w.wantNoSendLimit(r)
-		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+		w.wantDone("disconnect", w.Drop(w.Context(), index, cfg.Identifier))
 		<-r.done
 	}},
 	{"another program can replace a connection if it knows the timeout", nbdnl.ModeNetlink, func(w world) {
@@ -114,7 +114,7 @@ var reconfigureScenarios = []scenario{
 		r.ours.Close()
 		// That the device has a timeout, a third one does not know, but sees.
 		w.wantDone("reconfigure again", w.untilVerified(w.another(), index, cfg.Identifier, sockets(next)))
-		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+		w.wantDone("disconnect", w.Drop(w.Context(), index, cfg.Identifier))
 		<-next.done
 	}},
 }

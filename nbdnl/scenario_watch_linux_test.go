@@ -39,11 +39,11 @@ var watchScenarios = []scenario{
 			w.Errorf("link-dead is %+v", e)
 		}
 		w.wantDone("reconfigure", other.Reconfigure(w.Context(), index, cfg.Identifier, sockets(serve(w))))
-		w.wantDone("disconnect", other.Disconnect(w.Context(), index, cfg.Identifier))
+		w.wantDone("disconnect", other.Drop(w.Context(), index, cfg.Identifier))
 		if e := watch.want(index, nbdnl.EventDisconnect); e.Status.State != nbdnl.StateIdle || !carries(e.Previous, cfg) {
 			w.Errorf("disconnect is %+v", e)
 		}
-		w.wantDone("disconnect", w.Disconnect(w.Context(), old, before.Identifier))
+		w.wantDone("disconnect", w.Drop(w.Context(), old, before.Identifier))
 		watch.want(old, nbdnl.EventDisconnect)
 	}},
 	{"a watch does not miss a use of an index between two looks", nbdnl.ModeNone, func(w world) {
@@ -51,7 +51,7 @@ var watchScenarios = []scenario{
 		cfg := config(serve(w))
 		index := w.connect(cfg)
 		watch.want(index, nbdnl.EventConnect)
-		w.wantDone("disconnect", w.Disconnect(w.Context(), index, cfg.Identifier))
+		w.wantDone("disconnect", w.Drop(w.Context(), index, cfg.Identifier))
 		w.wantState(index, nbdnl.StateIdle)
 		next := config(serve(w))
 		w.wantDone("connect", w.ConnectIndex(w.Context(), index, next))
@@ -61,7 +61,7 @@ var watchScenarios = []scenario{
 		if e := watch.want(index, nbdnl.EventConnect); !carries(e.Status, next) || e.Previous.Connected() {
 			w.Errorf("connect is %+v", e)
 		}
-		w.wantDone("disconnect", w.Disconnect(w.Context(), index, next.Identifier))
+		w.wantDone("disconnect", w.Drop(w.Context(), index, next.Identifier))
 	}},
 	{"a watch ends with its context", nbdnl.ModeNone, func(w world) {
 		ctx, cancel := context.WithCancelCause(w.Context())

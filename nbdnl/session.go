@@ -1,6 +1,7 @@
 package nbdnl
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +10,9 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
+	"github.com/nbdctl/nbdctl/nbdnl/internal/backoff"
 )
 
 const (
@@ -97,7 +101,7 @@ func (s *session) setUp() error {
 	if err != nil {
 		return err
 	}
-	holders, err := sys.holders(s.index, descriptor{os.Getpid(), someFD})
+	holders, err := sys.Holders().Find(context.Background(), s.index, holder.Descriptor{PID: os.Getpid(), FD: holder.AnyFD})
 	if err != nil {
 		return err
 	}
@@ -122,15 +126,15 @@ func (s *session) setUp() error {
 
 // taken reports whether the device is connected.
 func (s *session) taken() bool {
-	l, err := s.driver.sysfs.life(s.index)
-	return err != nil || l.connected
+	l, err := s.driver.sysfs.Use(s.index)
+	return err != nil || l.Connected
 }
 
 // started reports whether the device has been this session's. NBD_DO_IT says EBUSY, too, when a stop
 // signal has ended the device, for the kernel then begins the call anew.
 func (s *session) started() bool {
-	l, err := s.driver.sysfs.life(s.index)
-	return s.shown.Load() || err == nil && l.tid != 0 && l.tid == s.tid
+	l, err := s.driver.sysfs.Use(s.index)
+	return s.shown.Load() || err == nil && l.TID != 0 && l.TID == s.tid
 }
 
 // wait returns when the kernel shows the device, or when it has come to nothing.
@@ -142,8 +146,8 @@ func (s *session) wait() error {
 	}
 	w := s.driver.sys.watch(s.index)
 	defer w.close()
-	pause := newBackoff()
-	defer pause.stop()
+	pause := backoff.New()
+	defer pause.Stop()
 	for {
 		shows, err := s.shows()
 		if shows || err != nil {
@@ -153,23 +157,23 @@ func (s *session) wait() error {
 		select {
 		case <-s.done:
 			return s.ended()
-		case <-pause.after():
+		case <-pause.After():
 		case <-w.changed:
-			pause.next = minPause
+			pause.Reset()
 		}
 	}
 }
 
 // shows reports whether the kernel shows the device as it will be: `pid` comes before the size.
 func (s *session) shows() (bool, error) {
-	l, err := s.driver.sysfs.life(s.index)
-	if err != nil || !l.connected {
+	l, err := s.driver.sysfs.Use(s.index)
+	if err != nil || !l.Connected {
 		return false, err
 	}
-	if l.tid != 0 && s.driver.sys.initialPIDs() && l.tid != s.tid {
+	if l.TID != 0 && s.driver.sys.root().InitialPIDs() && l.TID != s.tid {
 		return false, nil // another's, which NBD_DO_IT is about to say
 	}
-	size, err := s.driver.sysfs.size(s.index)
+	size, err := s.driver.sysfs.Size(s.index)
 	return size > 0, err
 }
 
@@ -183,7 +187,7 @@ func (s *session) ended() error {
 
 // set changes the device.
 func (s *session) set(u *Update) error {
-	block, err := s.driver.sysfs.number(s.index, "queue/logical_block_size")
+	block, err := s.driver.sysfs.Number(s.index, "queue/logical_block_size")
 	if err != nil {
 		return err
 	}

@@ -95,7 +95,8 @@ func shutDownAll(fds []int) {
 	}
 }
 
-// hungUp reports whether the other ends of all the sockets are closed or shut down, or these are.
+// hungUp reports whether the other ends of all the sockets are closed or shut down, or these are. One
+// direction is enough, for the kernel then gives the connection up; a server asks for both.
 func hungUp(fds []int) bool {
 	polled := make([]unix.PollFd, len(fds))
 	for i, fd := range fds {

@@ -1,13 +1,12 @@
 package nbdnl
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"os"
 	"slices"
-	"strconv"
-	"strings"
+
+	"github.com/nbdctl/nbdctl/nbdnl/internal/devices"
 )
 
 // A Status is what the kernel shows of one device at one moment.
@@ -83,7 +82,7 @@ func (c *Client) Connected() ([]Status, error) {
 
 // statuses reads the status of all devices from sysfs.
 func (c *Client) statuses() ([]Status, error) {
-	indexes, err := c.sysfs.indexes()
+	indexes, err := c.sysfs.Indexes()
 	if err != nil {
 		return nil, newError("list", anyIndex, err)
 	}
@@ -128,23 +127,23 @@ func (c *Client) statusOf(index int) (Status, error) {
 }
 
 // look is statusOf together with the use of the index that the status is of.
-func (c *Client) look(index int) (Status, life, error) {
+func (c *Client) look(index int) (Status, devices.Use, error) {
 	for {
-		before, err := c.sysfs.life(index)
+		before, err := c.sysfs.Use(index)
 		if err != nil {
-			return Status{}, life{}, err
+			return Status{}, devices.Use{}, err
 		}
 		s, err := c.statusIn(index, before)
 		if err != nil {
-			return Status{}, life{}, err
+			return Status{}, devices.Use{}, err
 		}
-		if !before.connected {
+		if !before.Connected {
 			return s, before, nil // what little there is, is of no particular use
 		}
 		// The files are read one after the other, and must all be of one use of the index.
-		after, err := c.sysfs.life(index)
+		after, err := c.sysfs.Use(index)
 		if err != nil {
-			return Status{}, life{}, err
+			return Status{}, devices.Use{}, err
 		}
 		if before == after {
 			return s, after, nil
@@ -152,28 +151,28 @@ func (c *Client) look(index int) (Status, life, error) {
 	}
 }
 
-func (c *Client) statusIn(index int, l life) (Status, error) {
-	block, err := c.sysfs.number(index, "queue/logical_block_size")
+func (c *Client) statusIn(index int, l devices.Use) (Status, error) {
+	block, err := c.sysfs.Number(index, "queue/logical_block_size")
 	if err != nil {
 		return Status{}, err
 	}
-	ro, err := c.sysfs.number(index, "ro")
+	ro, err := c.sysfs.Number(index, "ro")
 	if err != nil {
 		return Status{}, err
 	}
 	s := Status{Index: index, BlockSize: int(block), ReadOnly: ro != 0}
-	if !l.connected {
+	if !l.Connected {
 		return s, nil
 	}
-	if s.Size, err = c.sysfs.size(index); err != nil {
+	if s.Size, err = c.sysfs.Size(index); err != nil {
 		return Status{}, err
 	}
 	if s.Flags, err = c.sysfs.flags(index); err != nil {
 		return Status{}, err
 	}
-	s.Identifier, s.HasIdentifier = l.identifier, l.identified
-	s.OwnerTID = l.tid
-	s.OwnerPID, s.OwnerGone = c.sys.processOf(l.tid)
+	s.Identifier, s.HasIdentifier = l.Identifier, l.Identified
+	s.OwnerTID = l.TID
+	s.OwnerPID, s.OwnerGone = c.sys.root().ProcessOf(l.TID)
 	s.Mode = c.modeOf(index, l)
 	switch {
 	case c.hasEnded(index, l):
@@ -187,46 +186,15 @@ func (c *Client) statusIn(index int, l life) (Status, error) {
 	return s, nil
 }
 
-func (c *Client) modeOf(index int, l life) Mode {
+func (c *Client) modeOf(index int, l devices.Use) Mode {
 	switch {
-	case l.identified:
+	case l.Identified:
 		return ModeNetlink
-	case c.sysfs.identifiers:
+	case c.sysfs.Identifiers:
 		return ModeIoctl
 	}
 	if m := c.recall(index, l); m.connected {
 		return m.mode
 	}
 	return ModeUnknown
-}
-
-// initialPIDNamespace is the initial pid namespace's inode number: PROC_PID_INIT_INO in
-// linux/proc_ns.h.
-const initialPIDNamespace = "pid:[4026531836]"
-
-// initialPIDs reports whether the kernel's numbers of threads mean the same here: those are of the initial
-// pid namespace, and mean other threads in any other.
-func (s *System) initialPIDs() bool {
-	ns, err := os.Readlink(s.path("proc/self/ns/pid"))
-	return err == nil && ns == initialPIDNamespace
-}
-
-// processOf returns the process that a thread belongs to, or 0, and whether the thread is known to have
-// ended.
-func (s *System) processOf(tid int) (pid int, gone bool) {
-	if tid <= 0 || !s.initialPIDs() {
-		return 0, false
-	}
-	f, err := os.Open(s.path("proc", strconv.Itoa(tid), "status"))
-	if err != nil {
-		return 0, errors.Is(err, os.ErrNotExist)
-	}
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		if v, ok := strings.CutPrefix(lines.Text(), "Tgid:"); ok {
-			pid, _ := strconv.Atoi(strings.TrimSpace(v)) // 0 is "unknown"
-			return pid, false
-		}
-	}
-	return 0, false
 }

@@ -5,43 +5,53 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"syscall"
 
-	"github.com/mdlayher/genetlink"
-	"github.com/mdlayher/netlink"
+	"github.com/nbdctl/nbdctl/nbdnl/claim"
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
+	"github.com/nbdctl/nbdctl/nbdnl/machine"
 )
 
 // A System is the machine whose devices a Client controls. The zero value is the running one; tests
-// take one from package nbdnltest. A container that sees the host's file systems elsewhere sets Root.
+// take one from package nbdnltest. A container that sees the host's file systems elsewhere sets
+// Root.
 //
 // The fields must not change while a Client uses them.
 type System struct {
-	// Mode is the interface by which devices are controlled: ModeNetlink, or ModeIoctl, or, when it is
-	// ModeNone, netlink if the kernel shows its family in this network namespace, and ioctls if not.
+	// Mode is the interface by which devices are controlled: ModeNetlink, or ModeIoctl, or, when it
+	// is ModeNone, netlink if the kernel shows its family in this network namespace, and ioctls if
+	// not.
 	Mode Mode
 
 	// Root is the directory that holds sys, proc, dev and run; empty is the root directory.
 	Root string
 
-	// Dial opens a generic netlink connection; nil takes one in the network namespace of the calling
-	// thread. It is called once for every command that runs at the same time as others.
-	Dial func() (*genetlink.Conn, error)
+	// StateDir is the directory in which programs claim and lease devices (package claim), as it is
+	// seen from here; empty is claim.Default below Root. Programs that are to keep out of each
+	// other's way need the same one.
+	StateDir string
+
+	// NetNS is the network namespace in which netlink is used, as an open file such as
+	// /proc/1/ns/net; nil is that of the calling thread. Up to Linux 6.1 the kernel shows its nbd
+	// family in the initial one only.
+	NetNS *os.File
+
+	// Dial opens what takes the place of a generic netlink socket; nil opens one of the kernel's.
+	// It is called once for every command that runs at the same time as others.
+	Dial func() (Socket, error)
 
 	// Uevents opens the kernel's uevents, each Read returning one; nil takes the running kernel's.
 	Uevents func() (io.ReadCloser, error)
 
-	// DeviceNumber returns the number ("43:96") of the block device that a path leads to, and false for
-	// anything else; nil asks the file system.
+	// DeviceNumber returns the number ("43:96") of the block device that a path leads to, and false
+	// for anything else; nil asks the file system.
 	DeviceNumber func(path string) (string, bool)
 
 	// Open opens a device by its path, with the flags of os.OpenFile; nil is os.OpenFile.
 	Open func(path string, flag int) (Device, error)
 
-	// Ioctl makes an ioctl on what Open has opened, and blocks for as long as the kernel does; nil is
-	// ioctl(2).
+	// Ioctl makes an ioctl on what Open has opened, and blocks for as long as the kernel does; nil
+	// is ioctl(2).
 	Ioctl func(d Device, request, arg uintptr) error
 }
 
@@ -52,45 +62,27 @@ type Device interface {
 	Sync() error
 }
 
+// root is where the files of the system are.
+func (s *System) root() machine.Root { return machine.Root(s.Root) }
+
 // path returns the path of a file, given from the root directory on.
-func (s *System) path(elem ...string) string {
-	return filepath.Join(append([]string{s.Root, "/"}, elem...)...)
-}
+func (s *System) path(elem ...string) string { return s.root().Path(elem...) }
 
 // device returns the path of the device node.
 func (s *System) device(index int) string { return s.path(Path(index)) }
 
-// block returns the path of the device's directory in sysfs.
-func (s *System) block(index int) string { return s.path("sys/block", name(index)) }
-
-// dial opens a generic netlink connection.
-func (s *System) dial() (*genetlink.Conn, error) {
-	if s.Dial != nil {
-		return s.Dial()
-	}
-	conn, err := genetlink.Dial(nil)
-	if err != nil {
-		return nil, err
-	}
-	// The kernel says more of a refusal where it can; where it can't, that is no harm.
-	_ = conn.SetOption(netlink.ExtendedAcknowledge, true)
-	return conn, nil
+// Holders returns what finds out who uses devices of the system.
+func (s System) Holders() *holder.Finder {
+	return &holder.Finder{Root: s.root(), DeviceNumber: s.DeviceNumber}
 }
 
-// deviceNumber returns the number of the block device that a path leads to.
-func (s *System) deviceNumber(path string) (string, bool) {
-	if s.DeviceNumber != nil {
-		return s.DeviceNumber(path)
+// Claims returns the directory in which programs agree on who may change which device of the
+// system.
+func (s System) Claims() claim.Dir {
+	if s.StateDir == "" {
+		return claim.Dir(s.path(claim.Default))
 	}
-	return deviceNumber(path)
-}
-
-// deviceNumberIn is deviceNumber for a name in an open directory, which is quicker.
-func (s *System) deviceNumberIn(dir *os.File, name string) (string, bool) {
-	if s.DeviceNumber != nil {
-		return s.DeviceNumber(filepath.Join(dir.Name(), name))
-	}
-	return deviceNumberAt(int(dir.Fd()), name)
+	return claim.Dir(s.StateDir)
 }
 
 // open opens the device node.
@@ -105,7 +97,8 @@ func (s *System) open(index, flag int) (Device, error) {
 	return f, nil
 }
 
-// ioctl makes an ioctl on an open device. The error matches os.ErrClosed when it was closed meanwhile.
+// ioctl makes an ioctl on an open device. The error matches os.ErrClosed when it was closed
+// meanwhile.
 func (s *System) ioctl(d Device, request, arg uintptr) error {
 	if s.Ioctl != nil {
 		return s.Ioctl(d, request, arg)
@@ -135,33 +128,9 @@ func (s *System) uevents() (io.ReadCloser, error) {
 // linux/proc_ns.h.
 const initialUserNamespace = "user:[4026531837]"
 
-// userNamespaced reports whether this process is known to be in another user namespace. The kernel sends
-// uevents to those network namespaces only that belong to the initial one (uevent_net_init).
+// userNamespaced reports whether this process is known to be in another user namespace. The kernel
+// sends uevents to those network namespaces only that belong to the initial one (uevent_net_init).
 func (s *System) userNamespaced() bool {
 	ns, err := os.Readlink(s.path("proc/self/ns/user"))
 	return err == nil && ns != initialUserNamespace
-}
-
-// release returns the kernel's version as in 6.1, or zeroes when it can't be read.
-func (s *System) release() (major, minor int) {
-	b, err := os.ReadFile(s.path("proc/sys/kernel/osrelease"))
-	if err != nil {
-		return 0, 0
-	}
-	return parseRelease(string(b))
-}
-
-// parseRelease returns the first two numbers of a kernel release such as "6.1.0-31-amd64".
-func parseRelease(release string) (major, minor int) {
-	first, rest, _ := strings.Cut(release, ".")
-	second := rest
-	if i := strings.IndexFunc(rest, func(r rune) bool { return r < '0' || r > '9' }); i >= 0 {
-		second = rest[:i]
-	}
-	major, err := strconv.Atoi(first)
-	if err != nil {
-		return 0, 0
-	}
-	minor, _ = strconv.Atoi(second) // a release of one number has none
-	return major, minor
 }

@@ -279,8 +279,8 @@ func TestKernelTrap22AnswerAndAcknowledgement(t *testing.T) {
 		taken := w.connect(cfg)
 		w.wantState(taken, nbdnl.StateLive)
 		w.wantError(w.ConnectIndex(t.Context(), taken, witnessed(observe(t))), nbdnl.ErrBusy)
-		w.wantError(w.Disconnect(t.Context(), taken, "test:other"), nbdnl.ErrNotOwner)
-		w.wantDone("disconnect", w.Disconnect(t.Context(), taken, cfg.Identifier))
+		w.wantError(w.Drop(t.Context(), taken, "test:other"), nbdnl.ErrNotOwner)
+		w.wantDone("disconnect", w.Drop(t.Context(), taken, cfg.Identifier))
 		w.wantState(taken, nbdnl.StateIdle)
 	}
 }

@@ -72,7 +72,7 @@ func TestKernelTrap08LinkDead(t *testing.T) {
 		t.Errorf("a small socket for announcements: %v, want ENOBUFS", err)
 	}
 	w.wantState(index, nbdnl.StateLive)
-	w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
+	w.wantDone("disconnect", w.Drop(t.Context(), index, cfg.Identifier))
 	for _, s := range witnesses {
 		w.wantGone(s, "the device was disconnected")
 	}

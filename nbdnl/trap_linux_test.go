@@ -182,7 +182,7 @@ func (w world) connectIndex(index int, cfg nbdnl.Config) {
 	if err := w.ConnectIndex(w.Context(), index, cfg); err != nil {
 		w.Fatal(err)
 	}
-	w.Cleanup(func() { _ = w.Disconnect(context.Background(), index, cfg.Identifier) })
+	w.Cleanup(func() { _ = w.Drop(context.Background(), index, cfg.Identifier) })
 }
 
 // setting reads a file of the device's directory in sysfs.

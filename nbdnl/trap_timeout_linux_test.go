@@ -36,7 +36,7 @@ func TestKernelTrap02DisconnectOfHungServer(t *testing.T) {
 			<-time.After(5 * time.Millisecond)
 		}
 		if timeout > 0 {
-			disconnected := async(func() error { return w.Disconnect(t.Context(), index, cfg.Identifier) })
+			disconnected := async(func() error { return w.Drop(t.Context(), index, cfg.Identifier) })
 			w.wantDone("disconnect", w.within("disconnect", soon, disconnected))
 		} else {
 			disconnected := async(func() error {
@@ -88,7 +88,7 @@ func TestKernelTrap03NoTimeoutOneConnection(t *testing.T) {
 		if timeout == 0 {
 			wantStuck(w, "the read in flight", 3*time.Second, inFlight)
 			w.wantState(index, nbdnl.StateLive)
-			w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
+			w.wantDone("disconnect", w.Drop(t.Context(), index, cfg.Identifier))
 		}
 		if err := w.within("the read in flight", soon, inFlight); !errors.Is(err, syscall.EIO) {
 			t.Errorf("timeout %v: the read in flight: %v, want EIO", timeout, err)

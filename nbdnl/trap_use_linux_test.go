@@ -13,9 +13,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nbdctl/nbdctl/nbdnl"
-	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 	"golang.org/x/sys/unix"
+
+	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
+	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
 // Traps of those who open, mount and disconnect devices.
@@ -56,9 +58,9 @@ func TestKernelTrap11DisconnectMounted(t *testing.T) {
 	}
 	unmount := func() error { return unix.Unmount(dir, 0) }
 	t.Cleanup(func() { _ = unmount() })
-	w.wantBusy(index, cfg.Identifier, nbdnl.HolderMount, dir)
+	w.wantBusy(index, cfg.Identifier, holder.Mount, dir)
 
-	w.wantDone("bare disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
+	w.wantDone("bare disconnect", w.Drop(t.Context(), index, cfg.Identifier))
 	f := w.open(index, os.O_RDONLY|syscall.O_DIRECT)
 	if err := w.within("read", soon, w.read(f, 0)); !errors.Is(err, syscall.EIO) {
 		t.Errorf("read of a device that is disconnected: %v, want EIO", err)
@@ -93,7 +95,7 @@ func TestKernelTrap12DisconnectDropsCached(t *testing.T) {
 		if _, err := f.Write(data); err != nil {
 			t.Fatal(err)
 		}
-		w.wantBusy(index, cfg.Identifier, nbdnl.HolderProcess, nbdnl.Path(index))
+		w.wantBusy(index, cfg.Identifier, holder.Process, nbdnl.Path(index))
 		if r.writes.Load() > 0 {
 			t.Fatal("something was written already, so this shows nothing")
 		}
@@ -158,7 +160,7 @@ func TestKernelTrap14DestroyOnDisconnect(t *testing.T) {
 	cfg.ClientFlags = nbdnl.DestroyOnDisconnect
 	w.wantDone("connect", w.ConnectIndex(t.Context(), index, cfg))
 	user := w.open(index, os.O_RDONLY)
-	w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
+	w.wantDone("disconnect", w.Drop(t.Context(), index, cfg.Identifier))
 	w.wantGone(s, "it was disconnected")
 
 	next := witnessed(observe(t))
@@ -212,7 +214,7 @@ func TestKernelTrap15OpenWaitsForServer(t *testing.T) {
 		t.Error("a device could be flushed that can't be opened")
 	}
 	w.wantState(index, nbdnl.StateLive)
-	w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
+	w.wantDone("disconnect", w.Drop(t.Context(), index, cfg.Identifier))
 	_ = w.within("the first open", soon, first)
 	_ = w.within("the second open", soon, second)
 	w.wantState(index, nbdnl.StateIdle)
@@ -343,7 +345,7 @@ func TestKernelTrap30ReasonInLog(t *testing.T) {
 	index, err = w.Connect(t.Context(), cfg)
 	if !nbdnltest.StreamSockets.In(t) { // Linux 5.10 takes it, and the device would answer nothing.
 		w.wantDone("connect", err)
-		w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
+		w.wantDone("disconnect", w.Drop(t.Context(), index, cfg.Identifier))
 		return
 	}
 	if !errors.Is(err, syscall.EINVAL) || !strings.Contains(err.Error(), "the kernel log has the reason") {

@@ -1,6 +1,10 @@
 package nbdnl
 
-import "time"
+import (
+	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl/internal/names"
+)
 
 // Numbers of the kernel's NBD control interface. They are part of its stable ABI; the header that
 // declares each is named beside it, and the kernel that brought it where that is not Linux 4.12, as the
@@ -94,14 +98,10 @@ const (
 	minBlockSize     = 512
 	maxBlockSize     = 65536 // BLK_MAX_BLOCK_SIZE; a kernel may stop at its page size
 	defaultBlockSize = 1024  // NBD_DEF_BLKSIZE
-	sectorSize       = 512   // unit of /sys/block/*/size on every device
 
 	// maxTimeout is some 24 days: the kernel keeps seconds times HZ in 32 bits.
 	maxTimeout = 2_000_000 * time.Second
-	// maxIndex is the highest first minor that a device number has room for (MINORMASK).
-	maxIndex = 1<<20 - 1
+	maxIndex   = names.Max
 	// maxSockets keeps the nested attribute far below its 16-bit length.
 	maxSockets = 1024
-	// maxIdentifier is well below a page, into which the kernel prints the identifier unchecked.
-	maxIdentifier = 1024
 )

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+
+	"github.com/nbdctl/nbdctl/nbdnl/internal/backoff"
+	"github.com/nbdctl/nbdctl/nbdnl/internal/devices"
 )
 
 // WaitFree returns when the present use of the index has ended: when the device is not connected, or is
@@ -12,17 +15,17 @@ import (
 //
 // The index may still not be free for the next ConnectIndex, if somebody opens it while it is idle.
 func (c *Client) WaitFree(ctx context.Context, index int) error {
-	l, err := c.sysfs.life(index)
-	if err == nil && l.connected {
+	l, err := c.sysfs.Use(index)
+	if err == nil && l.Connected {
 		err = c.waitEnd(ctx, index, l)
 	}
 	return newError("wait", index, err)
 }
 
 // waitEnd waits until l is over.
-func (c *Client) waitEnd(ctx context.Context, index int, l life) error {
+func (c *Client) waitEnd(ctx context.Context, index int, l devices.Use) error {
 	over := func() (bool, error) {
-		now, err := c.sysfs.life(index)
+		now, err := c.sysfs.Use(index)
 		if errors.Is(err, os.ErrNotExist) {
 			return true, nil
 		}
@@ -33,8 +36,8 @@ func (c *Client) waitEnd(ctx context.Context, index int, l life) error {
 	}
 	w := c.sys.watch(index)
 	defer w.close()
-	pause := newBackoff()
-	defer pause.stop()
+	pause := backoff.New()
+	defer pause.Stop()
 	for {
 		end, err := over()
 		if end || err != nil {
@@ -42,7 +45,7 @@ func (c *Client) waitEnd(ctx context.Context, index int, l life) error {
 		}
 		// nbd_config_put removes `pid` only after it has sent its event, so that an event is a reason
 		// to look, more than once.
-		if err := pause.wait(ctx, w.changed); err != nil {
+		if err := pause.Wait(ctx, w.changed); err != nil {
 			return fmt.Errorf("it is still held: %w", err)
 		}
 	}
@@ -63,17 +66,17 @@ func (c *Client) WaitReady(ctx context.Context, index int) ([]string, error) {
 func (c *Client) waitReady(ctx context.Context, index int) ([]string, error) {
 	w := c.sys.watch(index)
 	defer w.close()
-	pause := newBackoff()
-	defer pause.stop()
+	pause := backoff.New()
+	defer pause.Stop()
 	for {
 		ready, err := c.ready(ctx, index)
 		if err != nil {
 			return nil, err
 		}
 		if ready {
-			return c.sysfs.partitions(index)
+			return c.sysfs.Partitions(index)
 		}
-		if err := pause.wait(ctx, w.changed); err != nil {
+		if err := pause.Wait(ctx, w.changed); err != nil {
 			return nil, fmt.Errorf("it is not ready yet: %w", err)
 		}
 	}
@@ -84,7 +87,7 @@ func (c *Client) ready(ctx context.Context, index int) (bool, error) {
 	if _, err := c.connected(index); err != nil {
 		return false, err
 	}
-	if size, err := c.sysfs.size(index); err != nil || size == 0 {
+	if size, err := c.sysfs.Size(index); err != nil || size == 0 {
 		return false, err // `pid` comes before the size (nbd_start_device)
 	}
 	dev, err := c.open(ctx, index, os.O_RDONLY)

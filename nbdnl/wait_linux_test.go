@@ -30,7 +30,7 @@ func TestWaitFreeReconnected(t *testing.T) {
 	done := make(chan error)
 	go func() { done <- w.WaitFree(t.Context(), index) }()
 	<-looking
-	w.wantDone("disconnect", w.DisconnectAny(t.Context(), index))
+	w.wantDone("disconnect", w.DropAny(t.Context(), index))
 	w.wantDone("connect", w.ConnectIndex(t.Context(), index, unserved(t)))
 	w.wantDone("wait", <-done)
 }
@@ -48,7 +48,7 @@ func TestWaitFreeWithoutUevents(t *testing.T) {
 	w := world{T: t, Client: c}
 	index := w.connect(unserved(t))
 	_, release := k.Hold(index)
-	w.wantDone("disconnect", w.DisconnectAny(t.Context(), index))
+	w.wantDone("disconnect", w.DropAny(t.Context(), index))
 	time.AfterFunc(20*time.Millisecond, release)
 	w.wantDone("wait", w.WaitFree(t.Context(), index))
 }

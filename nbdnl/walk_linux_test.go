@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
@@ -52,8 +53,8 @@ func (b *toll) pass(done <-chan struct{}) {
 	}
 }
 
-// TestHoldersOf finds the holders of many devices in one walk, each with its own device.
-func TestHoldersOf(t *testing.T) {
+// TestFindAll finds the holders of many devices in one walk, each with its own device.
+func TestFindAll(t *testing.T) {
 	k := nbdnltest.New(t, nbdnltest.Options{})
 	system, b := tolled(k, 15)
 	close(b.gate)
@@ -65,10 +66,10 @@ func TestHoldersOf(t *testing.T) {
 		os.WriteFile(k.Path("sys/block/nbd3/nbd3p1/holders/md7"), nil, 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	check := func(name string, of func(...int) (map[int][]nbdnl.Holder, error)) {
+	check := func(name string, f *holder.Finder) {
 		t.Helper()
 		b.walks = 0
-		found, err := of(0, 1, 2, 3, 99)
+		found, err := f.FindAll(t.Context(), 0, 1, 2, 3, 99)
 		if !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "nbd99") {
 			t.Errorf("%s: error %v, want that there is no nbd99", name, err)
 		}
@@ -89,9 +90,9 @@ func TestHoldersOf(t *testing.T) {
 			}
 		}
 	}
-	check("the system", system.HoldersOf)
-	check("the client", newClient(t, system).HoldersOf)
-	if found, err := system.HoldersOf(); len(found) != 0 || err != nil {
+	check("the system", system.Holders())
+	check("the client", newClient(t, system).Holders())
+	if found, err := system.Holders().FindAll(t.Context()); len(found) != 0 || err != nil {
 		t.Errorf("of nothing: %v, %v", found, err)
 	}
 }
@@ -133,7 +134,7 @@ func TestHoldersLaterWalk(t *testing.T) {
 		var wg sync.WaitGroup
 		look := func(want int) {
 			wg.Go(func() {
-				holders, err := w.Holders(3)
+				holders, err := w.Holders().Find(t.Context(), 3)
 				if err != nil || len(holders) != want {
 					t.Errorf("holders are %v, error %v, want %d", holders, err, want)
 				}

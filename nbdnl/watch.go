@@ -11,6 +11,9 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl/internal/backoff"
+	"github.com/nbdctl/nbdctl/nbdnl/internal/names"
 )
 
 const (
@@ -41,7 +44,7 @@ type Watch struct {
 	dead      map[int]bool  // devices whose dead connections are not reported
 	unsettled map[int]time.Time
 	queue     []Event
-	pause     *backoff // between looks at unsettled devices
+	pause     *backoff.Backoff // between looks at unsettled devices
 }
 
 // Watch begins to follow the devices, those of other programs too, until ctx ends. It needs no privilege.
@@ -54,7 +57,7 @@ func (c *Client) Watch(ctx context.Context) (*Watch, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	w := &Watch{
 		client: c, ctx: ctx, cancel: cancel,
-		notes: newNotebook(), pause: newBackoff(),
+		notes: newNotebook(), pause: backoff.New(),
 		seen: make(map[int]sight), dead: make(map[int]bool), unsettled: make(map[int]time.Time),
 	}
 	// What happens from here on is noted, and so is not lost after the first look.
@@ -137,7 +140,7 @@ func (w *Watch) subscribe() error {
 			return err
 		}
 		e := parseUevent(buf[:n])
-		if index, ok := deviceIndex(e.device); ok {
+		if index, ok := names.Index(e.device); ok {
 			w.notes.change(index, e.action == "add")
 		}
 		return nil
@@ -168,7 +171,7 @@ func (w *Watch) wait() (all bool, err error) {
 		return false, err
 	}
 	if len(w.unsettled) > 0 {
-		return false, w.pause.wait(w.ctx, w.notes.wake)
+		return false, w.pause.Wait(w.ctx, w.notes.wake)
 	}
 	var tick <-chan time.Time
 	if w.blind {
@@ -188,7 +191,7 @@ func (w *Watch) wait() (all bool, err error) {
 
 // lookFirst takes stock of the devices that are there.
 func (w *Watch) lookFirst() error {
-	indexes, err := w.client.sysfs.indexes()
+	indexes, err := w.client.sysfs.Indexes()
 	if err != nil {
 		return err
 	}
@@ -205,7 +208,7 @@ func (w *Watch) lookFirst() error {
 			s = idle(index)
 		}
 		w.seen[index] = s
-		if s.life.connected {
+		if s.use.Connected {
 			w.start = append(w.start, s.status)
 		}
 	}
@@ -220,7 +223,7 @@ func (w *Watch) look(all bool) error {
 	due = slices.AppendSeq(due, maps.Keys(w.dead))
 	due = slices.AppendSeq(due, maps.Keys(w.unsettled))
 	if all || n.all {
-		indexes, err := w.client.sysfs.indexes()
+		indexes, err := w.client.sysfs.Indexes()
 		if err != nil {
 			return err
 		}
@@ -270,7 +273,7 @@ func (w *Watch) lookAt(index int) error {
 		if !ok {
 			since = time.Now()
 			w.unsettled[index] = since
-			w.pause.next = minPause
+			w.pause.Reset()
 		}
 		if time.Since(since) < settlePatience {
 			return nil
@@ -295,7 +298,7 @@ func (w *Watch) lookAt(index int) error {
 
 // settling reports whether the device is about to become connected or idle: `pid` comes before the size,
 // and goes after it and after the uevent (nbd_start_device, nbd_config_put).
-func settling(s sight) bool { return s.life.connected && s.status.Size == 0 }
+func settling(s sight) bool { return s.use.Connected && s.status.Size == 0 }
 
 // sight looks at an index.
 func (w *Watch) sight(index int) (sight, error) {
@@ -303,5 +306,5 @@ func (w *Watch) sight(index int) (sight, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return none(index), nil
 	}
-	return sight{exists: true, life: l, status: s}, err
+	return sight{exists: true, use: l, status: s}, err
 }

@@ -72,7 +72,7 @@ func TestWatchAddRemove(t *testing.T) {
 	w.wantDone("connect", w.ConnectIndex(t.Context(), 40, cfg))
 	watch.want(40, nbdnl.EventAdd)
 	watch.want(40, nbdnl.EventConnect)
-	w.wantDone("disconnect", w.Disconnect(t.Context(), 40, cfg.Identifier))
+	w.wantDone("disconnect", w.Drop(t.Context(), 40, cfg.Identifier))
 	watch.want(40, nbdnl.EventDisconnect)
 	k.Remove(40)
 	watch.want(40, nbdnl.EventRemove)
@@ -89,7 +89,7 @@ func TestWatchReload(t *testing.T) {
 		watch.want(index, nbdnl.EventConnect)
 		k.LinkDead(index)
 		watch.want(index, nbdnl.EventLinkDead)
-		w.wantDone("disconnect", w.Disconnect(t.Context(), index, cfg.Identifier))
+		w.wantDone("disconnect", w.Drop(t.Context(), index, cfg.Identifier))
 		watch.want(index, nbdnl.EventDisconnect)
 	}
 }
@@ -131,7 +131,7 @@ func TestWatchWaitsForTheEnd(t *testing.T) {
 		}
 		begin := time.Now()
 		write("0\n")
-		time.AfterFunc(300*time.Millisecond, func() { w.wantDone("disconnect", w.DisconnectAny(t.Context(), index)) })
+		time.AfterFunc(300*time.Millisecond, func() { w.wantDone("disconnect", w.DropAny(t.Context(), index)) })
 		watch.want(index, nbdnl.EventDisconnect)
 		if d := time.Since(begin); d < 300*time.Millisecond || d > 400*time.Millisecond {
 			t.Errorf("the end was seen after %v", d)
@@ -270,7 +270,7 @@ func TestWatchDeathsOverrun(t *testing.T) {
 		k.LinkDead(index)
 	}
 	watch.want(index, nbdnl.EventLinkDead)
-	w.wantDone("disconnect", w.DisconnectAny(t.Context(), index))
+	w.wantDone("disconnect", w.DropAny(t.Context(), index))
 	for {
 		e, err := watch.Next()
 		if err != nil {

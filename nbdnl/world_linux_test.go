@@ -69,7 +69,7 @@ func (w world) connect(cfg nbdnl.Config) int {
 	}
 	w.Cleanup(func() {
 		// Already gone where the scenario has disconnected it.
-		_ = w.Disconnect(context.Background(), index, cfg.Identifier)
+		_ = w.Drop(context.Background(), index, cfg.Identifier)
 	})
 	return index
 }

@@ -56,7 +56,7 @@ func ExampleServer() {
 
 // A program that has its sockets from elsewhere, as from inetd or behind a proxy, serves one at a
 // time.
-func ExampleExport_NewConn() {
+func ExampleServer_Handshake() {
 	export, err := server.NewExport(strings.NewReader("content of an image"), server.Options{})
 	if err != nil {
 		log.Fatal(err)
@@ -65,13 +65,13 @@ func ExampleExport_NewConn() {
 	go askOnce(other)
 
 	// The client says which export it wants. One that knows no handshake, as the Linux kernel, is
-	// served without.
+	// served without (Export.NewConn).
 	srv := &server.Server{Exports: map[string]*server.Export{"": export}}
-	chosen, err := srv.Handshake(socket)
+	session, err := srv.Handshake(socket)
 	if err != nil {
 		log.Fatal(err)
 	}
-	conn := chosen.NewConn(socket, nil)
+	conn := session.Conn()
 	// Transmit returns when the client has gone. Another goroutine may call conn.Shutdown, or
 	// conn.Close.
 	if err := conn.Transmit(); err != nil {

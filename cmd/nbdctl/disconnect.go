@@ -46,7 +46,7 @@ func disconnect(c *cli.Context) error {
 		return err
 	}
 	// All are tried; the first failure gives the exit code.
-	return disconnectMany(ctx, c, stacked(targets(ctx, c, in)))
+	return disconnectMany(ctx, c, in.System, stacked(targets(ctx, c, in)))
 }
 
 // endPatience bounds the wait for a process whose device has gone already: it
@@ -121,11 +121,11 @@ func takeDown(ctx context.Context, c *cli.Context, client *nbdnl.Client, d inven
 // asked for.
 func detach(ctx context.Context, c *cli.Context, client *nbdnl.Client, d inventory.Device, force bool) (free bool, err error) {
 	err = client.Detach(ctx, d.Index, nbdnl.DetachOptions{
-		Identifier: d.Identifier,
-		Any:        !d.HasIdentifier,
-		Birth:      d.Birth,
-		Server:     d.Server(),
-		Force:      force,
+		Identifier:  d.Identifier,
+		Any:         !d.HasIdentifier,
+		Incarnation: d.Incarnation,
+		Server:      d.Server(),
+		Force:       force,
 		// No server is left to write anything to, which is no reason to keep
 		// the device. Its users are.
 		Dead: d.State() == nbdnl.StateOrphaned,

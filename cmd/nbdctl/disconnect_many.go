@@ -105,8 +105,8 @@ func ordered(all []*target, on func(upper, lower *target) bool) []*target {
 
 // disconnectMany takes the targets down, many at a time, and prints what each
 // has to say in their order.
-func disconnectMany(ctx context.Context, c *cli.Context, order []*target) error {
-	client, err := nbdnl.New() // one, so that they share their looks at all processes
+func disconnectMany(ctx context.Context, c *cli.Context, system nbdnl.System, order []*target) error {
+	client, err := system.NewClient() // one, so that they share their looks at all processes
 	if err == nil {
 		defer client.Close()
 	}

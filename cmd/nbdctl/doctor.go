@@ -46,7 +46,7 @@ func examine(c *cli.Context) (err error) {
 	}
 	ctx, stop := interruptible(c)
 	defer stop()
-	m := &doctor.Machine{LoadModule: func() error { return loadDriver(ctx) }}
+	m := &doctor.Machine{System: in.System, LoadModule: func() error { return loadDriver(ctx) }}
 	checks := m.Checks(m.StateDirectory(in.Store.Dir()), devicesCheck(in), leftoversCheck(in))
 	findings, err := examineAll(ctx, c, checks)
 	if err = errors.Join(err, m.Close()); err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/inventory"
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
 )
 
 // driverDirectory is there as long as the kernel has the driver, and /sys shows it.
@@ -53,7 +54,7 @@ func connectedIfLoaded(in *inventory.Inventory) (devices []inventory.Device, res
 
 // devicesCheck tells what is connected, and how the devices of nbdctl fare.
 func devicesCheck(in *inventory.Inventory) doctor.Check {
-	return doctor.Check{Name: "devices", Look: func(context.Context) []doctor.Finding {
+	return doctor.Check{Name: "devices", Look: func(ctx context.Context) []doctor.Finding {
 		devices, _, err := connectedIfLoaded(in)
 		if err != nil && devices == nil && !notLoaded() {
 			return []doctor.Finding{{Result: doctor.Problem, Code: exit.Failure, Seen: err.Error()}}
@@ -67,7 +68,7 @@ func devicesCheck(in *inventory.Inventory) doctor.Check {
 				continue
 			}
 			ours++
-			if f, ill := illness(d); ill {
+			if f, ill := illness(ctx, d); ill {
 				findings = append(findings, f)
 			}
 		}
@@ -84,7 +85,7 @@ func devicesCheck(in *inventory.Inventory) doctor.Check {
 
 // illness is the finding about a device of ours that does not do well. Orphans
 // have a check of their own.
-func illness(d inventory.Device) (doctor.Finding, bool) {
+func illness(ctx context.Context, d inventory.Device) (doctor.Finding, bool) {
 	f := doctor.Finding{Result: doctor.Warning, Remedy: fmt.Sprintf("nbdctl status nbd%d", d.Index)}
 	switch d.State() {
 	case nbdnl.StateDegraded:
@@ -95,7 +96,7 @@ func illness(d inventory.Device) (doctor.Finding, bool) {
 		f.Why = "it comes when the backend has let go of what was on the old ones, or requests fail"
 	case nbdnl.StateDisconnecting:
 		f.Seen = fmt.Sprintf("nbd%d was disconnected and is not free yet", d.Index)
-		f.Why = "somebody has it open: " + users(d.Index)
+		f.Why = "somebody has it open: " + users(ctx, d.Index)
 	default:
 		return f, false
 	}
@@ -136,8 +137,8 @@ func orphan(ctx context.Context, in *inventory.Inventory, d inventory.Device) do
 		Why:    "every access to it fails, and its index is taken",
 		Remedy: fmt.Sprintf("nbdctl disconnect nbd%d", d.Index),
 	}
-	if holders, err := nbdnl.Holders(d.Index); err != nil || len(holders) > 0 {
-		f.Seen += ", and it is in use: " + users(d.Index)
+	if holders, err := holder.Find(ctx, d.Index); err != nil || len(holders) > 0 {
+		f.Seen += ", and it is in use: " + users(ctx, d.Index)
 		f.Remedy = fmt.Sprintf("unmount or close it, then nbdctl disconnect nbd%d", d.Index)
 		return f
 	}
@@ -147,7 +148,7 @@ func orphan(ctx context.Context, in *inventory.Inventory, d inventory.Device) do
 		return f
 	}
 	f.Fix = func() (string, error) {
-		client, err := nbdnl.New()
+		client, err := in.System.NewClient()
 		if err != nil {
 			return "", err
 		}

@@ -47,7 +47,7 @@ func TestKernelDoctorLeftovers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := client.DisconnectAny(t.Context(), index); err != nil {
+	if err := client.DropAny(t.Context(), index); err != nil {
 		t.Fatal(err)
 	}
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/machine"
 )
 
 // loadDriver sees to it that the kernel's nbd driver is there, loading its
@@ -59,11 +61,7 @@ func probeDriver(ctx context.Context) error {
 }
 
 func kernelRelease() string {
-	b, err := os.ReadFile("/proc/sys/kernel/osrelease")
-	if err != nil {
-		return "unknown"
-	}
-	return strings.TrimSpace(string(b))
+	return cmp.Or(machine.Root("").Release().Name, "unknown")
 }
 
 // capSysAdmin is the capability that the kernel asks for (nbd.c,

@@ -13,6 +13,7 @@ import (
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/inventory"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/quantity"
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
 )
 
 func kickCommand() *cli.Command {
@@ -78,11 +79,11 @@ func unstick(ctx context.Context, d inventory.Device) (answered bool, err error)
 	defer cancel()
 	switch {
 	case d.HasIdentifier:
-		err = client.Disconnect(ctx, d.Index, d.Identifier)
-	case d.Birth != nbdnl.Birth(d.Index):
+		err = client.Drop(ctx, d.Index, d.Identifier)
+	case d.Incarnation != nbdnl.IncarnationOf(d.Index):
 		err = nbdnl.ErrNotConnected // any more, and another program may have the index
 	default:
-		err = client.DisconnectAny(ctx, d.Index)
+		err = client.DropAny(ctx, d.Index)
 	}
 	if errors.Is(err, nbdnl.ErrNotConnected) {
 		err = nil
@@ -112,7 +113,7 @@ func settle(ctx context.Context, c *cli.Context, d inventory.Device, answered bo
 		}
 	}
 	if err := waitEnd(ctx, client, d); err != nil {
-		warn(c, []string{fmt.Sprintf("nbd%d is disconnected, and not free before who uses it lets go: %s", d.Index, users(d.Index))})
+		warn(c, []string{fmt.Sprintf("nbd%d is disconnected, and not free before who uses it lets go: %s", d.Index, users(ctx, d.Index))})
 	} else if d.Entry != nil && answered {
 		ctx, cancel := context.WithTimeoutCause(ctx, kickPatience, fmt.Errorf("not within %s", kickPatience))
 		defer cancel()
@@ -126,15 +127,15 @@ func settle(ctx context.Context, c *cli.Context, d inventory.Device, answered bo
 
 // waitEnd waits until the index is free, or another program's.
 func waitEnd(ctx context.Context, client *nbdnl.Client, d inventory.Device) error {
-	if now := nbdnl.Birth(d.Index); !d.HasIdentifier && now != 0 && now != d.Birth {
+	if now := nbdnl.IncarnationOf(d.Index); !d.HasIdentifier && now != 0 && now != d.Incarnation {
 		return nil
 	}
 	return client.WaitFree(ctx, d.Index)
 }
 
 // users names who holds the device, as far as can be told.
-func users(index int) string {
-	holders, err := nbdnl.Holders(index)
+func users(ctx context.Context, index int) string {
+	holders, err := holder.Find(ctx, index)
 	if err != nil || len(holders) == 0 {
 		return "somebody who can't be seen from here"
 	}

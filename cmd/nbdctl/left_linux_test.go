@@ -15,6 +15,7 @@ import (
 
 	"github.com/nbdctl/nbdctl/backends/memory"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
@@ -24,7 +25,11 @@ import (
 const poolProgram = "NBDCTL_TEST_POOL"
 
 func servePool(devices int) error {
-	pool, err := blockdev.NewPool(blockdev.PoolOptions{Name: "pool-test"})
+	client, err := nbdnl.System{StateDir: os.Getenv("NBDCTL_STATE_DIR")}.NewClient()
+	if err != nil {
+		return err
+	}
+	pool, err := blockdev.NewPool(blockdev.PoolOptions{Name: "pool-test", Client: client})
 	if err != nil {
 		return err
 	}

@@ -197,7 +197,7 @@ func stranger(t *testing.T) string {
 	t.Cleanup(func() {
 		// Where no identifiers are kept nothing but the test disconnects it.
 		if st, err := client.Status(ctx, index); err == nil && st.Connected() && (st.Identifier == "stranger:1" || !st.HasIdentifier) {
-			if err := client.DisconnectAny(ctx, index); err != nil {
+			if err := client.DropAny(ctx, index); err != nil {
 				t.Error(err)
 			}
 		}

@@ -5,6 +5,8 @@ import (
 	"os"
 	"sync"
 	"testing"
+
+	"github.com/nbdctl/nbdctl/nbdnl/machine"
 )
 
 // A Feature is something that the drivers of some kernels do and those of others do not. What is so on
@@ -148,14 +150,11 @@ func (f *Feature) expected() (has bool, err error) {
 
 // runningVersion returns the version of the running kernel.
 func runningVersion() (v version, err error) {
-	b, err := os.ReadFile("/proc/sys/kernel/osrelease")
-	if err != nil {
-		return version{}, err
+	r := machine.Root("").Release()
+	if !r.Known() {
+		return version{}, fmt.Errorf("the kernel's release %q is not a number", r.Name)
 	}
-	if _, err := fmt.Sscanf(string(b), "%d.%d", &v.major, &v.minor); err != nil {
-		return version{}, fmt.Errorf("release %q: %w", b, err)
-	}
-	return v, nil
+	return version{r.Major, r.Minor}, nil
 }
 
 // hugePages reports whether the kernel has transparent huge pages, and with them blocks that need more

@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mdlayher/genetlink"
 	"github.com/mdlayher/netlink"
+
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
@@ -384,11 +384,11 @@ func (k *Kernel) reset() {
 }
 
 // dial opens a netlink socket.
-func (k *Kernel) dial() (*genetlink.Conn, error) {
+func (k *Kernel) dial() (nbdnl.Socket, error) {
 	s := &socket{kernel: k, closed: make(chan struct{})}
 	s.wake = make(chan struct{}, 1)
 	k.mu.Lock()
 	k.sockets++
 	k.mu.Unlock()
-	return genetlink.NewConn(netlink.NewConn(s, uint32(os.Getpid()))), nil
+	return s, nil
 }

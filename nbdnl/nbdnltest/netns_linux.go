@@ -6,10 +6,9 @@ import (
 	"runtime"
 	"testing"
 
-	"github.com/mdlayher/genetlink"
-	"github.com/mdlayher/netlink"
-	"github.com/nbdctl/nbdctl/nbdnl"
 	"golang.org/x/sys/unix"
+
+	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
 // PrivateNetwork returns the running system as it is seen from a new network namespace, where kernels up to
@@ -30,7 +29,5 @@ func PrivateNetwork(t testing.TB) nbdnl.System {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { ns.Close() })
-	return nbdnl.System{Dial: func() (*genetlink.Conn, error) {
-		return genetlink.Dial(&netlink.Config{NetNS: int(ns.Fd())})
-	}}
+	return nbdnl.System{NetNS: ns}
 }

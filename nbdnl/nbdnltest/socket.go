@@ -2,7 +2,6 @@ package nbdnltest
 
 import (
 	"encoding/binary"
-	"iter"
 	"os"
 	"sync"
 	"syscall"
@@ -15,10 +14,13 @@ import (
 // familyID is the number that this kernel has given to the nbd family.
 const familyID = 0x1f
 
+// headerLength is that of struct nlmsghdr, in bytes.
+const headerLength = 16
+
 // groupID is the number of the family's multicast group.
 const groupID = 0x0b
 
-// A socket is a generic netlink socket, as the package netlink wants one. The kernel executes a command
+// A socket is a generic netlink socket. The kernel executes a command
 // within Send, and leaves its reply for the next Receive.
 type socket struct {
 	kernel *Kernel
@@ -36,9 +38,9 @@ type socket struct {
 func (s *socket) Close() error {
 	s.once.Do(func() {
 		close(s.closed)
-		_ = s.LeaveGroup(groupID) // which it may not have joined
 		s.kernel.mu.Lock()
 		defer s.kernel.mu.Unlock()
+		delete(s.kernel.group, s) // which it may not have joined
 		s.kernel.sockets--
 	})
 	return nil
@@ -52,14 +54,6 @@ func (s *socket) JoinGroup(group uint32) error {
 	s.kernel.mu.Lock()
 	defer s.kernel.mu.Unlock()
 	s.kernel.group[s] = true
-	return nil
-}
-
-// LeaveGroup undoes JoinGroup.
-func (s *socket) LeaveGroup(uint32) error {
-	s.kernel.mu.Lock()
-	defer s.kernel.mu.Unlock()
-	delete(s.kernel.group, s)
 	return nil
 }
 
@@ -91,7 +85,11 @@ func (s *socket) deliver(m netlink.Message) {
 }
 
 // Send executes a command.
-func (s *socket) Send(m netlink.Message) error {
+func (s *socket) Send(message []byte) error {
+	var m netlink.Message
+	if err := m.UnmarshalBinary(message); err != nil {
+		return err
+	}
 	select {
 	case <-s.closed:
 		return syscall.EBADF
@@ -118,27 +116,15 @@ func (k *Kernel) count(m netlink.Message) {
 	k.counts[Command(m.Data[0])]++ // genlmsghdr begins with the command
 }
 
-// SendMessages executes commands.
-func (s *socket) SendMessages(messages []netlink.Message) error {
-	for _, m := range messages {
-		if err := s.Send(m); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // Receive returns one datagram.
-func (s *socket) Receive() ([]netlink.Message, error) {
-	for m, err := range s.ReceiveIter() {
-		return []netlink.Message{m}, err
+func (s *socket) Receive() ([]byte, error) {
+	m, err := s.receive()
+	if err != nil {
+		return nil, err
 	}
-	return nil, nil
-}
-
-// ReceiveIter yields the message of one datagram.
-func (s *socket) ReceiveIter() iter.Seq2[netlink.Message, error] {
-	return func(yield func(netlink.Message, error) bool) { yield(s.receive()) }
+	// The length that an answer has from its request is not its own.
+	m.Header.Length = uint32((headerLength + len(m.Data) + 3) &^ 3)
+	return m.MarshalBinary()
 }
 
 func (s *socket) receive() (netlink.Message, error) {
@@ -170,12 +156,6 @@ func (s *socket) receive() (netlink.Message, error) {
 		}
 	}
 }
-
-// SetDeadline bounds Receive; Send knows no bound.
-func (s *socket) SetDeadline(t time.Time) error { return s.SetReadDeadline(t) }
-
-// SetWriteDeadline has no effect.
-func (s *socket) SetWriteDeadline(time.Time) error { return nil }
 
 // SetReadDeadline bounds Receive.
 func (s *socket) SetReadDeadline(t time.Time) error {

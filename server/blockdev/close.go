@@ -100,7 +100,7 @@ func (d *Device) end(ctx context.Context) error {
 func (d *Device) detach(ctx context.Context, force bool) error {
 	o := nbdnl.DetachOptions{Identifier: d.Identifier(), Force: force, Dead: d.unserved()}
 	err := d.client.Detach(ctx, d.index, o)
-	if errors.Is(err, errors.ErrUnsupported) && d.machine.same(d.index, d.birth) {
+	if errors.Is(err, errors.ErrUnsupported) && d.machine.same(d.index, d.incarnation) {
 		// This kernel keeps no identifiers, but this is the device that was made for us.
 		o.Identifier, o.Any = "", true
 		err = d.client.Detach(ctx, d.index, o)
@@ -140,8 +140,8 @@ func (d *Device) gone(ctx context.Context) bool {
 	if err != nil {
 		return errors.Is(err, os.ErrNotExist)
 	}
-	if st.Connected() && !st.HasIdentifier && d.birth != nil {
-		return !d.machine.same(d.index, d.birth)
+	if st.Connected() && !st.HasIdentifier && d.incarnation != 0 {
+		return !d.machine.same(d.index, d.incarnation)
 	}
 	return !st.Connected() || st.HasIdentifier && st.Identifier != d.Identifier()
 }

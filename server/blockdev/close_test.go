@@ -126,7 +126,7 @@ func TestUnwritable(t *testing.T) {
 func TestDisconnectedByOther(t *testing.T) {
 	k, d := connected(t)
 	other := k.Client()
-	if err := other.Disconnect(t.Context(), d.Index(), d.Identifier()); err != nil {
+	if err := other.Drop(t.Context(), d.Index(), d.Identifier()); err != nil {
 		t.Fatal(err)
 	}
 	<-d.Done()
@@ -196,7 +196,7 @@ func TestNoIdentifiers(t *testing.T) {
 		}
 		d.cut()
 		<-d.Done()
-		if err := client.DisconnectAny(t.Context(), d.Index()); err != nil {
+		if err := client.DropAny(t.Context(), d.Index()); err != nil {
 			t.Fatal(err)
 		}
 		next, err := d.machine.connect(t.Context(), d.Index(), newStore(), Options{Client: client})

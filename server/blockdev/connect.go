@@ -182,7 +182,7 @@ func (d *Device) command(ctx context.Context, place place, sockets []syscall.Con
 	})
 	d.index = index
 	if err == nil {
-		d.birth = d.machine.birth(index)
+		d.incarnation = d.machine.system.IncarnationOf(index)
 		path := d.Path()
 		d.path.Store(&path)
 	}
@@ -196,12 +196,12 @@ func placeAt(index int) place {
 			return d.client.Connect(ctx, c)
 		}
 		// Whoever is about to disconnect the index at this moment is done with it once the claim is ours.
-		claim, err := nbdnl.Claim(ctx, index)
+		claimed, err := d.client.Claims().Claim(ctx, index)
 		if err != nil {
 			return index, err
 		}
 		defer func() {
-			if err := claim.Release(); err != nil {
+			if err := claimed.Release(); err != nil {
 				d.log.Warn("claim was not released", "device", nbdnl.Path(index), "err", err)
 			}
 		}()
@@ -225,9 +225,9 @@ func (d *Device) abandon(ctx context.Context, p *probe) error {
 func (d *Device) drop(ctx context.Context, p *probe) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
 	defer cancel()
-	err := d.client.Disconnect(ctx, d.index, d.Identifier())
+	err := d.client.Drop(ctx, d.index, d.Identifier())
 	if errors.Is(err, errors.ErrUnsupported) {
-		err = d.client.DisconnectAny(ctx, d.index) // No identifiers here; we have connected it just now.
+		err = d.client.DropAny(ctx, d.index) // No identifiers here; we have connected it just now.
 	}
 	switch {
 	case d.gone(ctx):

@@ -44,7 +44,6 @@ func lab(t *testing.T) (*nbdnltest.Kernel, machine, Options) {
 func labOn(t *testing.T, o nbdnltest.Options) (*nbdnltest.Kernel, machine, Options) {
 	k := nbdnltest.New(t, o)
 	m := machine{
-		root:   k.Path(""),
 		first:  func(context.Context, string, string, int) error { return nil },
 		system: k.System(),
 	}
@@ -211,7 +210,7 @@ func TestFailedConnect(t *testing.T) {
 		{"somebody disconnects it in the open", func(t *testing.T, k *nbdnltest.Kernel, m *machine, _ context.CancelCauseFunc) {
 			other := k.Client()
 			m.first = func(ctx context.Context, path, number string, n int) error {
-				if err := other.DisconnectAny(ctx, 0); err != nil {
+				if err := other.DropAny(ctx, 0); err != nil {
 					t.Error(err)
 				}
 				<-time.After(20 * time.Millisecond)
@@ -221,7 +220,7 @@ func TestFailedConnect(t *testing.T) {
 		{"somebody disconnects it between open and read", func(t *testing.T, k *nbdnltest.Kernel, m *machine, _ context.CancelCauseFunc) {
 			other := k.Client()
 			m.first = func(ctx context.Context, path, number string, n int) error {
-				if err := other.DisconnectAny(ctx, 0); err != nil {
+				if err := other.DropAny(ctx, 0); err != nil {
 					t.Error(err)
 				}
 				return io.EOF

@@ -3,7 +3,6 @@ package blockdev
 import (
 	"context"
 	"log/slog"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,9 +28,9 @@ type Device struct {
 	log        *slog.Logger
 	path       *atomic.Pointer[string] // for log; set by attach
 
-	index int          // set by attach
-	birth os.FileInfo  // of the kernel's device, to know it by; set by attach
-	size  atomic.Int64 // that the kernel has, in bytes
+	index       int               // set by attach
+	incarnation nbdnl.Incarnation // of the kernel's device, to know it by; set by attach
+	size        atomic.Int64      // that the kernel has, in bytes
 
 	unsure bool // the kernel has not answered to a new size; guarded by changing
 	// changing holds a value while Resize or Reconfigure is at work, commanding while the kernel makes a change, which healing asks

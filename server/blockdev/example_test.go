@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
 
@@ -78,7 +79,7 @@ func ExamplePool_Left() {
 	for _, s := range left {
 		indexes = append(indexes, s.Index)
 	}
-	users, err := nbdnl.HoldersOf(indexes...)
+	users, err := holder.FindAll(ctx, indexes...)
 	if err != nil {
 		log.Print(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
@@ -41,7 +40,7 @@ func (d *Device) flush(ctx context.Context) error {
 	default:
 	}
 	result := make(chan error, 1)
-	go func() { result <- d.machine.flush(ctx, d.index, d.birth) }()
+	go func() { result <- d.machine.flush(ctx, d.index, d.incarnation) }()
 	select {
 	case err := <-result:
 		return err
@@ -50,11 +49,11 @@ func (d *Device) flush(ctx context.Context) error {
 	}
 }
 
-// flush writes what the kernel holds back of the device that index was when it had that birth, and nothing of another one that has
+// flush writes what the kernel holds back of the device that index was in that incarnation, and nothing of another one that has
 // the index since. It takes as long as the kernel does; ctx bounds the wait for device nodes only.
-func (m machine) flush(ctx context.Context, index int, birth os.FileInfo) error {
+func (m machine) flush(ctx context.Context, index int, incarnation nbdnl.Incarnation) error {
 	ended := fmt.Errorf("blockdev: %s is not the device any more that it was: %w", nbdnl.Path(index), nbdnl.ErrNotConnected)
-	disk, ok := m.disk(index, birth)
+	disk, ok := m.disk(index, incarnation)
 	if !ok {
 		return ended
 	}

@@ -329,7 +329,7 @@ func TestHealGone(t *testing.T) {
 	other := k.Client()
 	k.Fail(nbdnltest.Reconfigure, syscall.ENOMEM)
 	d.lose(0)
-	if err := other.Disconnect(t.Context(), d.Index(), d.Identifier()); err != nil {
+	if err := other.Drop(t.Context(), d.Index(), d.Identifier()); err != nil {
 		t.Error(err)
 	}
 	<-d.Done()

@@ -34,9 +34,9 @@ func (d *Device) Kick(ctx context.Context) error {
 	// First the connections, all of them: the kernel announces the end of the device on each, and that would wait for room on one
 	// that the server does not read any more (nbd.c, send_disconnects). On a dead one it fails.
 	d.cut()
-	err := d.client.Disconnect(ctx, d.index, d.Identifier())
-	if errors.Is(err, errors.ErrUnsupported) && d.machine.same(d.index, d.birth) {
-		err = d.client.DisconnectAny(ctx, d.index) // This kernel keeps no identifiers.
+	err := d.client.Drop(ctx, d.index, d.Identifier())
+	if errors.Is(err, errors.ErrUnsupported) && d.machine.same(d.index, d.incarnation) {
+		err = d.client.DropAny(ctx, d.index) // This kernel keeps no identifiers.
 	}
 	// Where the kernel keeps no identifiers, another's device is known by its birth.
 	if missing(err) || errors.Is(err, errors.ErrUnsupported) && d.gone(ctx) {

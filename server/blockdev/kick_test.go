@@ -96,7 +96,7 @@ func TestKickOther(t *testing.T) {
 	for _, release := range []string{"6.12.0", "5.10.0"} {
 		k, d := connectedOn(t, nbdnltest.Options{Release: release})
 		other := k.Client()
-		if err := other.DisconnectAny(t.Context(), d.Index()); err != nil {
+		if err := other.DropAny(t.Context(), d.Index()); err != nil {
 			t.Fatal(err)
 		}
 		<-d.Done()
@@ -122,13 +122,13 @@ func TestKickOther(t *testing.T) {
 // TestKickUnknown holds that Kick does not say that a device has gone of which it can't be told whether it is this one.
 func TestKickUnknown(t *testing.T) {
 	k, d := connectedOn(t, nbdnltest.Options{Release: "5.10.0"})
-	client, birth := d.client, d.birth
-	d.client, d.birth = k.Client(), nil
+	client, incarnation := d.client, d.incarnation
+	d.client, d.incarnation = k.Client(), 0
 	if err := d.Kick(t.Context()); !errors.Is(err, errors.ErrUnsupported) || k.Setting(d.Index()).Sockets == 0 {
 		t.Errorf("error %v, %d connections", err, k.Setting(d.Index()).Sockets)
 	}
 	<-d.Done()
-	d.client, d.birth = client, birth
+	d.client, d.incarnation = client, incarnation
 	if err := d.Close(); err != nil {
 		t.Error(err)
 	}

@@ -11,16 +11,16 @@ import (
 	"strings"
 	"sync"
 
+	nbdmachine "github.com/nbdctl/nbdctl/nbdnl/machine"
+
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
 // A machine is where the devices are. The zero value is the running one; tests stand in front of another.
 type machine struct {
-	// root is the directory that holds sys and proc; empty is the root directory.
-	root string
 	// first opens the device node of that number ("43:96") and reads n bytes from its beginning; nil does so.
 	first func(ctx context.Context, path, number string, n int) error
-	// system tells who holds a device, and opens it.
+	// system tells who holds a device, and opens it. Its Root holds sys and proc.
 	system nbdnl.System
 }
 
@@ -46,38 +46,16 @@ const (
 // 7.2 (nbd_pending_cmd_work). Nothing shows it but the version. It was not seen with a send buffer so large that sends do not
 // block, nor without a scheduler.
 func (m machine) breaksSends() bool {
-	if m.root != "" {
-		return releaseBreaksSends(readRelease(m.path()))
+	if m.system.Root != "" {
+		return breaksSends(m.root().Release())
 	}
 	return ourBreaksSends()
 }
 
 // ourBreaksSends is of the running kernel, which does not change.
-var ourBreaksSends = sync.OnceValue(func() bool { return releaseBreaksSends(readRelease("/")) })
+var ourBreaksSends = sync.OnceValue(func() bool { return breaksSends(machine{}.root().Release()) })
 
-func releaseBreaksSends(release string) bool {
-	major, minor := parseRelease(release)
-	afterSix1 := major > 6 || major == 6 && minor > 1
-	beforeSeven2 := major < 7 || major == 7 && minor < 2
-	return afterSix1 && beforeSeven2
-}
-
-// readRelease returns the release of a kernel, or nothing where it can't be read.
-func readRelease(root string) string {
-	b, err := os.ReadFile(filepath.Join(root, "proc/sys/kernel/osrelease"))
-	if err != nil {
-		return ""
-	}
-	return string(b)
-}
-
-// parseRelease returns the first two numbers of a kernel release such as "6.1.0-31-amd64", and zeroes for what it does not know.
-func parseRelease(release string) (major, minor int) {
-	if n, _ := fmt.Sscanf(release, "%d.%d", &major, &minor); n < 2 {
-		return 0, 0
-	}
-	return major, minor
-}
+func breaksSends(r nbdmachine.Release) bool { return !r.Before(6, 2, 0) && r.Before(7, 2, 0) }
 
 // sendBuffer returns the size in bytes that the kernel's ends of the connections should have for their send buffers.
 func (m machine) sendBuffer() int {
@@ -134,20 +112,9 @@ func (m machine) number(index int, setting string) (int, error) {
 	return strconv.Atoi(strings.TrimSpace(string(b)))
 }
 
-// birth returns the file that the kernel makes with a connection of that index and removes with it; nil if there is none.
-func (m machine) birth(index int) os.FileInfo {
-	// It is not read: Linux 5.10 looks up a thread that may have exited.
-	info, err := os.Stat(m.path("sys/block", filepath.Base(nbdnl.Path(index)), "pid"))
-	if err != nil {
-		return nil
-	}
-	return info
-}
-
-// same reports whether the connection of that index is still the one with that birth.
-func (m machine) same(index int, birth os.FileInfo) bool {
-	now := m.birth(index)
-	return now != nil && birth != nil && os.SameFile(now, birth)
+// same reports whether the device of that index is still the one of that incarnation.
+func (m machine) same(index int, incarnation nbdnl.Incarnation) bool {
+	return incarnation != 0 && m.system.IncarnationOf(index) == incarnation
 }
 
 // use opens the device and reads its first block.
@@ -179,11 +146,7 @@ func (m machine) deviceNumber(path string) (string, bool) {
 	if m.system.DeviceNumber != nil {
 		return m.system.DeviceNumber(m.path(path))
 	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return "", false
-	}
-	return deviceNumber(info)
+	return nbdmachine.DeviceNumber(path)
 }
 
 // open opens a device node.
@@ -202,6 +165,7 @@ func (m machine) queue(index int, setting string) string {
 	return m.path("sys/block", filepath.Base(nbdnl.Path(index)), "queue", setting)
 }
 
-func (m machine) path(elem ...string) string {
-	return filepath.Join(append([]string{m.root, "/"}, elem...)...)
-}
+func (m machine) path(elem ...string) string { return m.root().Path(elem...) }
+
+// root is where the machine's files are.
+func (m machine) root() nbdmachine.Root { return nbdmachine.Root(m.system.Root) }

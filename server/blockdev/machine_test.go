@@ -6,19 +6,9 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-)
 
-func TestParseRelease(t *testing.T) {
-	for release, want := range map[string][2]int{
-		"6.1.0-31-amd64\n": {6, 1}, "6.12.107": {6, 12}, "7.2-rc1": {7, 2}, "5.10.223-cloud": {5, 10},
-		"6": {0, 0}, "": {0, 0}, "linux": {0, 0}, "six.one": {0, 0},
-	} {
-		major, minor := parseRelease(release)
-		if got := [2]int{major, minor}; got != want {
-			t.Errorf("%q is %v, want %v", release, got, want)
-		}
-	}
-}
+	"github.com/nbdctl/nbdctl/nbdnl"
+)
 
 // TestTune holds which settings each kernel gets, and that a backend's limit is not exceeded.
 func TestTune(t *testing.T) {
@@ -48,7 +38,7 @@ func TestTune(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			m := machine{root: t.TempDir()}
+			m := machine{system: nbdnl.System{Root: t.TempDir()}}
 			queue := filepath.Dir(m.queue(3, "scheduler"))
 			write := func(path, content string) {
 				t.Helper()

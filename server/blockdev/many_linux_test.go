@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/claim"
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
@@ -104,7 +106,7 @@ func TestKernelManyEnd(t *testing.T) {
 	devices := many(t, "NBD_TEST_MANY_DEVICES", 48)
 	anotherReady(t, fmt.Sprintf("open %d", many(t, "NBD_TEST_MANY_FILES", 2000)))
 	begin := time.Now()
-	if _, err := nbdnl.Holders(0); err != nil {
+	if _, err := holder.Find(t.Context(), 0); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("a look at all processes takes %v", time.Since(begin))
@@ -152,7 +154,7 @@ func TestKernelManyEnd(t *testing.T) {
 // detachLeased ends the devices on leased indexes, whosever they are, and returns their indexes.
 func detachLeased(t *testing.T, c *nbdnl.Client) []int {
 	t.Helper()
-	indexes, err := nbdnl.Leased()
+	indexes, err := claim.Dir("").Leased()
 	if err != nil {
 		t.Fatal(err)
 	}

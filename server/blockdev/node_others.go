@@ -5,7 +5,6 @@ package blockdev
 import (
 	"context"
 	"errors"
-	"os"
 
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
@@ -13,8 +12,6 @@ import (
 func readFirst(ctx context.Context, path, number string, n int) error {
 	return errors.ErrUnsupported
 }
-
-func deviceNumber(os.FileInfo) (string, bool) { return "", false }
 
 func syncFileSystem(dev nbdnl.Device) error { return errors.ErrUnsupported }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/claim"
 )
 
 const (
@@ -45,7 +46,7 @@ type PoolOptions struct {
 // A Pool connects devices of which a program has many, one after the other and side by side. Its devices share a client, and so
 // the sockets to the kernel; nothing else, so each fails alone, and no lock is held while the kernel works. Safe for concurrent use.
 //
-// It leases the indexes that it uses (nbdnl.Lease), so that pools of other processes do not reach for them, and so that what a
+// It leases the indexes that it uses (claim.Lease), so that pools of other processes do not reach for them, and so that what a
 // process leaves when it dies is known as such. It never takes an index on which another device is still coming to its end, or
 // that anybody has open, and adds devices to those that the module has made when all are taken.
 type Pool struct {
@@ -249,7 +250,7 @@ func (p *Pool) take(ctx context.Context, connections int) (vacancy, error) {
 
 // putBack keeps an index ready, if it is free and needed.
 func (p *Pool) putBack(v vacancy) error {
-	if p.machine.birth(v.lease.Index()) != nil {
+	if p.machine.system.IncarnationOf(v.lease.Index()) != 0 {
 		// The device is held by somebody, or could not be disconnected. Should it stay for good, it is for Reclaim.
 		return p.drop(v.lease, v.lease.Leave)
 	}
@@ -264,10 +265,10 @@ func (p *Pool) putBack(v vacancy) error {
 }
 
 // release gives up a lease.
-func (p *Pool) release(lease *nbdnl.Lease) error { return p.drop(lease, lease.Release) }
+func (p *Pool) release(lease *claim.Lease) error { return p.drop(lease, lease.Release) }
 
 // drop forgets a lease that is given up by that function.
-func (p *Pool) drop(lease *nbdnl.Lease, giveUp func() error) error {
+func (p *Pool) drop(lease *claim.Lease, giveUp func() error) error {
 	err := giveUp()
 	p.mu.Lock()
 	defer p.mu.Unlock()

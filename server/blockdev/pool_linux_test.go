@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/claim"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
@@ -170,7 +171,7 @@ func checkNoneLeft(t *testing.T, prefix string) {
 			t.Errorf("%s is left, %s", nbdnl.Path(s.Index), s.Identifier)
 		}
 	}
-	if leases, err := nbdnl.Leased(); err != nil || len(leases) > 0 {
+	if leases, err := claim.Dir("").Leased(); err != nil || len(leases) > 0 {
 		t.Errorf("leases of %v are left, error %v", leases, err)
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
@@ -15,10 +14,9 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
-// poolOn returns a pool on a fake kernel, with a state directory of its own.
+// poolOn returns a pool on a fake kernel, with the state directory of that.
 func poolOn(t *testing.T, ko nbdnltest.Options, o PoolOptions) (*nbdnltest.Kernel, *Pool) {
 	t.Helper()
-	t.Setenv("NBDCTL_STATE_DIR", t.TempDir())
 	k, m, lab := labOn(t, ko)
 	o.Client = lab.Client
 	p, err := m.newPool(o)
@@ -46,7 +44,7 @@ func (p *Pool) connected(t *testing.T) *Device {
 // leased returns which indexes are leased, or were.
 func leased(t *testing.T, p *Pool) []int {
 	t.Helper()
-	indexes, err := p.machine.system.Leased()
+	indexes, err := p.client.Claims().Leased()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,7 +129,7 @@ func TestPoolAvoids(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer lone.Close()
-	lease, err := m.system.TryLease(3) // another process, which has not connected it yet
+	lease, err := p.client.Claims().TryLease(3) // another process, which has not connected it yet
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,7 +169,7 @@ func TestPoolHusk(t *testing.T) {
 	if next.Index() == husk.Index() {
 		t.Errorf("index %d, which is held", next.Index())
 	}
-	if note, err := p.machine.system.TryLease(husk.Index()); err != nil || note.Left() != husk.Identifier() {
+	if note, err := p.client.Claims().TryLease(husk.Index()); err != nil || note.Left() != husk.Identifier() {
 		t.Errorf("what is left of %s: %v, %v", husk.Identifier(), note, err)
 	} else if err := note.Leave(); err != nil {
 		t.Error(err)
@@ -279,7 +277,7 @@ func TestPoolBounded(t *testing.T) {
 // leave makes what is there when a process has died: a device whose connections are dead, and a lease that nobody holds.
 func leave(t *testing.T, k *nbdnltest.Kernel, p *Pool, index int, noted, identifier string) *Device {
 	t.Helper()
-	lease, err := p.machine.system.TryLease(index)
+	lease, err := p.client.Claims().TryLease(index)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -332,9 +330,17 @@ func TestPoolReclaim(t *testing.T) {
 // TestPoolState holds that a state directory that can't be written stops a connect, with a reason.
 func TestPoolState(t *testing.T) {
 	k, p := poolOn(t, nbdnltest.Options{}, PoolOptions{})
-	t.Setenv("NBDCTL_STATE_DIR", filepath.Join(os.Args[0], "not a directory"))
+	stateless(t, k)
 	if _, err := p.Connect(t.Context(), newStore(), Options{}); !errors.Is(err, syscall.ENOTDIR) {
 		t.Errorf("error %v, want ENOTDIR", err)
 	}
 	checkClean(t, k)
+}
+
+// stateless puts a file where the state directory is to be.
+func stateless(t *testing.T, k *nbdnltest.Kernel) {
+	t.Helper()
+	if err := errors.Join(os.MkdirAll(k.Path("run"), 0o755), os.WriteFile(k.Path("run/nbdctl"), nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -107,8 +106,8 @@ func TestPoolWait(t *testing.T) {
 // TestPoolOnError tells why no index can be kept ready, every time.
 func TestPoolOnError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		t.Setenv("NBDCTL_STATE_DIR", filepath.Join(os.Args[0], "not a directory"))
-		_, m, lab := labOn(t, nbdnltest.Options{})
+		k, m, lab := labOn(t, nbdnltest.Options{})
+		stateless(t, k)
 		told := make(chan error)
 		p, err := m.newPool(PoolOptions{Name: "mine", Warm: 1, Client: lab.Client, OnError: func(err error) { told <- err }})
 		if err != nil {

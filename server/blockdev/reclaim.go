@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/claim"
 )
 
 // reclaimers bounds how many devices Reclaim ends at a time. Each may keep a thread in the kernel. Those that are under way share the
@@ -23,7 +24,7 @@ const reclaimers = 256
 //
 // Left tells which devices it would take.
 func (p *Pool) Reclaim(ctx context.Context) ([]int, error) {
-	indexes, err := p.machine.system.Leased()
+	indexes, err := p.client.Claims().Leased()
 	if err != nil {
 		return nil, err
 	}
@@ -77,11 +78,11 @@ func (p *Pool) reclaim(ctx context.Context, index int) (bool, error) {
 // Left returns the devices that Reclaim would take, by ascending index, and leaves them as they are: for a program that was killed to find
 // out what it had, by the identifiers that it gave, and perhaps to serve it anew instead of clearing it away. They are orphaned: there is
 // nobody to answer what is asked of them, and what waits for an answer fails in the end, if DeadTimeout was set later than else. Who
-// uses them nbdnl.HoldersOf tells.
+// uses them holder.FindAll tells.
 //
 // The device of a process that dies at this moment may be missing, or be one that was in the middle of a connect or an end.
 func (p *Pool) Left(ctx context.Context) ([]nbdnl.Status, error) {
-	indexes, err := p.machine.system.Leased()
+	indexes, err := p.client.Claims().Leased()
 	if err != nil {
 		return nil, err
 	}
@@ -122,8 +123,8 @@ func (p *Pool) left(ctx context.Context, index int) (s nbdnl.Status, ok bool, er
 }
 
 // leftAt takes the lease of an index whose holder has died and was of a pool with this name; else it returns nil.
-func (p *Pool) leftAt(index int) (*nbdnl.Lease, error) {
-	lease, err := p.machine.system.TryLease(index)
+func (p *Pool) leftAt(index int) (*claim.Lease, error) {
+	lease, err := p.client.Claims().TryLease(index)
 	switch {
 	case errors.Is(err, nbdnl.ErrBusy):
 		return nil, nil

@@ -52,7 +52,7 @@ func (d *Device) resize(ctx context.Context, size int64, force bool) error {
 		return d.grow(ctx, size)
 	}
 	if !force {
-		dev, err := d.seize(ctx)
+		dev, err := d.client.OpenExclusive(ctx, d.index)
 		if err != nil {
 			return err
 		}

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	nbdmachine "github.com/nbdctl/nbdctl/nbdnl/machine"
+
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
@@ -18,17 +20,16 @@ type layer struct {
 	dir    string // that directory
 	number string // as in "43:96"
 
-	// mark is a file in sysfs that the kernel makes when the layer comes to be where it is and removes when it goes; birth is that
-	// file as it was found.
-	mark  string
-	birth os.FileInfo
+	// mark is a file in sysfs that the kernel makes when the layer comes to be where it is and removes when it goes; incarnation
+	// is that of the file as it was found.
+	mark        string
+	incarnation nbdnl.Incarnation
 }
 
 // there reports whether the layer is still what it was: names and numbers are used again.
 func (l layer) there() bool {
-	// It is not read: Linux 5.10 looks up for pid a thread that may have exited.
-	now, err := os.Lstat(l.mark)
-	return err == nil && os.SameFile(now, l.birth)
+	now, err := nbdmachine.IncarnationOf(l.mark)
+	return err == nil && now == l.incarnation
 }
 
 // look returns a layer, or false if it is not there.
@@ -37,16 +38,16 @@ func look(name, dir, mark string) (layer, bool) {
 	if err != nil {
 		return layer{}, false
 	}
-	birth, err := os.Lstat(mark)
-	return layer{name: name, dir: dir, number: strings.TrimSpace(string(number)), mark: mark, birth: birth}, err == nil
+	incarnation, err := nbdmachine.IncarnationOf(mark)
+	return layer{name: name, dir: dir, number: strings.TrimSpace(string(number)), mark: mark, incarnation: incarnation}, err == nil
 }
 
-// disk returns the lowest layer of an index, as long as that is the connection with that birth.
-func (m machine) disk(index int, birth os.FileInfo) (layer, bool) {
+// disk returns the lowest layer of an index, as long as that is the device of that incarnation.
+func (m machine) disk(index int, incarnation nbdnl.Incarnation) (layer, bool) {
 	name := filepath.Base(nbdnl.Path(index))
 	dir := m.path("sys/block", name)
 	l, ok := look(name, dir, filepath.Join(dir, "pid"))
-	return l, ok && birth != nil && os.SameFile(l.birth, birth)
+	return l, ok && incarnation != 0 && l.incarnation == incarnation
 }
 
 // A stack is found from the disk upwards.

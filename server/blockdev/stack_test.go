@@ -198,7 +198,7 @@ func TestFlushNoNode(t *testing.T) {
 				delete(b.nodes, node)
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond) // shorter than a node is waited for
-			err := b.d.machine.flush(ctx, 0, b.d.birth)
+			err := b.d.machine.flush(ctx, 0, b.d.incarnation)
 			cancel()
 			if !errors.Is(err, os.ErrNotExist) || !strings.Contains(fmt.Sprint(err), "/dev/"+node+",") || slices.Contains(b.log, node) {
 				t.Errorf("%s is %q: error %v, synced %v", node, number, err, b.log)
@@ -269,22 +269,5 @@ func TestFlushHiddenBtrfs(t *testing.T) {
 	}
 	if err := b.d.Flush(t.Context()); err != nil {
 		t.Errorf("it was unmounted meanwhile: %v", err)
-	}
-}
-
-func TestParseMount(t *testing.T) {
-	for line, want := range map[string]mount{
-		`31 22 0:26 / /tmp/1 rw,relatime - btrfs /dev/nbd0 rw,ssd`:                                     {31, "/tmp/1", "/dev/nbd0"},
-		`4294967297 22 0:26 /a /a\040b\134\011\012 rw shared:1 master:2 - btrfs /dev/mapper/x\043y rw`: {4294967297, "/a b\\\t\n", "/dev/mapper/x#y"},
-		`31 22 0:26 / /tmp/1 rw - ext4 /dev/nbd0 rw`:                                                   {},
-		`31 22 0:26 / - btrfs /dev/nbd0`:                                                               {},
-		`x 22 0:26 / /tmp/1 rw - btrfs /dev/nbd0 rw`:                                                   {},
-		`31 22 0:26 / /tmp/1 rw - btrfs`:                                                               {},
-		``:                                                                                             {},
-	} {
-		got, ok := parseMount(line, "btrfs")
-		if ok != (want.id != 0) || ok && got != want {
-			t.Errorf("%s: %+v, %t, want %+v", line, got, ok, want)
-		}
 	}
 }

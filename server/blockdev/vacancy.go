@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/claim"
 )
 
 const (
@@ -24,7 +25,7 @@ const (
 
 // A vacancy is a free index.
 type vacancy struct {
-	lease       *nbdnl.Lease
+	lease       *claim.Lease
 	connections int // that the device had last; 0: not known
 }
 
@@ -84,7 +85,7 @@ func (p *Pool) keep() {
 }
 
 // find leases a free index: one of the devices that exist, from where the last search has ended, else a new one.
-func (p *Pool) find(ctx context.Context) (*nbdnl.Lease, error) {
+func (p *Pool) find(ctx context.Context) (*claim.Lease, error) {
 	indexes, err := p.client.Indexes()
 	if err != nil {
 		return nil, err
@@ -114,7 +115,7 @@ func (p *Pool) find(ctx context.Context) (*nbdnl.Lease, error) {
 }
 
 // lease leases that index and makes it ready for use, or returns nil when it is not free.
-func (p *Pool) lease(ctx context.Context, index int) (*nbdnl.Lease, error) {
+func (p *Pool) lease(ctx context.Context, index int) (*claim.Lease, error) {
 	p.mu.Lock()
 	ours := p.leased[index]
 	p.mu.Unlock()
@@ -126,7 +127,7 @@ func (p *Pool) lease(ctx context.Context, index int) (*nbdnl.Lease, error) {
 	if st, err := p.client.Status(ctx, index); err == nil && st.Connected() {
 		return nil, nil
 	}
-	lease, err := p.machine.system.TryLease(index)
+	lease, err := p.client.Claims().TryLease(index)
 	if errors.Is(err, nbdnl.ErrBusy) {
 		return nil, nil
 	}
@@ -182,7 +183,7 @@ func (p *Pool) calm(ctx context.Context, index int) (nbdnl.Status, error) {
 		case <-patient.Done():
 			err := context.Cause(ctx)
 			if err == nil {
-				holders, _ := p.machine.system.Holders(index) // who they are is known or not
+				holders, _ := p.client.Holders().Find(context.WithoutCancel(ctx), index) // who they are is known or not
 				err = &nbdnl.BusyError{Index: index, Holders: holders}
 			}
 			return st, fmt.Errorf("blockdev: the new device %s is still looked at: %w", nbdnl.Path(index), err)

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/claim"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
@@ -79,7 +80,7 @@ func TestKernelPoolProgram(t *testing.T) {
 	if left := ours(t, c); len(left) > 0 {
 		t.Errorf("%v are left, of one of the two", left)
 	}
-	if leases, err := nbdnl.Leased(); err != nil || len(leases) > 0 {
+	if leases, err := claim.Dir("").Leased(); err != nil || len(leases) > 0 {
 		t.Errorf("leases of %v are left, error %v", leases, err)
 	}
 }

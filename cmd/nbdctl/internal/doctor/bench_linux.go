@@ -57,14 +57,14 @@ func (m *Machine) openBench(ctx context.Context) (*bench, string) {
 	case m.bench != nil:
 		return m.bench, ""
 	}
-	c, err := nbdnl.New()
+	c, err := m.System.NewClient()
 	if err != nil {
 		return nil, err.Error()
 	}
 	b := &bench{machine: m, client: c, udev: m.exists(udevControl)}
 	// Linux 5.10 waits for the end of a device that is to go in a way that may
 	// take all of generic netlink with it. By ioctls none can be made.
-	b.fresh = !m.release().before(6, 1, 0) && m.hasDevtmpfs() && !m.byIoctl
+	b.fresh = !m.release().Before(6, 1, 0) && m.hasDevtmpfs() && !m.byIoctl
 	if err = b.take(ctx); err != nil && b.fresh {
 		b.fresh = false
 		err = b.take(ctx)
@@ -251,9 +251,9 @@ func (b *bench) end(identifier string) error {
 func (b *bench) cut(identifier string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), endPatience)
 	defer cancel()
-	err := b.client.Disconnect(ctx, b.index, identifier)
+	err := b.client.Drop(ctx, b.index, identifier)
 	if errors.Is(err, errors.ErrUnsupported) {
-		err = b.client.DisconnectAny(ctx, b.index)
+		err = b.client.DropAny(ctx, b.index)
 	}
 	if err == nil {
 		err = b.client.WaitFree(ctx, b.index)

@@ -62,7 +62,7 @@ func (m *Machine) ask(ctx context.Context, mode nbdnl.Mode) error {
 // hidden is the finding about a kernel that has the driver and does not show it.
 func (m *Machine) hidden(r Result) Finding {
 	seen := "the netlink family of the loaded module does not show in this network namespace"
-	if m.release().before(6, 12, 0) {
+	if m.release().Before(6, 12, 0) {
 		seen += ", as with kernels up to 6.1 in all but the first one"
 	}
 	return Finding{Result: r, Code: exit.Unsupported, Seen: seen}.do("nsenter --net=/proc/1/ns/net nbdctl …")

@@ -35,7 +35,7 @@ func (m *Machine) cost(ctx context.Context) []Finding {
 	if err != nil {
 		return []Finding{m.failed(err)}
 	}
-	return []Finding{costOf(took, !m.release().before(7, 3, 0))}
+	return []Finding{costOf(took, !m.release().Before(7, 3, 0))}
 }
 
 // costOf is the finding about connects and disconnects that took so long, by

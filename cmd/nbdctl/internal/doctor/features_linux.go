@@ -46,7 +46,7 @@ func (m *Machine) features(ctx context.Context) []Finding {
 	for _, o := range offered {
 		asked |= o.flag
 	}
-	if !b.fresh && !m.release().before(6, 12, 0) {
+	if !b.fresh && !m.release().Before(6, 12, 0) {
 		asked &^= sticky
 	}
 	cfg.Flags |= asked

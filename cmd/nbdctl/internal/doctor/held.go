@@ -34,7 +34,7 @@ func (m *Machine) held(ctx context.Context) []Finding {
 			continue
 		}
 		who := "somebody who can't be seen from here"
-		if holders, err := m.System.Holders(d.Index); err == nil && len(holders) > 0 {
+		if holders, err := m.System.Holders().Find(ctx, d.Index); err == nil && len(holders) > 0 {
 			who = holders[0].String()
 		}
 		findings = append(findings, warning("nbd%d is open though not connected: %s", d.Index, who).

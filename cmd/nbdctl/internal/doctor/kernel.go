@@ -19,18 +19,18 @@ func (m *Machine) kernel(context.Context) []Finding {
 	if findings != nil {
 		return findings
 	}
-	if m.release() == (release{}) {
-		return []Finding{warning("its version %q is not a number", m.releaseName()).
+	if !m.release().Known() {
+		return []Finding{warning("its version %q is not a number", m.release().Name).
 			because("what only the version tells is not known")}
 	}
-	return []Finding{ok("Linux %s", m.releaseName())}
+	return []Finding{ok("Linux %s", m.release().Name)}
 }
 
 // signals tells of the kernels that lose a connection when a signal, which the
 // Go runtime sends all the time, meets a thread that sends a request.
 func (m *Machine) signals(context.Context) []Finding {
 	r := m.release()
-	if r.before(6, 2, 0) || !r.before(7, 2, 0) {
+	if r.Before(6, 2, 0) || !r.Before(7, 2, 0) {
 		return []Finding{ok("do not disturb connections on this kernel")}
 	}
 	if m.privileged() && !m.capable(capNetAdmin) {

@@ -2,7 +2,6 @@ package doctor
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -11,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/machine"
 )
 
 // A Machine is what is examined. Its zero value is the running one. Checks
@@ -35,10 +35,11 @@ type Machine struct {
 	trial *trial
 }
 
+// root is where the machine's files are.
+func (m *Machine) root() machine.Root { return machine.Root(m.System.Root) }
+
 // path returns the path of a file, given from the root directory on.
-func (m *Machine) path(elem ...string) string {
-	return filepath.Join(append([]string{m.System.Root, "/"}, elem...)...)
-}
+func (m *Machine) path(elem ...string) string { return m.root().Path(elem...) }
 
 // read returns the content of a file without the newline at its end, and "" if
 // there is none.
@@ -56,23 +57,8 @@ func (m *Machine) exists(elem ...string) bool {
 	return err == nil
 }
 
-// A release is a kernel's version.
-type release struct{ major, minor, patch int }
-
-// before tells whether r is older than a version.
-func (r release) before(major, minor, patch int) bool {
-	return slices.Compare([]int{r.major, r.minor, r.patch}, []int{major, minor, patch}) < 0
-}
-
-// release returns the kernel's version, zeroes for what can't be read.
-func (m *Machine) release() release {
-	var r release
-	_, _ = fmt.Sscanf(m.releaseName(), "%d.%d.%d", &r.major, &r.minor, &r.patch) // as far as it goes
-	return r
-}
-
-// releaseName returns the kernel's version as it calls itself.
-func (m *Machine) releaseName() string { return m.read("proc/sys/kernel/osrelease") }
+// release returns the kernel's version.
+func (m *Machine) release() machine.Release { return m.root().Release() }
 
 // loaded tells whether the kernel has the driver at this moment.
 func (m *Machine) loaded() bool { return m.exists("sys/module/nbd") }

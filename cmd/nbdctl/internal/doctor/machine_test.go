@@ -1,7 +1,6 @@
 package doctor
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -227,20 +226,5 @@ func TestState(t *testing.T) {
 	m := healthy.with(files{"run/nbdctl": "a file"}).machine(t)
 	if f := m.stateDirectory("/run/nbdctl"); f.Result != Problem || f.Remedy != "rm /run/nbdctl" || f.Code != exit.Failure {
 		t.Error(f)
-	}
-}
-
-// TestRelease shows how versions are read.
-func TestRelease(t *testing.T) {
-	for name, want := range map[string]release{
-		"6.1.0-42-amd64": {6, 1, 0}, "6.12.107+deb13-amd64": {6, 12, 107}, "7.3": {7, 3, 0}, "6.18.44-fc-v782\n": {6, 18, 44}, "next": {}, "": {},
-	} {
-		m := files{"proc/sys/kernel/osrelease": name}.machine(t)
-		if got := m.release(); got != want {
-			t.Errorf("%q: %v, want %v", name, got, want)
-		}
-	}
-	if fmt.Sprint((release{6, 12, 0}).before(6, 2, 0), (release{6, 1, 9}).before(6, 1, 10), (release{6, 1, 0}).before(6, 1, 0)) != "false true false" {
-		t.Error("before")
 	}
 }

@@ -44,7 +44,7 @@ func (m *Machine) module(context.Context) []Finding {
 }
 
 // modules returns the directory of this kernel's modules.
-func (m *Machine) modules() string { return filepath.Join("lib/modules", m.releaseName()) }
+func (m *Machine) modules() string { return filepath.Join("lib/modules", m.release().Name) }
 
 // present tells whether the module is among those of this kernel.
 func (m *Machine) present() bool {
@@ -60,11 +60,11 @@ func (m *Machine) present() bool {
 // absent says why the module is not among those of this kernel.
 func (m *Machine) absent() Finding {
 	if m.exists(m.modules()) {
-		return problem(exit.Unsupported, "this kernel (%s) has no nbd driver, and its modules are without it", m.releaseName()).do("%s", m.install())
+		return problem(exit.Unsupported, "this kernel (%s) has no nbd driver, and its modules are without it", m.release().Name).do("%s", m.install())
 	}
 	if others, _ := os.ReadDir(m.path("lib/modules")); len(others) > 0 {
 		return problem(exit.Unsupported, "not loaded, and the modules of the running kernel (%s) are not installed, but those of %s",
-			m.releaseName(), others[len(others)-1].Name()).
+			m.release().Name, others[len(others)-1].Name()).
 			because("the kernel was replaced while it ran").do("reboot")
 	}
 	return problem(exit.Unsupported, "not loaded, and there are no modules in /lib/modules, as in a container").do("modprobe nbd, on the host")
@@ -72,7 +72,7 @@ func (m *Machine) absent() Finding {
 
 // install says how this distribution installs the module.
 func (m *Machine) install() string {
-	release := m.releaseName()
+	release := m.release().Name
 	var ids []string
 	for _, line := range m.configLines("etc/os-release") {
 		key, value, _ := strings.Cut(line, "=")

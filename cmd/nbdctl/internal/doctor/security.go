@@ -19,15 +19,15 @@ func (m *Machine) security(context.Context) []Finding {
 		module = "AppArmor"
 	}
 	r := m.release()
-	affected := !r.before(6, 11, 0) && r.before(6, 18, 0) &&
-		!(r.major == 6 && r.minor == 12 && r.patch >= 56) && !(r.major == 6 && r.minor == 17 && r.patch >= 6)
+	affected := !r.Before(6, 11, 0) && r.Before(6, 18, 0) &&
+		!(r.Major == 6 && r.Minor == 12 && r.Patch >= 56) && !(r.Major == 6 && r.Minor == 17 && r.Patch >= 6)
 	switch {
 	case module == "":
 		return []Finding{ok("neither SELinux nor AppArmor")}
 	case !affected:
 		return []Finding{ok("%s, which does not disturb connections on this kernel", module)}
 	}
-	return []Finding{warning("%s, and a kernel (%s) that asks it about connections to the server", module, m.releaseName()).
+	return []Finding{warning("%s, and a kernel (%s) that asks it about connections to the server", module, m.release().Name).
 		because("a confined program that uses a device, or a file on it, can cost the device its connection (Send control failed, result -13)").
 		do("a kernel from 6.18 on, 6.17.6 or 6.12.56")}
 }

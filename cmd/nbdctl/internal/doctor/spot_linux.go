@@ -9,6 +9,7 @@ import (
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/claim"
 )
 
 // A spot is an index that devices are made on. It is leased, which keeps pools
@@ -17,7 +18,7 @@ import (
 // any other program may get it between two devices.
 type spot struct {
 	index int
-	lease *nbdnl.Lease
+	lease *claim.Lease
 	// made is that it was made here, and so may go.
 	made bool
 	// settings are those of an index that was not made here, as they were.
@@ -57,7 +58,7 @@ func (b *bench) evade(ctx context.Context, err error) bool {
 
 // occupy leases an index. The error matches nbdnl.ErrBusy if that is another's.
 func (b *bench) occupy(index int) (*spot, error) {
-	lease, err := b.machine.System.TryLease(index)
+	lease, err := b.machine.System.Claims().TryLease(index)
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +118,7 @@ func (b *bench) idle(ctx context.Context) (*spot, error) {
 
 // claimed does something while the index is claimed.
 func (b *bench) claimed(ctx context.Context, index int, do func() error) error {
-	claim, err := b.machine.System.Claim(ctx, index)
+	claim, err := b.machine.System.Claims().Claim(ctx, index)
 	if err != nil {
 		return err
 	}

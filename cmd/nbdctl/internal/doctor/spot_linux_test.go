@@ -43,7 +43,7 @@ func newBench(t *testing.T, k *nbdnltest.Kernel, fresh bool) *bench {
 // is not taken for one's own any more when another program uses it.
 func TestSpotFresh(t *testing.T) {
 	k := nbdnltest.New(t, nbdnltest.Options{Devices: 2})
-	pool, err := k.System().TryLease(2)
+	pool, err := k.System().Claims().TryLease(2)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +51,7 @@ func TestSpotFresh(t *testing.T) {
 	if b.index != 3 || !b.made {
 		t.Fatalf("it took nbd%d, made %t", b.index, b.made)
 	}
-	if _, err := k.System().TryLease(3); !errors.Is(err, nbdnl.ErrBusy) {
+	if _, err := k.System().Claims().TryLease(3); !errors.Is(err, nbdnl.ErrBusy) {
 		t.Errorf("nbd3 can be leased by others: %v", err)
 	}
 	stranger(t, k, 3)
@@ -69,7 +69,7 @@ func TestSpotFresh(t *testing.T) {
 	for _, index := range []int{2, 3} {
 		if index == 2 {
 			err = pool.Release()
-		} else if pool, err = k.System().TryLease(index); err == nil {
+		} else if pool, err = k.System().Claims().TryLease(index); err == nil {
 			err = pool.Release()
 		}
 		if err != nil {

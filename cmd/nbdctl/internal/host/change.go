@@ -87,7 +87,7 @@ func (h *Host) change(ctx context.Context, device *blockdev.Device, c Change) er
 		err := resize(ctx, *c.Size)
 		var busy *nbdnl.BusyError
 		if errors.As(err, &busy) {
-			return fmt.Errorf("not made shorter: %w; unmount or close it, or use --force", err)
+			return fmt.Errorf("not made shorter: %w; unmount or close it, or use --force", busy)
 		}
 		if err != nil {
 			return err

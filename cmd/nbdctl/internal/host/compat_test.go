@@ -85,7 +85,7 @@ func TestOldRecords(t *testing.T) {
 	want := &Record{
 		Version: 1, UUID: "1c538763-e47d-479e-a829-35164bf4e0e6",
 		Identifier: "nbdctl:1c538763-e47d-479e-a829-35164bf4e0e6",
-		Phase:      PhaseLive, PID: 768, Index: &index, Birth: 14747, Mode: "netlink", Since: since, Serving: 2,
+		Phase:      PhaseLive, PID: 768, Index: &index, Incarnation: 14747, Mode: "netlink", Since: since, Serving: 2,
 		Size: 32 << 20, BlockSize: 512,
 		Log: "/run/nbdctl/1c538763-e47d-479e-a829-35164bf4e0e6/log",
 		Spec: Spec{Label: "scratch", Kind: "memory", Options: []string{"limit=1M"}, Size: 64 << 20, Connections: 2,

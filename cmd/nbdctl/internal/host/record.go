@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
 // recordVersion is raised when a reader of the old form would misread the new one.
@@ -33,8 +35,8 @@ type Record struct {
 	PID        int    `json:"pid"`
 	// Index is nil until the kernel has given the device a number.
 	Index *int `json:"index"`
-	// Birth is what nbdnl.Birth said of the index at the connect.
-	Birth uint64 `json:"birth,omitempty"`
+	// Incarnation is that of the index at the connect.
+	Incarnation nbdnl.Incarnation `json:"birth,omitempty"`
 	// Mode is how the kernel was told: "netlink" or "ioctl".
 	Mode  string    `json:"mode,omitempty"`
 	Since time.Time `json:"since"`

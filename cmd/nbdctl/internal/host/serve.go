@@ -102,7 +102,7 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 
 	// Its netlink socket sends CONNECT and stays open for the life of the
 	// device, or its thread keeps the device connected.
-	client, err := h.Spec.system().NewClient()
+	client, err := h.Spec.system(h.Store).NewClient()
 	if err != nil {
 		return err
 	}
@@ -173,7 +173,7 @@ func (h *Host) publish(ctx context.Context, device *blockdev.Device, warnings []
 	index := device.Index()
 	if err := h.update(func(r *Record) {
 		r.Index = &index
-		r.Birth = nbdnl.Birth(index)
+		r.Incarnation = nbdnl.IncarnationOf(index)
 		r.Mode = device.Mode().String()
 		r.Phase = PhaseLive
 		r.Serving = device.Alive()
@@ -319,7 +319,7 @@ func (h *Host) lost(device *blockdev.Device, err error) error {
 func (h *Host) waitFree(ctx context.Context, client *nbdnl.Client, device *blockdev.Device) error {
 	st, err := client.Status(ctx, device.Index())
 	if err != nil || !st.Connected() || st.HasIdentifier && st.Identifier != h.record.Identifier ||
-		!st.HasIdentifier && nbdnl.Birth(device.Index()) != h.record.Birth {
+		!st.HasIdentifier && nbdnl.IncarnationOf(device.Index()) != h.record.Incarnation {
 		return nil // free, or somebody else's already
 	}
 	if err := h.update(func(r *Record) { r.Phase = PhaseDisconnecting }); err != nil {

@@ -48,9 +48,10 @@ func (s Spec) Backend() string {
 }
 
 // system is the machine as it is to be controlled.
-func (s Spec) system() nbdnl.System {
+func (s Spec) system(store *Store) nbdnl.System {
+	system := store.System()
 	if s.Ioctl {
-		return nbdnl.System{Mode: nbdnl.ModeIoctl}
+		system.Mode = nbdnl.ModeIoctl
 	}
-	return nbdnl.System{}
+	return system
 }

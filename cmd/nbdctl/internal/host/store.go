@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/claim"
 )
 
 // maxSocketPath is the longest path that a Unix socket address holds, less the
@@ -25,7 +27,7 @@ type Store struct{ dir string }
 func OpenStore() (*Store, error) {
 	dir := os.Getenv("NBDCTL_STATE_DIR")
 	if dir == "" {
-		dir = "/run/nbdctl"
+		dir = claim.Default
 	}
 	if !filepath.IsAbs(dir) {
 		return nil, exit.Usagef("NBDCTL_STATE_DIR=%q: must be an absolute path", dir)
@@ -38,6 +40,9 @@ func OpenStore() (*Store, error) {
 
 // Dir returns the directory, which may not exist.
 func (s *Store) Dir() string { return s.dir }
+
+// System is the running machine, where programs meet in the directory.
+func (s *Store) System() nbdnl.System { return nbdnl.System{StateDir: s.dir} }
 
 const uuidForLength = "00000000-0000-0000-0000-000000000000"
 

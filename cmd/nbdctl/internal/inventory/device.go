@@ -7,6 +7,7 @@ import (
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/holder"
 )
 
 // A Device is what the kernel and our records together say of one.
@@ -15,11 +16,11 @@ type Device struct {
 	nbdnl.Status
 	// Entry is the record of the process that serves it; nil if there is none.
 	Entry *host.Entry
-	// Birth is nbdnl.Birth of the use of the index that this is about, where no identifier tells; 0
+	// Incarnation is that the use of the index that this is about, where no identifier tells; 0
 	// is unknown.
-	Birth uint64
+	Incarnation nbdnl.Incarnation
 	// Left is whether another program's device is known to have nobody who serves it: its index was
-	// leased (nbdnl.Lease), and the process that had it has ended.
+	// leased (claim.Lease), and the process that had it has ended.
 	Left bool
 
 	root string // the directory that holds proc
@@ -100,9 +101,9 @@ func (d *Device) Connector() string {
 
 // keeps tells whether h is the process that keeps our device connected by having it open, which is
 // not use.
-func (d *Device) keeps(h nbdnl.Holder) bool {
+func (d *Device) keeps(h holder.Holder) bool {
 	return d.Entry != nil && d.Entry.Mode == nbdnl.ModeIoctl.String() &&
-		h.Kind == nbdnl.HolderProcess && h.PID == d.Entry.PID
+		h.Kind == holder.Process && h.PID == d.Entry.PID
 }
 
 // comm is the name of the process pid, in the machine below root.

@@ -22,8 +22,8 @@ type Inventory struct {
 	Store *host.Store
 	// System has the devices.
 	System nbdnl.System
-	// birth takes the place of nbdnl.Birth in tests, unless it is nil.
-	birth func(index int) uint64
+	// incarnation takes the place of System.IncarnationOf in tests, unless it is nil.
+	incarnation func(index int) nbdnl.Incarnation
 }
 
 // Open returns the inventory of the running machine, with the store that the environment names.
@@ -32,7 +32,7 @@ func Open() (*Inventory, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Inventory{Store: store}, nil
+	return &Inventory{Store: store, System: store.System()}, nil
 }
 
 // patience bounds the wait for what sysfs does not tell.
@@ -99,7 +99,7 @@ func (in *Inventory) Sweep(ctx context.Context) error {
 func (in *Inventory) pair(st nbdnl.Status, entries []host.Entry) (Device, []host.Entry) {
 	d := Device{Status: st, root: in.System.Root}
 	if d.Connected() && !d.HasIdentifier {
-		d.Birth = in.birthOf(st.Index)
+		d.Incarnation = in.incarnationOf(st.Index)
 	}
 	i := -1
 	for j, e := range entries {
@@ -112,15 +112,15 @@ func (in *Inventory) pair(st nbdnl.Status, entries []host.Entry) (Device, []host
 	if i >= 0 {
 		e := entries[i]
 		d.Entry = &e
-		if e.Birth != 0 && !d.HasIdentifier {
-			d.Birth = e.Birth
+		if e.Incarnation != 0 && !d.HasIdentifier {
+			d.Incarnation = e.Incarnation
 		}
 		entries = slices.Delete(entries, i, i+1)
 	}
 	if d.Connected() && !d.Ours() && d.Identifier != "" {
 		// Of devices without a lease nothing can be known, for they may well outlive the
 		// process that connected them; nor, without privilege, of the others.
-		left, err := in.System.LeftAt(d.Index)
+		left, err := in.System.Claims().LeftAt(d.Index)
 		d.Left = err == nil && left == d.Identifier
 	}
 	return d, entries
@@ -140,19 +140,19 @@ func (in *Inventory) matches(st nbdnl.Status, e host.Entry) bool {
 	if st.Mode != nbdnl.ModeUnknown && e.Mode != "" && e.Mode != st.Mode.String() {
 		return false
 	}
-	if e.Birth != 0 && e.Birth != in.birthOf(st.Index) {
+	if e.Incarnation != 0 && e.Incarnation != in.incarnationOf(st.Index) {
 		return false // of a former use of the index
 	}
 	// The process's number is another in a container.
 	return st.OwnerPID == 0 || e.Alive && (st.OwnerPID == e.PID || comm(in.System.Root, st.OwnerPID) == servingName)
 }
 
-// birthOf tells the present use of an index from those before and after it.
-func (in *Inventory) birthOf(index int) uint64 {
-	if in.birth != nil {
-		return in.birth(index)
+// incarnationOf tells the present use of an index from those before and after it.
+func (in *Inventory) incarnationOf(index int) nbdnl.Incarnation {
+	if in.incarnation != nil {
+		return in.incarnation(index)
 	}
-	return nbdnl.Birth(index)
+	return in.System.IncarnationOf(index)
 }
 
 // commPath is the file below root with the name of the process pid.

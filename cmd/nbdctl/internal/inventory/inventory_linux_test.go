@@ -112,8 +112,8 @@ func TestMatches(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		dead   bool
-		comm   string // of the process that the kernel names
-		birth  uint64 // of the device
+		comm   string            // of the process that the kernel names
+		use    nbdnl.Incarnation // of the device
 		change func(*host.Record)
 		want   bool
 	}{
@@ -122,18 +122,18 @@ func TestMatches(t *testing.T) {
 		{"another program's process", false, "nbd-client", 7, func(r *host.Record) { r.PID = 3 }, false},
 		{"a process that was killed", true, "nbdctl", 7, nil, false},
 		{"of a former use of the index", false, "nbdctl", 8, nil, false},
-		{"that tells no use of it", false, "nbdctl", 8, func(r *host.Record) { r.Birth = 0 }, true},
+		{"that tells no use of it", false, "nbdctl", 8, func(r *host.Record) { r.Incarnation = 0 }, true},
 		{"by netlink", false, "nbdctl", 7, func(r *host.Record) { r.Mode = "netlink" }, false},
 		{"of another index", false, "nbdctl", 7, func(r *host.Record) { *r.Index = 0 }, false},
 		{"that connects", false, "nbdctl", 7, func(r *host.Record) { r.Index = nil }, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			m := newMachine(t, nbdnltest.Options{Devices: 2})
-			m.birth = func(int) uint64 { return tt.birth }
+			m.incarnation = func(int) nbdnl.Incarnation { return tt.use }
 			m.ConnectIoctl(1, 1<<20)
 			m.owner(1, tt.comm)
 			m.put(record(1, func(r *host.Record) {
-				r.Mode, r.Birth = "ioctl", 7
+				r.Mode, r.Incarnation = "ioctl", 7
 				if tt.change != nil {
 					tt.change(r)
 				}
@@ -146,8 +146,8 @@ func TestMatches(t *testing.T) {
 			if got := d.Entry != nil; got != tt.want || d.Ours() != tt.want || (len(rest) == 0) != tt.want {
 				t.Errorf("it has the record: %v, want %v; %d records are left", got, tt.want, len(rest))
 			}
-			if d.Birth != tt.birth && d.Birth != 7 {
-				t.Errorf("its birth is %d", d.Birth)
+			if d.Incarnation != tt.use && d.Incarnation != 7 {
+				t.Errorf("its incarnation is %d", d.Incarnation)
 			}
 		})
 	}

@@ -135,7 +135,7 @@ func (in *Inventory) Full(ctx context.Context, index int) (*Full, error) {
 // FullOf asks everybody who knows something about d.
 func (in *Inventory) FullOf(ctx context.Context, d Device) (*Full, error) {
 	v := &Full{View: d.View(), Holders: []string{}}
-	holders, err := in.System.Holders(d.Index)
+	holders, err := in.System.Holders().Find(ctx, d.Index)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,6 @@
 //go:build !linux
 
-package nbdnl
+package claim
 
 import (
 	"errors"

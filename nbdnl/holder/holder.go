@@ -1,32 +1,32 @@
-package nbdnl
+package holder
 
 import "fmt"
 
-// A HolderKind is the way in which something uses a device.
-type HolderKind uint8
+// A Kind is the way in which something uses a device.
+type Kind uint8
 
 // The kinds of holders.
 const (
-	HolderProcess   HolderKind = iota // a process has the device open
-	HolderMount                       // a file system on it is mounted
-	HolderSwap                        // it is swap space
-	HolderDevice                      // another block device is made of it: dm, md, loop
-	HolderExclusive                   // somebody unknown has it open exclusively
+	Process   Kind = iota // a process has the device open
+	Mount                 // a file system on it is mounted
+	Swap                  // it is swap space
+	Device                // another block device is made of it: dm, md, loop
+	Exclusive             // somebody unknown has it open exclusively
 )
 
 var holderNames = [...]string{"process", "mount", "swap", "device", "exclusive"}
 
 // String returns the kind's name: "process", "mount", "swap", "device" or "exclusive".
-func (k HolderKind) String() string {
+func (k Kind) String() string {
 	if int(k) < len(holderNames) {
 		return holderNames[k]
 	}
-	return fmt.Sprintf("HolderKind(%d)", uint8(k))
+	return fmt.Sprintf("Kind(%d)", uint8(k))
 }
 
 // A Holder is one user of a device or of a partition of it.
 type Holder struct {
-	Kind HolderKind
+	Kind Kind
 	// PID is the process that has it open, or one that sees the mount.
 	PID int
 	// Comm is that process's name.
@@ -41,16 +41,16 @@ type Holder struct {
 // String describes the holder for people.
 func (h Holder) String() string {
 	switch h.Kind {
-	case HolderProcess:
+	case Process:
 		return fmt.Sprintf("process %d (%s) with %s open", h.PID, h.Comm, h.Device)
-	case HolderMount:
+	case Mount:
 		if h.PID != 0 {
 			return fmt.Sprintf("mount of %s at %s (seen by process %d, %s)", h.Device, h.Path, h.PID, h.Comm)
 		}
 		return fmt.Sprintf("mount of %s at %s", h.Device, h.Path)
-	case HolderSwap:
+	case Swap:
 		return fmt.Sprintf("swap on %s", h.Device)
-	case HolderDevice:
+	case Device:
 		return fmt.Sprintf("device %s on %s", h.Path, h.Device)
 	}
 	return "an exclusive user that could not be found (a mount in another namespace, or the kernel itself)"

@@ -1,8 +1,6 @@
-package nbdnl
+package holder
 
 import (
-	"bufio"
-	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -10,13 +8,17 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/nbdctl/nbdctl/nbdnl/internal/devices"
+	"github.com/nbdctl/nbdctl/nbdnl/internal/names"
+	"github.com/nbdctl/nbdctl/nbdnl/machine"
 )
 
 // A walk goes once through all that shows who uses some devices.
 type walk struct {
-	sys   *System
-	done  chan struct{} // closed at the end of a walk that is shared
-	disks map[int]*disk // by index
+	finder *Finder
+	done   chan struct{} // closed at the end of a walk that is shared
+	disks  map[int]*disk // by index
 	// parts are the devices and their partitions, by number: "43:96" is nbd3.
 	parts map[string]part
 }
@@ -25,7 +27,7 @@ type walk struct {
 type disk struct {
 	err    error // why it can't be looked at
 	traces []trace
-	keeper descriptor // by which NBD_DO_IT keeps it connected
+	keeper Descriptor // by which NBD_DO_IT keeps it connected
 }
 
 // A part is a device or a partition of it.
@@ -40,8 +42,8 @@ type trace struct {
 	fd     int // of a process
 }
 
-func (s *System) newWalk() *walk {
-	return &walk{sys: s, done: make(chan struct{}), disks: make(map[int]*disk), parts: make(map[string]part)}
+func (f *Finder) newWalk() *walk {
+	return &walk{finder: f, done: make(chan struct{}), disks: make(map[int]*disk), parts: make(map[string]part)}
 }
 
 // add has the walk, which must not have begun, look for the holders of these devices too.
@@ -67,16 +69,17 @@ func (w *walk) run() {
 
 // find learns the numbers of a device and its partitions, and what the kernel has linked to them.
 func (w *walk) find(index int, d *disk) error {
-	d.keeper = w.sys.keeper(index)
-	dir := w.sys.block(index)
-	partitions, err := filepath.Glob(filepath.Join(dir, name(index)+"p*"))
+	tree := devices.New(w.finder.Root)
+	d.keeper = Descriptor{tree.Keeper(index), AnyFD}
+	dir := tree.Dir(index)
+	partitions, err := filepath.Glob(filepath.Join(dir, names.Device(index)+"p*"))
 	if err != nil {
 		return err
 	}
 	for _, dir := range append([]string{dir}, partitions...) {
 		p := part{d, filepath.Base(dir)}
 		number, err := os.ReadFile(filepath.Join(dir, "dev"))
-		if errors.Is(err, os.ErrNotExist) && p.name != name(index) {
+		if errors.Is(err, os.ErrNotExist) && p.name != names.Device(index) {
 			continue // the partition was removed meanwhile
 		}
 		if err != nil {
@@ -98,8 +101,8 @@ func (p part) note(h Holder, fd int) {
 // sysfs: device mapper, md and their like.
 func (w *walk) stacked(dir string, p part) {
 	for _, above := range list(filepath.Join(dir, "holders")) {
-		h := Holder{Kind: HolderDevice, Path: above}
-		if b, err := os.ReadFile(w.sys.path("sys/block", above, "dm/name")); err == nil {
+		h := Holder{Kind: Device, Path: above}
+		if b, err := os.ReadFile(w.finder.Root.Path("sys/block", above, "dm/name")); err == nil {
 			h.Path = strings.TrimSpace(string(b))
 		}
 		p.note(h, 0)
@@ -108,7 +111,7 @@ func (w *walk) stacked(dir string, p part) {
 
 // loops finds loop devices, which the kernel does not link to what they are made of.
 func (w *walk) loops() {
-	files, err := filepath.Glob(w.sys.path("sys/block/loop*/loop/backing_file"))
+	files, err := filepath.Glob(w.finder.Root.Path("sys/block/loop*/loop/backing_file"))
 	if err != nil {
 		return
 	}
@@ -119,116 +122,96 @@ func (w *walk) loops() {
 		}
 		if p, ok := w.part(strings.TrimSuffix(string(b), "\n")); ok {
 			loop := filepath.Base(filepath.Dir(filepath.Dir(f)))
-			p.note(Holder{Kind: HolderDevice, Path: loop}, 0)
+			p.note(Holder{Kind: Device, Path: loop}, 0)
 		}
 	}
 }
 
 // mounts finds mounts in the mount namespaces of all processes.
 func (w *walk) mounts() {
-	seen := make(map[string]bool)
-	for _, pid := range w.processIDs() {
-		ns, err := os.Readlink(w.sys.path("proc", pid, "ns/mnt"))
-		if err != nil || seen[ns] {
-			continue
-		}
-		seen[ns] = true
-		f, err := os.Open(w.sys.path("proc", pid, "mountinfo"))
-		if err != nil {
-			continue
-		}
-		for lines := longLines(f); lines.Scan(); {
-			w.mount(lines.Text(), pid)
-		}
-		_ = f.Close() // only read
+	for m := range w.finder.Root.Mounts() {
+		w.mount(m)
 	}
 }
 
-// mount notes the mount that a line of mountinfo describes, as pid sees it.
-func (w *walk) mount(line, pid string) {
-	m, ok := parseMount(line)
-	if !ok {
-		return
-	}
-	p, ok := w.parts[m.number]
-	if !ok && strings.HasPrefix(m.source, "/dev/") {
+// mount notes the mount if it is one of the devices.
+func (w *walk) mount(m machine.Mount) {
+	p, ok := w.parts[m.Number]
+	if !ok && strings.HasPrefix(m.Source, "/dev/") {
 		// btrfs and its like show a number of their own.
-		p, ok = w.part(m.source)
+		p, ok = w.part(m.Source)
 	}
 	if !ok {
 		return
 	}
 	already := func(t trace) bool {
-		return t.holder.Kind == HolderMount && t.holder.Path == m.point && t.holder.Device == p.name
+		return t.holder.Kind == Mount && t.holder.Path == m.Point && t.holder.Device == p.name
 	}
 	if slices.ContainsFunc(p.disk.traces, already) {
 		return
 	}
-	h := Holder{Kind: HolderMount, Path: m.point}
-	if pid != self {
-		h.PID, h.Comm = w.process(pid)
+	h := Holder{Kind: Mount, Path: m.Point, PID: m.PID}
+	if m.PID != 0 {
+		h.Comm = w.comm(m.PID)
 	}
 	p.note(h, 0)
 }
 
 // swaps finds swap space.
 func (w *walk) swaps() {
-	f, err := os.Open(w.sys.path("proc/swaps"))
+	f, err := os.Open(w.finder.Root.Path("proc/swaps"))
 	if err != nil {
 		return
 	}
 	defer f.Close()
-	for lines := longLines(f); lines.Scan(); {
+	for lines := machine.LongLines(f); lines.Scan(); {
 		path, _, _ := strings.Cut(lines.Text(), " ")
 		path, _, _ = strings.Cut(path, "\t")
-		if p, ok := w.part(unescape(path)); ok {
-			p.note(Holder{Kind: HolderSwap, Path: unescape(path)}, 0)
+		if p, ok := w.part(machine.Unescape(path)); ok {
+			p.note(Holder{Kind: Swap, Path: machine.Unescape(path)}, 0)
 		}
 	}
 }
 
 // processes finds processes that have a device open.
 func (w *walk) processes() {
-	for _, pid := range w.processIDs() {
-		if pid != self { // which comes again under its number
-			w.descriptors(pid)
-		}
+	for _, pid := range w.finder.Root.Processes() {
+		w.descriptors(pid)
 	}
 }
 
-// descriptors finds those of a process. There may be tens of thousands on a machine, so that each is looked at by one system
-// call, and no other if it is none of a block device.
-func (w *walk) descriptors(pid string) {
-	dir, err := os.Open(w.sys.path("proc", pid, "fd"))
+// descriptors finds those of a process. There may be tens of thousands on a machine, so that each
+// is looked at by one system call, and no other if it is none of a block device.
+func (w *walk) descriptors(pid int) {
+	process := w.finder.Root.Path("proc", strconv.Itoa(pid))
+	dir, err := os.Open(filepath.Join(process, "fd"))
 	if err != nil {
 		return // it has exited, or may not be looked at
 	}
 	defer dir.Close()
 	names, _ := dir.Readdirnames(-1) // those that it returns with an error do
 	for _, fd := range names {
-		number, ok := w.sys.deviceNumberIn(dir, fd)
+		number, ok := w.finder.deviceNumberIn(dir, fd)
 		if !ok {
 			continue
 		}
 		p, ours := w.parts[number]
 		n, err := strconv.Atoi(fd)
-		if !ours || err != nil || w.isPathOnly(pid, fd) {
+		if !ours || err != nil || isPathOnly(process, fd) {
 			continue
 		}
 		path, err := os.Readlink(filepath.Join(dir.Name(), fd))
 		if err != nil {
 			continue // closed
 		}
-		h := Holder{Kind: HolderProcess, Path: path}
-		h.PID, h.Comm = w.process(pid)
-		p.note(h, n)
+		p.note(Holder{Kind: Process, Path: path, PID: pid, Comm: w.comm(pid)}, n)
 	}
 }
 
 // isPathOnly reports whether a descriptor was opened with O_PATH, which does not open the device.
-func (w *walk) isPathOnly(pid, fd string) bool {
+func isPathOnly(process, fd string) bool {
 	const oPath = 0o10000000 // O_PATH, asm-generic/fcntl.h
-	b, err := os.ReadFile(w.sys.path("proc", pid, "fdinfo", fd))
+	b, err := os.ReadFile(filepath.Join(process, "fdinfo", fd))
 	if err != nil {
 		return false
 	}
@@ -238,9 +221,10 @@ func (w *walk) isPathOnly(pid, fd string) bool {
 	return err == nil && flags&oPath != 0
 }
 
-// part returns the device or partition, if it is one of those looked for, that a path of the system leads to.
+// part returns the device or partition, if it is one of those looked for, that a path of the system
+// leads to.
 func (w *walk) part(path string) (part, bool) {
-	number, ok := w.sys.deviceNumber(w.sys.path(path))
+	number, ok := w.finder.deviceNumber(w.finder.Root.Path(path))
 	if !ok {
 		return part{}, false
 	}
@@ -248,33 +232,13 @@ func (w *walk) part(path string) (part, bool) {
 	return p, ok
 }
 
-// self stands for the calling process, whose mount namespace is the first to be looked at.
-const self = "self"
-
-// processIDs returns self and the numbers of all processes, ascending.
-func (w *walk) processIDs() []string {
-	var pids []string
-	for _, n := range list(w.sys.path("proc")) {
-		if n[0] >= '1' && n[0] <= '9' {
-			pids = append(pids, n)
-		}
-	}
-	slices.SortFunc(pids, func(a, b string) int {
-		return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b))
-	})
-	return append([]string{self}, pids...)
-}
-
-func (w *walk) process(pid string) (int, string) {
-	n, err := strconv.Atoi(pid)
+// comm returns the name of a process.
+func (w *walk) comm(pid int) string {
+	comm, err := os.ReadFile(w.finder.Root.Path("proc", strconv.Itoa(pid), "comm"))
 	if err != nil {
-		return 0, ""
+		return "?" // it has exited
 	}
-	comm, err := os.ReadFile(w.sys.path("proc", pid, "comm"))
-	if err != nil {
-		return n, "?" // it has exited
-	}
-	return n, strings.TrimSuffix(string(comm), "\n")
+	return strings.TrimSuffix(string(comm), "\n")
 }
 
 // list returns the names in a directory, none if it can't be read.
@@ -286,11 +250,4 @@ func list(dir string) []string {
 	defer f.Close()
 	names, _ := f.Readdirnames(-1) // those that it returns with an error do
 	return names
-}
-
-// longLines reads lines of up to a megabyte: overlay mounts list all their layers in one.
-func longLines(f *os.File) *bufio.Scanner {
-	s := bufio.NewScanner(f)
-	s.Buffer(nil, 1<<20)
-	return s
 }

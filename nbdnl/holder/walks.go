@@ -1,26 +1,26 @@
-package nbdnl
+package holder
 
 import (
 	"context"
-	"fmt"
 	"sync"
 )
 
-// walks lets those share a walk who want one at the same time: a walk looks at every descriptor of every process, however few
-// devices it is for. Each gets one that began after it asked, and so finds whoever was there by then, as a walk of its own would.
+// walks lets those share a walk who want one at the same time: a walk looks at every descriptor of
+// every process, however few devices it is for. Each gets one that began after it asked, and so
+// finds whoever was there by then, as a walk of its own would.
 type walks struct {
-	sys *System
-
 	mu      sync.Mutex // guards what follows
 	next    *walk      // that has not begun; nil if nobody wants one
 	walking bool
 }
 
-// join returns the next walk when it has been taken, for these devices and those of others. It ends with ctx; the walk goes on.
-func (ws *walks) join(ctx context.Context, indexes ...int) (*walk, error) {
+// join returns the next walk when it has been taken, for these devices and those of others. It ends
+// with ctx; the walk goes on.
+func (f *Finder) join(ctx context.Context, indexes ...int) (*walk, error) {
+	ws := &f.walks
 	ws.mu.Lock()
 	if ws.next == nil {
-		ws.next = ws.sys.newWalk()
+		ws.next = f.newWalk()
 	}
 	w := ws.next
 	w.add(indexes...)
@@ -33,7 +33,7 @@ func (ws *walks) join(ctx context.Context, indexes ...int) (*walk, error) {
 	case <-w.done:
 		return w, nil
 	case <-ctx.Done():
-		return nil, fmt.Errorf("looking for its holders: %w", context.Cause(ctx))
+		return nil, context.Cause(ctx)
 	}
 }
 

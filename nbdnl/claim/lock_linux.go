@@ -1,4 +1,4 @@
-package nbdnl
+package claim
 
 import (
 	"errors"
@@ -10,8 +10,8 @@ import (
 // tryLock takes the exclusive lock on f, unless another open file has it.
 func tryLock(f *os.File) (bool, error) { return flock(f, unix.LOCK_EX) }
 
-// lockedByOther reports whether another open file has the exclusive lock on f. It takes a shared one, until f is closed: flock(2) has
-// no way to ask.
+// lockedByOther reports whether another open file has the exclusive lock on f. It takes a shared
+// one, until f is closed: flock(2) has no way to ask.
 func lockedByOther(f *os.File) (bool, error) {
 	shared, err := flock(f, unix.LOCK_SH)
 	return !shared && err == nil, err

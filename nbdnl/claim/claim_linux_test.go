@@ -1,4 +1,4 @@
-package nbdnl_test
+package claim_test
 
 import (
 	"context"
@@ -8,19 +8,16 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nbdctl/nbdctl/nbdnl"
-	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
+	"github.com/nbdctl/nbdctl/nbdnl/claim"
 )
 
 func TestClaim(t *testing.T) {
-	k := nbdnltest.New(t, nbdnltest.Options{})
-	t.Setenv("NBDCTL_STATE_DIR", "")
-	s := k.System()
+	s := claim.Dir(filepath.Join(t.TempDir(), "state"))
 	first, err := s.Claim(t.Context(), 3)
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := k.Path("run/nbdctl/claims/nbd3")
+	path := filepath.Join(string(s), "claims/nbd3")
 	if _, err := os.Stat(path); err != nil {
 		t.Errorf("no file of the claim: %v", err)
 	}
@@ -33,8 +30,11 @@ func TestClaim(t *testing.T) {
 	if _, err := s.Claim(ctx, 3); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("second claim: %v", err)
 	}
+	if _, err := s.TryClaim(3); !errors.Is(err, claim.ErrBusy) {
+		t.Errorf("second claim, not waiting: %v", err)
+	}
 	const waiting = 8
-	claimed := make(chan *nbdnl.Claimed, waiting)
+	claimed := make(chan *claim.Claim, waiting)
 	for range waiting {
 		go func() {
 			c, err := s.Claim(t.Context(), 3)
@@ -65,18 +65,5 @@ func TestClaim(t *testing.T) {
 	}
 	if _, err := s.Claim(t.Context(), -1); !errors.Is(err, os.ErrInvalid) {
 		t.Errorf("claim of no index: %v", err)
-	}
-
-	dir := t.TempDir()
-	t.Setenv("NBDCTL_STATE_DIR", dir)
-	c, err := s.Claim(t.Context(), 3)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(filepath.Join(dir, "claims/nbd3")); err != nil {
-		t.Errorf("no file in the directory of the environment: %v", err)
-	}
-	if err := c.Release(); err != nil {
-		t.Error(err)
 	}
 }

@@ -1,4 +1,4 @@
-package nbdnl
+package machine
 
 import (
 	"errors"
@@ -11,9 +11,10 @@ import (
 // maxAttribute is more than the kernel shows in any file that is read here, in bytes.
 const maxAttribute = 4096
 
-// readAttribute reads a file of sysfs, which gives all it has in one read. A look at a device takes dozens of them, and package os
-// makes twice as many system calls of each, for it asks whether the file can be waited for, how long it is, and for its end.
-func readAttribute(path string) ([]byte, error) {
+// ReadAttribute reads a file of sysfs, which gives all it has in one read. A look at a device takes
+// dozens of them, and package os makes twice as many system calls of each, for it asks whether the
+// file can be waited for, how long it is, and for its end.
+func ReadAttribute(path string) ([]byte, error) {
 	var content []byte
 	err := withFile(path, func(fd int) (err error) {
 		content, err = readOnce(fd)
@@ -22,27 +23,29 @@ func readAttribute(path string) ([]byte, error) {
 	return content, err
 }
 
-// fileNumber returns what tells a file of sysfs from another one that is made in its place.
-func fileNumber(path string) (uint64, error) {
+// IncarnationOf returns the incarnation of what a file of sysfs stands for, or 0 and an error. It
+// does not follow a link, and does not read the file.
+func IncarnationOf(path string) (Incarnation, error) {
 	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return 0, &os.PathError{Op: "stat", Path: path, Err: err}
+	if err := unix.Lstat(path, &st); err != nil {
+		return 0, &os.PathError{Op: "lstat", Path: path, Err: err}
 	}
-	return st.Ino, nil
+	return Incarnation(st.Ino), nil
 }
 
-// readOwner returns the number of a `pid` file, and its content if that is wanted.
-func readOwner(path string, wanted bool) (birth uint64, pid []byte, err error) {
+// ReadIncarnation returns the incarnation of what a file of sysfs stands for, and the file's
+// content if that is wanted.
+func ReadIncarnation(path string, wanted bool) (now Incarnation, content []byte, err error) {
 	err = withFile(path, func(fd int) error {
 		var st unix.Stat_t
 		err := unix.Fstat(fd, &st)
 		if err == nil && wanted {
-			pid, err = readOnce(fd)
+			content, err = readOnce(fd)
 		}
-		birth = st.Ino
+		now = Incarnation(st.Ino)
 		return err
 	})
-	return birth, pid, err
+	return now, content, err
 }
 
 func withFile(path string, use func(fd int) error) error {

@@ -10,7 +10,7 @@ import (
 
 // Indexes returns the indexes of the devices that exist, whatever their state, ascending. It asks the kernel nothing.
 func (c *Client) Indexes() ([]int, error) {
-	indexes, err := c.sysfs.indexes()
+	indexes, err := c.sysfs.Indexes()
 	return indexes, newError("list", anyIndex, err)
 }
 
@@ -27,7 +27,7 @@ func (c *Client) AddIndex(ctx context.Context, index int) error {
 }
 
 func (c *Client) addIndex(ctx context.Context, index int) error {
-	if err := c.sysfs.exists(index); !errors.Is(err, os.ErrNotExist) {
+	if err := c.sysfs.Exists(index); !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	if err := c.reach(ctx); err != nil {
@@ -35,7 +35,7 @@ func (c *Client) addIndex(ctx context.Context, index int) error {
 	}
 	impossible := Config{Size: minBlockSize, BlockSize: 1}
 	_, err := do(ctx, c.slots, func() (int, error) { return c.driver.connect(index, &impossible, nil) }, nil)
-	if missing := c.sysfs.exists(index); missing == nil || !errors.Is(missing, os.ErrNotExist) {
+	if missing := c.sysfs.Exists(index); missing == nil || !errors.Is(missing, os.ErrNotExist) {
 		return missing
 	}
 	if errors.Is(err, syscall.EPERM) {
