@@ -39,7 +39,7 @@ func newMachine(t *testing.T, o nbdnltest.Options) *machine {
 	}
 	k := nbdnltest.New(t, o)
 	in.System = k.System()
-	in.incarnation = func(int) uint64 { return 0 }
+	in.incarnation = func(int) nbdnl.Incarnation { return 0 }
 	return &machine{T: t, Kernel: k, Inventory: in}
 }
 
