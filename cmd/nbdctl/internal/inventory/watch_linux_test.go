@@ -53,7 +53,7 @@ func TestWatch(t *testing.T) {
 	if v := expect(line{"state", "nbd1", "live"}); v.Loss == nil {
 		t.Error("the loss does not show")
 	}
-	if err := m.client.Disconnect(t.Context(), 1, ours); err != nil {
+	if err := m.client.Drop(t.Context(), 1, ours); err != nil {
 		t.Fatal(err)
 	}
 	gone := next()
