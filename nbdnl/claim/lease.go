@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/nbdctl/nbdctl/nbdnl/internal/backoff"
 	"github.com/nbdctl/nbdctl/nbdnl/internal/names"
 )
 
@@ -58,12 +59,15 @@ func (d Dir) tryLease(index int) (*Lease, error) {
 	return l, nil
 }
 
-// leaseLooks is how often in a row a lease is asked for of which somebody else is only finding out
-// whether it is held (LeftAt).
-const leaseLooks = 100
+// leaseLooks is how often a lease is asked for of which somebody else is only finding out whether it
+// is held (LeftAt). Between the looks there are pauses, for the other may have been interrupted where
+// it holds the lock: in all a second and a half.
+const leaseLooks = 36
 
 // claimLease returns nil when somebody else has the lease.
 func claimLease(path string) (*Claim, error) {
+	pause := backoff.New()
+	defer pause.Stop()
 	for range leaseLooks {
 		c, err := try(path)
 		if c != nil || err != nil {
@@ -80,6 +84,7 @@ func claimLease(path string) (*Claim, error) {
 		if err = errors.Join(err, f.Close()); held || err != nil {
 			return nil, err
 		}
+		<-pause.After()
 	}
 	return nil, nil
 }
