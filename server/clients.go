@@ -2,8 +2,11 @@ package server
 
 import (
 	"fmt"
+	"log/slog"
 	"net"
 	"time"
+
+	"github.com/nbdctl/nbdctl/server/internal/admit"
 )
 
 // clients are those of a server: each has a place from when it is accepted until it has gone.
@@ -11,6 +14,14 @@ type clients struct {
 	places chan struct{}         // as many values as places are taken
 	talks  map[net.Conn]struct{} // in the handshake
 	conns  map[*Conn]struct{}
+	// memory is that for the clients of each export, as long as it has some.
+	memory map[*Export]*sharedMemory
+}
+
+// A sharedMemory is the memory for the requests of the clients of an export.
+type sharedMemory struct {
+	*admit.Memory
+	clients int
 }
 
 // seats returns the places for clients.
@@ -18,13 +29,16 @@ func (s *Server) seats() chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.clients.places == nil {
-		limit := s.MaxConnections
-		if limit <= 0 {
-			limit = defaultMaxConnections
-		}
-		s.clients.places = make(chan struct{}, limit)
+		s.clients.places = make(chan struct{}, s.maxConnections())
 	}
 	return s.clients.places
+}
+
+func (s *Server) maxConnections() int {
+	if s.MaxConnections > 0 {
+		return s.MaxConnections
+	}
+	return defaultMaxConnections
 }
 
 // enter gives a client a place, as soon as there is one, and notes that it is in the handshake.
@@ -64,14 +78,14 @@ func (s *Server) meet(nc net.Conn) bool {
 
 // promote notes that a client has chosen.
 func (s *Server) promote(nc net.Conn, chosen *choice, unread []byte) (*Session, error) {
-	c := chosen.export.newConn(nc, unread, s.budget(chosen.export))
-	c.retired = func() { s.retire(c) }
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
 		s.part(nc)
 		return nil, ErrServerClosed
 	}
+	c := chosen.export.newConn(nc, unread, s.share(chosen.export), s.evict)
+	c.retired = func() { s.retire(c) }
 	delete(s.clients.talks, nc)
 	s.clients.conns[c] = struct{}{}
 	s.mu.Unlock()
@@ -90,8 +104,42 @@ func (s *Server) part(nc net.Conn) {
 func (s *Server) retire(c *Conn) {
 	s.mu.Lock()
 	delete(s.clients.conns, c)
+	if m := s.clients.memory[c.export]; m.clients > 1 {
+		m.clients--
+	} else {
+		delete(s.clients.memory, c.export)
+	}
 	s.mu.Unlock()
 	s.leave()
+}
+
+// share returns the memory for the clients of an export, of which there is one more. The caller holds
+// mu.
+func (s *Server) share(e *Export) *admit.Memory {
+	m := s.clients.memory[e]
+	if m == nil {
+		limit := s.MaxMemory
+		if limit <= 0 {
+			limit = defaultMaxMemory
+		}
+		m = &sharedMemory{Memory: admit.NewMemory(limit, s.maxConnections())}
+		if s.clients.memory == nil {
+			s.clients.memory = make(map[*Export]*sharedMemory)
+		}
+		s.clients.memory[e] = m
+	}
+	m.clients++
+	return m.Memory
+}
+
+// evict disconnects a client that keeps memory from others.
+func (s *Server) evict(c *Conn) {
+	if c.closed.Load() {
+		return
+	}
+	s.logger().Warn("client disconnected: others wait for memory that it holds, and it does not take a reply or send its data",
+		slog.String("client", c.nc.RemoteAddr().String()))
+	c.Close()
 }
 
 // leave gives a place back.

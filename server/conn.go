@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nbdctl/nbdctl/server/internal/admit"
 	"github.com/nbdctl/nbdctl/server/internal/rawio"
 	"github.com/nbdctl/nbdctl/server/internal/resend"
 	"github.com/nbdctl/nbdctl/server/wire"
@@ -33,8 +34,8 @@ type Conn struct {
 	export   *Export
 	nc       net.Conn
 	outbox   outbox
-	gate     *gate
-	budget   *budget // nil: the gate is the only bound
+	limit    *admit.Connection
+	account  *admit.Account // nil: the limit of the connection is the only one
 	flight   flight
 	counters counters
 
@@ -64,8 +65,6 @@ type Conn struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 
-	receiving atomic.Int64 // turn of the budget in which the payload began to be received that is; 0: none is
-
 	mu     sync.Mutex // guards the three below
 	phase  phase
 	unread []byte
@@ -82,18 +81,18 @@ type Conn struct {
 
 // NewConn prepares to serve nc, whose handshake is over (the Linux kernel's client knows none). unread holds bytes that somebody
 // received from nc before, and belongs to the Conn from now on. The caller keeps nc, which Close closes.
-func (e *Export) NewConn(nc net.Conn, unread []byte) *Conn { return e.newConn(nc, unread, nil) }
+func (e *Export) NewConn(nc net.Conn, unread []byte) *Conn { return e.newConn(nc, unread, nil, nil) }
 
-// newConn is NewConn for a connection whose memory for payloads comes from b too, unless that is nil.
-func (e *Export) newConn(nc net.Conn, unread []byte, b *budget) *Conn {
+// newConn is NewConn for a connection whose memory for payloads is within m, too, unless that is nil. stalled is called if the client
+// keeps it from others for too long.
+func (e *Export) newConn(nc net.Conn, unread []byte, m *admit.Memory, stalled func(*Conn)) *Conn {
 	raw := rawio.New(nc)
 	c := &Conn{
 		export:  e,
 		nc:      nc,
 		inbox:   inbox{io: raw, pool: &payloads, ahead: unread, full: raw.Window(), window: raw.Window()},
 		outbox:  outbox{io: raw},
-		gate:    newGate(e.maxInFlight, maxInFlightBytes),
-		budget:  b,
+		limit:   admit.NewConnection(e.maxInFlight, maxInFlightBytes),
 		meter:   meter{paces: &e.paces, switches: threadSwitches},
 		result:  make(chan error, 1),
 		unread:  unread,
@@ -102,6 +101,9 @@ func (e *Export) newConn(nc net.Conn, unread []byte, b *budget) *Conn {
 		ended:   make(chan struct{}),
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
+	if m != nil {
+		c.account = m.Open(func() { stalled(c) })
+	}
 	c.outbox.broken = func() {
 		c.broken.Store(true)
 		c.interrupt()
@@ -133,7 +135,7 @@ func (c *Conn) Transmit() error {
 		c.lose(c.inbox.holdsAny() || err != io.EOF && !(broken && err == ErrShutdown))
 	}
 	c.halt(0)
-	c.gate.drained(nil)
+	c.limit.Drained(nil)
 	unwatch()
 	err = c.verdict(err)
 	c.end()
@@ -258,8 +260,8 @@ func (c *Conn) Close() error {
 	}
 	c.mu.Unlock()
 	defer retired()
-	if c.budget != nil {
-		c.budget.forget(c) // first: to close the socket may wait for a disk that it is sending from
+	if c.account != nil {
+		c.account.Close() // first: to close the socket may wait for a disk that it is sending from
 	}
 	defer c.export.admission.wake()
 	defer c.export.claims.wake()

@@ -10,7 +10,7 @@ import (
 // A flight has the requests of a connection that are in flight and not in its batch, in the order in which they came. The zero
 // value is empty. Safe for concurrent use.
 type flight struct {
-	mu     sync.Mutex // guards all below, and the two links, bound, judged, lost and overdue of each request
+	mu     sync.Mutex // guards all below, and the two links, judged, lost and overdue of each request
 	oldest *request
 	newest *request
 	count  int
@@ -95,25 +95,6 @@ func (f *flight) adopt(now time.Duration, j *resend.Judge) {
 	for r := f.oldest; r != nil; r = r.newer {
 		j.Adopt(now, &r.judged)
 	}
-}
-
-// bind notes that the request is done, and holds its memory only until the client has taken the reply; turn is that of the budget.
-func (f *flight) bind(r *request, turn int64) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	r.bound = turn
-}
-
-// unsent reports whether a request that holds memory has been so since that turn, or before.
-func (f *flight) unsent(turn int64) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for r := f.oldest; r != nil; r = r.newer {
-		if r.cost > 0 && r.bound != 0 && r.bound <= turn {
-			return true
-		}
-	}
-	return false
 }
 
 // now returns how many requests there are, and when the oldest of them came.

@@ -43,11 +43,11 @@ func (c *Conn) receiveWrite(h *wire.Request, refused *refusal) error {
 	return nil
 }
 
-// receivePayload fills p, for which memory of the budget was taken.
+// receivePayload fills p, for which memory was taken.
 func (c *Conn) receivePayload(p []byte) (int, error) {
-	if c.budget != nil {
-		c.receiving.Store(c.budget.turn.Load())
-		defer c.receiving.Store(0)
+	if c.account != nil {
+		c.account.Receiving()
+		defer c.account.Received()
 	}
 	return c.inbox.readFull(p)
 }
@@ -108,21 +108,21 @@ func (c *Conn) request(h *wire.Request, cost int64) *request {
 	return r
 }
 
-// enter waits for room for a request, among those of the connection and in the budget; there it gives up, and returns false, when the
+// enter waits for room for a request, among those of the connection and in the memory for all of them; there it gives up, and returns false, when the
 // connection is closed. Before it waits, the replies so far are sent; if that fails, the outbox knows.
 func (c *Conn) enter(cost int64) bool {
-	if !c.gate.tryEnter(cost) {
+	if !c.limit.TryEnter(cost) {
 		_ = c.flush()
-		c.gate.enter(cost)
+		c.limit.Enter(cost)
 		c.absence = clock() - c.inbox.arrived()
 	}
-	if c.budget == nil || cost == 0 || c.budget.tryTake(cost) {
+	if c.account == nil || cost == 0 || c.account.TryTake(cost) {
 		return true
 	}
 	_ = c.flush()
-	got := c.budget.take(cost, c)
+	got := c.account.Take(cost)
 	if !got {
-		c.gate.leave(cost)
+		c.limit.Leave(cost)
 	}
 	c.absence = clock() - c.inbox.arrived()
 	return got
@@ -130,8 +130,8 @@ func (c *Conn) enter(cost int64) bool {
 
 // exit gives back what enter has taken.
 func (c *Conn) exit(cost int64) {
-	if c.budget != nil && cost > 0 {
-		c.budget.giveBack(cost)
+	if c.account != nil && cost > 0 {
+		c.account.GiveBack(cost)
 	}
-	c.gate.leave(cost)
+	c.limit.Leave(cost)
 }

@@ -61,7 +61,7 @@ func (c *Conn) seal() bool {
 	e := c.export
 	e.mu.Lock() // No other backend takes the place meanwhile.
 	defer e.mu.Unlock()
-	if e.direct.Load() && !c.gate.ifWaiting(func() { c.left.Store(true) }) {
+	if e.direct.Load() && !c.limit.IfWaiting(func() { c.left.Store(true) }) {
 		return false
 	}
 	e.claims.seal(c)

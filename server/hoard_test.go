@@ -48,7 +48,7 @@ func TestHoard(t *testing.T) {
 				d := serve(t, &server.Server{Exports: map[string]*server.Export{
 					"":      export(t, tt.b(newDisk(most)), server.Options{}),
 					"other": export(t, tt.b(newDisk(most)), server.Options{}),
-				}, MaxMemory: 2 * most})
+				}, MaxMemory: 4 * most})
 				idle := newClient(t, d.dial(t, ""))
 				idle.expect(0, call{op: cmdRead, length: 512})
 				var hoarding sync.WaitGroup

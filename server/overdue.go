@@ -119,7 +119,7 @@ func (c *Conn) overdue(now time.Duration) (answers []*request, repeats bool) {
 		}
 		r.overdue = true
 		e.claims.orphan(&r.claim)
-		c.gate.join()
+		c.limit.Join()
 		a := newRequest()
 		a.conn, a.Request, a.arrived, a.judged, a.err = c, r.Request, r.arrived, r.judged, errOverdue
 		a.lost = true // It is told, and then not repeated.
@@ -166,7 +166,7 @@ func (e *Export) deserted() bool {
 	requests, bytes := 0, int64(0)
 	for c := range e.live {
 		if c.abandoned() {
-			r, b := c.gate.load()
+			r, b := c.limit.InFlight()
 			requests, bytes = requests+r, bytes+b
 		}
 	}

@@ -6,7 +6,7 @@ import (
 	"syscall"
 )
 
-// maxKept is the length in bytes up to which a connection with a budget may have a payload in memory that is not counted there.
+// maxKept is the length in bytes up to which a connection with an account may have a payload in memory that is not counted there.
 const maxKept = 2 << 20
 
 // A payload is the data of one WRITE on their way to a backend that takes them from where they are: the inbox, the socket, or

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nbdctl/nbdctl/server/internal/admit"
 	"github.com/nbdctl/nbdctl/server/internal/resend"
 	"github.com/nbdctl/nbdctl/server/wire"
 )
@@ -16,7 +17,7 @@ type request struct {
 	conn    *Conn
 	err     error   // the outcome, if there is nothing left to be executed: refused, or failed in a batch
 	payload *buffer // data of a WRITE, room for those of a READ; nil where there are none
-	cost    int64   // what the gate and the budget count it for, in bytes
+	cost    int64   // what the limits count it for, in bytes
 	alone   bool    // executed by the connection's goroutine
 	claim   claim   // what it changes
 	arrived time.Duration
@@ -27,7 +28,7 @@ type request struct {
 	answered atomic.Bool    // by whoever has set it: finish, or somebody who does not wait for the backend any more
 
 	older, newer *request // in the flight of the connection
-	bound        int64    // turn of the budget in which it was done; 0: it is not
+	ticket       admit.Ticket
 
 	// The reply, for the outbox.
 	reply [wire.SimpleReplySize]byte
@@ -140,8 +141,8 @@ func (r *request) finish(err error) {
 	if err == nil && r.Command == wire.CmdRead && r.payload != nil {
 		r.data = r.payload.bytes
 	}
-	if c.budget != nil && r.cost > 0 {
-		c.flight.bind(r, c.budget.turn.Load())
+	if c.account != nil && r.cost > 0 {
+		c.account.Ready(&r.ticket)
 	}
 	c.outbox.reply(r)
 }
@@ -149,6 +150,7 @@ func (r *request) finish(err error) {
 // release gives everything back once the reply was sent.
 func (r *request) release() {
 	c, cost := r.conn, r.cost
+	r.ticket.Taken()
 	c.flight.remove(r)
 	if r.payload != nil {
 		payloads.put(r.payload)

@@ -97,7 +97,7 @@ func (c *Conn) disturb() {
 // unblock lets the loop go on, wherever it is.
 func (c *Conn) unblock(f *fence) {
 	f.dropped.Store(true)
-	c.gate.wake()
+	c.limit.Wake()
 }
 
 // pass reports whether the loop, which has ended with err, was merely stopped by a fence and is to go on. Not a byte was lost: what
@@ -112,7 +112,7 @@ func (c *Conn) pass(err error) bool {
 	if f == nil || c.flush() != nil {
 		return false
 	}
-	drained := c.gate.drained(&f.dropped)
+	drained := c.limit.Drained(&f.dropped)
 	if drained && f.release != nil {
 		close(f.passed)
 		<-f.release

@@ -45,11 +45,14 @@ type Server struct {
 	// MaxConnections bounds the clients that the server has at once, over all listeners; more of them
 	// wait to be accepted, and one for each listener to be greeted. 0: 1024.
 	MaxConnections int
-	// MaxMemory bounds the memory for the data of requests, in bytes, for the clients of each export together; 64 MiB of it may be one
-	// client's. A request that finds nothing left waits, first come first served. While one does so for long, a client is disconnected
-	// that takes longer than about 20 seconds for the replies that are ready for it, or to send the data of a write. On top come the
-	// buffers of each client, which are smaller than 4 MiB, and what was received of the writes that a Swap or Resize interrupts.
-	// 0: 512 MiB.
+	// MaxMemory bounds the memory for the data of requests, in bytes, for the clients of each export
+	// together; 64 MiB of it may be one client's. Half of it is theirs in equal shares, as many as
+	// MaxConnections, so that a client whose requests in flight fit in its share never waits for
+	// others (256 KiB, unless one of the two is set). The other half goes first come, first served to
+	// what does not fit. While a request waits there for long, a client is disconnected that takes
+	// longer than about 20 seconds for the replies that are ready for it, or to send the data of a
+	// write. On top come the buffers of each client, which are smaller than 4 MiB, and what was
+	// received of the writes that a Swap or Resize interrupts. 0: 512 MiB.
 	MaxMemory int64
 	// Logger takes a record when a connection fails, of ten in ten seconds; how many more there were is one record. Clients that leave
 	// before they have sent anything, as those of port scanners and health checks do, are told of at level debug. nil: none.
@@ -60,7 +63,6 @@ type Server struct {
 	end       chan struct{} // unless nil, closed along with it
 	listeners map[net.Listener]struct{}
 	clients   clients
-	budgets   map[*Export]*budget
 	journal   *journal
 	running   sync.WaitGroup // of clients, and of serve; grows only while closed is false
 }

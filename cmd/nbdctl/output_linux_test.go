@@ -111,6 +111,7 @@ func viewsOf(t *testing.T, k *nbdnltest.Kernel) (views []inventory.View) {
 		t.Fatal(err)
 	}
 	in.System = k.System()
+	in.System.StateDir = in.Store.Dir()
 	devices, _, err := in.All(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -39,6 +39,7 @@ func newMachine(t *testing.T, o nbdnltest.Options) *machine {
 	}
 	k := nbdnltest.New(t, o)
 	in.System = k.System()
+	in.System.StateDir = in.Store.Dir()
 	in.incarnation = func(int) nbdnl.Incarnation { return 0 }
 	return &machine{T: t, Kernel: k, Inventory: in}
 }
