@@ -122,11 +122,17 @@ demo: needs-demo build
 	@PATH="$(CURDIR)/.bin:$$PATH"; \
 	if $(lab)/native; then exec $(lab)/demo; else exec $(machine) --check --timeout 600 -- $(lab)/demo; fi
 
-## make bench        nbdctl beside a floor in C and other servers, 10 minutes: BENCH=quick for 2, CASES=REGEXP for some
+## make bench        nbdctl beside a floor in C and other servers, 10 minutes: BENCH=quick for 2, CASES=REGEXP for some;
+##                   BASE=REV beside an earlier commit instead of the others, 15 rounds: the column nbdctl/it says what changed since
 bench:
 	@$(lab)/needs bench
 	@CGO_ENABLED=0 go -C testdata/bench build -o ../../.bin/bench/bench .
+ifneq ($(origin BASE),file)
+	@rm -rf .bin/bench/base && mkdir -p .bin/bench/base && git archive '$(BASE)' | tar -x -C .bin/bench/base
+	@.bin/bench/bench -base .bin/bench/base $(if $(filter quick,$(BENCH)),-quick,-rounds 15) -cases '$(value CASES)'
+else
 	@.bin/bench/bench $(if $(filter quick,$(BENCH)),-quick) -cases '$(value CASES)'
+endif
 
 ## make bench-connect how long devices take to come and go, beside the bare netlink command, nbd-client and qemu-nbd; and what
 ##                   idle ones cost: LAB=qemu, KERNEL=trixie, ROUNDS=N

@@ -25,6 +25,7 @@ type options struct {
 	cpu    int
 	out    string
 	tree   string
+	base   string
 	rounds int
 	// warm and timed are the parts of a run that do not count and that do.
 	warm, timed time.Duration
@@ -41,7 +42,8 @@ func main() {
 	quick := flag.Bool("quick", false, "short rounds and few of them: to see that it works, not to compare")
 	cases := flag.String("cases", "", "`regexp` of the cases to run, such as memory/rr4k; default: all")
 	inside := flag.String("inside", "", "be the part that runs in a kernel with nbd, and write to `file`")
-	rounds := flag.Int("rounds", 0, "rounds inside")
+	rounds := flag.Int("rounds", 0, "rounds of each case, instead of the usual number")
+	flag.StringVar(&o.base, "base", "", "`directory` of an earlier commit of the repository, to be measured beside this one instead of the peers")
 	flag.DurationVar(&o.fio, "fio", o.fio, "time of each load inside")
 	flag.IntVar(&o.cpu, "cpu", 0, "processor of the pinned suites")
 	flag.StringVar(&o.out, "out", ".bin/bench", "`directory` for programs, images and results; on a disk")
@@ -51,7 +53,7 @@ func main() {
 		o.rounds, o.warm, o.timed, o.space = 3, 40*time.Millisecond, 80*time.Millisecond, 128<<20
 		o.alternations, o.fio = 1, 100*time.Millisecond
 	}
-	if *inside != "" {
+	if *rounds > 0 || *inside != "" {
 		o.rounds = *rounds
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -79,6 +81,11 @@ func (o *options) resolve(cases string) error {
 	if o.out, err = filepath.Abs(o.out); err != nil {
 		return err
 	}
+	if o.base != "" {
+		if o.base, err = filepath.Abs(o.base); err != nil {
+			return err
+		}
+	}
 	o.tree, err = filepath.Abs(o.tree)
 	return err
 }
@@ -87,14 +94,18 @@ func (o *options) resolve(cases string) error {
 func measure(ctx context.Context, o options, quick bool) (err error) {
 	rep := report{Machine: thisMachine(), Quick: quick, Rounds: o.rounds}
 	began := time.Now()
-	w, err := newWorkspace(ctx, o.tree, o.out)
+	w, err := newWorkspace(ctx, o.tree, o.base, o.out)
 	if w != nil {
 		defer func() { err = errors.Join(err, w.remove()) }()
 	}
 	if err != nil {
 		return err
 	}
-	for _, s := range suites() {
+	all := suites()
+	if o.base != "" {
+		all = baseSuites()
+	}
+	for _, s := range all {
 		if s = s.selected(o.wanted); len(s.loads) == 0 {
 			continue
 		}
@@ -103,6 +114,10 @@ func measure(ctx context.Context, o options, quick bool) (err error) {
 			return err
 		}
 		rep.Results = append(rep.Results, results...)
+	}
+	if o.base != "" {
+		rep.Seconds = time.Since(began).Seconds()
+		return rep.write(o.out, os.Stdout)
 	}
 	if o.wanted.MatchString("idle") {
 		if rep.Idle, err = measureIdle(ctx, o, w); err != nil {

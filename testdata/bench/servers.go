@@ -18,22 +18,31 @@ var theFileFloor = server{name: "floor", role: floor, command: func(w *workspace
 }}
 
 func nbdctlMemory(name string, r role, env ...string) server {
+	return nbdctlBuilt("nbdctl", name, r, env...)
+}
+
+// nbdctlBuilt is nbdctl over memory, by the program of that name in the workspace.
+func nbdctlBuilt(program, name string, r role, env ...string) server {
 	return server{name: name, role: r, env: env, command: func(w *workspace, at place) ([]string, error) {
-		return []string{w.path("nbdctl"), "serve", "--listen", at.url(), "--size", strconv.Itoa(exportSize), "memory"}, nil
+		return []string{w.path(program), "serve", "--listen", at.url(), "--size", strconv.Itoa(exportSize), "memory"}, nil
 	}}
 }
 
-func nbdctlFile() server {
-	return server{name: "nbdctl", role: ours, command: func(w *workspace, at place) ([]string, error) {
+func nbdctlFile(program, name string, r role) server {
+	return server{name: name, role: r, command: func(w *workspace, at place) ([]string, error) {
 		path, err := image(at.image, at.used)
-		return []string{w.path("nbdctl"), "serve", "--listen", at.url(), "file", path}, err
+		return []string{w.path(program), "serve", "--listen", at.url(), "file", path}, err
 	}}
 }
 
 // goServer is a goserver over a backend of that kind.
 func goServer(name string, r role, flags []string, kind string) server {
+	return goServerBuilt("goserver", name, r, flags, kind)
+}
+
+func goServerBuilt(program, name string, r role, flags []string, kind string) server {
 	return server{name: name, role: r, command: func(w *workspace, at place) ([]string, error) {
-		argv := append([]string{w.path("goserver")}, flags...)
+		argv := append([]string{w.path(program)}, flags...)
 		return append(argv, at.url(), kind, strconv.Itoa(exportSize)), nil
 	}}
 }

@@ -8,7 +8,7 @@ var (
 // suites lists all that is measured with loadgen, in the order of the table.
 func suites() []suite {
 	memory := []server{theFloor, nbdctlMemory("nbdctl", ours), nbdkitMemory, nbdkitMemorySingle, qemuNBD(), nbdServer(), goNBD("memory")}
-	file := []server{theFileFloor, nbdctlFile(), nbdkit("nbdkit", "file"), nbdkit("nbdkit -t 1", "file", "1"), qemuNBD(), nbdServer(), goNBD("file")}
+	file := []server{theFileFloor, nbdctlFile("nbdctl", "nbdctl", ours), nbdkit("nbdkit", "file"), nbdkit("nbdkit -t 1", "file", "1"), qemuNBD(), nbdServer(), goNBD("file")}
 	return []suite{
 		{name: "memory", network: "unix", pinned: true, servers: memory,
 			loads: []load{rr4kQ1, rr4k, rw4k, mix4k, rr4kK, rw4kK, rr128k, rw128k, sr1m, sw1m}},
@@ -39,5 +39,24 @@ func suites() []suite {
 		{name: "growth", network: "unix", once: true,
 			servers: []server{theFloor, nbdctlMemory("nbdctl", ours), nbdkitMemorySingle},
 			loads:   growth()},
+	}
+}
+
+// baseSuites lists what a change of nbdctl could slow down, beside the programs of an earlier commit
+// instead of those of others.
+func baseSuites() []suite {
+	return []suite{
+		{name: "memory", network: "unix", pinned: true,
+			servers: []server{theFloor, nbdctlMemory("nbdctl", ours), nbdctlBuilt("base-nbdctl", "base", variant)},
+			loads:   []load{rr4k, rw4k, mix4k, rr4kQ1, rr128k, rw128k}},
+		{name: "file", network: "unix", onDisk: true, pinned: true,
+			servers: []server{theFileFloor, nbdctlFile("nbdctl", "nbdctl", ours), nbdctlFile("base-nbdctl", "base", variant)},
+			loads:   []load{rr4k, rw4k, rr128k, sr1m}},
+		{name: "plain", network: "unix", pinned: true,
+			servers: []server{theFloor, goServer("nbdctl", ours, nil, "plain"), goServerBuilt("base-goserver", "base", variant, nil, "plain")},
+			loads:   []load{rr4k, rw4k}},
+		{name: "allocations", network: "unix", pinned: true, once: true, counts: true,
+			servers: []server{goServer("nbdctl", ours, nil, "memory")},
+			loads:   []load{rr4kQ1, rr4k, rw4k, rr128k, rw128k}},
 	}
 }

@@ -15,6 +15,7 @@ const exportSize = 1 << 30
 // A workspace is the directory of a run: programs, images, sockets.
 type workspace struct {
 	tree string // the repository
+	base string // an earlier commit of it to measure beside, or ""
 	dir  string // on a disk
 	shm  string // in memory
 	// goNBD tells why there is no such peer; nil: there is.
@@ -22,12 +23,12 @@ type workspace struct {
 }
 
 // newWorkspace builds what the run needs. Paths of sockets have to stay below 108 bytes, so they are in shm.
-func newWorkspace(ctx context.Context, tree, dir string) (*workspace, error) {
+func newWorkspace(ctx context.Context, tree, base, dir string) (*workspace, error) {
 	shm, err := os.MkdirTemp("/dev/shm", "nbdctl-bench.")
 	if err != nil {
 		return nil, err
 	}
-	w := &workspace{tree: tree, dir: dir, shm: shm}
+	w := &workspace{tree: tree, base: base, dir: dir, shm: shm}
 	if err := os.MkdirAll(w.path("images"), 0o755); err != nil {
 		return w, err
 	}
@@ -42,6 +43,11 @@ func (w *workspace) build(ctx context.Context) error {
 		append(cc, w.path("loadgen"), "loadgen.c", "loop.c", "client.c", "cpu.c", "verify.c"),
 		{"go", "-C", w.tree, "build", "-trimpath", "-o", w.path("nbdctl"), "./cmd/nbdctl"},
 		{"go", "-C", filepath.Join(w.tree, "testdata/bench"), "build", "-o", w.path("goserver"), "./goserver"},
+	}
+	if w.base != "" {
+		steps = append(steps,
+			[]string{"go", "-C", w.base, "build", "-trimpath", "-buildvcs=false", "-o", w.path("base-nbdctl"), "./cmd/nbdctl"},
+			[]string{"go", "-C", filepath.Join(w.base, "testdata/bench"), "build", "-o", w.path("base-goserver"), "./goserver"})
 	}
 	for _, argv := range steps {
 		if err := run(ctx, load, argv...); err != nil {
