@@ -40,7 +40,7 @@ func (c *Conn) leave() {
 		c.lose(false)
 		c.left.Store(true)
 		c.cancel()
-		c.export.claims.wake()
+		c.export.locks.Wake()
 		c.export.admission.wake()
 	}
 }

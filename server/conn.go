@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/server/internal/admit"
+	"github.com/nbdctl/nbdctl/server/internal/rangelock"
 	"github.com/nbdctl/nbdctl/server/internal/rawio"
 	"github.com/nbdctl/nbdctl/server/internal/resend"
 	"github.com/nbdctl/nbdctl/server/wire"
@@ -35,15 +36,16 @@ type Conn struct {
 	nc       net.Conn
 	outbox   outbox
 	limit    *admit.Connection
+	owner    *rangelock.Owner
 	account  *admit.Account // nil: the limit of the connection is the only one
 	flight   flight
 	counters counters
 
 	// Of the goroutine that runs the loop.
 	inbox   inbox
-	batch   *batch  // nil while there is nothing in it
-	payload payload // of the write that is being executed
-	claim   claim   // what it changes, if it can take long
+	batch   *batch         // nil while there is nothing in it
+	payload payload        // of the write that is being executed
+	lock    rangelock.Lock // what it changes, if it can take long
 	meter   meter
 	current wire.Request   // of the request that the loop is at; in one place, because to copy what was just written is slow
 	judged  resend.Request // what is known of it, if judging
@@ -52,14 +54,11 @@ type Conn struct {
 	absence time.Duration  // from what was received last until what it asked for had an end, here
 	result  chan error
 
-	claimed int // of the export's claims; guarded by their mu
-
 	disconnected atomic.Bool // the client said goodbye
 	stopping     atomic.Bool // the reader is to stop; set under mu
 	closed       atomic.Bool
 	broken       atomic.Bool // nothing can be sent any more
 	left         atomic.Bool // the client has hung up
-	sealed       bool        // no request that changes bytes is begun any more; guarded by the mu of the export's claims
 
 	// ctx is that of the backend's calls. It ends when nobody waits for them any more.
 	ctx    context.Context
@@ -101,6 +100,7 @@ func (e *Export) newConn(nc net.Conn, unread []byte, m *admit.Memory, stalled fu
 		ended:   make(chan struct{}),
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.owner = rangelock.NewOwner(c.abandoned, c.disturb)
 	if m != nil {
 		c.account = m.Open(func() { stalled(c) })
 	}
@@ -264,7 +264,7 @@ func (c *Conn) Close() error {
 		c.account.Close() // first: to close the socket may wait for a disk that it is sending from
 	}
 	defer c.export.admission.wake()
-	defer c.export.claims.wake()
+	defer c.export.locks.Wake()
 	c.cancel()
 	return c.nc.Close()
 }

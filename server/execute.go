@@ -7,6 +7,7 @@ import (
 	"io"
 
 	"github.com/nbdctl/nbdctl/backends"
+	"github.com/nbdctl/nbdctl/server/internal/rangelock"
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
@@ -41,6 +42,9 @@ func (e *Export) execute(ctx context.Context, h wire.Request, p []byte) error {
 		return e.syncIf(true)
 	}
 }
+
+// rangeOf is the range of bytes that a request changes.
+func rangeOf(h *wire.Request) rangelock.Range { return rangelock.Range{First: h.Offset, End: h.End()} }
 
 // durably reports whether the request asks for more than the backend's plain calls give.
 func (e *Export) durably(h wire.Request) bool {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/backends"
+	"github.com/nbdctl/nbdctl/server/internal/rangelock"
 	"github.com/nbdctl/nbdctl/server/internal/resend"
 	"github.com/nbdctl/nbdctl/server/wire"
 )
@@ -57,11 +58,11 @@ type Export struct {
 	journal     journal
 	paces       paces
 	faulty      atomic.Bool // memory of the backend was not there when it was sent
-	claims      claims
+	locks       rangelock.Table
 	judge       resend.Judge
 	admission   admission
 	watchful    atomic.Bool // it matters at once when a client hangs up
-	direct      atomic.Bool // the backend takes writes without a claim (backends.WriterAtFrom)
+	direct      atomic.Bool // the backend takes writes without a lock (backends.WriterAtFrom)
 	lastError   atomic.Pointer[RequestError]
 	losses      losses
 	several     atomic.Bool // there were two connections at the same time
@@ -93,7 +94,6 @@ func NewExport(b backends.Backend, o Options) (*Export, error) {
 		journal:     journal{log: o.Logger},
 		live:        make(map[*Conn]struct{}),
 	}
-	e.claims.gone.L = &e.claims.mu
 	e.admission.changed.L = &e.admission.mu
 	size := dev.Size()
 	e.size.Store(size)

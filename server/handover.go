@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 
+	"github.com/nbdctl/nbdctl/server/internal/rangelock"
 	"github.com/nbdctl/nbdctl/server/internal/resend"
 	"github.com/nbdctl/nbdctl/server/wire"
 )
@@ -66,12 +67,12 @@ func (c *Conn) start(h *wire.Request, payload *buffer) {
 	r := c.request(h, cost(*h))
 	r.payload = payload
 	if h.Changes() && c.outdated() { // It has waited at the gate, or for memory.
-		r.err = errAbandoned
+		r.err = rangelock.ErrAbandoned
 		c.flight.add(r)
 		go r.run()
 		return
 	}
-	wait := h.Changes() && c.export.claims.add(&r.claim, c, h)
+	wait := h.Changes() && c.export.locks.Add(&r.lock, c.owner, rangeOf(h))
 	c.flight.add(r)
 	if pace := c.export.pace(*h); pace != nil && !wait && c.export.inline(pace) {
 		c.meter.settle(clock())

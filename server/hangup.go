@@ -56,7 +56,7 @@ func (c *Conn) halt(away time.Duration) {
 }
 
 // seal keeps the loop, which is away, from executing anything more that changes bytes, and reports whether it could: a write that is
-// being made without a claim can land at any time. What the loop has in the backend has its claim.
+// being made without a lock can land at any time. What the loop has in the backend has its lock.
 func (c *Conn) seal() bool {
 	e := c.export
 	e.mu.Lock() // No other backend takes the place meanwhile.
@@ -64,6 +64,7 @@ func (c *Conn) seal() bool {
 	if e.direct.Load() && !c.limit.IfWaiting(func() { c.left.Store(true) }) {
 		return false
 	}
-	e.claims.seal(c)
+	c.left.Store(true)
+	e.locks.Seal(c.owner)
 	return true
 }

@@ -27,7 +27,7 @@ func TestSealed(t *testing.T) {
 	const at = 65536
 	for _, tt := range []struct {
 		name   string
-		direct bool // takes writes without a claim
+		direct bool // takes writes without a lock
 		warm   bool // answers without workers
 		limit  int  // on requests in flight
 		sealed bool

@@ -20,13 +20,13 @@ func (c *Conn) readTo(h *wire.Request) (err error) {
 	return err
 }
 
-// claimFast reports whether a backend that says whether it would block may be asked, because nobody else is at work on the range. A
-// claim is for what has to wait for the client.
-func (c *Conn) claimFast(h *wire.Request, arrived bool) bool {
+// lockFast reports whether a backend that says whether it would block may be asked, because nobody else is at work on the range. A
+// lock is for what has to wait for the client.
+func (c *Conn) lockFast(h *wire.Request, arrived bool) bool {
 	if arrived {
-		return c.export.claims.free(c, h)
+		return c.export.locks.Free(c.owner, rangeOf(h))
 	}
-	return c.export.claims.tryAdd(&c.claim, c, h)
+	return c.export.locks.TryAdd(&c.lock, c.owner, rangeOf(h))
 }
 
 func (c *Conn) readAt(p []byte, h *wire.Request) (err error) {
@@ -66,7 +66,7 @@ func (c *Conn) settle(h *wire.Request, err error) error {
 	if h.Command == wire.CmdRead {
 		return c.settleRead(h, err)
 	}
-	c.export.claims.remove(&c.claim)
+	c.export.locks.Remove(&c.lock)
 	p := &c.payload
 	switch {
 	case p.err != nil:

@@ -246,10 +246,10 @@ func (c *Conn) write(h *wire.Request, refused *refusal) error {
 		return c.succeed(h)
 	case e.durably(*h):
 		return c.receiveWrite(h, nil)
-	case e.dev.WriteFrom != nil && (arrived || n <= maxKept || c.account == nil) && c.claimFast(h, arrived):
+	case e.dev.WriteFrom != nil && (arrived || n <= maxKept || c.account == nil) && c.lockFast(h, arrived):
 		c.payload = payload{inbox: &c.inbox, total: n, left: n, arrived: arrived}
 		return c.settle(h, c.writeFrom(h))
-	case e.dev.WriteFrom == nil && arrived && n <= maxAlone && e.inline(pace) && e.claims.tryAdd(&c.claim, c, h):
+	case e.dev.WriteFrom == nil && arrived && n <= maxAlone && e.inline(pace) && e.locks.TryAdd(&c.lock, c.owner, rangeOf(h)):
 		p := c.inbox.take(n)
 		c.payload = payload{total: n}
 		c.meter.begin(pace)

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nbdctl/nbdctl/server/internal/rangelock"
 	"github.com/nbdctl/nbdctl/server/internal/resend"
 	"github.com/nbdctl/nbdctl/server/wire"
 )
@@ -88,7 +89,9 @@ func (e *Export) tend() {
 		}
 		stuck = c.flight.stuck(now-total, stuck)
 	}
-	stuck = e.claims.stuck(stuck)
+	for _, r := range e.locks.Stuck() {
+		stuck = append(stuck, resend.Key{Offset: r.First, Length: r.End - r.First})
+	}
 	e.judge.SetStuck(stuck) // before anybody is told, and tries again
 	for _, a := range answers {
 		go a.run()
@@ -118,7 +121,7 @@ func (c *Conn) overdue(now time.Duration) (answers []*request, repeats bool) {
 			continue
 		}
 		r.overdue = true
-		e.claims.orphan(&r.claim)
+		e.locks.Orphan(&r.lock)
 		c.limit.Join()
 		a := newRequest()
 		a.conn, a.Request, a.arrived, a.judged, a.err = c, r.Request, r.arrived, r.judged, errOverdue
@@ -152,7 +155,7 @@ func (e *Export) admit(r *request) error {
 	defer a.mu.Unlock()
 	for e.deserted() {
 		if r.conn.abandoned() || r.answered.Load() {
-			return errAbandoned
+			return rangelock.ErrAbandoned
 		}
 		a.changed.Wait()
 	}

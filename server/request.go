@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/server/internal/admit"
+	"github.com/nbdctl/nbdctl/server/internal/rangelock"
 	"github.com/nbdctl/nbdctl/server/internal/resend"
 	"github.com/nbdctl/nbdctl/server/wire"
 )
@@ -15,11 +16,11 @@ import (
 type request struct {
 	wire.Request
 	conn    *Conn
-	err     error   // the outcome, if there is nothing left to be executed: refused, or failed in a batch
-	payload *buffer // data of a WRITE, room for those of a READ; nil where there are none
-	cost    int64   // what the limits count it for, in bytes
-	alone   bool    // executed by the connection's goroutine
-	claim   claim   // what it changes
+	err     error          // the outcome, if there is nothing left to be executed: refused, or failed in a batch
+	payload *buffer        // data of a WRITE, room for those of a READ; nil where there are none
+	cost    int64          // what the limits count it for, in bytes
+	alone   bool           // executed by the connection's goroutine
+	lock    rangelock.Lock // what it changes
 	arrived time.Duration
 
 	judged   resend.Request // guarded by the mu of the flight
@@ -85,8 +86,8 @@ func (r *request) perform() error {
 			return err
 		}
 	}
-	if r.claim.conn != nil && !r.alone {
-		if err := e.claims.wait(&r.claim); err != nil {
+	if r.lock.Held() && !r.alone {
+		if err := e.locks.Wait(&r.lock); err != nil {
 			return err
 		}
 	}
@@ -121,7 +122,7 @@ func (r *request) perform() error {
 // finish counts the request and hands its reply to the outbox. r must not be used afterwards.
 func (r *request) finish(err error) {
 	c := r.conn
-	c.export.claims.remove(&r.claim)
+	c.export.locks.Remove(&r.lock)
 	took := clock() - r.arrived
 	if r.alone {
 		c.absence = took
