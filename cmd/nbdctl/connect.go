@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/signal"
 	"strings"
 	"syscall"
@@ -94,7 +95,9 @@ func connect(c *cli.Context) error {
 		return errors.Join(err, spawned.Reject())
 	}
 	// It has succeeded: neither a late Ctrl-C nor the terminal's end may say otherwise.
-	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	// They are still taken, and go nowhere: signal.Ignore would end the process if another thread was about
+	// to handle one (runtime.sigfwdgo).
+	signal.Notify(make(chan os.Signal, 1), host.Heeded(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)...)
 	return spawned.Accept()
 }
 
