@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/server/internal/admit"
+	"github.com/nbdctl/nbdctl/server/internal/pace"
 	"github.com/nbdctl/nbdctl/server/internal/rangelock"
 	"github.com/nbdctl/nbdctl/server/internal/rawio"
 	"github.com/nbdctl/nbdctl/server/internal/resend"
@@ -46,7 +47,7 @@ type Conn struct {
 	batch   *batch         // nil while there is nothing in it
 	payload payload        // of the write that is being executed
 	lock    rangelock.Lock // what it changes, if it can take long
-	meter   meter
+	meter   pace.Meter
 	current wire.Request   // of the request that the loop is at; in one place, because to copy what was just written is slow
 	judged  resend.Request // what is known of it, if judging
 	judging bool           // requests may come again
@@ -92,7 +93,7 @@ func (e *Export) newConn(nc net.Conn, unread []byte, m *admit.Memory, stalled fu
 		inbox:   inbox{io: raw, pool: &payloads, ahead: unread, full: raw.Window(), window: raw.Window()},
 		outbox:  outbox{io: raw},
 		limit:   admit.NewConnection(e.maxInFlight, maxInFlightBytes),
-		meter:   meter{paces: &e.paces, switches: threadSwitches},
+		meter:   pace.Meter{Set: &e.paces, Switches: pace.ThreadSwitches},
 		result:  make(chan error, 1),
 		unread:  unread,
 		looped:  make(chan struct{}),

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/backends"
+	"github.com/nbdctl/nbdctl/server/internal/pace"
 	"github.com/nbdctl/nbdctl/server/internal/rangelock"
 	"github.com/nbdctl/nbdctl/server/internal/resend"
 	"github.com/nbdctl/nbdctl/server/wire"
@@ -56,7 +57,7 @@ type Export struct {
 	maxInFlight int
 	slowRequest time.Duration
 	journal     journal
-	paces       paces
+	paces       pace.Set
 	faulty      atomic.Bool // memory of the backend was not there when it was sent
 	locks       rangelock.Table
 	judge       resend.Judge

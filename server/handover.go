@@ -74,9 +74,9 @@ func (c *Conn) start(h *wire.Request, payload *buffer) {
 	}
 	wait := h.Changes() && c.export.locks.Add(&r.lock, c.owner, rangeOf(h))
 	c.flight.add(r)
-	if pace := c.export.pace(*h); pace != nil && !wait && c.export.inline(pace) {
-		c.meter.settle(clock())
-		r.alone = true
+	if p := c.export.pace(*h); p != nil && !wait && c.export.inline(p) {
+		c.meter.Settle(clock())
+		r.inline = true
 		r.run()
 		return
 	}

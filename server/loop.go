@@ -100,13 +100,13 @@ func (c *Conn) wait() error {
 // flush sends the batch, if there is one.
 func (c *Conn) flush() error {
 	b := c.batch
-	if b == nil && c.meter.calls == 0 {
+	if b == nil && !c.meter.Timing() {
 		return nil // without a look at the clock, which is a system call on some machines
 	}
 	now := clock()
 	took := now - c.inbox.arrived()
 	c.absence = took
-	c.meter.settle(now)
+	c.meter.Settle(now)
 	if b == nil {
 		return nil
 	}
@@ -183,7 +183,7 @@ func (c *Conn) succeed(h *wire.Request) error {
 // read answers a READ in the batch, if that does not make the loop wait.
 func (c *Conn) read(h *wire.Request) error {
 	e, n := c.export, int(h.Length)
-	switch pace := &e.paces.read; {
+	switch p := &e.paces.Read; {
 	case n == 0:
 		return c.succeed(h)
 	case e.dev.ReadTo != nil:
@@ -192,14 +192,14 @@ func (c *Conn) read(h *wire.Request) error {
 			return err
 		}
 		return c.settle(h, c.readTo(h))
-	case n <= slabSize && e.inline(pace):
+	case n <= slabSize && e.inline(p):
 		if err := c.open(h, n, true); err != nil {
 			return err
 		}
-		p := c.batch.Buffer(n)
-		c.meter.begin(pace)
-		err := c.readAt(p, h)
-		c.meter.end(pace, n)
+		b := c.batch.Buffer(n)
+		c.meter.Begin(p)
+		err := c.readAt(b, h)
+		c.meter.End(p, n)
 		return c.settle(h, err)
 	default:
 		return c.execute(h)
@@ -210,7 +210,7 @@ func (c *Conn) read(h *wire.Request) error {
 // there, without another goroutine. Then a burst of large writes takes few system calls, too.
 func (c *Conn) gathers(h *wire.Request) bool {
 	e := c.export
-	return h.Command == wire.CmdWrite && e.dev.WriteFrom == nil && c.inbox.holds(h.Length) && e.inline(&e.paces.write) && !e.durably(*h)
+	return h.Command == wire.CmdWrite && e.dev.WriteFrom == nil && c.inbox.holds(h.Length) && e.inline(&e.paces.Write) && !e.durably(*h)
 }
 
 // write executes a WRITE. If its payload has not arrived yet, it is a large one, which is received into the place where it is to
@@ -239,7 +239,7 @@ func (c *Conn) write(h *wire.Request, refused *refusal) error {
 		}
 	}
 	e := c.export
-	switch pace := &e.paces.write; {
+	switch p := &e.paces.Write; {
 	case refused != nil:
 		return c.receiveWrite(h, refused)
 	case n == 0:
@@ -249,12 +249,12 @@ func (c *Conn) write(h *wire.Request, refused *refusal) error {
 	case e.dev.WriteFrom != nil && (arrived || n <= maxKept || c.account == nil) && c.lockFast(h, arrived):
 		c.payload = payload{inbox: &c.inbox, total: n, left: n, arrived: arrived}
 		return c.settle(h, c.writeFrom(h))
-	case e.dev.WriteFrom == nil && arrived && n <= maxAlone && e.inline(pace) && e.locks.TryAdd(&c.lock, c.owner, rangeOf(h)):
-		p := c.inbox.take(n)
+	case e.dev.WriteFrom == nil && arrived && n <= maxInline && e.inline(p) && e.locks.TryAdd(&c.lock, c.owner, rangeOf(h)):
+		b := c.inbox.take(n)
 		c.payload = payload{total: n}
-		c.meter.begin(pace)
-		err := c.writeAt(p, h)
-		c.meter.end(pace, n)
+		c.meter.Begin(p)
+		err := c.writeAt(b, h)
+		c.meter.End(p, n)
 		return c.settle(h, err)
 	default:
 		return c.receiveWrite(h, nil)

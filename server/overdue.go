@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nbdctl/nbdctl/server/internal/pace"
 	"github.com/nbdctl/nbdctl/server/internal/rangelock"
 	"github.com/nbdctl/nbdctl/server/internal/resend"
 	"github.com/nbdctl/nbdctl/server/wire"
@@ -37,7 +38,7 @@ func (e *Export) SetPatience(p Patience) {
 
 // inline reports whether the loop may make a plain call. While requests may come again it makes none, because it could not answer
 // others then.
-func (e *Export) inline(p *pace) bool { return p.alone.Load() && !e.judge.Active() }
+func (e *Export) inline(p *pace.Pace) bool { return p.Inline() && !e.judge.Active() }
 
 // key returns what the request asks for.
 func keyOf(h *wire.Request) resend.Key {

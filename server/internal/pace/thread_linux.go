@@ -1,4 +1,4 @@
-package server
+package pace
 
 import "syscall"
 
@@ -12,5 +12,5 @@ func switches() (slept, preempted int64) {
 	return int64(u.Nvcsw), int64(u.Nivcsw)
 }
 
-// threadSwitches is switches, or nil on systems that do not count.
-var threadSwitches = switches
+// ThreadSwitches is switches, or nil on systems that do not count.
+var ThreadSwitches = switches
