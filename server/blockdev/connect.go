@@ -138,7 +138,8 @@ func (m machine) newDevice(b backends.Backend, o Options) (*Device, error) {
 	}
 	d.bePatient()
 	d.size.Store(e.Size())
-	e.OnLoss(d.changed)
+	d.losses.notify = d.changed
+	e.OnLoss(d.losses.failed)
 	d.mending, d.giveUp = context.WithCancelCause(context.Background())
 	if d.client == nil {
 		if d.client, err = nbdnl.New(); err != nil {

@@ -296,7 +296,7 @@ func (d *Device) State() nbdnl.State {
 }
 
 // Changes returns a channel from which something can be received after State, Alive, Size, Timeout or DeadTimeout have changed, or
-// Loss has become an error, once for all changes since. It is for one receiver, and is never closed.
+// something was lost while all that had been was acknowledged, once for all changes since. It is for one receiver, and is never closed.
 func (d *Device) Changes() <-chan struct{} { return d.changes }
 
 // changed tells of a change.
