@@ -44,18 +44,18 @@ type Device struct {
 
 	losses losses
 
-	mu      sync.Mutex // guards all below but ending and ended
-	slots   []*slot    // does not change after attach
-	alive   int        // how many of the slots are
-	keepers int        // goroutines that serve a slot, or heal it
-	goodbye bool       // the kernel has announced the end
-	leaving bool       // by Kick, or all is cut
-	lost    error      // what ended the connection that died first of those that are dead
-	expiry  *expiry    // of the wait for a new connection, while all are dead
-	kicked  bool       // by Kick
-	written bool       // all that was cached, by an orderly detach
-	timeout             time.Duration
-	deadTime            time.Duration
+	mu       sync.Mutex // guards all below but ending and ended
+	slots    []*slot    // does not change after attach
+	alive    int        // how many of the slots are
+	keepers  int        // goroutines that serve a slot, or heal it
+	goodbye  bool       // the kernel has announced the end
+	leaving  bool       // by Kick, or all is cut
+	lost     error      // what ended the connection that died first of those that are dead
+	expiry   *expiry    // of the wait for a new connection, while all are dead
+	kicked   bool       // by Kick
+	written  bool       // all that was cached, by an orderly detach
+	timeout  time.Duration
+	deadTime time.Duration
 
 	// mending ends when no connection is to be replaced any more.
 	mending context.Context
