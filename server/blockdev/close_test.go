@@ -234,7 +234,7 @@ func TestGoodbye(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d.serve(l.server)
+		d.serve(l.ends())
 		io.WriteString(l.kernelEnds[0], tt.sent)
 		l.closeKernelEnds()
 		<-d.Done()

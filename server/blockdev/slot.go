@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"time"
 
 	"github.com/nbdctl/nbdctl/nbdnl"
@@ -55,11 +54,11 @@ func (s *slot) fold(c *server.Conn) {
 }
 
 // serve starts to serve the connections. They end by themselves, by cut, or by the kernel.
-func (d *Device) serve(ends []*net.UnixConn) {
+func (d *Device) serve(ends []link) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for i, end := range ends {
-		d.slots = append(d.slots, newSlot(i, d.export.NewConn(end, nil)))
+		d.slots = append(d.slots, newSlot(i, d.export.NewConn(end.open(), end.unread)))
 	}
 	d.alive, d.keepers = len(ends), len(ends)
 	for _, s := range d.slots {
