@@ -89,6 +89,13 @@ func (d *device) release() {
 	}
 }
 
+// Release lets an fsync that hangs fail with EIO.
+func (k *Kernel) Release(index int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.add(index).release()
+}
+
 func (c *config) close() {
 	for _, fd := range c.sockets {
 		shutdown(fd)

@@ -138,7 +138,8 @@ func (m machine) newDevice(b backends.Backend, o Options) (*Device, error) {
 	}
 	d.bePatient()
 	d.size.Store(e.Size())
-	e.OnLoss(d.changed)
+	d.losses.notify = d.changed
+	e.OnLoss(d.losses.failed)
 	d.mending, d.giveUp = context.WithCancelCause(context.Background())
 	if d.client == nil {
 		if d.client, err = nbdnl.New(); err != nil {
@@ -160,12 +161,11 @@ func (d *Device) attach(ctx context.Context, place place) error {
 	defer l.closeKernelEnds()
 
 	// The kernel's first request can come before its answer to the connect: udev opens the device as soon as it appears.
-	d.serve(l.server)
+	d.serve(l.ends())
 	if err := d.command(ctx, place, l.kernel); err != nil {
 		d.cut()
 		return errors.Join(err, d.await(context.WithoutCancel(ctx)))
 	}
-	close(d.attached)
 	return nil
 }
 
@@ -182,11 +182,17 @@ func (d *Device) command(ctx context.Context, place place, sockets []syscall.Con
 	})
 	d.index = index
 	if err == nil {
-		d.incarnation = d.machine.system.IncarnationOf(index)
-		path := d.Path()
-		d.path.Store(&path)
+		d.isAt(index, d.machine.system.IncarnationOf(index))
 	}
 	return err
+}
+
+// isAt notes which of the kernel's devices this is.
+func (d *Device) isAt(index int, incarnation nbdnl.Incarnation) {
+	d.index, d.incarnation = index, incarnation
+	path := d.Path()
+	d.path.Store(&path)
+	close(d.attached)
 }
 
 // placeAt is a place for that index, or for one of the kernel's choice.

@@ -42,21 +42,20 @@ type Device struct {
 	done     chan struct{} // closed when every Transmit has returned
 	err      error         // why they did; set before done is closed
 
-	mu      sync.Mutex // guards all below but ending and ended
-	slots   []*slot    // does not change after attach
-	alive   int        // how many of the slots are
-	keepers int        // goroutines that serve a slot, or heal it
-	goodbye bool       // the kernel has announced the end
-	leaving bool       // by Kick, or all is cut
-	lost    error      // what ended the connection that died first of those that are dead
-	expiry  *expiry    // of the wait for a new connection, while all are dead
-	kicked  bool       // by Kick
-	written bool       // all that was cached, by an orderly detach
-	// missed says what the kernel may have lost first because there was no connection; nil if nothing. undelivered is the same of
-	// what nobody was told of.
-	missed, undelivered error
-	timeout             time.Duration
-	deadTime            time.Duration
+	losses losses
+
+	mu       sync.Mutex // guards all below but ending and ended
+	slots    []*slot    // does not change after attach
+	alive    int        // how many of the slots are
+	keepers  int        // goroutines that serve a slot, or heal it
+	goodbye  bool       // the kernel has announced the end
+	leaving  bool       // by Kick, or all is cut
+	lost     error      // what ended the connection that died first of those that are dead
+	expiry   *expiry    // of the wait for a new connection, while all are dead
+	kicked   bool       // by Kick
+	written  bool       // all that was cached, by an orderly detach
+	timeout  time.Duration
+	deadTime time.Duration
 
 	// mending ends when no connection is to be replaced any more.
 	mending context.Context
@@ -65,6 +64,8 @@ type Device struct {
 	// ending holds a value while Disconnect or Close is at work: whoever comes second can give up waiting.
 	ending chan struct{}
 	ended  bool // by one of them; guarded by ending
+	// outcome is what there is to say of the end; guarded by ending.
+	outcome outcome
 }
 
 // Index returns N of /dev/nbdN.

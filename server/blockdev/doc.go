@@ -53,10 +53,11 @@
 //
 // # Writes that are lost
 //
-// The kernel acknowledges a write when it has it in its cache, and sends it later. If the backend refuses it then, or there is no
-// connection, the next one to sync is told, whoever that is, or nobody is. The owner of the device is told by [Device.Flush] and
-// [Device.Close], also of what went wrong earlier, once. Flush is what to call before a snapshot of the backend, too: it writes also
-// what file systems keep back, those on partitions, volumes, arrays and loop devices that stand on the device included.
+// The kernel acknowledges a write when it has it in its cache, and sends it later. If the backend refuses it then, or there
+// is no connection, the next one to sync is told, whoever that is, or nobody is. The owner of the device is told by
+// [Device.Flush] and [Device.Close], also of what went wrong earlier, until it says [Device.Acknowledge]. The number of a
+// [LossError] tells whether it is new. Flush is what to call before a snapshot of the backend, too: it writes also what file
+// systems keep back, those on partitions, volumes, arrays and loop devices that stand on the device included.
 //
 // # Another backend
 //

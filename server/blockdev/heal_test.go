@@ -215,11 +215,10 @@ func manual(t *testing.T, b backends.Backend, o Options) (*nbdnltest.Kernel, *De
 		t.Fatal(err)
 	}
 	t.Cleanup(l.closeKernelEnds)
-	d.serve(l.server)
+	d.serve(l.ends())
 	if err := d.command(t.Context(), placeAt(anyIndex), l.kernel); err != nil {
 		t.Fatal(err)
 	}
-	close(d.attached)
 	t.Cleanup(func() { d.Close() })
 	return k, d, l.kernelEnds[0]
 }

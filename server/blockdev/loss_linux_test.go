@@ -32,9 +32,8 @@ func TestKernelLossDisconnect(t *testing.T) {
 	}
 	checkLoss(t, "Disconnect", d.Disconnect(t.Context()))
 	checkFree(t, d.Index(), d.Identifier())
-	if err := errors.Join(d.Disconnect(t.Context()), d.Close()); err != nil {
-		t.Errorf("again: %v", err)
-	}
+	checkLoss(t, "Disconnect again", d.Disconnect(t.Context()))
+	checkLoss(t, "Close", d.Close())
 	checkLoss(t, "Loss after the end", d.Loss())
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"time"
 
 	"github.com/nbdctl/nbdctl/nbdnl"
@@ -55,11 +54,11 @@ func (s *slot) fold(c *server.Conn) {
 }
 
 // serve starts to serve the connections. They end by themselves, by cut, or by the kernel.
-func (d *Device) serve(ends []*net.UnixConn) {
+func (d *Device) serve(ends []link) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for i, end := range ends {
-		d.slots = append(d.slots, newSlot(i, d.export.NewConn(end, nil)))
+		d.slots = append(d.slots, newSlot(i, d.export.NewConn(end.open(), end.unread)))
 	}
 	d.alive, d.keepers = len(ends), len(ends)
 	for _, s := range d.slots {
@@ -296,7 +295,7 @@ func (d *Device) State() nbdnl.State {
 }
 
 // Changes returns a channel from which something can be received after State, Alive, Size, Timeout or DeadTimeout have changed, or
-// Loss has become an error, once for all changes since. It is for one receiver, and is never closed.
+// something was lost while all that had been was acknowledged, once for all changes since. It is for one receiver, and is never closed.
 func (d *Device) Changes() <-chan struct{} { return d.changes }
 
 // changed tells of a change.

@@ -198,7 +198,7 @@ func TestFlushNoNode(t *testing.T) {
 				delete(b.nodes, node)
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond) // shorter than a node is waited for
-			err := b.d.machine.flush(ctx, 0, b.d.incarnation)
+			_, err := b.d.machine.flush(ctx, 0, b.d.incarnation)
 			cancel()
 			if !errors.Is(err, os.ErrNotExist) || !strings.Contains(fmt.Sprint(err), "/dev/"+node+",") || slices.Contains(b.log, node) {
 				t.Errorf("%s is %q: error %v, synced %v", node, number, err, b.log)

@@ -37,7 +37,6 @@ func piped(t *testing.T, b backends.Backend, o Options) (*nbdnltest.Kernel, *Dev
 	if err := d.command(t.Context(), placeAt(anyIndex), l.kernel); err != nil {
 		t.Fatal(err)
 	}
-	close(d.attached)
 	t.Cleanup(d.cut)
 	return k, d, client
 }
