@@ -9,9 +9,9 @@ import (
 // call.
 const maxInline = 1 << 20
 
-// pace returns the pace of a request that is a plain call, or nil if it always goes to a worker: what makes data durable waits for
-// a disk, what is very long is worth a worker in any case, and the backends that answer without blocking have refused to do so
-// when anybody else gets to ask.
+// pace returns the pace of a request that is a plain call, or nil if it always goes to a worker:
+// what makes data durable waits for a disk, what is very long is worth a worker in any case, and
+// the backends that answer without blocking have refused to do so when anybody else gets to ask.
 func (e *Export) pace(h wire.Request) *pace.Pace {
 	switch {
 	case h.Length > maxInline:
@@ -29,7 +29,8 @@ func (e *Export) pace(h wire.Request) *pace.Pace {
 	}
 }
 
-// paceBytes is the length that a call is allowed time for. A range to trim is a number like any other.
+// paceBytes is the length that a call is allowed time for. A range to trim is a number like any
+// other.
 func paceBytes(h wire.Request) int {
 	if h.Command == wire.CmdRead || h.Command == wire.CmdWrite {
 		return int(h.Length)

@@ -11,8 +11,9 @@ import (
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
-// A request is one NBD request that does not belong to a batch, between its arrival and its reply: a worker executes it, or the
-// connection's goroutine does on its own. Requests are pooled by the export.
+// A request is one NBD request that does not belong to a batch, between its arrival and its reply:
+// a worker executes it, or the connection's goroutine does on its own. Requests are pooled by the
+// export.
 type request struct {
 	wire.Request
 	conn    *Conn
@@ -46,8 +47,8 @@ func newRequest() *request {
 	return r
 }
 
-// cost returns the payload memory that a request may take, in bytes. The lengths of TRIM and WRITE_ZEROES are ranges, not
-// payload; zeros are written in pieces.
+// cost returns the payload memory that a request may take, in bytes. The lengths of TRIM and
+// WRITE_ZEROES are ranges, not payload; zeros are written in pieces.
 func cost(h wire.Request) int64 {
 	switch h.Command {
 	case wire.CmdRead, wire.CmdWrite:
@@ -62,8 +63,9 @@ func cost(h wire.Request) int64 {
 	}
 }
 
-// serve executes the request and answers it, whatever the backend does: a panic is caught, and the deferred call also runs when
-// the backend ends the goroutine. A fault in the backend's memory is a panic like any other.
+// serve executes the request and answers it, whatever the backend does: a panic is caught, and the
+// deferred call also runs when the backend ends the goroutine. A fault in the backend's memory is a
+// panic like any other.
 func (r *request) serve() {
 	debug.SetPanicOnFault(true)
 	err := errNoReturn

@@ -7,10 +7,12 @@ import (
 	"github.com/nbdctl/nbdctl/server/internal/monotonic"
 )
 
-// A Meter times the plain calls that a connection's goroutine makes. Without a Set it is not usable; the rest may be zero. Used by one goroutine.
+// A Meter times the plain calls that a connection's goroutine makes. Without a Set it is not
+// usable; the rest may be zero. Used by one goroutine.
 type Meter struct {
 	Set *Set
-	// Switches counts how often the calling thread has slept, and how often it was preempted. nil where nothing tells.
+	// Switches counts how often the calling thread has slept, and how often it was preempted. nil
+	// where nothing tells.
 	Switches func() (slept, preempted int64)
 
 	start        time.Duration // of the calls that are being timed together
@@ -68,9 +70,10 @@ func (m *Meter) End(p *Pace, bytes int) {
 	}
 }
 
-// innocent reports whether the call that has just been timed by itself may have taken its time for reasons other than that the
-// backend makes it wait. There are three: it was behind workers that were making such calls; it has done nothing but compute, and
-// not for long; somebody else had the processor. The last does not happen in one call after another; but a thread that is about to
+// innocent reports whether the call that has just been timed by itself may have taken its time for
+// reasons other than that the backend makes it wait. There are three: it was behind workers that
+// were making such calls; it has done nothing but compute, and not for long; somebody else had the
+// processor. The last does not happen in one call after another; but a thread that is about to
 // sleep, for its goroutine, may be preempted for so long that it need not sleep any more.
 func (m *Meter) innocent(took time.Duration, bytes int) bool {
 	if m.Switches == nil {
@@ -83,7 +86,8 @@ func (m *Meter) innocent(took time.Duration, bytes int) bool {
 	return m.crowded || m.excused || awake && alone && took <= computeShare*allowed(1, bytes)
 }
 
-// Settle looks at the calls that were timed together until now. It is to be called before anything else that takes time.
+// Settle looks at the calls that were timed together until now. It is to be called before anything
+// else that takes time.
 func (m *Meter) Settle(now time.Duration) {
 	if m.calls == 0 {
 		return

@@ -158,7 +158,8 @@ func TestMeterInnocent(t *testing.T) {
 	}
 }
 
-// TestThreadSwitches holds that what the system counts can tell a call that sleeps from one that does not.
+// TestThreadSwitches holds that what the system counts can tell a call that sleeps from one that
+// does not.
 func TestThreadSwitches(t *testing.T) {
 	if ThreadSwitches == nil {
 		t.Skip("this system does not count for one thread")
