@@ -60,7 +60,7 @@ func (m machine) adopt(ctx context.Context, s existing, b backends.Backend, o Op
 		err = errors.Join(c.errs...)
 	}
 	if err != nil {
-		d.giveUp(errEnded)
+		d.conns.giveUp(errEnded)
 		return nil, errors.Join(err, d.release())
 	}
 	d.flags = s.flags

@@ -127,20 +127,17 @@ func (m machine) newDevice(b backends.Backend, o Options) (*Device, error) {
 		log:        log,
 		path:       path,
 		index:      anyIndex,
-		attached:   make(chan struct{}),
-		done:       make(chan struct{}),
 		ending:     make(chan struct{}, 1),
 		changing:   make(chan struct{}, 1),
 		commanding: make(chan struct{}, 1),
 		changes:    make(chan struct{}, 1),
-		timeout:    o.Timeout,
-		deadTime:   o.DeadTimeout,
+		conns:      newConnections(o.Timeout, o.DeadTimeout, log),
 	}
+	d.conns.renew, d.conns.missed, d.conns.changed = d.renew, d.misses, d.changed
 	d.bePatient()
 	d.size.Store(e.Size())
 	d.losses.notify = d.changed
 	e.OnLoss(d.losses.failed)
-	d.mending, d.giveUp = context.WithCancelCause(context.Background())
 	if d.client == nil {
 		if d.client, err = nbdnl.New(); err != nil {
 			return nil, err
@@ -163,10 +160,19 @@ func (d *Device) attach(ctx context.Context, place place) error {
 	// The kernel's first request can come before its answer to the connect: udev opens the device as soon as it appears.
 	d.serve(l.ends())
 	if err := d.command(ctx, place, l.kernel); err != nil {
-		d.cut()
+		d.conns.cut()
 		return errors.Join(err, d.await(context.WithoutCancel(ctx)))
 	}
 	return nil
+}
+
+// serve has the connections served.
+func (d *Device) serve(ends []link) {
+	conns := make([]transmitter, len(ends))
+	for i, end := range ends {
+		conns[i] = d.export.NewConn(end.open(), end.unread)
+	}
+	d.conns.serve(conns)
 }
 
 // command has the kernel connect the device.
@@ -192,7 +198,7 @@ func (d *Device) isAt(index int, incarnation nbdnl.Incarnation) {
 	d.index, d.incarnation = index, incarnation
 	path := d.Path()
 	d.path.Store(&path)
-	close(d.attached)
+	close(d.conns.attached)
 }
 
 // placeAt is a place for that index, or for one of the kernel's choice.
@@ -239,7 +245,7 @@ func (d *Device) drop(ctx context.Context, p *probe) error {
 	case d.gone(ctx):
 		err = nil
 	case err != nil:
-		d.cut()
+		d.conns.cut()
 	}
 	if p != nil {
 		err = errors.Join(err, p.wait(ctx))

@@ -35,7 +35,7 @@ func (d *Device) Flush(ctx context.Context) error {
 
 func (d *Device) flush(ctx context.Context) error {
 	select {
-	case <-d.done:
+	case <-d.conns.done:
 		return fmt.Errorf("blockdev: %s has ended: %w", d.Path(), nbdnl.ErrNotConnected)
 	default:
 	}
@@ -55,10 +55,7 @@ func (d *Device) flush(ctx context.Context) error {
 
 // failsToWrite notes that the kernel could not write what was cached. err is what else went wrong.
 func (d *Device) failsToWrite(unwritten, err error) {
-	d.mu.Lock()
-	loses := d.losesData()
-	d.mu.Unlock()
-	if unwritten != nil && loses && !errors.Is(err, nbdnl.ErrNotConnected) {
+	if unwritten != nil && d.losesData() && !errors.Is(err, nbdnl.ErrNotConnected) {
 		d.losses.unwritten(unwritten)
 	}
 }

@@ -251,9 +251,7 @@ func TestGapUnseen(t *testing.T) {
 	} {
 		b := stuck{newElastic(), make(chan struct{}), make(chan struct{})}
 		k, d, kernel := manual(t, b, Options{})
-		d.mu.Lock()
-		d.timeout, d.deadTime = tt.timeout, tt.deadTimeout
-		d.mu.Unlock()
+		d.conns.wait(&tt.timeout, &tt.deadTimeout)
 		kernel.Write(readRequest(0))
 		<-b.arrived
 		shutdown(t, kernel)

@@ -165,10 +165,10 @@ func (d *Device) withLoss(err error) error {
 }
 
 // losesData reports whether a write that fails is a loss: not on a read-only device, nor after an orderly end, and who kicks the
-// device gives up what is cached. The caller holds mu.
-func (d *Device) losesData() bool { return !d.kicked && !d.written && !d.ReadOnly() }
+// device gives up what is cached.
+func (d *Device) losesData() bool { return !d.kicked.Load() && !d.written.Load() && !d.ReadOnly() }
 
-// misses notes that the kernel may have failed writes that no connection carried to the server. The caller holds mu.
+// misses notes that the kernel may have failed writes that no connection carried to the server.
 func (d *Device) misses(reason error) {
 	if d.losesData() {
 		d.losses.unsent(reason)

@@ -28,8 +28,8 @@ func (d *Device) open(ctx context.Context, p *probe) error {
 	case <-p.finished:
 	case <-ctx.Done():
 		return fmt.Errorf("blockdev: %s: the first open and read did not come to an end: %w", d.Path(), context.Cause(ctx))
-	case <-d.done:
-		return d.snatched(d.err)
+	case <-d.conns.done:
+		return d.snatched(d.conns.err)
 	}
 	if p.err == nil {
 		return nil
