@@ -60,7 +60,7 @@ func (m machine) establish(ctx context.Context, b backends.Backend, o Options, p
 		return nil, errors.Join(err, vacate())
 	}
 	d.vacate = vacate
-	probe := d.newProbe()
+	probe := newProbe(func(ctx context.Context) error { return m.use(ctx, d.index, d.BlockSize()) })
 	if err := d.ready(ctx, probe); err != nil {
 		return nil, errors.Join(err, d.abandon(ctx, probe), d.release())
 	}
