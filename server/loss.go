@@ -7,12 +7,13 @@ import (
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
-// A LossError tells of writes, zeroes and flushes that were answered with an error: bytes that are not where whoever wrote them
-// may believe them to be. The Linux client tells that to the writer only if it still waits; what was cached, and acknowledged long
-// before, is lost in silence, or to whoever asks first.
+// A LossError tells of writes, zeroes and flushes that were answered with an error: bytes that are
+// not where whoever wrote them may believe them to be. The Linux client tells that to the writer
+// only if it still waits; what was cached, and acknowledged long before, is lost in silence, or to
+// whoever asks first.
 type LossError struct {
-	// Requests is how many have failed, at least 1. Of the LossErrors of one export it is the number, too: one that tells
-	// of a new failure has a higher one.
+	// Requests is how many have failed, at least 1. Of the LossErrors of one export it is the
+	// number, too: one that tells of a new failure has a higher one.
 	Requests uint64
 	First    *RequestError // of them
 }
@@ -46,10 +47,11 @@ func (l *losses) note(e *RequestError) {
 	}
 }
 
-// Loss returns which requests have failed since the export was made, or nil. It returns the same however often it is called,
-// until another one fails. It counts those that promise bytes, which reads and trims do not, and the syncs of Swap and Sync.
-// Nor does it count what was sent over a connection that the client has given up: that client sends it again over another one,
-// or knows that it has lost it.
+// Loss returns which requests have failed since the export was made, or nil. It returns the same
+// however often it is called, until another one fails. It counts those that promise bytes, which
+// reads and trims do not, and the syncs of Swap and Sync. Nor does it count what was sent over a
+// connection that the client has given up: that client sends it again over another one, or knows
+// that it has lost it.
 func (e *Export) Loss() *LossError {
 	e.losses.mu.Lock()
 	defer e.losses.mu.Unlock()
@@ -60,8 +62,9 @@ func (e *Export) Loss() *LossError {
 	return &loss
 }
 
-// OnLoss has f called with each request that Loss counts, before the client has the answer. f must not block, nor change the
-// request, and may be called from several goroutines at once. OnLoss is to be called before the export is served.
+// OnLoss has f called with each request that Loss counts, before the client has the answer. f must
+// not block, nor change the request, and may be called from several goroutines at once. OnLoss is
+// to be called before the export is served.
 func (e *Export) OnLoss(f func(*RequestError)) {
 	e.losses.mu.Lock()
 	defer e.losses.mu.Unlock()

@@ -6,8 +6,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestLosses holds that a loss is the same however often it is asked for, that the next one has the next number, and that each
-// is announced.
+// TestLosses holds that a loss is the same however often it is asked for, that the next one has the
+// next number, and that each is announced.
 func TestLosses(t *testing.T) {
 	e := new(Export)
 	var announced []uint64

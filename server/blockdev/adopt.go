@@ -10,7 +10,8 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
-// An existing device is one that the kernel has connected already, with all that who goes on with it must know.
+// An existing device is one that the kernel has connected already, with all that who goes on with
+// it must know.
 type existing struct {
 	index       int
 	incarnation nbdnl.Incarnation // 0: not known
@@ -34,13 +35,17 @@ func (e *mismatchError) Error() string {
 	return fmt.Sprintf("blockdev: %s: %s is %s instead of %s", nbdnl.Path(e.index), e.setting, e.got, e.want)
 }
 
-// adopt makes a Device of one that the kernel has connected already, and serves it with b. Of the options it heeds Client,
-// MaxInFlight and Logger; the others are as the device is. The device is not opened.
+// adopt makes a Device of one that the kernel has connected already, and serves it with b. Of the
+// options it heeds Client, MaxInFlight and Logger; the others are as the device is. The device is
+// not opened.
 //
-// If the kernel's device or the backend is not what it has to be, the errors are *mismatchErrors, one for each difference. The
-// device is left alone then: nothing was read from its links, which the caller still owns, and what is asked of it waits.
-// After success they are the Device's. adopt calls vacate once: when the device has ended, or was not adopted.
-func (m machine) adopt(ctx context.Context, s existing, b backends.Backend, o Options, vacate func() error) (*Device, error) {
+// If the kernel's device or the backend is not what it has to be, the errors are *mismatchErrors,
+// one for each difference. The device is left alone then: nothing was read from its links, which
+// the caller still owns, and what is asked of it waits. After success they are the Device's. adopt
+// calls vacate once: when the device has ended, or was not adopted.
+func (m machine) adopt(
+	ctx context.Context, s existing, b backends.Backend, o Options, vacate func() error,
+) (*Device, error) {
 	o.BlockSize, o.Connections, o.Identifier = s.blockSize, len(s.links), s.identifier
 	o.Timeout, o.DeadTimeout, o.ReadOnly = s.timeout, s.deadTimeout, s.flags&nbdnl.FlagReadOnly != 0
 	if len(s.links) == 0 {
@@ -81,7 +86,8 @@ func (c *comparison) equal(setting string, want, got any) {
 	}
 }
 
-// kernel compares with what the kernel shows. A kernel without identifiers knows the device by its incarnation only.
+// kernel compares with what the kernel shows. A kernel without identifiers knows the device by its
+// incarnation only.
 func (c *comparison) kernel(s existing, st nbdnl.Status, incarnation nbdnl.Incarnation) {
 	c.equal("state", nbdnl.StateLive, st.State)
 	switch {
@@ -99,7 +105,8 @@ func (c *comparison) kernel(s existing, st nbdnl.Status, incarnation nbdnl.Incar
 	}
 	c.equal("size", s.size, st.Size)
 	c.equal("block size", s.blockSize, st.BlockSize)
-	for _, name := range beyond(s.flags|nbdnl.FlagSendWriteZeroes, st.Flags) { // Zeroes may show from a former use of the index.
+	// Zeroes may show from a former use of the index.
+	for _, name := range beyond(s.flags|nbdnl.FlagSendWriteZeroes, st.Flags) {
 		c.equal(name, false, true)
 	}
 	if s.flags&nbdnl.FlagReadOnly != 0 {
@@ -116,7 +123,8 @@ func (c *comparison) backend(s existing, d *Device, m machine) {
 	if s.flags&nbdnl.FlagReadOnly == 0 {
 		c.equal("backend read-only", false, d.ReadOnly())
 	}
-	// The kernel stops the queue to change this, which waits for the requests that nobody serves yet.
+	// The kernel stops the queue to change this, which waits for the requests that nobody serves
+	// yet.
 	if maximum := d.backend.BlockSizes.Maximum; maximum > 0 {
 		if kb, err := m.number(s.index, "max_sectors_kb"); err != nil || kb > maximum>>10 {
 			c.equal("max_sectors_kb", fmt.Sprintf("at most %d", maximum>>10), kb)
@@ -124,8 +132,8 @@ func (c *comparison) backend(s existing, d *Device, m machine) {
 	}
 }
 
-// beyond returns the names of the abilities that are used and may not be. That fewer are used harms nothing: whoever administers
-// a machine can turn the cache of a disk off.
+// beyond returns the names of the abilities that are used and may not be. That fewer are used harms
+// nothing: whoever administers a machine can turn the cache of a disk off.
 func beyond(may, used nbdnl.Flags) (names []string) {
 	for _, ability := range []struct {
 		flag nbdnl.Flags

@@ -19,7 +19,8 @@ import (
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
-// An orphan is a device that somebody has connected and left, with a copy of the kernel's end of each connection.
+// An orphan is a device that somebody has connected and left, with a copy of the kernel's end of
+// each connection.
 type orphan struct {
 	*nbdnltest.Kernel
 	machine machine
@@ -28,7 +29,8 @@ type orphan struct {
 	kernel  []*os.File
 }
 
-// orphaned connects a device for a store, of which the server's ends stay open and nobody serves them.
+// orphaned connects a device for a store, of which the server's ends stay open and nobody serves
+// them.
 func orphaned(t *testing.T, ko nbdnltest.Options, connections int) *orphan {
 	t.Helper()
 	k, m, o := labOn(t, ko)
@@ -44,8 +46,8 @@ func orphaned(t *testing.T, ko nbdnltest.Options, connections int) *orphan {
 		links: l.ends(),
 	}
 	err = o.Client.ConnectIndex(t.Context(), e.index, nbdnl.Config{
-		Sockets: l.kernel, Size: e.size, BlockSize: e.blockSize, Flags: e.flags, Timeout: e.timeout, DeadConnTimeout: e.deadTimeout,
-		Identifier: e.identifier,
+		Sockets: l.kernel, Size: e.size, BlockSize: e.blockSize, Flags: e.flags, Identifier: e.identifier,
+		Timeout: e.timeout, DeadConnTimeout: e.deadTimeout,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -65,7 +67,8 @@ func (o *orphan) adopt(t *testing.T) *Device {
 	return d
 }
 
-// duplicate returns a connection over a copy of the descriptor of another one, as another process would have it, and closes that.
+// duplicate returns a connection over a copy of the descriptor of another one, as another process
+// would have it, and closes that.
 func duplicate(t *testing.T, c net.Conn) net.Conn {
 	t.Helper()
 	f, err := c.(*net.UnixConn).File()
@@ -103,7 +106,8 @@ func answered(t *testing.T, kernel *os.File) {
 	}
 }
 
-// TestAdopt goes on with a device that another process has served, from the middle of a request on, and ends it.
+// TestAdopt goes on with a device that another process has served, from the middle of a request on,
+// and ends it.
 func TestAdopt(t *testing.T) {
 	for name, end := range map[string]func(*Device) error{
 		"Disconnect": func(d *Device) error { return d.Disconnect(context.Background()) },
@@ -171,8 +175,9 @@ func TestAdoptHeal(t *testing.T) {
 	}
 }
 
-// TestAdoptMismatch holds that a device is refused that is not the one, or for a backend that does not fit, that each difference is
-// named, and that the device waits as before: the right one is adopted after that.
+// TestAdoptMismatch holds that a device is refused that is not the one, or for a backend that does
+// not fit, that each difference is named, and that the device waits as before: the right one is
+// adopted after that.
 func TestAdoptMismatch(t *testing.T) {
 	for name, tt := range map[string]struct {
 		old    bool // a kernel without identifiers
@@ -250,11 +255,11 @@ func TestAdoptNoLinks(t *testing.T) {
 	o := orphaned(t, nbdnltest.Options{}, 1)
 	o.e.links = nil
 	refused := errors.New("not vacated")
-	if d, err := o.machine.adopt(t.Context(), o.e, newStore(), o.options, func() error { return refused }); d != nil || !errors.Is(err, refused) {
-		t.Errorf("device %v, error %v", d, err)
-	}
-	if d, err := o.machine.adopt(t.Context(), o.e, nil, o.options, func() error { return refused }); d != nil || !errors.Is(err, refused) {
-		t.Errorf("device %v, error %v", d, err)
+	for _, b := range []backends.Backend{newStore(), nil} {
+		d, err := o.machine.adopt(t.Context(), o.e, b, o.options, func() error { return refused })
+		if d != nil || !errors.Is(err, refused) {
+			t.Errorf("device %v, error %v", d, err)
+		}
 	}
 	if err := o.options.Client.Drop(t.Context(), o.e.index, o.e.identifier); err != nil {
 		t.Error(err)

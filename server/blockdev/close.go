@@ -13,19 +13,22 @@ import (
 const (
 	// closePatience bounds Close.
 	closePatience = 30 * time.Second
-	// hangPatience is how long the kernel may take for a forced disconnect, whose bounded steps before it included. Then the
-	// connections are cut: a kernel that cannot send its NBD_CMD_DISC, because the server has stopped reading, goes on at that.
+	// hangPatience is how long the kernel may take for a forced disconnect, whose bounded steps
+	// before it included. Then the connections are cut: a kernel that cannot send its NBD_CMD_DISC,
+	// because the server has stopped reading, goes on at that.
 	hangPatience = 15 * time.Second
 )
 
-// Disconnect ends the device in good order: it makes sure that nobody uses it, writes what is cached, disconnects, and waits until
-// the index is free and no request is served any more. If somebody uses the device, the error is a *nbdnl.BusyError that says who,
-// and the device goes on; so it does after any other error before the disconnect. A device that has gone already, by
+// Disconnect ends the device in good order: it makes sure that nobody uses it, writes what is
+// cached, disconnects, and waits until the index is free and no request is served any more. If
+// somebody uses the device, the error is a *nbdnl.BusyError that says who, and the device goes on;
+// so it does after any other error before the disconnect. A device that has gone already, by
 // whomever's doing, is no error.
 //
-// What the backend does not take when it is written now ends the device all the same, for the kernel has dropped it: the error then
-// matches nbdnl.ErrNotWritten. What was lost earlier is in the error, too, of the Disconnect that ends the device, unless it was
-// acknowledged (see Flush). Nil means that all that was written to the device is in the backend. Once the device has ended,
+// What the backend does not take when it is written now ends the device all the same, for the
+// kernel has dropped it: the error then matches nbdnl.ErrNotWritten. What was lost earlier is in
+// the error, too, of the Disconnect that ends the device, unless it was acknowledged (see Flush).
+// Nil means that all that was written to the device is in the backend. Once the device has ended,
 // Disconnect and Close do nothing, and say again what the call said that has ended it.
 func (d *Device) Disconnect(ctx context.Context) error {
 	select {
@@ -85,12 +88,14 @@ func (o *outcome) with(loss *LossError) error {
 // Close is CloseContext without a context: it returns after 30 seconds at the latest.
 func (d *Device) Close() error { return d.CloseContext(context.Background()) }
 
-// CloseContext ends the device even if somebody uses it, who gets I/O errors from then on. What is cached is written first, if the
-// backend takes it within a few seconds. CloseContext returns when the index is free and no request is served any more; when ctx ends,
-// or after 30 seconds, it cuts the connections and returns even if the backend never does. One that knows contexts
-// (backends.ReaderAtContext) is told to give up as soon as the kernel has let go of the device. The error says what is left, and what
-// was lost, now or earlier, unless that was acknowledged (see Flush). A device that has gone already is no error. Further calls do
-// nothing, and say the same again.
+// CloseContext ends the device even if somebody uses it, who gets I/O errors from then on. What is
+// cached is written first, if the backend takes it within a few seconds. CloseContext returns when
+// the index is free and no request is served any more; when ctx ends, or after 30 seconds, it cuts
+// the connections and returns even if the backend never does. One that knows contexts
+// (backends.ReaderAtContext) is told to give up as soon as the kernel has let go of the device. The
+// error says what is left, and what was lost, now or earlier, unless that was acknowledged (see
+// Flush). A device that has gone already is no error. Further calls do nothing, and say the same
+// again.
 func (d *Device) CloseContext(ctx context.Context) error {
 	select {
 	case d.ending <- struct{}{}:
@@ -142,7 +147,7 @@ func (d *Device) detach(ctx context.Context, force bool) error {
 		return nil
 	}
 	if err == nil && !o.Force && !o.Dead {
-		d.written.Store(true)
+		d.losses.excuse()
 	}
 	return err
 }

@@ -17,8 +17,8 @@ type transmitter interface {
 	Close() error
 }
 
-// A connection is one of those that the kernel knows a device to have. When what serves it dies, something else takes its
-// place. The fields are guarded by the lock of the set.
+// A connection is one of those that the kernel knows a device to have. When what serves it dies,
+// something else takes its place. The fields are guarded by the lock of the set.
 type connection struct {
 	number int
 	conn   transmitter              // the present one, or the last
@@ -51,8 +51,9 @@ func (s *connection) fold(c transmitter) {
 	s.past.Add(&stats)
 }
 
-// died notes that the present one is dead. The kernel may have taken it for that earlier: it gives a connection up when a request
-// has had its timeout, which was not seen while the loop was in a call of the backend.
+// died notes that the present one is dead. The kernel may have taken it for that earlier: it gives
+// a connection up when a request has had its timeout, which was not seen while the loop was in a
+// call of the backend.
 func (s *connection) died(timeout time.Duration) {
 	s.alive, s.dead = false, time.Now()
 	if late := s.conn.Absence() - timeout; late > 0 {
@@ -71,5 +72,6 @@ func (s *connection) restored(c transmitter) {
 // idle reports whether the last one has carried nothing.
 func (s *connection) idle() bool {
 	n := s.conn.Stats()
-	return n.InFlight == 0 && n.Read.Requests+n.Write.Requests+n.Flush.Requests+n.Trim.Requests+n.WriteZeroes.Requests+n.Unknown.Requests == 0
+	return n.InFlight == 0 && n.Read.Requests+n.Write.Requests+n.Flush.Requests+n.Trim.Requests+
+		n.WriteZeroes.Requests+n.Unknown.Requests == 0
 }

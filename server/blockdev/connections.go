@@ -18,18 +18,20 @@ var (
 	errDead  = errors.New("all connections are dead, and the kernel waits for no new one")
 )
 
-// hasty is how much earlier than the dead timeout says the kernel may fail what waits for a connection, because it has taken
-// the last one for dead before it showed here.
+// hasty is how much earlier than the dead timeout says the kernel may fail what waits for a
+// connection, because it has taken the last one for dead before it showed here.
 const hasty = 100 * time.Millisecond
 
-// connections are the set of a device's connections: who serves, who is dead, what is left behind, and whether it is worth
-// replacing the dead ones. They are served from serve on, until done. Safe for concurrent use.
+// connections are the set of a device's connections: who serves, who is dead, what is left behind,
+// and whether it is worth replacing the dead ones. They are served from serve on, until done. Safe
+// for concurrent use.
 type connections struct {
 	log *slog.Logger
-	// renew has the kernel take a new connection in the place of a dead one, and returns what is to serve it.
+	// renew has the kernel take a new connection in the place of a dead one, and returns what is to
+	// serve it.
 	renew func(context.Context) (transmitter, error)
-	// missed is called when the kernel may have failed writes because there was no connection. It is called with the lock
-	// held, as changed is: after a change of what state and count tell.
+	// missed is called when the kernel may have failed writes because there was no connection. It
+	// is called with the lock held, as changed is: after a change of what state and count tell.
 	missed  func(reason error)
 	changed func()
 
@@ -53,7 +55,8 @@ type connections struct {
 	timeout, deadTimeout time.Duration
 }
 
-// newConnections makes a set of none, on a device that waits for so long for an answer, and for a new connection.
+// newConnections makes a set of none, on a device that waits for so long for an answer, and for a
+// new connection.
 func newConnections(timeout, deadTimeout time.Duration, log *slog.Logger) *connections {
 	cs := &connections{
 		log:         log,
@@ -66,7 +69,8 @@ func newConnections(timeout, deadTimeout time.Duration, log *slog.Logger) *conne
 	return cs
 }
 
-// serve starts to serve the connections. They end by themselves, by cut, or by the kernel. To be called once.
+// serve starts to serve the connections. They end by themselves, by cut, or by the kernel. To be
+// called once.
 func (cs *connections) serve(conns []transmitter) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
@@ -103,8 +107,8 @@ func (cs *connections) unkeep() {
 	cs.changed()
 }
 
-// transmit serves a connection to its end, and reports whether another one should take its place. What the backend has not let
-// go of is left behind then.
+// transmit serves a connection to its end, and reports whether another one should take its place.
+// What the backend has not let go of is left behind then.
 func (cs *connections) transmit(s *connection) bool {
 	c, result := s.conn, make(chan error, 1)
 	go func() { result <- c.Transmit() }()
@@ -122,8 +126,8 @@ func (cs *connections) transmit(s *connection) bool {
 			cs.leaveBehind(s, c, result)
 		}
 	}
-	// The kernel must see that nobody is there, whatever the reason. It has hung up on one that is still away, and what it said
-	// before is to be read yet; that one is closed later.
+	// The kernel must see that nobody is there, whatever the reason. It has hung up on one that is
+	// still away, and what it said before is to be read yet; that one is closed later.
 	if !behind || !c.Away() {
 		c.Close()
 	}
@@ -140,8 +144,9 @@ func (cs *connections) transmit(s *connection) bool {
 	return true
 }
 
-// leaveBehind has the device go on without a connection that the backend has not let go of yet. What that is at work on is safe
-// from newer requests, and they from it (package server, "What a client can rely on").
+// leaveBehind has the device go on without a connection that the backend has not let go of yet.
+// What that is at work on is safe from newer requests, and they from it (package server, "What a
+// client can rely on").
 func (cs *connections) leaveBehind(s *connection, c transmitter, result <-chan error) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
@@ -181,9 +186,9 @@ func (cs *connections) blame(err error) {
 	}
 }
 
-// died notes that a connection is not served any more, and for how long it is worth replacing it: as long as another one serves,
-// and with none left until the kernel has failed what waited for one. Each request has its timeout, and then the wait for a
-// connection.
+// died notes that a connection is not served any more, and for how long it is worth replacing it:
+// as long as another one serves, and with none left until the kernel has failed what waited for
+// one. Each request has its timeout, and then the wait for a connection.
 func (cs *connections) died(s *connection) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
@@ -209,7 +214,8 @@ type expiry struct {
 	timer *time.Timer
 }
 
-// expire gives up a wait, unless it has ended: its timer may fire while restore is at work, too late to be stopped.
+// expire gives up a wait, unless it has ended: its timer may fire while restore is at work, too
+// late to be stopped.
 func (cs *connections) expire(e *expiry) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
@@ -245,7 +251,8 @@ func (cs *connections) restore(s *connection, c transmitter) error {
 	return nil
 }
 
-// gap returns for how long there has been no connection for the kernel, at the most, if there is none. The caller holds mu.
+// gap returns for how long there has been no connection for the kernel, at the most, if there is
+// none. The caller holds mu.
 func (cs *connections) gap() time.Duration {
 	var last time.Time
 	for _, s := range cs.all {
@@ -256,7 +263,8 @@ func (cs *connections) gap() time.Duration {
 	return time.Since(last)
 }
 
-// cut ends all connections at once, and for good. Their goroutines end when the backend calls in flight have.
+// cut ends all connections at once, and for good. Their goroutines end when the backend calls in
+// flight have.
 func (cs *connections) cut() {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
@@ -268,7 +276,8 @@ func (cs *connections) cut() {
 	cs.changed()
 }
 
-// wait changes for how long the kernel waits for an answer, and for a new connection; nil leaves that alone.
+// wait changes for how long the kernel waits for an answer, and for a new connection; nil leaves
+// that alone.
 func (cs *connections) wait(timeout, deadTimeout *time.Duration) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
@@ -305,15 +314,17 @@ func (cs *connections) stats() []server.Stats {
 	return stats
 }
 
-// unserved reports whether there is nobody to write to, so that a write of what is cached can only fail, even of nothing at all: with
-// all connections dead that was told, or will be, as what may be lost (missed), and Kick gives it up.
+// unserved reports whether there is nobody to write to, so that a write of what is cached can only
+// fail, even of nothing at all: with all connections dead that was told, or will be, as what may be
+// lost (missed), and Kick gives it up.
 func (cs *connections) unserved() bool {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	return cs.leaving || cs.alive == 0 && cs.mending.Err() != nil && !cs.goodbye
 }
 
-// disconnected reports whether the kernel has announced the end of the device and nothing is served any more.
+// disconnected reports whether the kernel has announced the end of the device and nothing is served
+// any more.
 func (cs *connections) disconnected() bool {
 	select {
 	case <-cs.done:

@@ -11,8 +11,8 @@ import (
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
-// A Device is a backend connected as /dev/nbdN and served by this process. It must be ended with Disconnect or Close. Its methods
-// are safe for concurrent use.
+// A Device is a backend connected as /dev/nbdN and served by this process. It must be ended with
+// Disconnect or Close. Its methods are safe for concurrent use.
 type Device struct {
 	machine    machine
 	client     *nbdnl.Client
@@ -31,17 +31,16 @@ type Device struct {
 	size        atomic.Int64      // that the kernel has, in bytes
 
 	unsure bool // the kernel has not answered to a new size; guarded by changing
-	// changing holds a value while Resize or Reconfigure is at work, commanding while the kernel makes a change, which healing asks
-	// for too.
+	// changing holds a value while Resize or Reconfigure is at work, commanding while the kernel
+	// makes a change, which a reconnection asks for too.
 	changing, commanding chan struct{}
 	changes              chan struct{} // holds a value when something has changed that nobody was told of
 
-	conns   *connections
-	losses  losses
-	kicked  atomic.Bool // by Kick
-	written atomic.Bool // all that was cached, by an orderly detach
+	conns  *connections
+	losses losses
 
-	// ending holds a value while Disconnect or Close is at work: whoever comes second can give up waiting.
+	// ending holds a value while Disconnect or Close is at work: whoever comes second can give up
+	// waiting.
 	ending chan struct{}
 	ended  bool // by one of them; guarded by ending
 	// outcome is what there is to say of the end; guarded by ending.
@@ -57,7 +56,8 @@ func (d *Device) Path() string { return nbdnl.Path(d.index) }
 // Identifier returns the mark by which the kernel's device is known as this one.
 func (d *Device) Identifier() string { return d.options.Identifier }
 
-// Mode returns the interface by which the kernel was told. Of a device that was connected by ioctls no connection can be replaced.
+// Mode returns the interface by which the kernel was told. Of a device that was connected by ioctls
+// no connection can be replaced.
 func (d *Device) Mode() nbdnl.Mode { return d.client.Mode() }
 
 // Size returns the size in bytes, as the kernel has it.
@@ -66,7 +66,8 @@ func (d *Device) Size() int64 { return d.size.Load() }
 // BlockSize returns the logical block size in bytes.
 func (d *Device) BlockSize() int { return d.export.BlockSize() }
 
-// Connections returns the number of connections that the device was made with. Alive says how many of them serve.
+// Connections returns the number of connections that the device was made with. Alive says how many
+// of them serve.
 func (d *Device) Connections() int { return len(d.conns.all) }
 
 // Timeout returns how long the kernel waits for the answer to a request.
@@ -87,21 +88,23 @@ func (d *Device) ReadOnly() bool { return d.export.Flags()&wire.FlagReadOnly != 
 // Export returns what serves the device's requests.
 func (d *Device) Export() *server.Export { return d.export }
 
-// Stats returns what each connection has served, those included whose place it has taken, in the order in which the kernel knows
-// them.
+// Stats returns what each connection has served, those included whose place it has taken, in the
+// order in which the kernel knows them.
 func (d *Device) Stats() []server.Stats { return d.conns.stats() }
 
-// Alive returns how many of the device's connections are served. One whose loop is in a call of a backend that takes writes without
-// blocking (backends.WriterAtFrom) counts until that returns.
+// Alive returns how many of the device's connections are served. One whose loop is in a call of a
+// backend that takes writes without blocking (backends.WriterAtFrom) counts until that returns.
 func (d *Device) Alive() int { return d.conns.count() }
 
-// State returns what the device is doing: StateLive; StateDegraded while some of its connections are dead; StateWaiting while all
-// are, and requests wait for a new one; StateDisconnecting when its end has begun; after Done, StateIdle if it was disconnected in
-// order, else StateOrphaned, as is a device all of whose connections are dead for good.
+// State returns what the device is doing: StateLive; StateDegraded while some of its connections
+// are dead; StateWaiting while all are, and requests wait for a new one; StateDisconnecting when
+// its end has begun; after Done, StateIdle if it was disconnected in order, else StateOrphaned, as
+// is a device all of whose connections are dead for good.
 func (d *Device) State() nbdnl.State { return d.conns.state() }
 
-// Changes returns a channel from which something can be received after State, Alive, Size, Timeout or DeadTimeout have changed, or
-// something was lost while all that had been was acknowledged, once for all changes since. It is for one receiver, and is never closed.
+// Changes returns a channel from which something can be received after State, Alive, Size, Timeout
+// or DeadTimeout have changed, or something was lost while all that had been was acknowledged, once
+// for all changes since. It is for one receiver, and is never closed.
 func (d *Device) Changes() <-chan struct{} { return d.changes }
 
 // changed tells of a change.
@@ -112,12 +115,14 @@ func (d *Device) changed() {
 	}
 }
 
-// Done returns a channel that is closed when no request is served any more and none will be: the device was disconnected, by
-// whomever, or all its connections are dead and were not replaced. The backend may be closed from then on. Close is still due.
+// Done returns a channel that is closed when no request is served any more and none will be: the
+// device was disconnected, by whomever, or all its connections are dead and were not replaced. The
+// backend may be closed from then on. Close is still due.
 func (d *Device) Done() <-chan struct{} { return d.conns.done }
 
-// Err returns nil until Done, and after the device was disconnected in order, else what ended the connection that died first. With
-// all of them dead the kernel keeps the device, and fails all that is asked of it, until Close.
+// Err returns nil until Done, and after the device was disconnected in order, else what ended the
+// connection that died first. With all of them dead the kernel keeps the device, and fails all that
+// is asked of it, until Close.
 func (d *Device) Err() error {
 	select {
 	case <-d.conns.done:
@@ -127,8 +132,8 @@ func (d *Device) Err() error {
 	}
 }
 
-// overdue is by how much a request may exceed the timeouts before the server answers it itself. With what the kernel adds, that is
-// 10 seconds at most.
+// overdue is by how much a request may exceed the timeouts before the server answers it itself.
+// With what the kernel adds, that is 10 seconds at most.
 const overdue = 7 * time.Second
 
 // bePatient tells the server for how long the kernel is.

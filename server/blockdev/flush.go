@@ -8,24 +8,28 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
-// Flush writes what the kernel holds back of the device, and returns when the backend has all of it and its Sync has returned: what is
-// cached of the device, its partitions, and all block devices that stand on them (device mapper with LVM and dm-crypt, md, bcache, loop
-// devices, one on the other), and what file systems on any of these have not written yet, in whatever mount namespace. Each needs its
-// node in /dev; if that does not appear within 5 seconds, the error names it, and matches os.ErrNotExist.
+// Flush writes what the kernel holds back of the device, and returns when the backend has all of it
+// and its Sync has returned: what is cached of the device, its partitions, and all block devices
+// that stand on them (device mapper with LVM and dm-crypt, md, bcache, loop devices, one on the
+// other), and what file systems on any of these have not written yet, in whatever mount namespace.
+// Each needs its node in /dev; if that does not appear within 5 seconds, the error names it, and
+// matches os.ErrNotExist.
 //
-// Of a btrfs all is written, on whichever of its devices. Flush does not reach another file system that has only its journal here, nor
-// image files in a file system that are in use in turn; nor does it empty a cache that a layer above keeps elsewhere on purpose, as
-// bcache and dm-writecache do. While it is at work the devices above can't be removed, nor a btrfs unmounted.
+// Of a btrfs all is written, on whichever of its devices. Flush does not reach another file system
+// that has only its journal here, nor image files in a file system that are in use in turn; nor
+// does it empty a cache that a layer above keeps elsewhere on purpose, as bcache and dm-writecache
+// do. While it is at work the devices above can't be removed, nor a btrfs unmounted.
 //
-// The error is also of what went wrong before. The kernel acknowledges a write when it is cached; if the backend fails it later, the
-// next to sync gets an error, who need not be the one that wrote, and after an unmount nobody does. Here the owner does: the error
-// matches a *LossError, which has the first of the requests that were not executed, or says that there was no connection to send
-// them over. Each Flush tells it again, and Disconnect and Close do, until it is acknowledged by its Number (see Acknowledge). The
-// device goes on.
+// The error is also of what went wrong before. The kernel acknowledges a write when it is cached;
+// if the backend fails it later, the next to sync gets an error, who need not be the one that
+// wrote, and after an unmount nobody does. Here the owner does: the error matches a *LossError,
+// which has the first of the requests that were not executed, or says that there was no connection
+// to send them over. Each Flush tells it again, and Disconnect and Close do, until it is
+// acknowledged by its Number (see Acknowledge). The device goes on.
 //
-// The error matches nbdnl.ErrNotConnected if the device has ended; another one that has the index since is left alone. If ctx ends
-// first, Flush returns, and goes on in the background until the backend answers or the device ends; Disconnect may find the device
-// in use by it.
+// The error matches nbdnl.ErrNotConnected if the device has ended; another one that has the index
+// since is left alone. If ctx ends first, Flush returns, and goes on in the background until the
+// backend answers or the device ends; Disconnect may find the device in use by it.
 func (d *Device) Flush(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -42,7 +46,9 @@ func (d *Device) flush(ctx context.Context) error {
 	result := make(chan error, 1)
 	go func() {
 		unwritten, err := d.machine.flush(ctx, d.index, d.incarnation)
-		d.failsToWrite(unwritten, err) // Also if nobody waits any more: the kernel does not say it again.
+		if unwritten != nil && !errors.Is(err, nbdnl.ErrNotConnected) {
+			d.losses.unwritten(unwritten) // Also if nobody waits any more: the kernel does not say it again.
+		}
 		result <- errors.Join(err, unwritten)
 	}()
 	select {
@@ -53,16 +59,10 @@ func (d *Device) flush(ctx context.Context) error {
 	}
 }
 
-// failsToWrite notes that the kernel could not write what was cached. err is what else went wrong.
-func (d *Device) failsToWrite(unwritten, err error) {
-	if unwritten != nil && d.losesData() && !errors.Is(err, nbdnl.ErrNotConnected) {
-		d.losses.unwritten(unwritten)
-	}
-}
-
-// flush writes what the kernel holds back of the device that index was in that incarnation, and nothing of another one that has
-// the index since. It takes as long as the kernel does; ctx bounds the wait for device nodes only. unwritten is what the kernel could
-// not write, err is what else went wrong.
+// flush writes what the kernel holds back of the device that index was in that incarnation, and
+// nothing of another one that has the index since. It takes as long as the kernel does; ctx bounds
+// the wait for device nodes only. unwritten is what the kernel could not write, err is what else
+// went wrong.
 func (m machine) flush(ctx context.Context, index int, incarnation nbdnl.Incarnation) (unwritten, err error) {
 	ended := fmt.Errorf("blockdev: %s is not the device any more that it was: %w", nbdnl.Path(index), nbdnl.ErrNotConnected)
 	disk, ok := m.disk(index, incarnation)
@@ -84,7 +84,8 @@ func (m machine) flush(ctx context.Context, index int, incarnation nbdnl.Incarna
 	return unwritten, errors.Join(err, dev.Close())
 }
 
-// flushStack writes what is cached of an open disk and of all that stands on it. What fails keeps nothing else from being written.
+// flushStack writes what is cached of an open disk and of all that stands on it. What fails keeps
+// nothing else from being written.
 func (m machine) flushStack(ctx context.Context, disk layer, dev nbdnl.Device) (unwritten, failed error) {
 	layers, failed := m.stackOn(disk)
 	if failed != nil {

@@ -56,8 +56,8 @@ func fails(t *testing.T, d *Device, kernel interface{ Write([]byte) (int, error)
 	}
 }
 
-// TestLossTold holds that a loss is told by the same number however often it is asked for, until it is acknowledged, that a new one
-// has the next, and that all remain known.
+// TestLossTold holds that a loss is told by the same number however often it is asked for, until it
+// is acknowledged, that a new one has the next, and that all remain known.
 func TestLossTold(t *testing.T) {
 	k, d, kernel := manual(t, newElastic(), Options{})
 	for range 2 {
@@ -102,7 +102,8 @@ func checkLoss(t *testing.T, what string, err error, number, requests uint64) {
 	}
 }
 
-// TestLossUnwritten holds that what the kernel says once of a failed write is a loss, also where Flush did not wait for it.
+// TestLossUnwritten holds that what the kernel says once of a failed write is a loss, also where
+// Flush did not wait for it.
 func TestLossUnwritten(t *testing.T) {
 	k, d := connected(t)
 	check := func(what string, err error, number uint64, reason error) {
@@ -138,7 +139,8 @@ func TestLossUnwritten(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestLossRefused holds that a loss is not told by a Disconnect that leaves the device, and that what tells it ends the device.
+// TestLossRefused holds that a loss is not told by a Disconnect that leaves the device, and that
+// what tells it ends the device.
 func TestLossRefused(t *testing.T) {
 	k, d, kernel := manual(t, newElastic(), Options{})
 	if err := d.Loss(); err != nil {
@@ -183,7 +185,8 @@ func TestLossChanges(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestGapTold holds that a device tells of it when requests may have waited for longer than the kernel lets them.
+// TestGapTold holds that a device tells of it when requests may have waited for longer than the
+// kernel lets them.
 func TestGapTold(t *testing.T) {
 	for _, tt := range []struct {
 		deadTimeout time.Duration
@@ -204,7 +207,8 @@ func TestGapTold(t *testing.T) {
 	}
 }
 
-// checkTold holds whether the device tells of something that may be lost, until that is acknowledged, and ends it.
+// checkTold holds whether the device tells of something that may be lost, until that is
+// acknowledged, and ends it.
 func checkTold(t *testing.T, k *nbdnltest.Kernel, d *Device, want bool) {
 	t.Helper()
 	if err := d.Flush(t.Context()); (err != nil) != want || isDone(d) {
@@ -235,11 +239,12 @@ func (s stuck) ReadAtTo(w backends.Reply, _ int64, n int) error {
 	return nil
 }
 
-// WriteAtFrom takes nothing. That it is there makes the device wait for the call, since a write could be in it.
+// WriteAtFrom takes nothing. That it is there makes the device wait for the call, since a write
+// could be in it.
 func (s stuck) WriteAtFrom(backends.Payload, int64, int) error { return backends.ErrWouldBlock }
 
-// TestGapUnseen holds that the time counts in which the kernel had given up a connection whose server was in a call of the backend and
-// did not see it.
+// TestGapUnseen holds that the time counts in which the kernel had given up a connection whose
+// server was in a call of the backend and did not see it.
 func TestGapUnseen(t *testing.T) {
 	for _, tt := range []struct {
 		timeout, deadTimeout, hang time.Duration

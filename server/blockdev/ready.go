@@ -8,7 +8,8 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
-// ready returns when the device can be used. That it is what was asked for package nbdnl has seen to.
+// ready returns when the device can be used. That it is what was asked for package nbdnl has seen
+// to.
 func (d *Device) ready(ctx context.Context, p *probe) error {
 	if maximum := d.backend.BlockSizes.Maximum; !d.tuned || maximum > 0 {
 		if err := d.machine.tune(d.index, maximum, d.options.Logger); err != nil {
@@ -38,7 +39,8 @@ func (d *Device) ready(ctx context.Context, p *probe) error {
 
 // snatched is the error of a device that somebody else has disconnected before it was ready.
 func snatched(path string, err error) error {
-	return fmt.Errorf("blockdev: %s was disconnected before it was ready: %w", path, errors.Join(nbdnl.ErrNotConnected, err))
+	err = errors.Join(nbdnl.ErrNotConnected, err)
+	return fmt.Errorf("blockdev: %s was disconnected before it was ready: %w", path, err)
 }
 
 var (
@@ -46,8 +48,9 @@ var (
 	errUnserved = errors.New("the device has ended during the first open and read")
 )
 
-// A probe is the first use of a new device. The open makes the kernel scan the partitions, which reads from the backend and
-// blocks where neither a context nor a signal reaches: hence a goroutine of its own.
+// A probe is the first use of a new device. The open makes the kernel scan the partitions, which
+// reads from the backend and blocks where neither a context nor a signal reaches: hence a goroutine
+// of its own.
 type probe struct {
 	use      func(context.Context) error
 	started  bool
@@ -59,8 +62,9 @@ func newProbe(use func(context.Context) error) *probe {
 	return &probe{use: use, finished: make(chan struct{})}
 }
 
-// run makes the first use, and returns how it went. It does not wait for it after ctx has ended, which gives errUnending, nor after
-// unserved is closed, which gives errUnserved. To be called once.
+// run makes the first use, and returns how it went. It does not wait for it after ctx has ended,
+// which gives errUnending, nor after unserved is closed, which gives errUnserved. To be called
+// once.
 func (p *probe) run(ctx context.Context, unserved <-chan struct{}) error {
 	p.started = true
 	go func() {

@@ -14,9 +14,10 @@ const (
 	// firstPause and longestPause lie between attempts to replace a connection.
 	firstPause   = 10 * time.Millisecond
 	longestPause = 2 * time.Second
-	// idlePause comes before the first attempt if the dead connection has not carried anything. The kernel's receiver of the one
-	// before may have shut it down (nbdnl.ErrShutDown) so late that Reconfigure had no knowledge of it, and the next one may do well;
-	// but where each one dies at once, the kernel and the log have peace for so long.
+	// idlePause comes before the first attempt if the dead connection has not carried anything. The
+	// kernel's receiver of the one before may have shut it down (nbdnl.ErrShutDown) so late that
+	// Reconfigure had no knowledge of it, and the next one may do well; but where each one dies at
+	// once, the kernel and the log have peace for so long.
 	idlePause = 100 * time.Millisecond
 	// commandPatience bounds one attempt: a command of somebody else may be stuck in the kernel.
 	commandPatience = 10 * time.Second
@@ -67,15 +68,17 @@ func (r reconnection) run(ctx context.Context) bool {
 	}
 }
 
-// beyondHelp reports whether the device has no use for connections any more, or whether this kernel offers no way to replace them.
+// beyondHelp reports whether the device has no use for connections any more, or whether this kernel
+// offers no way to replace them.
 func beyondHelp(err error) bool {
 	return missing(err) || errors.Is(err, os.ErrPermission) || errors.Is(err, errors.ErrUnsupported)
 }
 
 // reconnect replaces a dead connection, and reports whether it could.
 //
-// The old one must have stopped: the kernel sends again, over another connection, what was in flight on it. A backend may still be at
-// work on that, which the server orders before the repetition (server.Conn.Stopped).
+// The old one must have stopped: the kernel sends again, over another connection, what was in
+// flight on it. A backend may still be at work on that, which the server orders before the
+// repetition (server.Conn.Stopped).
 func (cs *connections) reconnect(s *connection) bool {
 	select {
 	case <-cs.attached:
@@ -93,8 +96,8 @@ func (cs *connections) reconnect(s *connection) bool {
 	}.run(cs.mending)
 }
 
-// replace makes one attempt. That the kernel has taken the connection, and has not shut it down again, Reconfigure makes sure of. One
-// that dies later is replaced as any other.
+// replace makes one attempt. That the kernel has taken the connection, and has not shut it down
+// again, Reconfigure makes sure of. One that dies later is replaced as any other.
 func (cs *connections) replace(ctx context.Context, s *connection) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)

@@ -45,13 +45,19 @@ func TestReconnection(t *testing.T) {
 			},
 			says: "DEBUG DEBUG DEBUG DEBUG DEBUG DEBUG DEBUG WARN DEBUG DEBUG ERROR",
 		},
-		{name: "the device ends", errs: []error{io.EOF}, stop: 20 * ms, cause: errEnded, at: []time.Duration{0, 10 * ms}, says: "DEBUG"},
+		{
+			name: "the device ends", errs: []error{io.EOF}, stop: 20 * ms, cause: errEnded,
+			at: []time.Duration{0, 10 * ms}, says: "DEBUG",
+		},
 		{
 			name: "the device ends, idle", idle: true, errs: []error{io.EOF}, stop: 20 * ms, cause: errEnded,
 			at: []time.Duration{20 * ms}, says: "",
 		},
 		{name: "another's", errs: []error{fmt.Errorf("it: %w", nbdnl.ErrNotOwner)}, at: []time.Duration{0}, says: "ERROR"},
-		{name: "disconnected", errs: []error{io.EOF, nbdnl.ErrNotConnected}, at: []time.Duration{0, 10 * ms}, says: "DEBUG ERROR"},
+		{
+			name: "disconnected", errs: []error{io.EOF, nbdnl.ErrNotConnected},
+			at: []time.Duration{0, 10 * ms}, says: "DEBUG ERROR",
+		},
 		{name: "removed", errs: []error{os.ErrNotExist}, at: []time.Duration{0}, says: "ERROR"},
 		{name: "not allowed", errs: []error{os.ErrPermission}, at: []time.Duration{0}, says: "ERROR"},
 		{name: "no way", errs: []error{errors.ErrUnsupported}, at: []time.Duration{0}, says: "ERROR"},
