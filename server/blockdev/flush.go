@@ -49,7 +49,12 @@ func (d *Device) flush(ctx context.Context) error {
 		if unwritten != nil && !errors.Is(err, nbdnl.ErrNotConnected) {
 			d.losses.unwritten(unwritten) // Also if nobody waits any more: the kernel does not say it again.
 		}
-		result <- errors.Join(err, unwritten)
+		if err == nil {
+			err = unwritten // as it is, for withLoss to find
+		} else {
+			err = errors.Join(err, unwritten)
+		}
+		result <- err
 	}()
 	select {
 	case err := <-result:

@@ -109,7 +109,8 @@ func TestLossUnwritten(t *testing.T) {
 	check := func(what string, err error, number uint64, reason error) {
 		t.Helper()
 		var loss *LossError
-		if !errors.As(err, &loss) || loss.Number != number || !errors.Is(loss.Unwritten, reason) {
+		if !errors.As(err, &loss) || loss.Number != number || !errors.Is(loss.Unwritten, reason) ||
+			err.Error() != loss.Error() { // and says it once
 			t.Errorf("%s: %v, want loss number %d, %v", what, err, number, reason)
 		}
 	}

@@ -28,7 +28,12 @@ type LossError struct {
 	index int
 }
 
-func (e *LossError) Error() string { return errors.Join(e.parts()...).Error() }
+func (e *LossError) Error() string {
+	if err := errors.Join(e.parts()...); err != nil {
+		return err.Error()
+	}
+	return "blockdev: writes may be lost" // No LossError of this package is so empty.
+}
 
 // Unwrap returns the parts of the loss.
 func (e *LossError) Unwrap() []error { return e.parts() }
