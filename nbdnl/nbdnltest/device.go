@@ -10,7 +10,8 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
-// A device is one of the driver's (struct nbd_device). Its methods are called with the kernel's mu held.
+// A device is one of the driver's (struct nbd_device). Its methods are called with the kernel's mu
+// held.
 type device struct {
 	kernel *Kernel
 	index  int

@@ -29,7 +29,7 @@ const (
 // kernel has dropped it: the error then matches nbdnl.ErrNotWritten. What was lost earlier is in
 // the error, too, of the Disconnect that ends the device, unless it was acknowledged (see Flush).
 // Nil means that all that was written to the device is in the backend. Once the device has ended,
-// Disconnect and Close do nothing, and say again what the call said that has ended it.
+// Disconnect and Close do nothing, and tell again what was lost.
 func (d *Device) Disconnect(ctx context.Context) error {
 	select {
 	case d.ending <- struct{}{}:
@@ -38,7 +38,7 @@ func (d *Device) Disconnect(ctx context.Context) error {
 		return fmt.Errorf("blockdev: %s is being ended by another call: %w", d.Path(), context.Cause(ctx))
 	}
 	if d.ended {
-		return d.result()
+		return d.result(nil)
 	}
 	if !d.conns.disconnected() {
 		lost := d.detach(ctx, false)
@@ -52,21 +52,27 @@ func (d *Device) Disconnect(ctx context.Context) error {
 		return errors.Join(err, d.outcome.err)
 	}
 	d.ended = true
-	d.outcome.add(d.release())
-	return d.result()
+	return d.result(d.release())
 }
 
-// result returns how the device has ended, the same each time. The caller holds ending.
-func (d *Device) result() error { return d.outcome.with(d.losses.told(d.index, false)) }
+// result returns what was lost, the same each time, and an error that is told once. The caller holds
+// ending.
+func (d *Device) result(err error) error {
+	lost := d.outcome.with(d.losses.told(d.index, false))
+	if err == nil {
+		return lost
+	}
+	return errors.Join(err, lost)
+}
 
-// An outcome is how a device has ended. The zero value says that there is nothing to say.
+// An outcome is what the end of a device has lost. The zero value is nothing.
 type outcome struct {
-	err  error
+	err  error      // matches nbdnl.ErrNotWritten
 	loss *LossError // that told includes
 	told error
 }
 
-// add adds what has gone wrong.
+// add adds what could not be written.
 func (o *outcome) add(err error) {
 	if err != nil {
 		o.err = errors.Join(o.err, err)
@@ -74,7 +80,8 @@ func (o *outcome) add(err error) {
 	}
 }
 
-// with returns the outcome and a loss: the same value as the last time, unless either has changed.
+// with returns the outcome and an earlier loss: the same value as the last time, unless either has
+// changed.
 func (o *outcome) with(loss *LossError) error {
 	switch {
 	case loss == nil:
@@ -94,8 +101,8 @@ func (d *Device) Close() error { return d.CloseContext(context.Background()) }
 // the connections and returns even if the backend never does. One that knows contexts
 // (backends.ReaderAtContext) is told to give up as soon as the kernel has let go of the device. The
 // error says what is left, and what was lost, now or earlier, unless that was acknowledged (see
-// Flush). A device that has gone already is no error. Further calls do nothing, and say the same
-// again.
+// Flush). A device that has gone already is no error. Further calls do nothing, and tell again what
+// was lost.
 func (d *Device) CloseContext(ctx context.Context) error {
 	select {
 	case d.ending <- struct{}{}:
@@ -104,14 +111,17 @@ func (d *Device) CloseContext(ctx context.Context) error {
 		return fmt.Errorf("blockdev: %s is being ended by another call: %w", d.Path(), context.Cause(ctx))
 	}
 	if d.ended {
-		return d.result()
+		return d.result(nil)
 	}
 	ctx, cancel := context.WithTimeout(ctx, closePatience)
 	defer cancel()
 	d.ended = true
-	d.outcome.add(d.end(ctx))
-	d.outcome.add(d.release())
-	return d.result()
+	err := d.end(ctx)
+	if errors.Is(err, nbdnl.ErrNotWritten) {
+		d.outcome.add(err)
+		err = nil
+	}
+	return d.result(errors.Join(err, d.release()))
 }
 
 // end disconnects the device by force and ends its connections.

@@ -43,7 +43,7 @@ type Device struct {
 	// waiting.
 	ending chan struct{}
 	ended  bool // by one of them; guarded by ending
-	// outcome is what there is to say of the end; guarded by ending.
+	// outcome is what the end has lost; guarded by ending.
 	outcome outcome
 }
 

@@ -12,8 +12,8 @@ import (
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
 
-// TestKernelLossDisconnect loses a write that nobody syncs: the first Disconnect says so and ends the device, although the backend takes
-// writes again, for the kernel has none left to send.
+// TestKernelLossDisconnect loses a write that nobody syncs: the first Disconnect says so and ends
+// the device, although the backend takes writes again, for the kernel has none left to send.
 func TestKernelLossDisconnect(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	b := newRecorder(1 << 20)
@@ -37,8 +37,8 @@ func TestKernelLossDisconnect(t *testing.T) {
 	checkLoss(t, "Loss after the end", d.Loss())
 }
 
-// TestKernelKickUnwritten kicks devices to which nothing was ever written, on which a read waits or that somebody holds: their end has
-// nothing to tell but who holds them.
+// TestKernelKickUnwritten kicks devices to which nothing was ever written, on which a read waits or
+// that somebody holds: their end has nothing to tell but who holds them.
 func TestKernelKickUnwritten(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	for name, o := range map[string]blockdev.Options{"": {}, "patient": {DeadTimeout: time.Minute}, "two": {Connections: 2}} {
