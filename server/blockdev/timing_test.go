@@ -32,13 +32,11 @@ func piped(t *testing.T, b backends.Backend, o Options) (*nbdnltest.Kernel, *Dev
 	t.Cleanup(l.close)
 	client, server := net.Pipe()
 	t.Cleanup(func() { client.Close() })
-	d.slots = []*slot{newSlot(0, d.export.NewConn(server, nil))}
-	d.alive, d.keepers = 1, 1
-	go d.keep(d.slots[0])
+	d.serve([]link{{conn: server}})
 	if err := d.command(t.Context(), placeAt(anyIndex), l.kernel); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(d.cut)
+	t.Cleanup(d.conns.cut)
 	return k, d, client
 }
 
@@ -132,7 +130,7 @@ func TestGapNarrow(t *testing.T) {
 			synctest.Wait()
 			time.Sleep(tt.gap)
 			_, server := net.Pipe()
-			if err := d.revive(d.slots[0], d.export.NewConn(server, nil)); err != nil {
+			if err := d.conns.restore(d.conns.all[0], d.export.NewConn(server, nil)); err != nil {
 				t.Error(err)
 			}
 			if err := d.Loss(); (err != nil) != tt.told {
