@@ -29,7 +29,7 @@ const (
 // kernel has dropped it: the error then matches nbdnl.ErrNotWritten. What was lost earlier is in
 // the error, too, of the Disconnect that ends the device, unless it was acknowledged (see Flush).
 // Nil means that all that was written to the device is in the backend. Once the device has ended,
-// Disconnect and Close do nothing, and tell again what was lost.
+// Disconnect and Close do nothing, and say again what the call said that has ended it.
 func (d *Device) Disconnect(ctx context.Context) error {
 	select {
 	case d.ending <- struct{}{}:
@@ -38,41 +38,35 @@ func (d *Device) Disconnect(ctx context.Context) error {
 		return fmt.Errorf("blockdev: %s is being ended by another call: %w", d.Path(), context.Cause(ctx))
 	}
 	if d.ended {
-		return d.result(nil)
+		return d.result()
 	}
-	if !d.conns.disconnected() {
+	if !d.disconnected() {
 		lost := d.detach(ctx, false)
 		if lost != nil && !(errors.Is(lost, nbdnl.ErrNotWritten) && d.gone(ctx)) {
 			return lost
 		}
 		d.outcome.add(lost)
 	}
-	d.conns.giveUp(errEnded)
+	d.giveUp(errEnded)
 	if err := d.await(ctx); err != nil {
 		return errors.Join(err, d.outcome.err)
 	}
 	d.ended = true
-	return d.result(d.release())
+	d.outcome.add(d.release())
+	return d.result()
 }
 
-// result returns what was lost, the same each time, and an error that is told once. The caller holds
-// ending.
-func (d *Device) result(err error) error {
-	lost := d.outcome.with(d.losses.told(d.index, false))
-	if err == nil {
-		return lost
-	}
-	return errors.Join(err, lost)
-}
+// result returns how the device has ended, the same each time. The caller holds ending.
+func (d *Device) result() error { return d.outcome.with(d.losses.told(d.index, false)) }
 
-// An outcome is what the end of a device has lost. The zero value is nothing.
+// An outcome is how a device has ended. The zero value says that there is nothing to say.
 type outcome struct {
-	err  error      // matches nbdnl.ErrNotWritten
+	err  error
 	loss *LossError // that told includes
 	told error
 }
 
-// add adds what could not be written.
+// add adds what has gone wrong.
 func (o *outcome) add(err error) {
 	if err != nil {
 		o.err = errors.Join(o.err, err)
@@ -80,8 +74,7 @@ func (o *outcome) add(err error) {
 	}
 }
 
-// with returns the outcome and an earlier loss: the same value as the last time, unless either has
-// changed.
+// with returns the outcome and a loss: the same value as the last time, unless either has changed.
 func (o *outcome) with(loss *LossError) error {
 	switch {
 	case loss == nil:
@@ -101,8 +94,8 @@ func (d *Device) Close() error { return d.CloseContext(context.Background()) }
 // the connections and returns even if the backend never does. One that knows contexts
 // (backends.ReaderAtContext) is told to give up as soon as the kernel has let go of the device. The
 // error says what is left, and what was lost, now or earlier, unless that was acknowledged (see
-// Flush). A device that has gone already is no error. Further calls do nothing, and tell again what
-// was lost.
+// Flush). A device that has gone already is no error. Further calls do nothing, and say the same
+// again.
 func (d *Device) CloseContext(ctx context.Context) error {
 	select {
 	case d.ending <- struct{}{}:
@@ -111,34 +104,31 @@ func (d *Device) CloseContext(ctx context.Context) error {
 		return fmt.Errorf("blockdev: %s is being ended by another call: %w", d.Path(), context.Cause(ctx))
 	}
 	if d.ended {
-		return d.result(nil)
+		return d.result()
 	}
 	ctx, cancel := context.WithTimeout(ctx, closePatience)
 	defer cancel()
 	d.ended = true
-	err := d.end(ctx)
-	if errors.Is(err, nbdnl.ErrNotWritten) {
-		d.outcome.add(err)
-		err = nil
-	}
-	return d.result(errors.Join(err, d.release()))
+	d.outcome.add(d.end(ctx))
+	d.outcome.add(d.release())
+	return d.result()
 }
 
 // end disconnects the device by force and ends its connections.
 func (d *Device) end(ctx context.Context) error {
-	hung := time.AfterFunc(hangPatience, d.conns.cut)
+	hung := time.AfterFunc(hangPatience, d.cut)
 	defer hung.Stop()
-	defer context.AfterFunc(ctx, d.conns.cut)()
+	defer context.AfterFunc(ctx, d.cut)()
 	var err error
-	if !d.conns.disconnected() {
+	if !d.disconnected() {
 		err = d.detach(ctx, true)
 	}
-	d.conns.giveUp(errEnded)
+	d.giveUp(errEnded)
 	if err != nil && !d.gone(ctx) {
-		d.conns.cut() // It is no device any more, even if the kernel keeps it.
+		d.cut() // It is no device any more, even if the kernel keeps it.
 	}
 	if late := d.await(ctx); late != nil {
-		d.conns.cut()
+		d.cut()
 		err = errors.Join(err, late)
 	}
 	return err
@@ -146,7 +136,7 @@ func (d *Device) end(ctx context.Context) error {
 
 // detach has the kernel disconnect the device. That it has gone already is no error.
 func (d *Device) detach(ctx context.Context, force bool) error {
-	o := nbdnl.DetachOptions{Identifier: d.Identifier(), Force: force, Dead: d.conns.unserved()}
+	o := nbdnl.DetachOptions{Identifier: d.Identifier(), Force: force, Dead: d.unserved()}
 	err := d.client.Detach(ctx, d.index, o)
 	if errors.Is(err, errors.ErrUnsupported) && d.machine.same(d.index, d.incarnation) {
 		// This kernel keeps no identifiers, but this is the device that was made for us.
@@ -157,9 +147,31 @@ func (d *Device) detach(ctx context.Context, force bool) error {
 		return nil
 	}
 	if err == nil && !o.Force && !o.Dead {
-		d.losses.excuse()
+		d.mu.Lock()
+		d.written = true
+		d.mu.Unlock()
 	}
 	return err
+}
+
+// unserved reports whether there is nobody to write to, so that a write of what is cached can only
+// fail, even of nothing at all: with all connections dead that was told, or will be, as what may be
+// lost (misses), and Kick gives it up.
+func (d *Device) unserved() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.leaving || d.alive == 0 && d.mending.Err() != nil && !d.goodbye
+}
+
+// disconnected reports whether the kernel has announced the end of the device and nothing is served
+// any more.
+func (d *Device) disconnected() bool {
+	select {
+	case <-d.done:
+		return d.err == nil
+	default:
+		return false
+	}
 }
 
 // gone reports whether the kernel's device is not connected, or is another by now.
@@ -179,7 +191,7 @@ func (d *Device) await(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, closePatience)
 	defer cancel()
 	select {
-	case <-d.conns.done:
+	case <-d.done:
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("blockdev: %s: %d requests are still in the backend: %w",

@@ -80,7 +80,7 @@ func TestHealRetries(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{Connections: 2})
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if err := d.conns.replace(ctx, d.conns.all[0]); err == nil || d.Alive() != 2 {
+	if err := d.replace(ctx, d.slots[0]); err == nil || d.Alive() != 2 {
 		t.Errorf("with none dead: %v, %d alive", err, d.Alive())
 	}
 	before := k.Commands(nbdnltest.Reconfigure)
@@ -137,9 +137,9 @@ func TestHealUndone(t *testing.T) {
 // TestHealCounts holds that what the connections before the last one have served stays counted.
 func TestHealCounts(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: time.Hour})
-	d.conns.mu.Lock()
-	d.conns.all[0].past.Read.Requests = 7
-	d.conns.mu.Unlock()
+	d.mu.Lock()
+	d.slots[0].past.Read.Requests = 7
+	d.mu.Unlock()
 	before := k.Commands(nbdnltest.Reconfigure)
 	d.lose(0)
 	for k.Commands(nbdnltest.Reconfigure) == before {
@@ -186,9 +186,9 @@ func TestHealIdle(t *testing.T) {
 // serves, even when the time is over in which the kernel would fail requests if none did.
 func TestHealPersists(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{Connections: 2})
-	d.conns.mu.Lock()
-	d.conns.timeout = time.Nanosecond // over before the first attempt
-	d.conns.mu.Unlock()
+	d.mu.Lock()
+	d.timeout = time.Nanosecond // over before the first attempt
+	d.mu.Unlock()
 	before := k.Commands(nbdnltest.Reconfigure)
 	k.Fail(nbdnltest.Reconfigure, syscall.ENOMEM)
 	unblock := k.Block(nbdnltest.Reconfigure)
@@ -310,16 +310,16 @@ func TestHealExpiresLate(t *testing.T) {
 		d.lose(0)
 		awaitState(t, d, nbdnl.StateWaiting)
 		if late != nil {
-			d.conns.expire(late) // It is not that of this wait.
+			d.expire(late) // It is not that of this wait.
 		}
-		d.conns.mu.Lock()
-		late = d.conns.expiry
-		d.conns.mu.Unlock()
+		d.mu.Lock()
+		late = d.expiry
+		d.mu.Unlock()
 		unblock()
 		awaitState(t, d, nbdnl.StateLive)
-		d.conns.expire(late)
-		if d.conns.mending.Err() != nil {
-			t.Fatalf("given up: %v", context.Cause(d.conns.mending))
+		d.expire(late)
+		if d.mending.Err() != nil {
+			t.Fatalf("given up: %v", context.Cause(d.mending))
 		}
 	}
 	if err := d.Close(); err != nil {

@@ -32,11 +32,13 @@ func piped(t *testing.T, b backends.Backend, o Options) (*nbdnltest.Kernel, *Dev
 	t.Cleanup(l.close)
 	client, server := net.Pipe()
 	t.Cleanup(func() { client.Close() })
-	d.serve([]link{{conn: server}})
+	d.slots = []*slot{newSlot(0, d.export.NewConn(server, nil))}
+	d.alive, d.keepers = 1, 1
+	go d.keep(d.slots[0])
 	if err := d.command(t.Context(), placeAt(anyIndex), l.kernel); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(d.conns.cut)
+	t.Cleanup(d.cut)
 	return k, d, client
 }
 
@@ -130,7 +132,7 @@ func TestGapNarrow(t *testing.T) {
 			synctest.Wait()
 			time.Sleep(tt.gap)
 			_, server := net.Pipe()
-			if err := d.conns.restore(d.conns.all[0], d.export.NewConn(server, nil)); err != nil {
+			if err := d.revive(d.slots[0], d.export.NewConn(server, nil)); err != nil {
 				t.Error(err)
 			}
 			if err := d.Loss(); (err != nil) != tt.told {

@@ -42,7 +42,14 @@ func (d *Device) reconfigure(ctx context.Context, u nbdnl.Update) error {
 	if err := d.client.Reconfigure(ctx, d.index, d.Identifier(), u); err != nil {
 		return err
 	}
-	d.conns.wait(u.Timeout, u.DeadConnTimeout)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if u.Timeout != nil {
+		d.timeout = *u.Timeout
+	}
+	if u.DeadConnTimeout != nil {
+		d.deadTime = *u.DeadConnTimeout
+	}
 	d.bePatient()
 	d.changed()
 	return nil
@@ -56,9 +63,9 @@ func (d *Device) change(ctx context.Context) error {
 		return fmt.Errorf("blockdev: %s is being changed by another call: %w", d.Path(), context.Cause(ctx))
 	}
 	select {
-	case <-d.conns.done:
+	case <-d.done:
 		d.unchange()
-		return fmt.Errorf("blockdev: %s has ended: %w", d.Path(), errors.Join(nbdnl.ErrNotConnected, d.conns.err))
+		return fmt.Errorf("blockdev: %s has ended: %w", d.Path(), errors.Join(nbdnl.ErrNotConnected, d.err))
 	default:
 		return nil
 	}

@@ -3,7 +3,6 @@ package blockdev
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"os"
 	"time"
 
@@ -23,17 +22,25 @@ const (
 	commandPatience = 10 * time.Second
 )
 
-// A reconnection is the replacement of one dead connection.
-type reconnection struct {
-	attempt func(context.Context) error // makes one attempt
-	giveUp  func(error)                 // is called when no attempt can succeed, and ends the context of run
-	idle    bool                        // the dead connection has carried nothing
-	log     *slog.Logger
-}
+// patience returns how long it is worth replacing connections when all are dead: after that the
+// kernel has failed what waited for one (each request has its timeout, and then the wait for a
+// connection). The caller holds mu.
+func (d *Device) patience() time.Duration { return d.timeout + d.deadTime }
 
-// run makes attempts until one succeeds, or ctx ends, and reports whether one did.
-func (r reconnection) run(ctx context.Context) bool {
-	if r.idle {
+// heal replaces the dead connection in a slot, and reports whether it could.
+//
+// The old one must have stopped: the kernel sends again, over another connection, what was in
+// flight on it. A backend may still be at work on that, which the server orders before the
+// repetition (server.Conn.Stopped).
+func (d *Device) heal(s *slot) bool {
+	ctx := d.mending // As long as another connection serves it is worth trying; with none left, died sets a limit.
+	select {
+	case <-d.attached:
+	case <-ctx.Done(): // A connect that has failed.
+		return false
+	}
+	log := d.log.With("connection", s.number)
+	if d.idle(s) {
 		idle := time.NewTimer(idlePause)
 		defer idle.Stop()
 		select {
@@ -42,26 +49,26 @@ func (r reconnection) run(ctx context.Context) bool {
 		}
 	}
 	for pause := firstPause; ; pause = min(2*pause, longestPause) {
-		err := r.attempt(ctx)
+		err := d.replace(ctx, s)
 		if err == nil {
-			r.log.Info("connection replaced")
+			log.Info("connection replaced")
 			return true
 		}
 		if beyondHelp(err) {
-			r.giveUp(err)
+			d.giveUp(err)
 		}
 		timer := time.NewTimer(pause)
 		select {
 		case <-timer.C:
 			if pause < longestPause && 2*pause >= longestPause {
-				r.log.Warn("connection can't be replaced at the moment, attempts go on", "err", err) // Said once.
+				log.Warn("connection can't be replaced at the moment, attempts go on", "err", err) // Said once.
 			} else {
-				r.log.Debug("connection not replaced yet", "err", err)
+				log.Debug("connection not replaced yet", "err", err)
 			}
 		case <-ctx.Done():
 			timer.Stop()
 			if cause := context.Cause(ctx); cause != errEnded {
-				r.log.Error("connection was not replaced", "err", err, "cause", cause)
+				log.Error("connection was not replaced", "err", err, "cause", cause)
 			}
 			return false
 		}
@@ -74,58 +81,34 @@ func beyondHelp(err error) bool {
 	return missing(err) || errors.Is(err, os.ErrPermission) || errors.Is(err, errors.ErrUnsupported)
 }
 
-// reconnect replaces a dead connection, and reports whether it could.
-//
-// The old one must have stopped: the kernel sends again, over another connection, what was in
-// flight on it. A backend may still be at work on that, which the server orders before the
-// repetition (server.Conn.Stopped).
-func (cs *connections) reconnect(s *connection) bool {
-	select {
-	case <-cs.attached:
-	case <-cs.mending.Done(): // A connect that has failed.
-		return false
-	}
-	cs.mu.Lock()
-	idle := s.idle()
-	cs.mu.Unlock()
-	return reconnection{
-		attempt: func(ctx context.Context) error { return cs.replace(ctx, s) },
-		giveUp:  cs.giveUp,
-		idle:    idle,
-		log:     cs.log.With("connection", s.number),
-	}.run(cs.mending)
+// idle reports whether the last connection in a slot has carried nothing.
+func (d *Device) idle(s *slot) bool {
+	d.mu.Lock()
+	c := s.conn
+	d.mu.Unlock()
+	n := c.Stats()
+	return n.InFlight == 0 && n.Read.Requests+n.Write.Requests+n.Flush.Requests+n.Trim.Requests+n.WriteZeroes.Requests+n.Unknown.Requests == 0
 }
 
 // replace makes one attempt. That the kernel has taken the connection, and has not shut it down
 // again, Reconfigure makes sure of. One that dies later is replaced as any other.
-func (cs *connections) replace(ctx context.Context, s *connection) error {
+func (d *Device) replace(ctx context.Context, s *slot) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	c, err := cs.renew(ctx)
-	if err != nil {
-		return err
-	}
-	if err := cs.restore(s, c); err != nil {
-		c.Close()
-		return err
-	}
-	return nil
-}
-
-// renew gives the kernel a new connection in the place of a dead one.
-func (d *Device) renew(ctx context.Context) (transmitter, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandPatience)
 	defer cancel()
 	l, err := openLinks(1, d.machine.sendBuffer(), d.log)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	err = d.reconfigure(ctx, nbdnl.Update{Sockets: l.kernel})
 	l.closeKernelEnds()
+	if err == nil {
+		err = d.revive(s, d.export.NewConn(l.server[0], nil))
+	}
 	if err != nil {
 		l.close()
-		return nil, err
 	}
-	return d.export.NewConn(l.server[0], nil), nil
+	return err
 }
