@@ -104,8 +104,7 @@ func TestKernelKickOrphan(t *testing.T) {
 			t.Fatalf("the read ended with code %d: %s", r.code, r.stderr)
 		default:
 		}
-		// On a device that nobody serves it waits before it is in flight, or in the open behind a
-		// scan that does.
+		// On a device that nobody serves it waits before it is in flight, and perhaps in the open.
 		return slices.ContainsFunc([]string{"nbd_queue_rq", "io_schedule", "bdev_open"}, func(f string) bool {
 			return waitsIn(t, dd.Process.Pid, f)
 		})

@@ -41,7 +41,7 @@ func (d *Device) Kick(ctx context.Context) error {
 	if errors.Is(err, errors.ErrUnsupported) && d.machine.same(d.index, d.incarnation) {
 		err = d.client.DropAny(ctx, d.index) // This kernel keeps no identifiers.
 	}
-	// Where the kernel keeps no identifiers, another's device is known by its birth.
+	// Where the kernel keeps no identifiers, another's device is known by its incarnation.
 	if missing(err) || errors.Is(err, errors.ErrUnsupported) && d.gone(ctx) {
 		return nil
 	}
