@@ -16,7 +16,7 @@ QEMU_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$|Heal|ResizeUnd
 # Those that make matrix has there besides.
 QEMU_MORE ?= ^TestKernel(Features|SideBySide|Flush(Stack|Btrfs)|Swap|Ioctl(Session|Terminated|Killed|Signals|Ends|FreeDevice))$$
 # Unit tests of bytes that other machines read.
-BYTES_RUN ?= ^Test(ByteOrder|Encode|Decode|Numbers|Ioctl|Put|Handshake|Transmit)
+BYTES_RUN ?= ^Test(ByteOrder|Encode|Decode|Numbers|Ioctl|Handshake|Transmit|SimpleReply|Chunk|Greeting|Option|Info)
 # How many devices make soak makes; make test makes 200.
 ROUNDS ?= 2000
 # The kernels of make matrix: those of Debian suites in User-Mode Linux (5.10, 6.1, 6.12, 7.x), and under QEMU the machine's
@@ -71,9 +71,9 @@ test-unit: needs
 			awk -v name='unit tests without -race' -v quiet=1 -f $(lab)/tally"
 	@# Those of the control interface and the wire protocol, on processors of the other byte order and of the other size.
 	@$(stage) 'unit tests, big-endian' bash -c "set -o pipefail; \
-		GOARCH=s390x go test -v -exec qemu-s390x -run '$(BYTES_RUN)' ./nbdnl ./server 2>&1 | awk -v name='unit tests, big-endian' -v quiet=1 -f $(lab)/tally"
+		GOARCH=s390x go test -v -exec qemu-s390x -run '$(BYTES_RUN)' ./nbdnl ./server ./server/wire 2>&1 | awk -v name='unit tests, big-endian' -v quiet=1 -f $(lab)/tally"
 	@$(stage) 'unit tests, 32-bit' bash -c "set -o pipefail; \
-		GOARCH=386 go test -v -run '$(BYTES_RUN)' ./nbdnl ./server 2>&1 | awk -v name='unit tests, 32-bit' -v quiet=1 -f $(lab)/tally"
+		GOARCH=386 go test -v -run '$(BYTES_RUN)' ./nbdnl ./server ./server/wire 2>&1 | awk -v name='unit tests, 32-bit' -v quiet=1 -f $(lab)/tally"
 	@$(stage) 'unit tests of the benchmarks' go -C testdata/bench test ./...
 
 ## make test-kernel  kernel tests in User-Mode Linux: RUN=REGEXP PKG=./nbdnl
@@ -128,8 +128,8 @@ bench:
 	@$(lab)/needs bench
 	@CGO_ENABLED=0 go -C testdata/bench build -o ../../.bin/bench/bench .
 ifneq ($(origin BASE),file)
-	@rm -rf .bin/bench/base && mkdir -p .bin/bench/base && git archive '$(BASE)' | tar -x -C .bin/bench/base
-	@.bin/bench/bench -base .bin/bench/base $(if $(filter quick,$(BENCH)),-quick,-rounds 15) -cases '$(value CASES)'
+	@base=$$(mktemp -d) && trap 'rm -rf "$$base"' EXIT && git archive '$(BASE)' | tar -x -C "$$base" && \
+		.bin/bench/bench -base "$$base" $(if $(filter quick,$(BENCH)),-quick,-rounds 15) -cases '$(value CASES)'
 else
 	@.bin/bench/bench $(if $(filter quick,$(BENCH)),-quick) -cases '$(value CASES)'
 endif

@@ -10,8 +10,8 @@ import (
 	"github.com/mdlayher/genetlink"
 )
 
-// The messages of one connect, byte by byte, as machines of both orders write and read them. Each machine
-// tests its own; make test-unit has one of the other order.
+// The messages of one connect, byte by byte, as machines of both orders write and read them. Each
+// machine tests its own; make test-unit has one of the other order.
 var vectors = map[string]struct{ connect, index, status []byte }{
 	"little": {
 		connect: []byte{

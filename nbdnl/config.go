@@ -9,14 +9,14 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl/internal/names"
 )
 
-// A Config says what a new device is to be. The zero value of a field is the kernel's default, unless
-// the field says otherwise.
+// A Config says what a new device is to be. The zero value of a field is the kernel's default,
+// unless the field says otherwise.
 type Config struct {
-	// Sockets carry the transmission phase, the kernel being the client; any handshake is done. They
-	// must be TCP or Unix stream sockets (*net.TCPConn, *net.UnixConn). Connect neither closes nor
-	// keeps them: the kernel takes a reference of its own, and the caller may close them when Connect
-	// returns. A Connect that fails may have shut them down, so take new ones for the next attempt.
-	// More than one needs FlagCanMultiConn.
+	// Sockets carry the transmission phase, the kernel being the client; any handshake is done.
+	// They must be TCP or Unix stream sockets (*net.TCPConn, *net.UnixConn). Connect neither closes
+	// nor keeps them: the kernel takes a reference of its own, and the caller may close them when
+	// Connect returns. A Connect that fails may have shut them down, so take new ones for the next
+	// attempt. More than one needs FlagCanMultiConn.
 	Sockets []syscall.Conn
 
 	// Size of the device in bytes: positive, and a multiple of the block size.
@@ -34,22 +34,23 @@ type Config struct {
 	// ClientFlags are sent only when not zero. There are none by ioctls.
 	ClientFlags ClientFlags
 
-	// Timeout bounds each request; a connection that exceeds it is shut down. Whole seconds. With 0 and
-	// one connection a request waits for ever. It is always sent, since a device whose timeout is left
-	// out inherits that of its index's former user.
+	// Timeout bounds each request; a connection that exceeds it is shut down. Whole seconds. With 0
+	// and one connection a request waits for ever. It is always sent, since a device whose timeout
+	// is left out inherits that of its index's former user.
 	Timeout time.Duration
 
-	// DeadConnTimeout is how long requests wait for a new socket once all connections are dead. Whole
-	// seconds; always sent. There is none by ioctls.
+	// DeadConnTimeout is how long requests wait for a new socket once all connections are dead.
+	// Whole seconds; always sent. There is none by ioctls.
 	DeadConnTimeout time.Duration
 
-	// Identifier marks the device as the caller's (see NewIdentifier). Printable, at most 1024 bytes,
-	// shown in /sys/block/nbdN/backend from Linux 5.14. Empty: none. By ioctls only the Client knows it.
+	// Identifier marks the device as the caller's (see NewIdentifier). Printable, at most 1024
+	// bytes, shown in /sys/block/nbdN/backend from Linux 5.14. Empty: none. By ioctls only the
+	// Client knows it.
 	Identifier string
 }
 
-// validate returns what is wrong with the configuration on any machine; what only this kernel lacks,
-// it is asked for.
+// validate returns what is wrong with the configuration on any machine; what only this kernel
+// lacks, it is asked for.
 func (c *Config) validate() error {
 	if len(c.Sockets) == 0 {
 		return errors.New("no socket given")

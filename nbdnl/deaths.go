@@ -15,7 +15,8 @@ type deathSource interface {
 	// Read returns the index of a device of which one has died, or anyIndex for what it does not
 	// understand. The error matches ENOBUFS when the kernel has dropped some.
 	Read() (int, error)
-	// Join makes it hear the driver, again after the module was loaded anew. It blocks as a command does.
+	// Join makes it hear the driver, again after the module was loaded anew. It blocks as a command
+	// does.
 	Join() error
 	// Close wakes Read.
 	io.Closer
@@ -46,8 +47,8 @@ func (d *netlinkDriver) deaths() (deathSource, error) {
 	return c, nil
 }
 
-// Join finds out the group's number, which like the family's can be another each time that the module is
-// loaded: its end is the end of all memberships (genl_unregister_mc_groups).
+// Join finds out the group's number, which like the family's can be another each time that the
+// module is loaded: its end is the end of all memberships (genl_unregister_mc_groups).
 func (c deathConn) Join() error {
 	asker, err := c.driver.dial()
 	if err != nil {

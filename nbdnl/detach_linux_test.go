@@ -16,7 +16,8 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
-// What the kernel could not write it has dropped: a device that is kept for it would tell the next caller that all is well.
+// What the kernel could not write it has dropped: a device that is kept for it would tell the next
+// caller that all is well.
 func TestDetachUnwritable(t *testing.T) {
 	for _, force := range []bool{false, true} {
 		w, k := fakeWorld(t, nbdnltest.Options{})
@@ -35,7 +36,8 @@ func TestDetachUnwritable(t *testing.T) {
 	}
 }
 
-// Who has come to use a device while its cache was written keeps it, and the caller is told both: nobody is told the second again.
+// Who has come to use a device while its cache was written keeps it, and the caller is told both:
+// nobody is told the second again.
 func TestDetachUnwritableHeld(t *testing.T) {
 	w, k := fakeWorld(t, nbdnltest.Options{})
 	cfg := unserved(t)
@@ -47,7 +49,8 @@ func TestDetachUnwritableHeld(t *testing.T) {
 	w.wantState(index, nbdnl.StateLive)
 }
 
-// Nothing is said of the cache of a device whose server is known to be dead, even if it can't be opened.
+// Nothing is said of the cache of a device whose server is known to be dead, even if it can't be
+// opened.
 func TestDetachDeadForced(t *testing.T) {
 	for _, open := range []error{nil, syscall.ENXIO} {
 		_, k := fakeWorld(t, nbdnltest.Options{})

@@ -14,14 +14,14 @@ const dialTimeout = 10 * time.Second
 // errStuck is why a search for the driver is given up.
 var errStuck = errors.New("generic netlink does not answer, a command of some program may be stuck in the kernel")
 
-// Probe finds out whether devices can be controlled here, as each command does by itself, and with the
-// errors of New. Once the kernel has answered it is not asked again. Probe waits until ctx ends, ten
-// seconds at most.
+// Probe finds out whether devices can be controlled here, as each command does by itself, and with
+// the errors of New. Once the kernel has answered it is not asked again. Probe waits until ctx
+// ends, ten seconds at most.
 func (c *Client) Probe(ctx context.Context) error { return newError("open", anyIndex, c.reach(ctx)) }
 
-// reach makes sure that the driver has been found, which is put off until the first command: a search
-// that is stuck in the kernel keeps the process from exiting, and sysfs needs none. A search that failed
-// or was left behind is none; the next command searches anew.
+// reach makes sure that the driver has been found, which is put off until the first command: a
+// search that is stuck in the kernel keeps the process from exiting, and sysfs needs none. A search
+// that failed or was left behind is none; the next command searches anew.
 func (c *Client) reach(ctx context.Context) error {
 	if c.driver.found() {
 		return nil

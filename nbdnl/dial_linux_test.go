@@ -25,8 +25,8 @@ func TestNewWithoutDriver(t *testing.T) {
 	}
 }
 
-// The driver is there, but Linux 6.1 hides its family outside the initial network namespace. What sysfs
-// shows can be had all the same.
+// The driver is there, but Linux 6.1 hides its family outside the initial network namespace. What
+// sysfs shows can be had all the same.
 func TestDriverHidden(t *testing.T) {
 	k := nbdnltest.New(t, nbdnltest.Options{NoModule: true})
 	k.ConnectIoctl(0, mebi)
@@ -70,8 +70,8 @@ func TestDriverHiddenFallback(t *testing.T) {
 	w.wantState(index, nbdnl.StateIdle)
 }
 
-// stuckWorld returns a kernel in which somebody else's disconnect of nbd1 is stuck, until unblock is
-// called, while nbd0 is connected, and a client that is new.
+// stuckWorld returns a kernel in which somebody else's disconnect of nbd1 is stuck, until unblock
+// is called, while nbd0 is connected, and a client that is new.
 func stuckWorld(t *testing.T, devices int) (w world, k *nbdnltest.Kernel, unblock func()) {
 	t.Helper()
 	other, k := fakeWorld(t, nbdnltest.Options{Devices: devices})
@@ -128,7 +128,8 @@ func TestDialStuck(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		w.wantError(lasts(time.Second, func() error { return w.Probe(ctx) }), context.DeadlineExceeded)
-		// Without a deadline of the caller's; the fourteen devices that seem idle are waited for once.
+		// Without a deadline of the caller's; the fourteen devices that seem idle are waited for
+		// once.
 		err := lasts(10*time.Second, func() error {
 			devices, err := w.Devices(t.Context())
 			if len(devices) != 16 || devices[0].State != nbdnl.StateLive {

@@ -5,17 +5,17 @@ import (
 	"sync/atomic"
 )
 
-// A driver is a way to give commands to the kernel. Its methods block for as long as the kernel does,
-// which may be for ever, and may be called concurrently.
+// A driver is a way to give commands to the kernel. Its methods block for as long as the kernel
+// does, which may be for ever, and may be called concurrently.
 type driver interface {
 	// mode is the way, or ModeNone as long as that is not decided.
 	mode() Mode
-	// find looks for the driver in the kernel, and found tells, without asking the kernel, whether one
-	// such search has succeeded. The commands below need one that has.
+	// find looks for the driver in the kernel, and found tells, without asking the kernel, whether
+	// one such search has succeeded. The commands below need one that has.
 	find() error
 	found() bool
-	// connect configures the device with that index, or one of the kernel's choice for anyIndex, and
-	// returns its index. The kernel takes its own references to fds.
+	// connect configures the device with that index, or one of the kernel's choice for anyIndex,
+	// and returns its index. The kernel takes its own references to fds.
 	connect(index int, cfg *Config, fds []int) (int, error)
 	// disconnect ends the device, unless still says, right before, that it is another by now.
 	disconnect(index int, still func() error) error
@@ -40,8 +40,8 @@ func (s *System) newDriver() driver {
 	return &anyDriver{netlink: &netlinkDriver{dial: s.dial}, ioctl: newIoctlDriver(s)}
 }
 
-// An anyDriver is the netlink driver, or the one for ioctls where the kernel has devices but does not show
-// its netlink family.
+// An anyDriver is the netlink driver, or the one for ioctls where the kernel has devices but does
+// not show its netlink family.
 type anyDriver struct {
 	netlink *netlinkDriver
 	ioctl   *ioctlDriver

@@ -12,9 +12,9 @@ import (
 )
 
 var (
-	// ErrNoDriver means that the kernel offers no NBD control interface here: the nbd module is absent
-	// or not loaded, or, up to Linux 6.1 and for a Client that is to use netlink only, the process is in
-	// another network namespace than init.
+	// ErrNoDriver means that the kernel offers no NBD control interface here: the nbd module is
+	// absent or not loaded, or, up to Linux 6.1 and for a Client that is to use netlink only, the
+	// process is in another network namespace than init.
 	ErrNoDriver = errors.New("no nbd driver in this kernel")
 
 	// ErrNotOwner means that the device carries another identifier than the caller's.
@@ -26,7 +26,8 @@ var (
 	// ErrBusy means that the device is in use, or merely open, or that somebody else has leased it.
 	ErrBusy = claim.ErrBusy
 
-	// ErrNotWritten means that data which the kernel had cached of a device could not be written, and is lost.
+	// ErrNotWritten means that data which the kernel had cached of a device could not be written,
+	// and is lost.
 	ErrNotWritten = errors.New("cached data could not be written")
 
 	// ErrNoDeadConnection means that a connection was to be replaced, and none was dead.
@@ -35,7 +36,8 @@ var (
 	// ErrShutDown means that the kernel has taken a socket, and shut it down again.
 	ErrShutDown = errors.New("the kernel has shut the socket down again")
 
-	// ErrStranded means that the kernel has not begun to receive from some of a device's connections, and will not.
+	// ErrStranded means that the kernel has not begun to receive from some of a device's
+	// connections, and will not.
 	ErrStranded = errors.New("the kernel receives from a part of the connections only")
 
 	// ErrNotVerified means that the kernel has obeyed a command in a way that can't be found out.
@@ -47,8 +49,8 @@ var (
 
 // An Error is a failed operation on a device.
 //
-// It matches, with errors.Is, what its cause matches, and besides: ErrBusy and os.ErrExist for EBUSY,
-// os.ErrNotExist for ENODEV, and errors.ErrUnsupported for EOPNOTSUPP.
+// It matches, with errors.Is, what its cause matches, and besides: ErrBusy and os.ErrExist for
+// EBUSY, os.ErrNotExist for ENODEV, and errors.ErrUnsupported for EOPNOTSUPP.
 type Error struct {
 	// Op is the operation, such as "connect".
 	Op string
@@ -94,16 +96,16 @@ func newError(op string, index int, err error) error {
 	return &Error{Op: op, Index: index, Err: err}
 }
 
-// An UnsupportedError is a setting that this kernel accepts, but does not put in force, or one that ioctls can't
-// make. It matches errors.ErrUnsupported.
+// An UnsupportedError is a setting that this kernel accepts, but does not put in force, or one that
+// ioctls can't make. It matches errors.ErrUnsupported.
 //
-// If Reason does not say, the reason may also be a setting of the index that outlives its users: from Linux 6.10 on, a cache that
-// somebody has switched off in queue/write_cache takes flush and FUA from all who come, until it is
-// switched on again.
+// If Reason does not say, the reason may also be a setting of the index that outlives its users:
+// from Linux 6.10 on, a cache that somebody has switched off in queue/write_cache takes flush and
+// FUA from all who come, until it is switched on again.
 type UnsupportedError struct {
 	Index int
-	// Setting is its name: "size", "block size", "read-only", "flush", "fua" or "trim"; with a Reason also "dead
-	// connection timeout", "client flags" or "replacing connections".
+	// Setting is its name: "size", "block size", "read-only", "flush", "fua" or "trim"; with a
+	// Reason also "dead connection timeout", "client flags" or "replacing connections".
 	Setting string
 	// Want is what was asked for, Got what sysfs shows: bytes for the sizes, "true" or "false".
 	Want, Got string
@@ -139,8 +141,9 @@ func (e *DroppedError) Error() string {
 // Is reports whether target is ErrNoDeadConnection.
 func (e *DroppedError) Is(target error) bool { return target == ErrNoDeadConnection }
 
-// A ShutDownError says which sockets a device took in the place of dead connections and then shut down, because it had not quite
-// finished with those. Others can be given at once. It matches ErrShutDown.
+// A ShutDownError says which sockets a device took in the place of dead connections and then shut
+// down, because it had not quite finished with those. Others can be given at once. It matches
+// ErrShutDown.
 type ShutDownError struct {
 	Index int
 	// Sockets are positions in the list that was given, ascending.

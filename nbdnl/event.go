@@ -14,8 +14,8 @@ type Event struct {
 	Kind  EventKind
 	Index int
 	// Status is the device's after the event, and Previous the one before it. They come from sysfs
-	// alone: a device that is held but not connected is idle here. Of a device that was not there, only
-	// the Index is set.
+	// alone: a device that is held but not connected is idle here. Of a device that was not there,
+	// only the Index is set.
 	Status, Previous Status
 }
 
@@ -63,8 +63,8 @@ type sight struct {
 func none(index int) sight { return sight{status: Status{Index: index}} }
 func idle(index int) sight { return sight{exists: true, status: Status{Index: index}} }
 
-// changes returns what has happened between two sights of an index, in an order in which it can have.
-// dead is whether connections of the device have died since the first one.
+// changes returns what has happened between two sights of an index, in an order in which it can
+// have. dead is whether connections of the device have died since the first one.
 func changes(before, after sight, dead bool) []Event {
 	var events []Event
 	now := before

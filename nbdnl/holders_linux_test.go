@@ -78,8 +78,8 @@ func TestHolders(t *testing.T) {
 	}
 }
 
-// The descriptor that keeps a device connected by ioctls is no holder for the client whose it is, also where the
-// kernel does not tell who that is; any other descriptor of the same process is one.
+// The descriptor that keeps a device connected by ioctls is no holder for the client whose it is,
+// also where the kernel does not tell who that is; any other descriptor of the same process is one.
 func TestHoldersOwn(t *testing.T) {
 	k := nbdnltest.New(t, nbdnltest.Options{Release: "5.10.0"})
 	system := k.System()

@@ -5,8 +5,8 @@ import (
 	"fmt"
 )
 
-// NewIdentifier returns prefix, a colon and a random UUID (RFC 9562, version 4): a mark that no other
-// device carries, and by whose prefix a program recognises its own devices in sysfs.
+// NewIdentifier returns prefix, a colon and a random UUID (RFC 9562, version 4): a mark that no
+// other device carries, and by whose prefix a program recognises its own devices in sysfs.
 func NewIdentifier(prefix string) string {
 	var u [16]byte
 	rand.Read(u[:]) // never fails: crypto/rand ends the program instead

@@ -8,17 +8,20 @@ import (
 	"syscall"
 )
 
-// Indexes returns the indexes of the devices that exist, whatever their state, ascending. It asks the kernel nothing.
+// Indexes returns the indexes of the devices that exist, whatever their state, ascending. It asks
+// the kernel nothing.
 func (c *Client) Indexes() ([]int, error) {
 	indexes, err := c.sysfs.Indexes()
 	return indexes, newError("list", anyIndex, err)
 }
 
-// AddIndex makes sure that the device with that index exists, as free as others, also beyond those that the module has made. Its
-// node in /dev comes a little later where udev makes it. A device stays until the module is removed.
+// AddIndex makes sure that the device with that index exists, as free as others, also beyond those
+// that the module has made. Its node in /dev comes a little later where udev makes it. A device
+// stays until the module is removed.
 //
-// The kernel has no command for it. But one that is to connect a device adds it first, and keeps it also when it refuses the rest;
-// this one is to be refused, because it asks for blocks that no kernel has (nbd_genl_connect, nbd_set_size).
+// The kernel has no command for it. But one that is to connect a device adds it first, and keeps it
+// also when it refuses the rest; this one is to be refused, because it asks for blocks that no
+// kernel has (nbd_genl_connect, nbd_set_size).
 func (c *Client) AddIndex(ctx context.Context, index int) error {
 	if index < 0 || index > maxIndex {
 		return newError("add", index, fmt.Errorf("index is not within 0 and %d: %w", maxIndex, os.ErrInvalid))
@@ -44,8 +47,9 @@ func (c *Client) addIndex(ctx context.Context, index int) error {
 	return fmt.Errorf("the kernel does not add it: %w", err)
 }
 
-// TryConnectIndex is like ConnectIndex, but makes one attempt: the error matches ErrBusy when the device is in use, or merely open.
-// The sockets are as they were then, and good for another attempt, at another index too.
+// TryConnectIndex is like ConnectIndex, but makes one attempt: the error matches ErrBusy when the
+// device is in use, or merely open. The sockets are as they were then, and good for another
+// attempt, at another index too.
 func (c *Client) TryConnectIndex(ctx context.Context, index int, cfg Config) error {
 	if index < 0 || index > maxIndex {
 		return newError("connect", index, fmt.Errorf("index is not within 0 and %d: %w", maxIndex, os.ErrInvalid))

@@ -47,7 +47,8 @@ func (s sysfs) cached(index int) (bool, error) {
 	return cache == cacheWriteBack, err
 }
 
-// settings returns what sysfs shows of a connected device that can differ from what the kernel was asked for.
+// settings returns what sysfs shows of a connected device that can differ from what the kernel was
+// asked for.
 func (s sysfs) settings(index int) (Status, error) {
 	st := Status{Index: index}
 	block, err := s.Number(index, "queue/logical_block_size")
@@ -87,7 +88,8 @@ var requiredFlags = []struct {
 	{FlagSendTrim, "trim"},
 }
 
-// missing returns what a new device lacks of its configuration: nil, or one or more *UnsupportedError.
+// missing returns what a new device lacks of its configuration: nil, or one or more
+// *UnsupportedError.
 func (cfg *Config) missing(s Status) error {
 	lack := shortfall{index: s.Index}
 	lack.check("size", cfg.Size, s.Size)

@@ -13,8 +13,8 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl/claim"
 )
 
-// An ioctlDriver controls devices by ioctls on their open nodes. Each device that it connects lives by a
-// session.
+// An ioctlDriver controls devices by ioctls on their open nodes. Each device that it connects lives
+// by a session.
 type ioctlDriver struct {
 	sys   *System
 	sysfs sysfs
@@ -47,11 +47,12 @@ func (d *ioctlDriver) find() error {
 // found is always false: to look again costs nothing, and the module may have gone.
 func (d *ioctlDriver) found() bool { return false }
 
-// errTaken means that somebody else uses a device that was to be connected, whose sockets are untouched.
-// It is what the netlink driver's kernel says.
+// errTaken means that somebody else uses a device that was to be connected, whose sockets are
+// untouched. It is what the netlink driver's kernel says.
 var errTaken error = syscall.EBUSY
 
-// errUnopened means that the node of a device that was to be connected can't be opened, and nothing else is known of it.
+// errUnopened means that the node of a device that was to be connected can't be opened, and nothing
+// else is known of it.
 var errUnopened = errors.New("its node can't be opened")
 
 func (d *ioctlDriver) connect(index int, cfg *Config, fds []int) (int, error) {
@@ -84,8 +85,8 @@ func (d *ioctlDriver) connect(index int, cfg *Config, fds []int) (int, error) {
 		ErrBusy, len(indexes))
 }
 
-// startClaimed starts an idle device that nobody claims. Who loses the race for a device by ioctls may not
-// know it, and end the winner's; claims keep those apart who ask for them.
+// startClaimed starts an idle device that nobody claims. Who loses the race for a device by ioctls
+// may not know it, and end the winner's; claims keep those apart who ask for them.
 func (d *ioctlDriver) startClaimed(index int, cfg *Config, fds []int) error {
 	if l, err := d.sysfs.Use(index); err != nil || l.Connected {
 		return errors.Join(err, errTaken)
@@ -152,8 +153,8 @@ func (d *ioctlDriver) session(index int) *session {
 
 func (d *ioctlDriver) serves(index int) bool { return d.session(index) != nil }
 
-// disconnect does what nbd_disconnect_and_put does. The device can't become another while it is open, so
-// that what still says holds until the end.
+// disconnect does what nbd_disconnect_and_put does. The device can't become another while it is
+// open, so that what still says holds until the end.
 func (d *ioctlDriver) disconnect(index int, still func() error) error {
 	if s := d.session(index); s != nil {
 		if err := still(); err != nil {
@@ -171,7 +172,8 @@ func (d *ioctlDriver) disconnect(index int, still func() error) error {
 	return errors.Join(err, dev.Close())
 }
 
-// disconnect ends the configuration of the open device, whoever has made it, by ioctls or by netlink.
+// disconnect ends the configuration of the open device, whoever has made it, by ioctls or by
+// netlink.
 func (s *System) disconnect(dev Device) error {
 	return errors.Join(
 		s.ioctl(dev, ioctlDisconnect, 0),
@@ -200,8 +202,8 @@ func (d *ioctlDriver) reconfigure(index int, _ string, u *Update, fds []int) err
 	}
 }
 
-// ioctlLacks returns what an update has, with so many sockets, that there are no ioctls for: one or more
-// *UnsupportedError, or nil.
+// ioctlLacks returns what an update has, with so many sockets, that there are no ioctls for: one or
+// more *UnsupportedError, or nil.
 func ioctlLacks(index int, u *Update, sockets int) error {
 	var errs []error
 	lack := func(setting string, want any, reason string) {
@@ -219,8 +221,8 @@ func ioctlLacks(index int, u *Update, sockets int) error {
 	return errors.Join(errs...)
 }
 
-// configured goes by who has the device open, as far as that can be seen: there is no ioctl that would not
-// have to open it first.
+// configured goes by who has the device open, as far as that can be seen: there is no ioctl that
+// would not have to open it first.
 func (d *ioctlDriver) configured(index int) (bool, error) {
 	holders, err := d.sys.Holders().Find(context.Background(), index)
 	return len(holders) > 0, err
@@ -235,7 +237,8 @@ func (s silence) Read() (int, error) { <-s.closed; return anyIndex, os.ErrClosed
 func (s silence) Join() error        { return nil }
 func (s silence) Close() error       { close(s.closed); return nil }
 
-// close ends all sessions, since a device whose thread nobody owns can't be ended in order any more.
+// close ends all sessions, since a device whose thread nobody owns can't be ended in order any
+// more.
 func (d *ioctlDriver) close() error {
 	d.mu.Lock()
 	d.closed = true
@@ -255,8 +258,8 @@ func (d *ioctlDriver) close() error {
 	return errors.Join(all...)
 }
 
-// ioctlSizes returns the requests that set a size and a block size, in that order. There is one for the size
-// in bytes too, in which 32-bit systems have room for 4 GiB.
+// ioctlSizes returns the requests that set a size and a block size, in that order. There is one for
+// the size in bytes too, in which 32-bit systems have room for 4 GiB.
 func ioctlSizes(size int64, block int) ([]ioctlRequest, error) {
 	blocks := uint64(size) / uint64(block)
 	if blocks > uint64(^uintptr(0)) || blocks > math.MaxInt64/uint64(block) {

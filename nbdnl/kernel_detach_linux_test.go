@@ -21,8 +21,8 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl/holder"
 )
 
-// wantBusy checks that the device can't be detached because of one holder of that kind and path, and
-// returns the holder.
+// wantBusy checks that the device can't be detached because of one holder of that kind and path,
+// and returns the holder.
 func (w world) wantBusy(index int, identifier string, kind holder.Kind, path string) holder.Holder {
 	w.Helper()
 	err := w.Detach(w.Context(), index, nbdnl.DetachOptions{Identifier: identifier})
@@ -253,8 +253,8 @@ func TestKernelDetachHungServer(t *testing.T) {
 	w.wantState(index, nbdnl.StateIdle)
 }
 
-// Without a timeout, a server that has stopped reading makes DISCONNECT sleep in a send, and with it
-// every generic netlink command of the machine.
+// Without a timeout, a server that has stopped reading makes DISCONNECT sleep in a send, and with
+// it every generic netlink command of the machine.
 func TestKernelDisconnectStuckInKernel(t *testing.T) {
 	w := kernelWorld(t)
 	cfg, r := disk(t, 16)

@@ -34,8 +34,8 @@ func (w world) doItThread(index int) int {
 	if tid := w.status(index).OwnerTID; tid != 0 {
 		return tid
 	}
-	// Before Linux 6.1 it can't be read. It is the one that takes no signals, of which SIGURG has a bit that
-	// no thread of the runtime's masks.
+	// Before Linux 6.1 it can't be read. It is the one that takes no signals, of which SIGURG has a
+	// bit that no thread of the runtime's masks.
 	for _, tid := range threads(w.T) {
 		status, err := os.ReadFile(filepath.Join("/proc/self/task", strconv.Itoa(tid), "status"))
 		if err != nil {
@@ -118,8 +118,9 @@ func TestKernelIoctlEnds(t *testing.T) {
 		}},
 		{"the server's death", func(_ world, _ int, _ nbdnl.Config, r *responder) { r.ours.Close() }},
 		{"a stop", func(w world, index int, _ nbdnl.Config, _ *responder) {
-			// A stop signal is for all threads, also for those that mask it. This process goes on when the thread has
-			// stopped: a signal to do so takes back one to stop that was not heeded yet.
+			// A stop signal is for all threads, also for those that mask it. This process goes on
+			// when the thread has stopped: a signal to do so takes back one to stop that was not
+			// heeded yet.
 			run(w, "sh", "-c", fmt.Sprintf(`kill -STOP %[1]d
 				until ! test -e /proc/%[1]d/task/%[2]d || grep -qs '^State:.T' /proc/%[1]d/task/%[2]d/status; do sleep 0.01; done
 				kill -CONT %[1]d`, os.Getpid(), w.doItThread(index)))
@@ -143,14 +144,15 @@ func TestKernelIoctlEnds(t *testing.T) {
 	}
 }
 
-// A server that does not read keeps the kernel from announcing the end, without a timeout for ever. A
-// client that closes waits for two seconds.
+// A server that does not read keeps the kernel from announcing the end, without a timeout for ever.
+// A client that closes waits for two seconds.
 func TestKernelIoctlCloseBesideHungServer(t *testing.T) {
 	w := ioctlWorld(t)
 	r := serve(t)
 	cfg := config(r)
 	if cfg.Timeout = 0; !nbdnltest.Identifiers.In(t) {
-		// Linux 5.10 forgets a request the sending of which is cut short by the end; only its timeout ends it.
+		// Linux 5.10 forgets a request the sending of which is cut short by the end; only its
+		// timeout ends it.
 		cfg.Timeout = 5 * time.Second
 	}
 	index := w.connect(cfg)
@@ -235,7 +237,8 @@ func TestKernelIoctlNoFreeDevice(t *testing.T) {
 	w.wantError(w.ConnectIndex(t.Context(), len(devices)+20, config(serve(t))), os.ErrNotExist)
 }
 
-// A device that another program has connected by ioctls is left alone, and can be taken down by force.
+// A device that another program has connected by ioctls is left alone, and can be taken down by
+// force.
 func TestKernelIoctlStranger(t *testing.T) {
 	image := filepath.Join(t.TempDir(), "disk")
 	if err := os.WriteFile(image, make([]byte, mebi), 0o600); err != nil {
@@ -273,7 +276,8 @@ func TestKernelIoctlStranger(t *testing.T) {
 			if own == index {
 				t.Errorf("nbd%d was given, which is qemu-nbd's", index)
 			}
-			// Whoever opens it besides its server holds it. Of the server itself the kernel tells from Linux 6.1 on.
+			// Whoever opens it besides its server holds it. Of the server itself the kernel tells
+			// from Linux 6.1 on.
 			holder := w.open(index, os.O_RDONLY)
 			o := nbdnl.DetachOptions{Any: true, Server: server.Process.Pid}
 			err = w.Detach(t.Context(), index, o)
@@ -310,7 +314,8 @@ func TestKernelIoctlOnNetlinkDevice(t *testing.T) {
 	other.wantDetached(index, cfg.Identifier)
 }
 
-// What there is no ioctl for is refused with its reason; the rest changes in a device that is in use.
+// What there is no ioctl for is refused with its reason; the rest changes in a device that is in
+// use.
 func TestKernelIoctlReconfigure(t *testing.T) {
 	w := ioctlWorld(t)
 	cfg := config(serve(t))
@@ -363,8 +368,8 @@ func TestKernelIoctlHusk(t *testing.T) {
 	w.wantState(index, nbdnl.StateIdle)
 }
 
-// Where the kernel hides its netlink family, as up to Linux 6.1 in a network namespace of one's own, a
-// client finds the ioctls by itself.
+// Where the kernel hides its netlink family, as up to Linux 6.1 in a network namespace of one's
+// own, a client finds the ioctls by itself.
 func TestKernelIoctlFallback(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	system := nbdnltest.PrivateNetwork(t)

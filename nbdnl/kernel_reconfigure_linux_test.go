@@ -13,9 +13,10 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
-// The receiver of a connection that a request's timeout has ended may still be on its way when another socket takes the place, and
-// then shuts that down (nbd_mark_nsock_dead at the end of recv_work): in about one of ten cases with Linux 6.12. What Reconfigure
-// says of a socket stays true, and if it says that the socket was shut down, the next one serves.
+// The receiver of a connection that a request's timeout has ended may still be on its way when
+// another socket takes the place, and then shuts that down (nbd_mark_nsock_dead at the end of
+// recv_work): in about one of ten cases with Linux 6.12. What Reconfigure says of a socket stays
+// true, and if it says that the socket was shut down, the next one serves.
 func TestKernelReconfigureTimedOut(t *testing.T) {
 	w := kernelWorld(t)
 	const devices, rounds = 20, 10
@@ -57,8 +58,8 @@ type timedOut struct {
 	undone     *atomic.Int64
 }
 
-// timeout is that of the devices. A request that ends a connection in half of it does so for another reason: on a machine that
-// stands still for longer, others do.
+// timeout is that of the devices. A request that ends a connection in half of it does so for
+// another reason: on a machine that stands still for longer, others do.
 const timeout = 2 * time.Second
 
 // round has a request time out, and another connection serve it.
@@ -101,7 +102,8 @@ func (d *timedOut) round() error {
 	}
 }
 
-// replaceDead gives a connection, which keeps requests elsewhere, and others for those that the kernel shuts down.
+// replaceDead gives a connection, which keeps requests elsewhere, and others for those that the
+// kernel shuts down.
 func (w world) replaceDead(index int, identifier string) (next *witness, undone int, err error) {
 	for {
 		next = observe(w)
@@ -126,8 +128,8 @@ func (s *witness) request() (request, error) {
 	}
 }
 
-// The names of the kernel's threads show that it receives from each connection of a device. If not, for it was slow to make threads,
-// the device does better the next time.
+// The names of the kernel's threads show that it receives from each connection of a device. If not,
+// for it was slow to make threads, the device does better the next time.
 func TestKernelReceivers(t *testing.T) {
 	w := kernelWorld(t)
 	const connections, attempts = 4, 3

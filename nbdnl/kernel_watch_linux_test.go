@@ -51,7 +51,8 @@ func TestKernelWatchIoctl(t *testing.T) {
 	w.wantState(index, nbdnl.StateIdle)
 }
 
-// However soon a reconfigure comes after the death of the connection, when it returns the device works.
+// However soon a reconfigure comes after the death of the connection, when it returns the device
+// works.
 func TestKernelReconnect(t *testing.T) {
 	w := kernelWorld(t)
 	r := serve(t)
@@ -101,7 +102,8 @@ func TestKernelWaitFreeIsQuick(t *testing.T) {
 			slices.Sort(freed)
 			slices.Sort(seen)
 			t.Logf("WaitFree returns after %v, Next after %v", freed, seen)
-			// Polling at intervals of up to 50 ms would take 25 ms at the median, and on a slow machine longer.
+			// Polling at intervals of up to 50 ms would take 25 ms at the median, and on a slow
+			// machine longer.
 			if limit := 20*time.Millisecond + 20*readTime(t); freed[rounds/2] > limit || seen[rounds/2] > limit {
 				t.Errorf("half of the times WaitFree returns after %v or more, Next after %v, limit is %v", freed[rounds/2], seen[rounds/2], limit)
 			}
@@ -165,8 +167,8 @@ func startUdev(t *testing.T) {
 	})
 }
 
-// A cache that the administrator has switched off stays off for the next user of the index from Linux 6.10
-// on, and then the kernel would not send a flush. Earlier drivers switch it on again.
+// A cache that the administrator has switched off stays off for the next user of the index from
+// Linux 6.10 on, and then the kernel would not send a flush. Earlier drivers switch it on again.
 func TestKernelConnectWithoutFlush(t *testing.T) {
 	w := kernelWorld(t)
 	const index = 9
@@ -199,7 +201,8 @@ func TestKernelConnectWithoutFlush(t *testing.T) {
 	}
 	w.wantState(index, nbdnl.StateIdle)
 
-	// One that does not need the flush gets the index, and can switch the cache on for those that come.
+	// One that does not need the flush gets the index, and can switch the cache on for those that
+	// come.
 	cfg = config(serve(t))
 	cfg.Flags = 0
 	w.wantDone("connect", w.ConnectIndex(t.Context(), index, cfg))

@@ -7,16 +7,17 @@ import (
 	"time"
 )
 
-// maxCommands bounds the commands of one Client that are in the kernel at a time, and so the threads
-// that a stuck kernel takes from the process. Generic netlink runs them one after the other anyway.
+// maxCommands bounds the commands of one Client that are in the kernel at a time, and so the
+// threads that a stuck kernel takes from the process. Generic netlink runs them one after the other
+// anyway.
 const maxCommands = 8
 
 // errNoAnswer means that a call was left behind in the kernel.
 var errNoAnswer = errors.New("the kernel has not answered yet")
 
 // do runs f, which may sleep in the kernel where no signal wakes it, in a goroutine of its own, and
-// returns what it returns. When ctx ends first the error matches errNoAnswer, the goroutine goes on,
-// and passes what f returns in the end to late, if there is one.
+// returns what it returns. When ctx ends first the error matches errNoAnswer, the goroutine goes
+// on, and passes what f returns in the end to late, if there is one.
 //
 // slots bounds the goroutines that are under way; it may be nil.
 func do[T any](ctx context.Context, slots chan struct{}, f func() (T, error), late func(T, error)) (T, error) {

@@ -98,7 +98,8 @@ func TestDelayed(t *testing.T) {
 		if d := time.Since(begin); d != time.Second || context.Cause(later) != cause {
 			t.Errorf("ended after %v, for %v", d, context.Cause(later))
 		}
-		// Not begun to end: canceling leaves no timer and no goroutine, or the bubble would not end.
+		// Not begun to end: canceling leaves no timer and no goroutine, or the bubble would not
+		// end.
 		_, cancel = delayed(t.Context(), time.Hour)
 		cancel()
 	})

@@ -43,8 +43,8 @@ func TestDevicesByTheThousand(t *testing.T) {
 	}
 }
 
-// A device costs no more than a few files in sysfs, however many there are: with nbds_max=4096 this asks
-// for many. Machines differ too much in what that is to name a time.
+// A device costs no more than a few files in sysfs, however many there are: with nbds_max=4096 this
+// asks for many. Machines differ too much in what that is to name a time.
 func TestKernelDevicesAreCheap(t *testing.T) {
 	w := kernelWorld(t)
 	begin := time.Now()

@@ -9,16 +9,16 @@ import (
 // A memory is what a Client knows of one use of an index beyond what the kernel shows.
 type memory struct {
 	use devices.Use
-	// identifier is the one that this Client connected the device with, which Linux before 5.14 does
-	// not keep.
+	// identifier is the one that this Client connected the device with, which Linux before 5.14
+	// does not keep.
 	identifier string
 	connected  bool // by this Client
 	mode       Mode // of that connect
 	// timeout is the device's request timeout, if timed: told by this Client.
 	timeout time.Duration
 	timed   bool
-	// disconnected is whether this Client has disconnected the device, which goes on to look connected
-	// for as long as somebody keeps it open.
+	// disconnected is whether this Client has disconnected the device, which goes on to look
+	// connected for as long as somebody keeps it open.
 	disconnected bool
 }
 
@@ -32,8 +32,8 @@ func (c *Client) recall(index int, l devices.Use) memory {
 	return memory{use: l}
 }
 
-// remember changes what is known of that use of the index, which takes the place of an earlier one. So
-// there is at most one memory for each index.
+// remember changes what is known of that use of the index, which takes the place of an earlier one.
+// So there is at most one memory for each index.
 func (c *Client) remember(index int, l devices.Use, change func(*memory)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

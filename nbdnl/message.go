@@ -23,8 +23,8 @@ func encodeConnect(index int, cfg *Config, fds []int) ([]byte, error) {
 	}
 	ae.Uint64(attrSizeBytes, uint64(cfg.Size))
 	ae.Uint64(attrBlockSizeBytes, uint64(cfg.blockSize()))
-	// Both are sent even when 0: nbd_genl_connect leaves the block layer's timer of the index's former
-	// user in force when the timeout is absent.
+	// Both are sent even when 0: nbd_genl_connect leaves the block layer's timer of the index's
+	// former user in force when the timeout is absent.
 	ae.Uint64(attrTimeout, seconds(cfg.Timeout))
 	ae.Uint64(attrDeadConnTimeout, seconds(cfg.DeadConnTimeout))
 	ae.Uint64(attrServerFlags, uint64(cfg.Flags|FlagHasFlags))
@@ -121,15 +121,15 @@ func decodeLinkDead(m genetlink.Message) (index int, ok bool) {
 // A deviceStatus is one device in the reply to NBD_CMD_STATUS.
 type deviceStatus struct {
 	index int
-	// configured is the kernel's "connected", which is true as well of a device that somebody merely
-	// has open, and of one that is disconnected but not released (populate_nbd_status looks at
-	// config_refs).
+	// configured is the kernel's "connected", which is true as well of a device that somebody
+	// merely has open, and of one that is disconnected but not released (populate_nbd_status looks
+	// at config_refs).
 	configured bool
 }
 
 // decodeStatus returns the devices in the reply to NBD_CMD_STATUS: none for an index that does not
-// exist. A list of more than 3276 devices overflows its 16-bit length in the kernel, so that only the
-// reply to a question for one index can be trusted.
+// exist. A list of more than 3276 devices overflows its 16-bit length in the kernel, so that only
+// the reply to a question for one index can be trusted.
 func decodeStatus(b []byte) ([]deviceStatus, error) {
 	ad, err := netlink.NewAttributeDecoder(b)
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/mdlayher/genetlink"
 )
 
-// attr builds an attribute as linux/netlink.h lays it out: length and type of 16 bits each in host byte
-// order, then the payload, filled up to four bytes.
+// attr builds an attribute as linux/netlink.h lays it out: length and type of 16 bits each in host
+// byte order, then the payload, filled up to four bytes.
 func attr(typ uint16, payload ...[]byte) []byte {
 	var data []byte
 	for _, p := range payload {

@@ -12,15 +12,15 @@ import (
 	"github.com/mdlayher/netlink"
 )
 
-// answerTimeout bounds the wait for a reply after the kernel has executed a command. The kernel queues
-// the reply before sendmsg returns, so a wait means that it was dropped for want of memory.
+// answerTimeout bounds the wait for a reply after the kernel has executed a command. The kernel
+// queues the reply before sendmsg returns, so a wait means that it was dropped for want of memory.
 const answerTimeout = 5 * time.Second
 
 // lastLook bounds another wait, for a reply that is there.
 const lastLook = 500 * time.Millisecond
 
-// A netlinkDriver speaks the nbd family of generic netlink. Commands may run concurrently, each on a
-// socket of its own.
+// A netlinkDriver speaks the nbd family of generic netlink. Commands may run concurrently, each on
+// a socket of its own.
 type netlinkDriver struct {
 	dial func() (*genetlink.Conn, error)
 
@@ -74,8 +74,8 @@ func (d *netlinkDriver) connect(index int, cfg *Config, fds []int) (int, error) 
 	if err != nil {
 		return 0, err
 	}
-	// No Acknowledge: the kernel would send the reply and the acknowledgement, and whoever reads one
-	// datagram per command is a message behind from then on.
+	// No Acknowledge: the kernel would send the reply and the acknowledgement, and whoever reads
+	// one datagram per command is a message behind from then on.
 	msgs, err := d.execute(cmdConnect, netlink.Request, attrs)
 	if err != nil {
 		return 0, err
@@ -144,8 +144,8 @@ func (d *netlinkDriver) close() error {
 	return errors.Join(errs...)
 }
 
-// execute runs one command on a socket that nobody else uses meanwhile. It blocks for as long as the
-// kernel does.
+// execute runs one command on a socket that nobody else uses meanwhile. It blocks for as long as
+// the kernel does.
 func (d *netlinkDriver) execute(command uint8, flags netlink.HeaderFlags, attrs []byte) ([]genetlink.Message, error) {
 	conn, err := d.take()
 	if err != nil {
@@ -178,7 +178,8 @@ func (d *netlinkDriver) transact(conn *genetlink.Conn, m genetlink.Message, flag
 	}
 	msgs, raw, err := receive(conn, answerTimeout)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		// The deadline has precedence over what is there. A process that was not running for so long looks again.
+		// The deadline has precedence over what is there. A process that was not running for so
+		// long looks again.
 		msgs, raw, err = receive(conn, lastLook)
 	}
 	if err == nil {
@@ -204,8 +205,8 @@ func kernelError(err error) bool {
 	return errors.As(err, &op) && op.Sequence != 0
 }
 
-// errnoOf returns the errno in the kernel's own answer, with the reason if the kernel gives one, and any
-// other error as it is.
+// errnoOf returns the errno in the kernel's own answer, with the reason if the kernel gives one,
+// and any other error as it is.
 func errnoOf(err error) error {
 	var op *netlink.OpError
 	if !kernelError(err) || !errors.As(err, &op) {
@@ -232,8 +233,8 @@ func (d *netlinkDriver) take() (*genetlink.Conn, error) {
 	return d.dial()
 }
 
-// settle keeps a socket for the next command, unless the last one, which ended with err, may have left
-// a reply in it.
+// settle keeps a socket for the next command, unless the last one, which ended with err, may have
+// left a reply in it.
 func (d *netlinkDriver) settle(conn *genetlink.Conn, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

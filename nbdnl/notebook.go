@@ -7,8 +7,8 @@ import (
 // maxNotices bounds the devices that are noted one by one; with more, all are to be looked at.
 const maxNotices = 1024
 
-// A notebook collects what the kernel says of devices until somebody looks at them. Its methods may be
-// called concurrently.
+// A notebook collects what the kernel says of devices until somebody looks at them. Its methods may
+// be called concurrently.
 type notebook struct {
 	wake chan struct{} // has an element when there is something new
 

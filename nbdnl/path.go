@@ -14,8 +14,8 @@ func Path(index int) string { return "/dev/" + name(index) }
 // name returns the device's name in sysfs and in messages.
 func name(index int) string { return names.Device(index) }
 
-// ParseIndex returns the index that s means: "nbd5", "/dev/nbd5" or "5". It does not look whether there
-// is such a device.
+// ParseIndex returns the index that s means: "nbd5", "/dev/nbd5" or "5". It does not look whether
+// there is such a device.
 func ParseIndex(s string) (int, error) {
 	digits := strings.TrimPrefix(strings.TrimPrefix(s, "/dev/"), "nbd")
 	if strings.HasPrefix(s, "/dev/") && !strings.HasPrefix(s, "/dev/nbd") {

@@ -22,8 +22,8 @@ func shutDown(t *testing.T, err error) []int {
 	return e.Sockets
 }
 
-// A socket that the receiver of the connection before shuts down is reported, whether the receiver shows or not, and the next one
-// takes its place.
+// A socket that the receiver of the connection before shuts down is reported, whether the receiver
+// shows or not, and the next one takes its place.
 func TestReconfigureUndone(t *testing.T) {
 	for _, tt := range []struct {
 		name  string

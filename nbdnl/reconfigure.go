@@ -12,28 +12,30 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl/internal/devices"
 )
 
-// Reconfigure changes a device that carries the identifier, and makes sure that the kernel has done what
-// shows: the size, the block size, and that it took each of the sockets.
+// Reconfigure changes a device that carries the identifier, and makes sure that the kernel has done
+// what shows: the size, the block size, and that it took each of the sockets.
 //
-// The kernel drops a socket, and says nothing, when no connection is dead at that moment; and it takes a
-// moment to notice the death of one. So a socket that was dropped is sent again for up to three seconds,
-// or until ctx ends. The error for those that were never taken is a *DroppedError, they are as good as
-// new, and all else in u was done. To tell, Reconfigure needs the device's timeout: from u, or because
-// this Client has set it before. If the timeout is unknown, and may be 0, the error can match
-// ErrNotVerified: the sockets are in use, or they are not. So it does when the kernel has not answered two
-// seconds after the end of ctx.
+// The kernel drops a socket, and says nothing, when no connection is dead at that moment; and it
+// takes a moment to notice the death of one. So a socket that was dropped is sent again for up to
+// three seconds, or until ctx ends. The error for those that were never taken is a *DroppedError,
+// they are as good as new, and all else in u was done. To tell, Reconfigure needs the device's
+// timeout: from u, or because this Client has set it before. If the timeout is unknown, and may be
+// 0, the error can match ErrNotVerified: the sockets are in use, or they are not. So it does when
+// the kernel has not answered two seconds after the end of ctx.
 //
-// The kernel may also shut down a socket that it has just taken, when it notices the death of the connection
-// before for a second time. Reconfigure therefore waits until that connection's receiver has ended, before
-// it gives the sockets and again after. That takes a millisecond, and half a second at most; a tenth of a
-// second each where the kernel's threads do not show, as in a container. Sockets that were shut down all the
-// same are named in a *ShutDownError. They are of no use any more; the caller gives others, at once.
+// The kernel may also shut down a socket that it has just taken, when it notices the death of the
+// connection before for a second time. Reconfigure therefore waits until that connection's receiver
+// has ended, before it gives the sockets and again after. That takes a millisecond, and half a
+// second at most; a tenth of a second each where the kernel's threads do not show, as in a
+// container. Sockets that were shut down all the same are named in a *ShutDownError. They are of no
+// use any more; the caller gives others, at once.
 //
-// A size or block size that is not in force matches errors.ErrUnsupported (see UnsupportedError), and
-// the device stays changed. Otherwise the error matches what that of Drop does.
+// A size or block size that is not in force matches errors.ErrUnsupported (see UnsupportedError),
+// and the device stays changed. Otherwise the error matches what that of Drop does.
 //
-// Of a device that was connected by ioctls, this Client, which has connected it, can change the size, the
-// block size and the timeout. The rest is refused with an UnsupportedError before anything is changed.
+// Of a device that was connected by ioctls, this Client, which has connected it, can change the
+// size, the block size and the timeout. The rest is refused with an UnsupportedError before
+// anything is changed.
 func (c *Client) Reconfigure(ctx context.Context, index int, identifier string, u Update) error {
 	return newError("reconfigure", index, c.reconfigure(ctx, index, identifier, u))
 }
@@ -78,22 +80,23 @@ func (c *Client) reconfigure(ctx context.Context, index int, identifier string, 
 	return u.missing(s)
 }
 
-// persist gives the command until it is answered and each socket is taken, within reason. It returns the positions of the sockets
-// that were not, or that may not have been.
+// persist gives the command until it is answered and each socket is taken, within reason. It
+// returns the positions of the sockets that were not, or that may not have been.
 func (c *Client) persist(ctx context.Context, index int, l devices.Use, identifier string, u Update) ([]int, error) {
 	sockets, pending := u.Sockets, make([]int, len(u.Sockets))
 	for i := range pending {
 		pending[i] = i
 	}
-	// Only a device with a timeout marks the sockets that it takes. So has one, for sure, the device
-	// that has marked one.
+	// Only a device with a timeout marks the sockets that it takes. So has one, for sure, the
+	// device that has marked one.
 	telling := u.Timeout != nil
 	pause := backoff.New()
 	defer pause.Stop()
 	for begin, lost, blind := time.Now(), false, blindPatience; ; blind = 0 {
-		// The worker that receives from a dead connection has no reference to its socket, and the command takes the last one away
-		// (nbd_reconnect_socket): Linux 7.2 was seen to crash of it. A worker that is between two replies would go on with the new
-		// socket, whose replies then go to two.
+		// The worker that receives from a dead connection has no reference to its socket, and the
+		// command takes the last one away (nbd_reconnect_socket): Linux 7.2 was seen to crash of
+		// it. A worker that is between two replies would go on with the new socket, whose replies
+		// then go to two.
 		if len(pending) > 0 {
 			if err := c.sys.settle(ctx, index, blind, func() bool { return false }); err != nil {
 				return pending, errors.Join(&DroppedError{Index: index, Sockets: pending}, err)
@@ -130,8 +133,9 @@ func (c *Client) persist(ctx context.Context, index int, l devices.Use, identifi
 	}
 }
 
-// secure waits until no receiver of an earlier connection can shut down a socket any more that was taken, as far as that shows, and
-// returns a *ShutDownError for those with which that has happened. It takes so little time that the end of ctx does not matter.
+// secure waits until no receiver of an earlier connection can shut down a socket any more that was
+// taken, as far as that shows, and returns a *ShutDownError for those with which that has happened.
+// It takes so little time that the end of ctx does not matter.
 func (c *Client) secure(ctx context.Context, index int, sockets []syscall.Conn, pending []int) error {
 	if len(sockets) == len(pending) {
 		return nil
@@ -167,11 +171,11 @@ func untaken(pending []int, taken []bool) []int {
 
 // update gives the command once, and returns which of the sockets the kernel has taken.
 //
-// nbd_reconnect_socket gives a socket that it takes the device's timeout, if there is one, as the limit
-// of each send. A limit that the kernel has set shows that the socket was taken, and one that it has not
-// set, that it was not, provided that there is a timeout. Where there is none, one is lent to the device
-// for the time of the command: TIMEOUT is obeyed before SOCKETS, and requests that begin in between have
-// it too, of weeks.
+// nbd_reconnect_socket gives a socket that it takes the device's timeout, if there is one, as the
+// limit of each send. A limit that the kernel has set shows that the socket was taken, and one that
+// it has not set, that it was not, provided that there is a timeout. Where there is none, one is
+// lent to the device for the time of the command: TIMEOUT is obeyed before SOCKETS, and requests
+// that begin in between have it too, of weeks.
 func (c *Client) update(ctx context.Context, index int, l devices.Use, identifier string, u Update) ([]bool, error) {
 	if err := c.reach(ctx); err != nil {
 		return nil, err

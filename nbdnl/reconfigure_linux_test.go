@@ -49,8 +49,8 @@ func TestReconfigureStuck(t *testing.T) {
 	})
 }
 
-// What a reconfigure says is so even if the kernel's answer got lost: sockets that it took are not sent
-// again.
+// What a reconfigure says is so even if the kernel's answer got lost: sockets that it took are not
+// sent again.
 func TestReconfigureAnswerLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, k := fakeWorld(t, nbdnltest.Options{})

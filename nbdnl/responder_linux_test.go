@@ -35,7 +35,8 @@ type responder struct {
 	done chan struct{}
 }
 
-// Request types and magics: sections "Request message" and "Simple reply message" of the NBD protocol.
+// Request types and magics: sections "Request message" and "Simple reply message" of the NBD
+// protocol.
 const (
 	requestMagic = 0x25609513
 	replyMagic   = 0x67446698

@@ -22,13 +22,14 @@ const (
 	endPatience = 3 * time.Second
 )
 
-// A session is the life of a device that was connected by ioctls: a thread that is in NBD_DO_IT for as
-// long as the device lives. The thread is the session's alone, and ends with it: the kernel lets one thread
-// only set up a device (nbd_add_socket), and any signal that reaches it in NBD_DO_IT, such as those by which
-// the Go runtime preempts goroutines, ends the device (nbd_start_device_ioctl). So it takes none.
+// A session is the life of a device that was connected by ioctls: a thread that is in NBD_DO_IT for
+// as long as the device lives. The thread is the session's alone, and ends with it: the kernel lets
+// one thread only set up a device (nbd_add_socket), and any signal that reaches it in NBD_DO_IT,
+// such as those by which the Go runtime preempts goroutines, ends the device
+// (nbd_start_device_ioctl). So it takes none.
 //
-// What can't be kept from it are the end of the process and what stops it: SIGSTOP, Ctrl-Z in a terminal, a
-// frozen control group, or a machine that is suspended. Each of them ends the device.
+// What can't be kept from it are the end of the process and what stops it: SIGSTOP, Ctrl-Z in a
+// terminal, a frozen control group, or a machine that is suspended. Each of them ends the device.
 type session struct {
 	driver *ioctlDriver
 	index  int
@@ -74,7 +75,8 @@ func (s *session) run() {
 		return
 	}
 	sys := s.driver.sys
-	// Read-only, which the ioctls are content with: the end of a write would make udev probe the device.
+	// Read-only, which the ioctls are content with: the end of a write would make udev probe the
+	// device.
 	if s.dev, s.err = sys.open(s.index, os.O_RDONLY); s.err != nil {
 		s.err = fmt.Errorf("%w: %w", errUnopened, s.err)
 		return
@@ -130,8 +132,8 @@ func (s *session) taken() bool {
 	return err != nil || l.Connected
 }
 
-// started reports whether the device has been this session's. NBD_DO_IT says EBUSY, too, when a stop
-// signal has ended the device, for the kernel then begins the call anew.
+// started reports whether the device has been this session's. NBD_DO_IT says EBUSY, too, when a
+// stop signal has ended the device, for the kernel then begins the call anew.
 func (s *session) started() bool {
 	l, err := s.driver.sysfs.Use(s.index)
 	return s.shown.Load() || err == nil && l.TID != 0 && l.TID == s.tid
@@ -235,7 +237,8 @@ func (s *session) disconnect() error {
 	return nil
 }
 
-// end is disconnect, and gets along with a server that does not read, to which the kernel may send for ever.
+// end is disconnect, and gets along with a server that does not read, to which the kernel may send
+// for ever.
 func (s *session) end() error {
 	ended := make(chan error, 1)
 	go func() { ended <- s.disconnect() }()

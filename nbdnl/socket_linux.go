@@ -8,8 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dupSockets returns descriptors of its own for the sockets. With them the kernel can be asked without
-// holding on to the callers' connections, whose Close would otherwise wait for a stuck kernel.
+// dupSockets returns descriptors of its own for the sockets. With them the kernel can be asked
+// without holding on to the callers' connections, whose Close would otherwise wait for a stuck
+// kernel.
 func dupSockets(conns []syscall.Conn) (fds []int, err error) {
 	defer func() {
 		if err != nil {
@@ -95,8 +96,8 @@ func shutDownAll(fds []int) {
 	}
 }
 
-// hungUp reports whether the other ends of all the sockets are closed or shut down, or these are. One
-// direction is enough, for the kernel then gives the connection up; a server asks for both.
+// hungUp reports whether the other ends of all the sockets are closed or shut down, or these are.
+// One direction is enough, for the kernel then gives the connection up; a server asks for both.
 func hungUp(fds []int) bool {
 	polled := make([]unix.PollFd, len(fds))
 	for i, fd := range fds {
@@ -106,7 +107,8 @@ func hungUp(fds []int) bool {
 	return err == nil && n == len(fds)
 }
 
-// isShutDown reports whether a socket has been shut down, or its other end. Of one that is closed it can't tell.
+// isShutDown reports whether a socket has been shut down, or its other end. Of one that is closed
+// it can't tell.
 func isShutDown(conn syscall.Conn) bool {
 	raw, err := conn.SyscallConn()
 	if err != nil {

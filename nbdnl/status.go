@@ -17,9 +17,10 @@ type Status struct {
 	Size int64
 	// BlockSize is the logical block size in bytes. An idle device shows that of its last user.
 	BlockSize int
-	// Flags are those that the kernel acts upon, as sysfs shows them; 0 unless connected. FlagHasFlags
-	// and FlagCanMultiConn don't show. A device may show more than it was connected with: the limits for
-	// zeroing and the rotational flag stay from the index's former user up to Linux 7.2.
+	// Flags are those that the kernel acts upon, as sysfs shows them; 0 unless connected.
+	// FlagHasFlags and FlagCanMultiConn don't show. A device may show more than it was connected
+	// with: the limits for zeroing and the rotational flag stay from the index's former user up to
+	// Linux 7.2.
 	Flags Flags
 	// ReadOnly stays as it was after a disconnect, until the next connect.
 	ReadOnly bool
@@ -27,11 +28,12 @@ type Status struct {
 	Identifier string
 	// HasIdentifier is whether the kernel shows the identifier: netlink devices from Linux 5.14 on.
 	HasIdentifier bool
-	// OwnerTID is the thread that connected the device, by its number in the initial pid namespace. It
-	// may have exited, and the number may be another's by now. 0 is unknown, as before Linux 6.1.
+	// OwnerTID is the thread that connected the device, by its number in the initial pid namespace.
+	// It may have exited, and the number may be another's by now. 0 is unknown, as before Linux
+	// 6.1.
 	OwnerTID int
-	// OwnerPID is the process that OwnerTID belongs to now; 0 when there is none, or when this process
-	// is not in the initial pid namespace.
+	// OwnerPID is the process that OwnerTID belongs to now; 0 when there is none, or when this
+	// process is not in the initial pid namespace.
 	OwnerPID int
 	// OwnerGone is whether the thread OwnerTID is known to have ended.
 	OwnerGone bool
@@ -41,25 +43,26 @@ type Status struct {
 // Connected reports whether the device has a configuration, usable or not.
 func (s *Status) Connected() bool { return s.State != StateIdle && s.State != StateHeld }
 
-// Status returns the state of a device. It needs no privilege. The error matches os.ErrNotExist when
-// there is no such device.
+// Status returns the state of a device. It needs no privilege. The error matches os.ErrNotExist
+// when there is no such device.
 //
-// The kernel is asked only for a device that sysfs does not show as connected. When it can't be, the
-// Status is that of an idle device, which may then be held, along with the error.
+// The kernel is asked only for a device that sysfs does not show as connected. When it can't be,
+// the Status is that of an idle device, which may then be held, along with the error.
 //
-// After a disconnect by another process, a device that is still held looks live until it is released:
-// the kernel shows no difference.
+// After a disconnect by another process, a device that is still held looks live until it is
+// released: the kernel shows no difference.
 func (c *Client) Status(ctx context.Context, index int) (Status, error) {
 	s, err := c.status(ctx, index)
 	return s, newError("status", index, err)
 }
 
-// Devices returns the states of all devices that exist, idle ones too, by ascending index. It needs no
-// privilege.
+// Devices returns the states of all devices that exist, idle ones too, by ascending index. It needs
+// no privilege.
 //
-// When only the kernel's netlink answer is missing, as when it is stuck in another command, or hides the
-// driver in this network namespace, the devices are returned along with the error; those that seem idle
-// may then be held. After the first answer that is missing the kernel is not asked for the others.
+// When only the kernel's netlink answer is missing, as when it is stuck in another command, or
+// hides the driver in this network namespace, the devices are returned along with the error; those
+// that seem idle may then be held. After the first answer that is missing the kernel is not asked
+// for the others.
 func (c *Client) Devices(ctx context.Context) ([]Status, error) {
 	devices, err := c.statuses()
 	if err != nil {

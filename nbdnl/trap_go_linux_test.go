@@ -19,8 +19,8 @@ import (
 
 // Traps of programs that are written in Go, and of what carries their commands.
 
-// The descriptor of a connection is not the connection: asking an *os.File for it makes the connection
-// block, and nothing keeps the garbage collector from closing it.
+// The descriptor of a connection is not the connection: asking an *os.File for it makes the
+// connection block, and nothing keeps the garbage collector from closing it.
 func TestKernelTrap18Descriptors(t *testing.T) {
 	w := kernelWorld(t)
 	kernel, ours := socketpair(t)
@@ -100,8 +100,8 @@ func isNonblocking(t *testing.T, conn syscall.Conn) bool {
 	return flags&unix.O_NONBLOCK != 0
 }
 
-// Any signal to the thread that is in NBD_DO_IT ends the device, and the Go runtime sends signals all the
-// time. A device that was connected by netlink does not mind.
+// Any signal to the thread that is in NBD_DO_IT ends the device, and the Go runtime sends signals
+// all the time. A device that was connected by netlink does not mind.
 func TestKernelTrap19SignalsEndIoctlDevice(t *testing.T) {
 	w := kernelWorld(t)
 	index := w.idle()
@@ -135,8 +135,8 @@ func TestKernelTrap19SignalsEndIoctlDevice(t *testing.T) {
 	w.wantDetached(index, cfg.Identifier)
 }
 
-// doIt connects the device by ioctls (linux/nbd.h), in a thread that takes no signal but SIGUSR1. The
-// channel gets what NBD_DO_IT returns.
+// doIt connects the device by ioctls (linux/nbd.h), in a thread that takes no signal but SIGUSR1.
+// The channel gets what NBD_DO_IT returns.
 func (w world) doIt(index int, s *witness) (<-chan error, int) {
 	w.Helper()
 	const (
@@ -207,8 +207,8 @@ func threads(t *testing.T) (tids []int) {
 	return tids
 }
 
-// The owner that the kernel shows is a thread, which may have ended while its process lives. The identifier
-// is what a device is known by.
+// The owner that the kernel shows is a thread, which may have ended while its process lives. The
+// identifier is what a device is known by.
 func TestKernelTrap21OwnerIsThread(t *testing.T) {
 	w, k := trapWorld(t)
 	nbdnltest.Identifiers.Need(t) // and a driver whose owner can be asked for after that has gone
@@ -241,8 +241,8 @@ func TestKernelTrap21OwnerIsThread(t *testing.T) {
 	w.wantDetached(index, id)
 }
 
-// A command that is to be acknowledged has two answers, of which those who read one take the other for that
-// to their next command.
+// A command that is to be acknowledged has two answers, of which those who read one take the other
+// for that to their next command.
 func TestKernelTrap22AnswerAndAcknowledgement(t *testing.T) {
 	w, k := trapWorld(t)
 	conn, err := netlink.Dial(genericNetlink, nil)

@@ -48,8 +48,8 @@ func TestKernelTrap07SocketDropped(t *testing.T) {
 	w.wantGone(next, "the device was detached")
 }
 
-// The announcement of a dead connection does not say which one it is, and gets lost where nobody has room
-// for it. Whoever serves the connections sees for himself.
+// The announcement of a dead connection does not say which one it is, and gets lost where nobody
+// has room for it. Whoever serves the connections sees for himself.
 func TestKernelTrap08LinkDead(t *testing.T) {
 	w, k := trapWorld(t)
 	l, deaf := k.listen(), k.listen()
@@ -91,8 +91,9 @@ func (w world) overflow(l listener) error {
 	}
 }
 
-// A new size waits for all requests in flight (Linux 6.12), while every other command waits as well; and the
-// kernel looks at a message's size before its sockets, which alone could end the requests.
+// A new size waits for all requests in flight (Linux 6.12), while every other command waits as
+// well; and the kernel looks at a message's size before its sockets, which alone could end the
+// requests.
 func TestKernelTrap10ResizeWaitsForRequests(t *testing.T) {
 	w := kernelWorld(t)
 	s := observe(t)
@@ -122,7 +123,8 @@ func TestKernelTrap10ResizeWaitsForRequests(t *testing.T) {
 	}
 }
 
-// A CONNECT that fails has shut down the sockets that it was given, unless it failed because of EBUSY.
+// A CONNECT that fails has shut down the sockets that it was given, unless it failed because of
+// EBUSY.
 func TestKernelTrap17FailedConnectShutsSockets(t *testing.T) {
 	w := kernelWorld(t)
 	null, err := os.Open("/dev/null")
@@ -205,8 +207,8 @@ func (w world) readOn(cpu int, f *os.File) <-chan error {
 	})
 }
 
-// Writes are as long as the queue's setting lets them be, and the length of a trim is no length of anything
-// that is sent.
+// Writes are as long as the queue's setting lets them be, and the length of a trim is no length of
+// anything that is sent.
 func TestKernelTrap27LongRequests(t *testing.T) {
 	w := kernelWorld(t)
 	s := observe(t)
@@ -235,8 +237,8 @@ func TestKernelTrap27LongRequests(t *testing.T) {
 	w.wantDetached(index, cfg.Identifier)
 }
 
-// Without FlagSendFlush the kernel takes each write for durable, and fsync says so. With it, and several
-// connections, a flush comes over one of them.
+// Without FlagSendFlush the kernel takes each write for durable, and fsync says so. With it, and
+// several connections, a flush comes over one of them.
 func TestKernelTrap28Flush(t *testing.T) {
 	w := kernelWorld(t)
 	for _, tt := range []struct {

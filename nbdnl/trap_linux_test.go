@@ -16,25 +16,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The tests TestKernelTrap01 to TestKernelTrap30 each provoke one thing that the kernel's driver does and
-// that its users have fallen over, so that a kernel that behaves otherwise is noticed, and show how this
-// package fares. Missing are:
+// The tests TestKernelTrap01 to TestKernelTrap30 each provoke one thing that the kernel's driver
+// does and that its users have fallen over, so that a kernel that behaves otherwise is noticed, and
+// show how this package fares. Missing are:
 //
-//   - 20, I/O with O_DIRECT by a Go program breaks the connection: only on kernels after 6.1 and before 7.2,
-//     where a signal interrupts the sending of a request. That the device gets a large send buffer and no
-//     scheduler there is in package blockdev.
-//   - 24, a server that needs memory which the kernel wants to free by writing to its device: needs a
-//     machine without memory, which takes hours to fall into the trap or falls over for other reasons.
-//   - 25, the serving process maps its own device: what is feared is that this very process, and so the
-//     test, hangs for good; it is a rule for programs.
+//   - 20, I/O with O_DIRECT by a Go program breaks the connection: only on kernels after 6.1 and
+//     before 7.2, where a signal interrupts the sending of a request. That the device gets a large
+//     send buffer and no scheduler there is in package blockdev.
+//   - 24, a server that needs memory which the kernel wants to free by writing to its device: needs
+//     a machine without memory, which takes hours to fall into the trap or falls over for other
+//     reasons.
+//   - 25, the serving process maps its own device: what is feared is that this very process, and so
+//     the test, hangs for good; it is a rule for programs.
 //
-// Three are shown in part: of 8, that another network namespace hears nothing needs Linux 6.12, where such
-// a namespace can use the family at all; of 10, that the resize waits at all needs Linux 6.12, and the
-// deadlock that follows is refused by this package; of 14, Linux 5.10 would hang every generic netlink user
-// of the machine.
+// Three are shown in part: of 8, that another network namespace hears nothing needs Linux 6.12,
+// where such a namespace can use the family at all; of 10, that the resize waits at all needs Linux
+// 6.12, and the deadlock that follows is refused by this package; of 14, Linux 5.10 would hang
+// every generic netlink user of the machine.
 //
-// Two traps more have tests elsewhere: 31, a reconfigure that was obeyed is undone by the receiver of the connection before
-// (TestKernelReconfigureTimedOut), and 32, some receivers never start (TestKernelReceivers).
+// Two traps more have tests elsewhere: 31, a reconfigure that was obeyed is undone by the receiver
+// of the connection before (TestKernelReconfigureTimedOut), and 32, some receivers never start
+// (TestKernelReceivers).
 
 // The control interface once more, to give commands that package nbdnl would not.
 const (
@@ -296,7 +298,8 @@ func (k rawKernel) listen() listener {
 	return listener{conn}
 }
 
-// dead waits for the announcement that a connection of the device is dead, and returns its attributes.
+// dead waits for the announcement that a connection of the device is dead, and returns its
+// attributes.
 func (w world) dead(l listener, index int) []netlink.Attribute {
 	w.Helper()
 	for {

@@ -22,8 +22,8 @@ type request struct {
 	first  byte // of the payload of a write
 }
 
-// A witness serves one connection, remembers what the kernel asks for, and keeps to itself the requests at
-// one offset. What is written is forgotten, and reads are zeroes.
+// A witness serves one connection, remembers what the kernel asks for, and keeps to itself the
+// requests at one offset. What is written is forgotten, and reads are zeroes.
 type witness struct {
 	kernel, ours *net.UnixConn
 	held         chan request
@@ -52,7 +52,8 @@ func observe(t testing.TB) *witness {
 	return s
 }
 
-// witnessed returns a configuration with the witnesses' connections, whose timeout is one that no machine is too slow for.
+// witnessed returns a configuration with the witnesses' connections, whose timeout is one that no
+// machine is too slow for.
 func witnessed(witnesses ...*witness) nbdnl.Config {
 	cfg := config()
 	cfg.Timeout = time.Minute

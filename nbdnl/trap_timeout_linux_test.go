@@ -17,8 +17,8 @@ import (
 // elsewhere is an offset that no partition scan reads, in bytes.
 const elsewhere = mebi / 2
 
-// Without a timeout, a server that has stopped reading makes DISCONNECT hang, and with it everything that
-// goes through generic netlink; with one, the kernel helps itself.
+// Without a timeout, a server that has stopped reading makes DISCONNECT hang, and with it
+// everything that goes through generic netlink; with one, the kernel helps itself.
 func TestKernelTrap02DisconnectOfHungServer(t *testing.T) {
 	for _, timeout := range []time.Duration{0, time.Second} {
 		w, k := trapWorld(t)
@@ -96,8 +96,8 @@ func TestKernelTrap03NoTimeoutOneConnection(t *testing.T) {
 	}
 }
 
-// With several connections, no timeout is one of 30 seconds, after which a connection is given up; with one
-// it is none.
+// With several connections, no timeout is one of 30 seconds, after which a connection is given up;
+// with one it is none.
 func TestKernelTrap04NoTimeoutSeveralConnections(t *testing.T) {
 	w := kernelWorld(t)
 	a, b := observe(t), observe(t)
@@ -159,8 +159,8 @@ func TestKernelTrap05TimeoutLeftOut(t *testing.T) {
 	w.wantDetached(index, cfg.Identifier)
 }
 
-// A server that answers later than the timeout has lost its connection; one that says in time that it
-// can't, has not.
+// A server that answers later than the timeout has lost its connection; one that says in time that
+// it can't, has not.
 func TestKernelTrap06TimeoutTooShort(t *testing.T) {
 	w, k := trapWorld(t)
 	l := k.listen()
@@ -196,8 +196,8 @@ func TestKernelTrap06TimeoutTooShort(t *testing.T) {
 	w.wantState(index, nbdnl.StateIdle)
 }
 
-// A write that was sent to a server which failed is sent again to the next one: both have it, and the old
-// one must not execute it any more.
+// A write that was sent to a server which failed is sent again to the next one: both have it, and
+// the old one must not execute it any more.
 func TestKernelTrap09WriteSentTwice(t *testing.T) {
 	w, k := trapWorld(t)
 	l := k.listen()

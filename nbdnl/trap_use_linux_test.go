@@ -125,7 +125,8 @@ func TestKernelTrap12DisconnectDropsCached(t *testing.T) {
 	}
 }
 
-// A device that is to go with its last user goes with its first prober, unless it is told when it is open.
+// A device that is to go with its last user goes with its first prober, unless it is told when it
+// is open.
 func TestKernelTrap13DisconnectOnClose(t *testing.T) {
 	w := kernelWorld(t)
 	s := observe(t)
@@ -149,8 +150,8 @@ func TestKernelTrap13DisconnectOnClose(t *testing.T) {
 	w.wantState(index, nbdnl.StateIdle)
 }
 
-// The index of a device that is to be destroyed can't be used while it is on its way out, and that is not
-// even said as EBUSY.
+// The index of a device that is to be destroyed can't be used while it is on its way out, and that
+// is not even said as EBUSY.
 func TestKernelTrap14DestroyOnDisconnect(t *testing.T) {
 	w := kernelWorld(t)
 	nbdnltest.Removal.Need(t)
@@ -260,8 +261,8 @@ func TestKernelTrap16StalePartitions(t *testing.T) {
 	}
 }
 
-// A device whose block size is not given has 1024 bytes, and a table of partitions is found only at the
-// block size that it was made for.
+// A device whose block size is not given has 1024 bytes, and a table of partitions is found only at
+// the block size that it was made for.
 func TestKernelTrap23BlockSize(t *testing.T) {
 	w, k := trapWorld(t)
 	index := w.idle()

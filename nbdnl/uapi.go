@@ -7,8 +7,8 @@ import (
 )
 
 // Numbers of the kernel's NBD control interface. They are part of its stable ABI; the header that
-// declares each is named beside it, and the kernel that brought it where that is not Linux 4.12, as the
-// family itself.
+// declares each is named beside it, and the kernel that brought it where that is not Linux 4.12, as
+// the family itself.
 
 const (
 	familyName = "nbd" // NBD_GENL_FAMILY_NAME, linux/nbd-netlink.h
@@ -51,7 +51,8 @@ const (
 	attrDeviceConnected = 2 // NBD_DEVICE_CONNECTED, u8, inside NBD_DEVICE_ITEM
 )
 
-// Requests of the ioctl interface: _IO(0xab, n) in linux/nbd.h. Their numbers depend on the architecture (ioctlNone).
+// Requests of the ioctl interface: _IO(0xab, n) in linux/nbd.h. Their numbers depend on the
+// architecture (ioctlNone).
 const (
 	ioctlSetSock       = ioctlNone | 0xab00 // NBD_SET_SOCK, a descriptor
 	ioctlSetBlockSize  = ioctlNone | 0xab01 // NBD_SET_BLKSIZE, bytes
@@ -84,12 +85,13 @@ type ClientFlags uint64
 
 const (
 	// DestroyOnDisconnect (NBD_CFLAG_DESTROY_ON_DISCONNECT) deletes the device with its last
-	// reference. On Linux 5.10 a later connect of that index can hang all of generic netlink, so that before
-	// 5.14 it is refused, and on newer kernels it fails for a while: leave it off and let indexes be used again.
+	// reference. On Linux 5.10 a later connect of that index can hang all of generic netlink, so
+	// that before 5.14 it is refused, and on newer kernels it fails for a while: leave it off and
+	// let indexes be used again.
 	DestroyOnDisconnect ClientFlags = 1 << 0
 	// DisconnectOnClose (NBD_CFLAG_DISCONNECT_ON_CLOSE) disconnects when the last opener closes,
-	// whoever that is: given at connect, udev's first probe ends the device. Connect without it, open
-	// the device, then set it with Reconfigure. Linux 4.18.
+	// whoever that is: given at connect, udev's first probe ends the device. Connect without it,
+	// open the device, then set it with Reconfigure. Linux 4.18.
 	DisconnectOnClose ClientFlags = 1 << 1
 )
 

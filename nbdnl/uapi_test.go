@@ -52,7 +52,8 @@ var flagNumbers = map[string]uint64{
 	"NBD_CFLAG_DISCONNECT_ON_CLOSE":   uint64(DisconnectOnClose),
 }
 
-// ioctlNumbers are this package's requests by their names in linux/nbd.h, where they are _IO(0xab, number).
+// ioctlNumbers are this package's requests by their names in linux/nbd.h, where they are _IO(0xab,
+// number).
 var ioctlNumbers = map[string]uint64{
 	"NBD_SET_SOCK":        ioctlSetSock,
 	"NBD_SET_BLKSIZE":     ioctlSetBlockSize,
@@ -84,14 +85,14 @@ func TestIoctlsOfHeader(t *testing.T) {
 	}
 }
 
-// TestNumbersOfHeaders compares this package's numbers with those of the machine's headers. Numbers that
-// an older header lacks are fine, those that it has must be known.
+// TestNumbersOfHeaders compares this package's numbers with those of the machine's headers. Numbers
+// that an older header lacks are fine, those that it has must be known.
 func TestNumbersOfHeaders(t *testing.T) {
 	tests := []struct {
 		header string
 		ours   map[string]uint64
-		// about selects the names that this package is about: the commands in nbd.h are those that the
-		// kernel gives the server.
+		// about selects the names that this package is about: the commands in nbd.h are those that
+		// the kernel gives the server.
 		about *regexp.Regexp
 		least int // how many of them the oldest header has that this test was written for
 	}{

@@ -16,8 +16,8 @@ type uevent struct {
 	device string // the name of a block device: "nbd3"
 }
 
-// parseUevent reads a message of the kernel: "change@/devices/virtual/block/nbd3" and KEY=value lines,
-// each ended by a zero byte. What is not such a message gives a zero uevent.
+// parseUevent reads a message of the kernel: "change@/devices/virtual/block/nbd3" and KEY=value
+// lines, each ended by a zero byte. What is not such a message gives a zero uevent.
 func parseUevent(b []byte) uevent {
 	header, rest, _ := bytes.Cut(b, []byte{0})
 	if !bytes.Contains(header, []byte("@/")) {
@@ -43,8 +43,8 @@ type watcher struct {
 	done    chan struct{}
 }
 
-// watch starts to watch a device. Without uevents, as in a container that is not allowed to see them,
-// it never reports a change, and who waits must look at intervals.
+// watch starts to watch a device. Without uevents, as in a container that is not allowed to see
+// them, it never reports a change, and who waits must look at intervals.
 func (s *System) watch(index int) *watcher {
 	w := &watcher{changed: make(chan struct{}, 1), done: make(chan struct{})}
 	source, err := s.uevents()

@@ -14,8 +14,8 @@ type Update struct {
 	Size    *int64
 	// BlockSize without Size keeps the size in bytes, which must be a multiple of it.
 	BlockSize *int
-	// Timeout is sent along with sockets also when it is nil and the Client knows it, and then resets
-	// queue/io_timeout if somebody has changed that.
+	// Timeout is sent along with sockets also when it is nil and the Client knows it, and then
+	// resets queue/io_timeout if somebody has changed that.
 	Timeout         *time.Duration
 	DeadConnTimeout *time.Duration
 	// ClientFlags replace both flags.

@@ -10,8 +10,9 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl/internal/devices"
 )
 
-// WaitFree returns when the present use of the index has ended: when the device is not connected, or is
-// so anew by another. A disconnected device stays as it was for as long as somebody has it open.
+// WaitFree returns when the present use of the index has ended: when the device is not connected,
+// or is so anew by another. A disconnected device stays as it was for as long as somebody has it
+// open.
 //
 // The index may still not be free for the next ConnectIndex, if somebody opens it while it is idle.
 func (c *Client) WaitFree(ctx context.Context, index int) error {
@@ -43,21 +44,21 @@ func (c *Client) waitEnd(ctx context.Context, index int, l devices.Use) error {
 		if end || err != nil {
 			return err
 		}
-		// nbd_config_put removes `pid` only after it has sent its event, so that an event is a reason
-		// to look, more than once.
+		// nbd_config_put removes `pid` only after it has sent its event, so that an event is a
+		// reason to look, more than once.
 		if err := pause.Wait(ctx, w.changed); err != nil {
 			return fmt.Errorf("it is still held: %w", err)
 		}
 	}
 }
 
-// WaitReady returns when everybody can use the device: it is connected, its size shows, its node can be
-// opened, and its partitions, whose names ("nbd3p1") it returns, are there. The kernel looks for them
-// within the first open after a connect or a resize, which this is if nobody was quicker, and reads from
-// the server for it. Sockets of the caller's must be served meanwhile.
+// WaitReady returns when everybody can use the device: it is connected, its size shows, its node
+// can be opened, and its partitions, whose names ("nbd3p1") it returns, are there. The kernel looks
+// for them within the first open after a connect or a resize, which this is if nobody was quicker,
+// and reads from the server for it. Sockets of the caller's must be served meanwhile.
 //
-// The error matches os.ErrNotExist or ErrNotConnected. WaitReady waits until ctx ends, also where the
-// server does not answer. It needs the right to open the device.
+// The error matches os.ErrNotExist or ErrNotConnected. WaitReady waits until ctx ends, also where
+// the server does not answer. It needs the right to open the device.
 func (c *Client) WaitReady(ctx context.Context, index int) ([]string, error) {
 	partitions, err := c.waitReady(ctx, index)
 	return partitions, newError("wait", index, err)

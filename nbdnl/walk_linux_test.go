@@ -17,13 +17,15 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
-// A toll is where every walk through the processes comes by: it counts them, and lets none pass before it is told.
+// A toll is where every walk through the processes comes by: it counts them, and lets none pass
+// before it is told.
 type toll struct {
 	gate  chan struct{}
 	walks int // read when no walk is under way
 }
 
-// tolled returns the kernel's system with a toll at a process that has a device open which nobody asks about.
+// tolled returns the kernel's system with a toll at a process that has a device open which nobody
+// asks about.
 func tolled(k *nbdnltest.Kernel, spare int) (nbdnl.System, *toll) {
 	pid, _ := k.Hold(spare)
 	post := k.Path(fmt.Sprintf("proc/%d/fd/3", pid))
@@ -118,14 +120,16 @@ func TestDetachManyWalks(t *testing.T) {
 			wg.Wait()
 		}()
 		b.pass(done)
-		// Each wants one before it opens the device and one when it has written what is cached; the first comes alone.
+		// Each wants one before it opens the device and one when it has written what is cached; the
+		// first comes alone.
 		if b.walks > 4 {
 			t.Errorf("%d devices took %d walks, want no more than 4", many, b.walks)
 		}
 	})
 }
 
-// TestHoldersLaterWalk holds that nobody gets the result of a walk that began before he asked: whoever came meanwhile would be missed.
+// TestHoldersLaterWalk holds that nobody gets the result of a walk that began before he asked:
+// whoever came meanwhile would be missed.
 func TestHoldersLaterWalk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, k := fakeWorld(t, nbdnltest.Options{})

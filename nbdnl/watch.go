@@ -17,7 +17,8 @@ import (
 )
 
 const (
-	// blindPause is the time between two looks at all devices where the kernel's uevents can't be had.
+	// blindPause is the time between two looks at all devices where the kernel's uevents can't be
+	// had.
 	blindPause = 2 * time.Second
 	// joinPatience bounds the command that it takes to hear of deaths.
 	joinPatience = time.Second
@@ -25,7 +26,8 @@ const (
 	settlePatience = 2 * time.Second
 )
 
-// A Watch follows the devices of the machine. Close must be called, Next by one goroutine at a time.
+// A Watch follows the devices of the machine. Close must be called, Next by one goroutine at a
+// time.
 type Watch struct {
 	client *Client
 	ctx    context.Context
@@ -47,12 +49,13 @@ type Watch struct {
 	pause     *backoff.Backoff // between looks at unsettled devices
 }
 
-// Watch begins to follow the devices, those of other programs too, until ctx ends. It needs no privilege.
+// Watch begins to follow the devices, those of other programs too, until ctx ends. It needs no
+// privilege.
 //
-// The kernel tells of a change without saying which, and Watch looks. What is undone before it looks, or
-// before Next is called, may not show. Connections that die are told of in the initial network namespace
-// only, and opens of devices not at all. In a user namespace other than the initial one there may be no
-// uevents: there Watch looks at all devices every two seconds.
+// The kernel tells of a change without saying which, and Watch looks. What is undone before it
+// looks, or before Next is called, may not show. Connections that die are told of in the initial
+// network namespace only, and opens of devices not at all. In a user namespace other than the
+// initial one there may be no uevents: there Watch looks at all devices every two seconds.
 func (c *Client) Watch(ctx context.Context) (*Watch, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	w := &Watch{
@@ -72,13 +75,13 @@ func (c *Client) Watch(ctx context.Context) (*Watch, error) {
 	return w, nil
 }
 
-// Devices returns the devices that were connected when the watch began, by ascending index. Next tells
-// what has happened since.
+// Devices returns the devices that were connected when the watch began, by ascending index. Next
+// tells what has happened since.
 func (w *Watch) Devices() []Status { return slices.Clone(w.start) }
 
-// Next waits for the next event. The error is the cause of the end of the context given to Watch, or
-// os.ErrClosed after Close, or says why the watch can't go on. After any other one, Next can be called
-// again, and loses nothing.
+// Next waits for the next event. The error is the cause of the end of the context given to Watch,
+// or os.ErrClosed after Close, or says why the watch can't go on. After any other one, Next can be
+// called again, and loses nothing.
 func (w *Watch) Next() (Event, error) {
 	for len(w.queue) == 0 {
 		all, err := w.wait()
@@ -242,8 +245,8 @@ func (w *Watch) look(all bool) error {
 	return nil
 }
 
-// join makes sure that deaths are heard of. Devices are added by the module when it is loaded, and one by
-// one by a connect.
+// join makes sure that deaths are heard of. Devices are added by the module when it is loaded, and
+// one by one by a connect.
 func (w *Watch) join() error {
 	if !w.deaf {
 		return nil
@@ -296,8 +299,8 @@ func (w *Watch) lookAt(index int) error {
 	return nil
 }
 
-// settling reports whether the device is about to become connected or idle: `pid` comes before the size,
-// and goes after it and after the uevent (nbd_start_device, nbd_config_put).
+// settling reports whether the device is about to become connected or idle: `pid` comes before the
+// size, and goes after it and after the uevent (nbd_start_device, nbd_config_put).
 func settling(s sight) bool { return s.use.Connected && s.status.Size == 0 }
 
 // sight looks at an index.

@@ -22,7 +22,8 @@ type world struct {
 	cut func(index int, r *responder)
 	// another returns another program's client.
 	another func() *nbdnl.Client
-	// anonymous: the kernel keeps no identifiers, so that devices are known to those only who have connected them.
+	// anonymous: the kernel keeps no identifiers, so that devices are known to those only who have
+	// connected them.
 	anonymous bool
 	// mode is how devices are connected.
 	mode nbdnl.Mode
@@ -83,8 +84,8 @@ func (w world) status(index int) nbdnl.Status {
 	return s
 }
 
-// wantState waits until the device is in that state: udev may be looking at it, which makes it held or
-// keeps it from going idle.
+// wantState waits until the device is in that state: udev may be looking at it, which makes it held
+// or keeps it from going idle.
 func (w world) wantState(index int, want nbdnl.State) {
 	w.Helper()
 	s := w.status(index)
@@ -105,8 +106,9 @@ func (w world) wantError(err error, targets ...error) {
 	}
 }
 
-// impatiently calls f with a context that ends soon, and again with one that ends later until the error is what it should be: on a
-// busy machine the first can end before the kernel was asked anything.
+// impatiently calls f with a context that ends soon, and again with one that ends later until the
+// error is what it should be: on a busy machine the first can end before the kernel was asked
+// anything.
 func (w world) impatiently(want error, f func(context.Context) error) (err error) {
 	w.Helper()
 	for patience := 50 * time.Millisecond; patience < soon; patience *= 4 {
@@ -137,8 +139,8 @@ func (w world) wantDone(what string, err error) {
 	}
 }
 
-// carries reports whether the status is that of a device with the configuration's identifier, which not
-// all kernels keep, and of no device that was connected by ioctls.
+// carries reports whether the status is that of a device with the configuration's identifier, which
+// not all kernels keep, and of no device that was connected by ioctls.
 func carries(s nbdnl.Status, cfg nbdnl.Config) bool {
 	return !s.HasIdentifier || s.Identifier == cfg.Identifier
 }
@@ -174,7 +176,8 @@ func (w world) wantNoSendLimit(r *responder) {
 	})
 }
 
-// untilVerified repeats a reconfigure that comes before the kernel has noticed the death of the connection.
+// untilVerified repeats a reconfigure that comes before the kernel has noticed the death of the
+// connection.
 func (w world) untilVerified(c *nbdnl.Client, index int, identifier string, u nbdnl.Update) error {
 	for patience := time.Now().Add(3 * time.Second); ; {
 		err := c.Reconfigure(w.Context(), index, identifier, u)

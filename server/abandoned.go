@@ -6,11 +6,13 @@ import (
 	"time"
 )
 
-// Much can keep the loop waiting: the backend, the bounds on what is in flight, a Swap, and a process that is stopped does nothing at
-// all. By the time it goes on, the client may have hung up and sent everything again over another connection, also what lies unread
-// in this one. That must not be executed any more: newer data may have been written in between. Whether the client is there costs a
-// system call to find out, so it is asked only about what changes bytes, and is so old that the client may have lost its patience.
-// From then on it is asked each time, for it can lose it at any moment.
+// Much can keep the loop waiting: the backend, the bounds on what is in flight, a Swap, and a
+// process that is stopped does nothing at all. By the time it goes on, the client may have hung up
+// and sent everything again over another connection, also what lies unread in this one. That must
+// not be executed any more: newer data may have been written in between. Whether the client is
+// there costs a system call to find out, so it is asked only about what changes bytes, and is so
+// old that the client may have lost its patience. From then on it is asked each time, for it can
+// lose it at any moment.
 
 // patience is shorter than that of the Linux client, whose timeout is in whole seconds.
 const patience = 500 * time.Millisecond
@@ -18,11 +20,12 @@ const patience = 500 * time.Millisecond
 // errHungUp is the reason to stop when there is nobody any more to execute requests for.
 var errHungUp = errors.New("the client hung up while its requests waited; those that were not begun were not executed")
 
-// outdated reports whether the request that the loop is at has perhaps been sent again over another connection, which it can't where
-// there is none.
+// outdated reports whether the request that the loop is at has perhaps been sent again over another
+// connection, which it can't where there is none.
 func (c *Conn) outdated() bool { return c.left.Load() || c.export.several.Load() && c.outlived() }
 
-// outlived reports whether the request that the loop is at is older than the client's patience, and that is gone.
+// outlived reports whether the request that the loop is at is older than the client's patience, and
+// that is gone.
 func (c *Conn) outlived() bool {
 	if !c.left.Load() && c.inbox.age.over(patience) {
 		c.leave()
@@ -33,8 +36,8 @@ func (c *Conn) outlived() bool {
 // abandoned reports whether nobody waits for replies any more.
 func (c *Conn) abandoned() bool { return c.closed.Load() || c.left.Load() }
 
-// leave has what still waits for its turn given up, if the client has hung up. A client that has merely sent its last request gets
-// all replies.
+// leave has what still waits for its turn given up, if the client has hung up. A client that has
+// merely sent its last request gets all replies.
 func (c *Conn) leave() {
 	if c.hungUp() {
 		c.lose(false)
@@ -45,8 +48,8 @@ func (c *Conn) leave() {
 	}
 }
 
-// hungUp reports whether the client has shut down both directions of a socket, or closed it. Of a TCP connection, which does not tell
-// one from the other, it reports only that it was reset.
+// hungUp reports whether the client has shut down both directions of a socket, or closed it. Of a
+// TCP connection, which does not tell one from the other, it reports only that it was reset.
 func (c *Conn) hungUp() bool {
 	s, ok := c.nc.(syscall.Conn)
 	if !ok {

@@ -10,8 +10,8 @@ import (
 	"github.com/nbdctl/nbdctl/server"
 )
 
-// TestHungUp has a client hang up while the backend keeps the loop waiting: what lay unread in the connection is not executed any
-// more.
+// TestHungUp has a client hang up while the backend keeps the loop waiting: what lay unread in the
+// connection is not executed any more.
 func TestHungUp(t *testing.T) {
 	tests := map[string]struct {
 		warm bool
@@ -69,8 +69,8 @@ func TestHungUp(t *testing.T) {
 	}
 }
 
-// TestHungUpLate has a client lose its patience just after it was seen to be there: what waits at the gate is not executed all the
-// same.
+// TestHungUpLate has a client lose its patience just after it was seen to be there: what waits at
+// the gate is not executed all the same.
 func TestHungUpLate(t *testing.T) {
 	const second, third = 4096, 65536
 	d := newDisk(1 << 20)
@@ -105,8 +105,8 @@ func TestHungUpLate(t *testing.T) {
 	b.disconnect()
 }
 
-// TestHungUpHeld has a client hang up while nothing is executed, because the backend is being swapped, as when the process stands
-// still: what it had sent is not executed afterwards.
+// TestHungUpHeld has a client hang up while nothing is executed, because the backend is being
+// swapped, as when the process stands still: what it had sent is not executed afterwards.
 func TestHungUpHeld(t *testing.T) {
 	for name, wrap := range map[string]func(*disk) backends.Backend{
 		"plain":  func(d *disk) backends.Backend { return d },
@@ -145,7 +145,8 @@ func TestHungUpHeld(t *testing.T) {
 	}
 }
 
-// TestHungUpWaiting has a client hang up whose request waits for its turn: it is given up, and its connection ends at once.
+// TestHungUpWaiting has a client hang up whose request waits for its turn: it is given up, and its
+// connection ends at once.
 func TestHungUpWaiting(t *testing.T) {
 	d := newDisk(1 << 20)
 	release := hangOnce(d, 0)

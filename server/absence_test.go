@@ -10,7 +10,8 @@ import (
 	"github.com/nbdctl/nbdctl/server"
 )
 
-// TestAbsence has the client hang up while the backend takes five seconds: the connection tells for how long it may not have seen that.
+// TestAbsence has the client hang up while the backend takes five seconds: the connection tells for
+// how long it may not have seen that.
 func TestAbsence(t *testing.T) {
 	const slow = 5 * time.Second
 	read, write := call{op: cmdRead, length: 512}, call{op: cmdWrite, data: make([]byte, 512)}

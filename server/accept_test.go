@@ -42,8 +42,8 @@ func (l *failing) Close() error {
 
 func (l *failing) Addr() net.Addr { return &net.UnixAddr{} }
 
-// TestAccept holds that clients who use up descriptors do not end the server, that it does not spin meanwhile, and that it ends when it
-// is closed; and that an error which does not pass ends it.
+// TestAccept holds that clients who use up descriptors do not end the server, that it does not spin
+// meanwhile, and that it ends when it is closed; and that an error which does not pass ends it.
 func TestAccept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &failing{closed: make(chan struct{})}

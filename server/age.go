@@ -2,9 +2,10 @@ package server
 
 import "time"
 
-// An age bounds how long ago the bytes of an inbox arrived, which is not when they were received: they may have waited in the
-// socket for as long as the backend kept the loop, or as the process stood still. They arrived after the socket was known to be
-// empty, and that it is when it gives less than it was asked for. Used by one goroutine. The zero value knows nothing.
+// An age bounds how long ago the bytes of an inbox arrived, which is not when they were received:
+// they may have waited in the socket for as long as the backend kept the loop, or as the process
+// stood still. They arrived after the socket was known to be empty, and that it is when it gives
+// less than it was asked for. Used by one goroutine. The zero value knows nothing.
 type age struct {
 	after  time.Duration // by clock(): when what is there to be consumed had not arrived yet; 0: not known
 	latest time.Duration // the same of what was received last; behind it may be the rest of what came before
@@ -13,8 +14,8 @@ type age struct {
 	took   bool          // since the last one something was consumed
 }
 
-// receive is to be called before bytes are received. now is a time before, the later the better; 0: none is at hand. rest tells that
-// there are bytes which are not consumed yet.
+// receive is to be called before bytes are received. now is a time before, the later the better; 0:
+// none is at hand. rest tells that there are bytes which are not consumed yet.
 func (a *age) receive(now time.Duration, rest bool) {
 	switch {
 	case !rest:

@@ -26,8 +26,8 @@ func warm(c *client) {
 	}
 }
 
-// TestFailuresWithoutWorkers is what a failing backend may do when it is called on the connection's own goroutine: the client gets
-// an error for this request, and goes on.
+// TestFailuresWithoutWorkers is what a failing backend may do when it is called on the connection's
+// own goroutine: the client gets an error for this request, and goes on.
 func TestFailuresWithoutWorkers(t *testing.T) {
 	tests := []struct {
 		name  string
@@ -78,7 +78,8 @@ func TestFailuresWithoutWorkers(t *testing.T) {
 	}
 }
 
-// A directDisk is a disk that answers without blocking: the failures of its disk come from the fast methods, too.
+// A directDisk is a disk that answers without blocking: the failures of its disk come from the fast
+// methods, too.
 type directDisk struct{ *disk }
 
 func (d directDisk) ReadAtTo(w backends.Reply, off int64, n int) error {
@@ -103,8 +104,9 @@ func (d directDisk) WriteAtFrom(r backends.Payload, off int64, n int) error {
 	return nil
 }
 
-// TestHandOverLargeWrite shuts a connection down while a large write is arriving, which goes to its place at once, and lets
-// another one go on. The write must not be acknowledged before it is whole, and must be whole in the end.
+// TestHandOverLargeWrite shuts a connection down while a large write is arriving, which goes to its
+// place at once, and lets another one go on. The write must not be acknowledged before it is whole,
+// and must be whole in the end.
 func TestHandOverLargeWrite(t *testing.T) {
 	payload := make([]byte, 200<<10)
 	for i := range payload {
@@ -168,8 +170,8 @@ func TestHandOverLargeWrite(t *testing.T) {
 	}
 }
 
-// TestStuckCallDelaysNobody has a backend that has proved quick get stuck: other connections do not notice, and Close and
-// Shutdown do not wait for it longer than told to.
+// TestStuckCallDelaysNobody has a backend that has proved quick get stuck: other connections do not
+// notice, and Close and Shutdown do not wait for it longer than told to.
 func TestStuckCallDelaysNobody(t *testing.T) {
 	d := newDisk(1 << 20)
 	release, entered := make(chan struct{}), make(chan struct{})
@@ -200,8 +202,9 @@ func TestStuckCallDelaysNobody(t *testing.T) {
 	other.disconnect()
 }
 
-// TestTurnsSlow holds that a backend whose reads turn slow gets workers without being told to: it costs one stall, and from then on
-// a full queue of reads is served side by side, with no quick request waiting for any of them.
+// TestTurnsSlow holds that a backend whose reads turn slow gets workers without being told to: it
+// costs one stall, and from then on a full queue of reads is served side by side, with no quick
+// request waiting for any of them.
 func TestTurnsSlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const pause = time.Second

@@ -8,21 +8,22 @@ import (
 )
 
 const (
-	// batchReplies and batchBytes bound what is gathered before it is sent: more would leave the client idle meanwhile, and
-	// fall out of the processor's cache.
+	// batchReplies and batchBytes bound what is gathered before it is sent: more would leave the
+	// client idle meanwhile, and fall out of the processor's cache.
 	batchReplies = 500
 	batchBytes   = 256 << 10
 	// slabSize is the length in bytes of the memory for replies that have to be copied.
 	slabSize = 256 << 10
-	// maxPooledVec is how many pieces a batch keeps room for. Only a reply in very many pieces takes more.
+	// maxPooledVec is how many pieces a batch keeps room for. Only a reply in very many pieces
+	// takes more.
 	maxPooledVec = 4 * batchReplies
 )
 
 // zeros is what all holes are sent from. Nothing ever writes to it.
 var zeros [64 << 10]byte
 
-// A batch gathers the replies to a burst of requests, to be sent at once. To the backend it is the backends.Reply of the read
-// that is being executed. Used by one goroutine.
+// A batch gathers the replies to a burst of requests, to be sent at once. To the backend it is the
+// backends.Reply of the read that is being executed. Used by one goroutine.
 type batch struct {
 	vec     rawio.Vec
 	headers [batchReplies * wire.SimpleReplySize]byte
@@ -36,7 +37,8 @@ type batch struct {
 	slab *buffer // nil until something has to be copied
 	used int     // bytes of it
 
-	// pages are the data of the last reply, if they come from a file. They are held before its header is sent.
+	// pages are the data of the last reply, if they come from a file. They are held before its
+	// header is sent.
 	pages rawio.Pages
 
 	canFile bool

@@ -7,7 +7,8 @@ import (
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
-// BenchmarkBatch gathers a reply of 4 KiB by reference, and publishes and empties the batch when it is full.
+// BenchmarkBatch gathers a reply of 4 KiB by reference, and publishes and empties the batch when it
+// is full.
 func BenchmarkBatch(b *testing.B) {
 	var pool buffers
 	var sum counters
@@ -26,7 +27,8 @@ func BenchmarkBatch(b *testing.B) {
 	}
 }
 
-// TestBatchBare has replies without data go out in one piece, whatever was begun and given up between them.
+// TestBatchBare has replies without data go out in one piece, whatever was begun and given up
+// between them.
 func TestBatchBare(t *testing.T) {
 	b := new(batch)
 	var want []byte

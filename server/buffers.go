@@ -11,17 +11,18 @@ const (
 	maxClass = 25
 )
 
-// What requests need for a while is lent by the process, not by each export: many devices together take no more than is in
-// flight, and a new one finds it warm.
+// What requests need for a while is lent by the process, not by each export: many devices together
+// take no more than is in flight, and a new one finds it warm.
 var (
 	payloads buffers
 	requests sync.Pool // of *request; newRequest makes them
 	batches  = sync.Pool{New: func() any { return &batch{pool: &payloads} }}
 )
 
-// buffers lends memory for payloads, by size class, so that a request allocates nothing once its class is warm. The pools
-// keep per-processor stacks (the next request gets cache-hot memory) and the garbage collector takes what a peak left behind.
-// The zero value is ready to use. Safe for concurrent use.
+// buffers lends memory for payloads, by size class, so that a request allocates nothing once its
+// class is warm. The pools keep per-processor stacks (the next request gets cache-hot memory) and
+// the garbage collector takes what a peak left behind. The zero value is ready to use. Safe for
+// concurrent use.
 type buffers struct {
 	classes [maxClass - minClass + 1]sync.Pool
 }

@@ -56,7 +56,8 @@ func (s *fickle) ReadAtTo(w backends.Reply, off int64, n int) error {
 	case 0: // by reference
 		s.mu.RLock()
 		defer s.mu.RUnlock()
-		// What is referred to is sent later, when nobody holds the lock; a copy keeps the race detector quiet.
+		// What is referred to is sent later, when nobody holds the lock; a copy keeps the race
+		// detector quiet.
 		w.Bytes(bytes.Clone(s.data[off : off+int64(n)]))
 	case 1: // copied
 		p := w.Buffer(n)
@@ -133,7 +134,8 @@ func (s *sluggish) WriteAt(p []byte, off int64) (int, error) {
 	return s.store.WriteAt(p, off)
 }
 
-// A referring store answers by reference to memory that is never written while it is read: the oracle's users see to that.
+// A referring store answers by reference to memory that is never written while it is read: the
+// oracle's users see to that.
 type referring struct{ data []byte }
 
 func (s *referring) Size() int64                              { return int64(len(s.data)) }
@@ -150,9 +152,10 @@ func (s *referring) WriteAtFrom(r backends.Payload, off int64, n int) error {
 	return r.Into(s.data[off : off+int64(n)])
 }
 
-// TestBursts sends bursts of mixed requests up to 1 MiB over four connections at once, to stores of all characters, and compares
-// with a model what comes back. Each connection has an area of its own, in which the requests of one burst do not overlap, because
-// they are executed in no particular order.
+// TestBursts sends bursts of mixed requests up to 1 MiB over four connections at once, to stores of
+// all characters, and compares with a model what comes back. Each connection has an area of its
+// own, in which the requests of one burst do not overlap, because they are executed in no
+// particular order.
 func TestBursts(t *testing.T) {
 	const (
 		connections = 4

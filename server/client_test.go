@@ -12,7 +12,8 @@ import (
 	"github.com/nbdctl/nbdctl/server"
 )
 
-// Numbers of the protocol document, written out again: a test that took them from the package would agree with any mistake.
+// Numbers of the protocol document, written out again: a test that took them from the package would
+// agree with any mistake.
 const (
 	cmdRead, cmdWrite, cmdDisc, cmdFlush, cmdTrim, cmdZero = 0, 1, 2, 3, 4, 6
 
@@ -76,7 +77,8 @@ type client struct {
 	t  testing.TB
 	nc net.Conn
 
-	// sending holds a value while a request is sent. Not a mutex: synctest takes who waits for that for running.
+	// sending holds a value while a request is sent. Not a mutex: synctest takes who waits for that
+	// for running.
 	sending chan struct{}
 
 	mu      sync.Mutex // guards all below
@@ -96,7 +98,8 @@ func newClient(t testing.TB, nc net.Conn) *client {
 	return c
 }
 
-// receive hands out replies until the connection ends. It then closes the channels of those that still wait.
+// receive hands out replies until the connection ends. It then closes the channels of those that
+// still wait.
 func (c *client) receive() {
 	for {
 		p, err := readReply(c.nc, func(cookie uint64) int {

@@ -113,8 +113,8 @@ func (s *Server) retire(c *Conn) {
 	s.leave()
 }
 
-// share returns the memory for the clients of an export, of which there is one more. The caller holds
-// mu.
+// share returns the memory for the clients of an export, of which there is one more. The caller
+// holds mu.
 func (s *Server) share(e *Export) *admit.Memory {
 	m := s.clients.memory[e]
 	if m == nil {

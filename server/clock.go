@@ -1,10 +1,9 @@
 package server
 
-import "time"
+import (
+	"time"
 
-// epoch is what the clock counts from. Nothing depends on when it was.
-var epoch = time.Now()
+	"github.com/nbdctl/nbdctl/server/internal/monotonic"
+)
 
-// clock reads the monotonic clock, for about half the price of time.Now. It is the time since the epoch. Only the difference of two
-// readings means anything.
-func clock() time.Duration { return time.Since(epoch) }
+func clock() time.Duration { return monotonic.Now() }

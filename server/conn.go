@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/server/internal/admit"
+	"github.com/nbdctl/nbdctl/server/internal/pace"
 	"github.com/nbdctl/nbdctl/server/internal/rangelock"
 	"github.com/nbdctl/nbdctl/server/internal/rawio"
 	"github.com/nbdctl/nbdctl/server/internal/resend"
@@ -30,7 +31,8 @@ const (
 	phaseEnded // no request in flight, nothing will be read or written any more
 )
 
-// A Conn serves one client, connected by a stream socket, from the transmission phase on. Its methods are safe for concurrent use.
+// A Conn serves one client, connected by a stream socket, from the transmission phase on. Its
+// methods are safe for concurrent use.
 type Conn struct {
 	export   *Export
 	nc       net.Conn
@@ -46,7 +48,7 @@ type Conn struct {
 	batch   *batch         // nil while there is nothing in it
 	payload payload        // of the write that is being executed
 	lock    rangelock.Lock // what it changes, if it can take long
-	meter   meter
+	meter   pace.Meter
 	current wire.Request   // of the request that the loop is at; in one place, because to copy what was just written is slow
 	judged  resend.Request // what is known of it, if judging
 	judging bool           // requests may come again
@@ -78,12 +80,13 @@ type Conn struct {
 	retired func()        // called once, after that; nil: nobody wants to know
 }
 
-// NewConn prepares to serve nc, whose handshake is over (the Linux kernel's client knows none). unread holds bytes that somebody
-// received from nc before, and belongs to the Conn from now on. The caller keeps nc, which Close closes.
+// NewConn prepares to serve nc, whose handshake is over (the Linux kernel's client knows none).
+// unread holds bytes that somebody received from nc before, and belongs to the Conn from now on.
+// The caller keeps nc, which Close closes.
 func (e *Export) NewConn(nc net.Conn, unread []byte) *Conn { return e.newConn(nc, unread, nil, nil) }
 
-// newConn is NewConn for a connection whose memory for payloads is within m, too, unless that is nil. stalled is called if the client
-// keeps it from others for too long.
+// newConn is NewConn for a connection whose memory for payloads is within m, too, unless that is
+// nil. stalled is called if the client keeps it from others for too long.
 func (e *Export) newConn(nc net.Conn, unread []byte, m *admit.Memory, stalled func(*Conn)) *Conn {
 	raw := rawio.New(nc)
 	c := &Conn{
@@ -92,7 +95,7 @@ func (e *Export) newConn(nc net.Conn, unread []byte, m *admit.Memory, stalled fu
 		inbox:   inbox{io: raw, pool: &payloads, ahead: unread, full: raw.Window(), window: raw.Window()},
 		outbox:  outbox{io: raw},
 		limit:   admit.NewConnection(e.maxInFlight, maxInFlightBytes),
-		meter:   meter{paces: &e.paces, switches: threadSwitches},
+		meter:   pace.Meter{Set: &e.paces, Switches: pace.ThreadSwitches},
 		result:  make(chan error, 1),
 		unread:  unread,
 		looped:  make(chan struct{}),
@@ -111,13 +114,15 @@ func (e *Export) newConn(nc net.Conn, unread []byte, m *admit.Memory, stalled fu
 	return c
 }
 
-// Transmit serves requests until the client disconnects, and returns when the last of them is answered. One goroutine receives
-// requests, executes at once what does not make it wait, and hands the rest to workers, within the export's bounds: a slow
-// request holds up nobody until the bound is reached. To be called once.
+// Transmit serves requests until the client disconnects, and returns when the last of them is
+// answered. One goroutine receives requests, executes at once what does not make it wait, and hands
+// the rest to workers, within the export's bounds: a slow request holds up nobody until the bound
+// is reached. To be called once.
 //
-// It returns nil if the client sent NBD_CMD_DISC, or closed the connection between two requests and got all its replies;
-// ErrShutdown after Shutdown; an error that Is net.ErrClosed after Close; else what went wrong with the connection. A request
-// that fails is answered and is no reason to return. The socket stays open in all cases.
+// It returns nil if the client sent NBD_CMD_DISC, or closed the connection between two requests and
+// got all its replies; ErrShutdown after Shutdown; an error that Is net.ErrClosed after Close; else
+// what went wrong with the connection. A request that fails is answered and is no reason to return.
+// The socket stays open in all cases.
 func (c *Conn) Transmit() error {
 	if err := c.begin(); err != nil {
 		return err
@@ -142,7 +147,8 @@ func (c *Conn) Transmit() error {
 	return err
 }
 
-// verdict turns the reader's reason to stop into what Transmit returns, now that nothing is in flight.
+// verdict turns the reader's reason to stop into what Transmit returns, now that nothing is in
+// flight.
 func (c *Conn) verdict(err error) error {
 	broken := c.outbox.failure()
 	switch {
@@ -176,8 +182,8 @@ func (c *Conn) begin() error {
 	return nil
 }
 
-// retire ends what has not begun, or is over. The caller holds mu, and calls what is returned when it
-// does not any more.
+// retire ends what has not begun, or is over. The caller holds mu, and calls what is returned when
+// it does not any more.
 func (c *Conn) retire() func() {
 	c.phase = phaseEnded
 	c.cancel()
@@ -217,9 +223,10 @@ func (c *Conn) interrupt() error {
 	return nil
 }
 
-// Shutdown stops reading, waits until every request that was read is answered, and leaves the socket open, so that somebody else
-// can go on with it and with what Unread returns. If ctx ends first, its error is returned and the rest goes on by itself.
-// The read deadline of the connection is used for it, and cleared afterwards.
+// Shutdown stops reading, waits until every request that was read is answered, and leaves the
+// socket open, so that somebody else can go on with it and with what Unread returns. If ctx ends
+// first, its error is returned and the rest goes on by itself. The read deadline of the connection
+// is used for it, and cleared afterwards.
 func (c *Conn) Shutdown(ctx context.Context) error {
 	if err := c.interrupt(); err != nil {
 		return fmt.Errorf("server: shut down connection: %w", err)
@@ -232,8 +239,9 @@ func (c *Conn) Shutdown(ctx context.Context) error {
 	}
 }
 
-// Unread returns the bytes that were received and not executed: complete requests, the beginning of one, or both. It is valid
-// once Shutdown has returned nil, or Transmit has returned; before that it is nil.
+// Unread returns the bytes that were received and not executed: complete requests, the beginning of
+// one, or both. It is valid once Shutdown has returned nil, or Transmit has returned; before that
+// it is nil.
 func (c *Conn) Unread() []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -243,8 +251,9 @@ func (c *Conn) Unread() []byte {
 	return c.unread
 }
 
-// Close cuts the connection, and ends the context of the backend calls in flight. Transmit returns once these have, which may take
-// long where the backend knows no context. Close does not wait for that. Further calls do nothing.
+// Close cuts the connection, and ends the context of the backend calls in flight. Transmit returns
+// once these have, which may take long where the backend knows no context. Close does not wait for
+// that. Further calls do nothing.
 func (c *Conn) Close() error {
 	if c.closed.Load() {
 		return nil
@@ -272,21 +281,24 @@ func (c *Conn) Close() error {
 // Disconnected reports whether the client has ended the connection in order, by NBD_CMD_DISC.
 func (c *Conn) Disconnected() bool { return c.disconnected.Load() }
 
-// Stopped returns a channel that is closed when Transmit begins no request any more, because the connection has ended in whatever
-// way. It returns after that, when the backend has let go of the last request. Meanwhile the client may go on over another connection
-// of the export: what it sends again waits for its turn (see the package documentation).
+// Stopped returns a channel that is closed when Transmit begins no request any more, because the
+// connection has ended in whatever way. It returns after that, when the backend has let go of the
+// last request. Meanwhile the client may go on over another connection of the export: what it sends
+// again waits for its turn (see the package documentation).
 func (c *Conn) Stopped() <-chan struct{} { return c.stopped }
 
-// Away reports whether the connection was stopped because the client had hung up, while something kept it from looking. When
-// Transmit returns it may have found that the client had disconnected in order before. It is valid when Stopped has been closed.
+// Away reports whether the connection was stopped because the client had hung up, while something
+// kept it from looking. When Transmit returns it may have found that the client had disconnected in
+// order before. It is valid when Stopped has been closed.
 func (c *Conn) Away() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.away > 0
 }
 
-// Absence returns for how long the requests that were received last kept the connection from looking whether the client is there,
-// because they waited for the backend other than on workers. It is valid when Stopped has been closed.
+// Absence returns for how long the requests that were received last kept the connection from
+// looking whether the client is there, because they waited for the backend other than on workers.
+// It is valid when Stopped has been closed.
 func (c *Conn) Absence() time.Duration {
 	if c.away > 0 {
 		return c.away

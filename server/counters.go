@@ -68,8 +68,8 @@ func (c *counters) count(h wire.Request, failed bool, took time.Duration) {
 	k.latency.add(took, 1)
 }
 
-// publish adds what was counted without locking: an atomic operation for every request would wait each time for the copy of its
-// data to leave the processor. All these requests took equally long.
+// publish adds what was counted without locking: an atomic operation for every request would wait
+// each time for the copy of its data to leave the processor. All these requests took equally long.
 func (c *counters) publish(t *tally, took time.Duration) {
 	for i := range t {
 		if n := t[i].requests; n > 0 {

@@ -20,7 +20,8 @@ func others() []call {
 	}
 }
 
-// TestKilledClientOthers cuts the connection at every byte of them: what has come whole is executed, and nothing else.
+// TestKilledClientOthers cuts the connection at every byte of them: what has come whole is
+// executed, and nothing else.
 func TestKilledClientOthers(t *testing.T) {
 	calls := others()
 	stream, starts := encodeScript(calls)
@@ -61,8 +62,9 @@ func TestKilledClientOthers(t *testing.T) {
 	}
 }
 
-// TestKilledClientMidReply kills the client when it has taken so many bytes of the replies, for every number of them: it may be
-// within the header of one or its data. All requests have come whole, and those of which a reply was begun have been executed.
+// TestKilledClientMidReply kills the client when it has taken so many bytes of the replies, for
+// every number of them: it may be within the header of one or its data. All requests have come
+// whole, and those of which a reply was begun have been executed.
 func TestKilledClientMidReply(t *testing.T) {
 	const length = 300
 	calls := []call{

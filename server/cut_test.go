@@ -26,7 +26,8 @@ func script() []call {
 	}
 }
 
-// encodeScript returns the stream, where each request begins in it, and its end. Cookies count from 0.
+// encodeScript returns the stream, where each request begins in it, and its end. Cookies count from
+// 0.
 func encodeScript(calls []call) (stream []byte, starts []int) {
 	for i, q := range calls {
 		starts = append(starts, len(stream))
@@ -48,8 +49,9 @@ func complete(starts []int, n int) (count int, boundary bool) {
 	return len(starts) - 1, false
 }
 
-// TestKilledClient cuts the connection at every byte of a stream of requests. The server must execute exactly what had arrived
-// whole, say so, leave nothing running (the bubble would not end), and serve the next client.
+// TestKilledClient cuts the connection at every byte of a stream of requests. The server must
+// execute exactly what had arrived whole, say so, leave nothing running (the bubble would not end),
+// and serve the next client.
 func TestKilledClient(t *testing.T) {
 	calls := script()
 	stream, starts := encodeScript(calls)
@@ -147,7 +149,8 @@ func TestKilledClientOwesReads(t *testing.T) {
 	}
 }
 
-// TestTornWrite ends a large write in the middle: where the stream has ended, nothing of it is kept; where it was interrupted, all.
+// TestTornWrite ends a large write in the middle: where the stream has ended, nothing of it is
+// kept; where it was interrupted, all.
 func TestTornWrite(t *testing.T) {
 	part := call{op: cmdWrite, data: make([]byte, 1<<20)}.encode(1)[:900_000]
 	for name, tt := range map[string]struct {

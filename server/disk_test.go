@@ -7,9 +7,11 @@ import (
 	"github.com/nbdctl/nbdctl/backends"
 )
 
-// A disk is a backend in memory that can do everything, remembers what it was asked, and fails or waits when told to.
+// A disk is a backend in memory that can do everything, remembers what it was asked, and fails or
+// waits when told to.
 type disk struct {
-	// before, if set, runs at the start of each call, outside the lock; an error from it is the result of the call.
+	// before, if set, runs at the start of each call, outside the lock; an error from it is the
+	// result of the call.
 	before func(op string, off, n int64) error
 
 	mu    sync.Mutex // guards the two below
@@ -75,7 +77,8 @@ func (d *disk) Zero(off, n int64, flags backends.ZeroFlags) error {
 	return d.call(op, off, n, func() { clear(d.data[off : off+n]) })
 }
 
-// plain is a disk with the methods of a 20-line backend: no FUA, no zeroes, and Sync and Trim hidden as capped says.
+// plain is a disk with the methods of a 20-line backend: no FUA, no zeroes, and Sync and Trim
+// hidden as capped says.
 type plain struct {
 	disk   *disk
 	capped backends.Caps

@@ -14,8 +14,9 @@ import (
 // zeroPiece is the length of the writes that stand for a WRITE_ZEROES, in bytes.
 const zeroPiece = 256 << 10
 
-// execute has the backend carry out a request that passed check. p is the payload of a WRITE, or the room for that of a READ.
-// When it returns nil, what the client asked for is done and, with FUA, durable.
+// execute has the backend carry out a request that passed check. p is the payload of a WRITE, or
+// the room for that of a READ. When it returns nil, what the client asked for is done and, with
+// FUA, durable.
 func (e *Export) execute(ctx context.Context, h wire.Request, p []byte) error {
 	off, n := int64(h.Offset), int64(h.Length)
 	if n == 0 && h.Command != wire.CmdFlush {
@@ -78,8 +79,9 @@ func (e *Export) write(ctx context.Context, p []byte, off int64, fua bool) error
 	return e.syncIf(fua)
 }
 
-// whole judges the result of a ReadAt or WriteAt. All bytes is success whatever err says, for a reader may well return io.EOF
-// along with the last of them. Fewer is a failure even without an error: zeros in their place would be silent corruption.
+// whole judges the result of a ReadAt or WriteAt. All bytes is success whatever err says, for a
+// reader may well return io.EOF along with the last of them. Fewer is a failure even without an
+// error: zeros in their place would be silent corruption.
 func whole(n, want int, err, short error) error {
 	if n == want {
 		return nil
@@ -98,8 +100,8 @@ func (e *Export) syncIf(wanted bool) error {
 	return e.dev.Syncer.Sync()
 }
 
-// zero makes the range read as zeros. Where the backend has no way of its own, or says that it has none for this range after
-// all, zeros are written, which also leaves no hole.
+// zero makes the range read as zeros. Where the backend has no way of its own, or says that it has
+// none for this range after all, zeros are written, which also leaves no hole.
 func (e *Export) zero(ctx context.Context, off, n int64, flags wire.CommandFlags) error {
 	if e.dev.Zeroer != nil {
 		var how backends.ZeroFlags

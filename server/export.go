@@ -10,20 +10,24 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/backends"
+	"github.com/nbdctl/nbdctl/server/internal/pace"
 	"github.com/nbdctl/nbdctl/server/internal/rangelock"
 	"github.com/nbdctl/nbdctl/server/internal/resend"
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 const (
-	// defaultMaxInFlight is the queue depth of the Linux client: it never has more requests in flight on one connection.
+	// defaultMaxInFlight is the queue depth of the Linux client: it never has more requests in
+	// flight on one connection.
 	defaultMaxInFlight = 128
-	// defaultSlowRequest is far beyond what a request takes as long as nothing is wrong, and well before anybody gives up.
+	// defaultSlowRequest is far beyond what a request takes as long as nothing is wrong, and well
+	// before anybody gives up.
 	defaultSlowRequest = time.Second
-	// maxInFlightBytes bounds the payload memory of one connection. It lets two requests of the largest size overlap, and
-	// a full queue of requests up to 512 KiB.
+	// maxInFlightBytes bounds the payload memory of one connection. It lets two requests of the
+	// largest size overlap, and a full queue of requests up to 512 KiB.
 	maxInFlightBytes = 64 << 20
-	// maxBlockSize is the largest block size that the protocol lets a server insist on ("Block size constraints").
+	// maxBlockSize is the largest block size that the protocol lets a server insist on ("Block size
+	// constraints").
 	maxBlockSize = 64 << 10
 )
 
@@ -31,21 +35,23 @@ const (
 type Options struct {
 	// ReadOnly refuses all writes, also where the backend takes them.
 	ReadOnly bool
-	// BlockSize, in bytes, divides offset and length of every request; others are refused. A power of two up to 65536.
-	// 0: what the backend needs, else 1.
+	// BlockSize, in bytes, divides offset and length of every request; others are refused. A power
+	// of two up to 65536. 0: what the backend needs, else 1.
 	BlockSize int
 	// MaxInFlight bounds the requests that one connection executes at once. 0: 128.
 	MaxInFlight int
-	// SlowRequest is how long a request may take, from when it was received until its reply is ready, without a record in the
-	// log. 0: a second, which a sound disk needs only when it is overwhelmed. Negative: as long as it likes.
+	// SlowRequest is how long a request may take, from when it was received until its reply is
+	// ready, without a record in the log. 0: a second, which a sound disk needs only when it is
+	// overwhelmed. Negative: as long as it likes.
 	SlowRequest time.Duration
-	// Logger takes a record for each request that failed or was slow, with operation, offset, length and error number, up to
-	// 10 of each sort in 10 seconds and then the number of the others. Requests do not wait for it. nil: none.
+	// Logger takes a record for each request that failed or was slow, with operation, offset,
+	// length and error number, up to 10 of each sort in 10 seconds and then the number of the
+	// others. Requests do not wait for it. nil: none.
 	Logger *slog.Logger
 }
 
-// An Export is a backend on offer: what all its connections share. It does not own the backend, which must stay open until
-// every Transmit has returned, or Swap has. Safe for concurrent use.
+// An Export is a backend on offer: what all its connections share. It does not own the backend,
+// which must stay open until every Transmit has returned, or Swap has. Safe for concurrent use.
 type Export struct {
 	dev         backends.Device // for who is in Transmit; Swap changes it while they are held up
 	size        atomic.Int64    // requests are checked against it
@@ -56,7 +62,7 @@ type Export struct {
 	maxInFlight int
 	slowRequest time.Duration
 	journal     journal
-	paces       paces
+	paces       pace.Set
 	faulty      atomic.Bool // memory of the backend was not there when it was sent
 	locks       rangelock.Table
 	judge       resend.Judge
@@ -77,8 +83,8 @@ type Export struct {
 	syncing  <-chan error // has the result of a sync that was given up; nil: there is none
 }
 
-// NewExport offers b. The size of b is taken now, and stays until Resize; the methods of b are called concurrently, and never with
-// a range outside that size.
+// NewExport offers b. The size of b is taken now, and stays until Resize; the methods of b are
+// called concurrently, and never with a range outside that size.
 func NewExport(b backends.Backend, o Options) (*Export, error) {
 	if b == nil {
 		return nil, errors.New("server: no backend")
@@ -132,9 +138,10 @@ func NewExport(b backends.Backend, o Options) (*Export, error) {
 
 // promise returns the flags of an export of dev.
 //
-// Several connections are always fine: Sync covers every write that was replied to on any of them, by contract. Flush, FUA and
-// zeroes are always there for a writable export because the server does what the backend does not: a backend without Sync has
-// every completed write durable already, FUA becomes a write and a Sync, zeroes are written. Only trim cannot be imitated.
+// Several connections are always fine: Sync covers every write that was replied to on any of them,
+// by contract. Flush, FUA and zeroes are always there for a writable export because the server does
+// what the backend does not: a backend without Sync has every completed write durable already, FUA
+// becomes a write and a Sync, zeroes are written. Only trim cannot be imitated.
 func promise(dev backends.Device, readOnly bool) wire.Flags {
 	f := wire.FlagHasFlags | wire.FlagCanMultiConn
 	if readOnly || dev.WriterAt == nil {
@@ -174,7 +181,8 @@ func (e *Export) Stats() Stats {
 	return s
 }
 
-// LastError returns the request that failed last, on any connection, or nil. The value must not be changed.
+// LastError returns the request that failed last, on any connection, or nil. The value must not be
+// changed.
 func (e *Export) LastError() *RequestError { return e.lastError.Load() }
 
 // enlist counts c among the live connections.

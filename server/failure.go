@@ -9,8 +9,9 @@ import (
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
-// A RequestError tells of a request that was answered with an error. The client learns only a number, and the user of a Linux
-// device only "input/output error"; everything known is here and in the log.
+// A RequestError tells of a request that was answered with an error. The client learns only a
+// number, and the user of a Linux device only "input/output error"; everything known is here and in
+// the log.
 type RequestError struct {
 	Op     wire.Command
 	Offset uint64 // in bytes, as the client sent it
@@ -37,25 +38,29 @@ func (r *refusal) Error() string { return r.reason }
 
 func (r *refusal) Unwrap() error { return r.err }
 
-// A panicError is a panic of the backend in one request. The server answers that request with an I/O error and goes on: for a
-// block device the others' data weigh more than a clean death, and what the panic left inconsistent lies in the backend.
+// A panicError is a panic of the backend in one request. The server answers that request with an
+// I/O error and goes on: for a block device the others' data weigh more than a clean death, and
+// what the panic left inconsistent lies in the backend.
 type panicError struct {
 	value any
 	stack []byte
 }
 
 func (p *panicError) Error() string {
-	// The runtime's own text speaks of nil pointers. What debug.SetPanicOnFault lets panic has an address.
+	// The runtime's own text speaks of nil pointers. What debug.SetPanicOnFault lets panic has an
+	// address.
 	if f, ok := p.value.(interface{ Addr() uintptr }); ok {
 		return fmt.Sprintf("the backend panicked: memory fault at address %#x", f.Addr())
 	}
 	return fmt.Sprintf("the backend panicked: %v", p.value)
 }
 
-// errNoReturn stands for a backend that ended its goroutine (runtime.Goexit, which is what a test's FailNow does).
+// errNoReturn stands for a backend that ended its goroutine (runtime.Goexit, which is what a test's
+// FailNow does).
 var errNoReturn = errors.New("the backend ended its goroutine instead of returning")
 
-// fail remembers and logs that a request failed, took after it was received, and returns the number for the client.
+// fail remembers and logs that a request failed, took after it was received, and returns the number
+// for the client.
 func (c *Conn) fail(h wire.Request, err error, took time.Duration) wire.Errno {
 	e := c.export
 	code, now := wire.ErrnoOf(err), time.Now()

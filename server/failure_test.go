@@ -27,7 +27,8 @@ func (o odd) Size() int64                              { return 1 << 20 }
 func (o odd) ReadAt(p []byte, off int64) (int, error)  { return o.n(p), o.err }
 func (o odd) WriteAt(p []byte, off int64) (int, error) { return o.n(p), o.err }
 
-// TestCounts holds that only the count decides: all bytes is success, fewer is a failure, and never are zeros made up.
+// TestCounts holds that only the count decides: all bytes is success, fewer is a failure, and never
+// are zeros made up.
 func TestCounts(t *testing.T) {
 	all := func(p []byte) int { return len(p) }
 	tests := []struct {
@@ -63,8 +64,8 @@ func TestCounts(t *testing.T) {
 	}
 }
 
-// TestFailuresAreTold holds that the whole story of a failed request is in the log and in LastError, while the client gets a
-// number and the connection lives on.
+// TestFailuresAreTold holds that the whole story of a failed request is in the log and in
+// LastError, while the client gets a number and the connection lives on.
 func TestFailuresAreTold(t *testing.T) {
 	cause := errors.New("the tape is torn")
 	tests := []struct {
@@ -145,7 +146,8 @@ func TestFailuresAreTold(t *testing.T) {
 	s.disconnect()
 }
 
-// TestNoHeaderBeforeData has a backend fail after having filled half of what was to be read: nothing of that may show.
+// TestNoHeaderBeforeData has a backend fail after having filled half of what was to be read:
+// nothing of that may show.
 func TestNoHeaderBeforeData(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})

@@ -8,17 +8,18 @@ import (
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
-// A backend gives memory by reference (backends.Reply.Bytes), and the kernel reads that when the replies are sent. Where a file below
-// a mapping was truncated, or its disk fails, sendmsg(2) fails with EFAULT then. It copies tens of kilobytes at a time, or nothing of
-// them, so most often no byte of the reply was sent: then the request is answered with an error. If one was, the header among
-// them, the connection is lost; that happens once for an export, because from then on what it gives is copied before the header is
-// sent.
+// A backend gives memory by reference (backends.Reply.Bytes), and the kernel reads that when the
+// replies are sent. Where a file below a mapping was truncated, or its disk fails, sendmsg(2) fails
+// with EFAULT then. It copies tens of kilobytes at a time, or nothing of them, so most often no
+// byte of the reply was sent: then the request is answered with an error. If one was, the header
+// among them, the connection is lost; that happens once for an export, because from then on what it
+// gives is copied before the header is sent.
 
 // errFault is why a request has failed then.
 var errFault = fmt.Errorf("the backend's memory for the reply is not there: %w", syscall.EFAULT)
 
-// resend sends what is left of a batch after its first bytes, reply by reply, and puts aside those whose data are not there. The caller
-// holds sending.
+// resend sends what is left of a batch after its first bytes, reply by reply, and puts aside those
+// whose data are not there. The caller holds sending.
 func (o *outbox) resend(b *batch, sent int) {
 	end := 0
 	for i, h := range b.asked[:b.replies] {

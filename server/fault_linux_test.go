@@ -16,8 +16,8 @@ import (
 	"github.com/nbdctl/nbdctl/server"
 )
 
-// mapped is a backend in a mapping of a file, which is half as long as the mapping: to touch the other half is a SIGBUS, and an
-// EFAULT for the kernel.
+// mapped is a backend in a mapping of a file, which is half as long as the mapping: to touch the
+// other half is a SIGBUS, and an EFAULT for the kernel.
 type mapped struct {
 	p    []byte
 	sync func()
@@ -92,8 +92,8 @@ func (r records) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// TestMemoryFault has a backend touch memory that its file does not back any more: the request fails, with the stack in the log, and
-// the process, the export and the connection live on.
+// TestMemoryFault has a backend touch memory that its file does not back any more: the request
+// fails, with the stack in the log, and the process, the export and the connection live on.
 func TestMemoryFault(t *testing.T) {
 	const gone = mappedSize / 2
 	requests := map[string]call{
@@ -160,8 +160,8 @@ func (m referringMap) WriteAtFrom(r backends.Payload, off int64, n int) error {
 	return r.Into(m.p[off:][:n])
 }
 
-// TestMemoryFaultInKernel has the kernel meet memory that is not there, when it sends or receives for a backend: the request
-// fails, and neither its neighbours nor the connection.
+// TestMemoryFaultInKernel has the kernel meet memory that is not there, when it sends or receives
+// for a backend: the request fails, and neither its neighbours nor the connection.
 func TestMemoryFaultInKernel(t *testing.T) {
 	const gone = mappedSize / 2
 	for network, pair := range map[string]func(testing.TB) (net.Conn, net.Conn){
@@ -201,8 +201,8 @@ func TestMemoryFaultInKernel(t *testing.T) {
 	}
 }
 
-// TestMemoryFaultMidReply has a reply begin with memory that is there, and go on with some that is not: the connection is lost, which
-// does not happen a second time.
+// TestMemoryFaultMidReply has a reply begin with memory that is there, and go on with some that is
+// not: the connection is lost, which does not happen a second time.
 func TestMemoryFaultMidReply(t *testing.T) {
 	const gone = mappedSize / 2
 	q := call{op: cmdRead, offset: gone - 512<<10, length: 1 << 20}

@@ -7,8 +7,8 @@ import (
 	"github.com/nbdctl/nbdctl/server/internal/resend"
 )
 
-// A flight has the requests of a connection that are in flight and not in its batch, in the order in which they came. The zero
-// value is empty. Safe for concurrent use.
+// A flight has the requests of a connection that are in flight and not in its batch, in the order
+// in which they came. The zero value is empty. Safe for concurrent use.
 type flight struct {
 	mu     sync.Mutex // guards all below, and the two links, judged, lost and overdue of each request
 	oldest *request
@@ -50,7 +50,8 @@ func (f *flight) remove(r *request) {
 	f.count--
 }
 
-// unanswered returns the requests that the backend is to answer and nobody has, and what is known of each. The caller holds mu.
+// unanswered returns the requests that the backend is to answer and nobody has, and what is known
+// of each. The caller holds mu.
 func (f *flight) unanswered() (waiting []*request, judged []resend.Request) {
 	for r := f.oldest; r != nil; r = r.newer {
 		if r.err == nil && !r.answered.Load() {
@@ -75,8 +76,8 @@ func (f *flight) lose() []resend.Request {
 	return all
 }
 
-// stuck appends to all what the backend has of requests that came first at that time, or before, and of those that were answered
-// without it.
+// stuck appends to all what the backend has of requests that came first at that time, or before,
+// and of those that were answered without it.
 func (f *flight) stuck(first time.Duration, all []resend.Key) []resend.Key {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -107,7 +108,8 @@ func (f *flight) now() (count int, since time.Duration) {
 	return f.count, f.oldest.arrived
 }
 
-// inFlight returns how many requests the connection has in flight, and how long ago the oldest of them came.
+// inFlight returns how many requests the connection has in flight, and how long ago the oldest of
+// them came.
 func (c *Conn) inFlight() (count int, age time.Duration) {
 	count, since := c.flight.now()
 	if here := c.inbox.arrived(); here != 0 {

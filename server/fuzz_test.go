@@ -44,8 +44,8 @@ func (s *strict) Zero(off, n int64, flags backends.ZeroFlags) error {
 	return nil
 }
 
-// FuzzTransmit sends foreign bytes to a server. Whatever they are, the backend sees only requests within its bounds, and when
-// the client has gone, Transmit returns.
+// FuzzTransmit sends foreign bytes to a server. Whatever they are, the backend sees only requests
+// within its bounds, and when the client has gone, Transmit returns.
 func FuzzTransmit(f *testing.F) {
 	stream, _ := encodeScript(script())
 	f.Add(stream)

@@ -10,9 +10,10 @@ import (
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
-// receiveWrite receives the payload of a WRITE into memory of its own and has the request executed. A write that is refused is
-// received like any other: its bytes must leave the stream, and until they all have, the request can still be handed over as
-// unread, unless it is the stream that has ended.
+// receiveWrite receives the payload of a WRITE into memory of its own and has the request executed.
+// A write that is refused is received like any other: its bytes must leave the stream, and until
+// they all have, the request can still be handed over as unread, unless it is the stream that has
+// ended.
 func (c *Conn) receiveWrite(h *wire.Request, refused *refusal) error {
 	if h.Length == 0 {
 		c.handOver(h, refused)
@@ -24,8 +25,8 @@ func (c *Conn) receiveWrite(h *wire.Request, refused *refusal) error {
 	b := payloads.get(int(h.Length))
 	n, err := c.receivePayload(b.bytes)
 	if err != nil {
-		// Of a stream that has ended nothing is worth its memory: nobody counts it, and the connection may stay until the client has
-		// taken its replies.
+		// Of a stream that has ended nothing is worth its memory: nobody counts it, and the
+		// connection may stay until the client has taken its replies.
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			c.inbox.putBack(append(h.Append(nil), b.bytes[:n]...))
 		}
@@ -62,7 +63,8 @@ func (c *Conn) execute(h *wire.Request) error {
 	return nil
 }
 
-// start has a request executed that is inside the gate: by a worker, or by the loop where that pays.
+// start has a request executed that is inside the gate: by a worker, or by the loop where that
+// pays.
 func (c *Conn) start(h *wire.Request, payload *buffer) {
 	r := c.request(h, cost(*h))
 	r.payload = payload
@@ -74,17 +76,17 @@ func (c *Conn) start(h *wire.Request, payload *buffer) {
 	}
 	wait := h.Changes() && c.export.locks.Add(&r.lock, c.owner, rangeOf(h))
 	c.flight.add(r)
-	if pace := c.export.pace(*h); pace != nil && !wait && c.export.inline(pace) {
-		c.meter.settle(clock())
-		r.alone = true
+	if p := c.export.pace(*h); p != nil && !wait && c.export.inline(p) {
+		c.meter.Settle(clock())
+		r.inline = true
 		r.run()
 		return
 	}
 	go r.run()
 }
 
-// handOver has a request answered that failed or was refused, and needs no memory any more. A worker does it: a batch is for replies
-// that need no more thought.
+// handOver has a request answered that failed or was refused, and needs no memory any more. A
+// worker does it: a batch is for replies that need no more thought.
 func (c *Conn) handOver(h *wire.Request, err error) {
 	c.absence = clock() - c.inbox.arrived()
 	c.enter(0)
@@ -94,7 +96,8 @@ func (c *Conn) handOver(h *wire.Request, err error) {
 	go r.run()
 }
 
-// request makes a request that has entered at that cost. It goes to the flight when it is complete: from then on others look at it.
+// request makes a request that has entered at that cost. It goes to the flight when it is complete:
+// from then on others look at it.
 func (c *Conn) request(h *wire.Request, cost int64) *request {
 	r, ok := requests.Get().(*request)
 	if !ok {
@@ -109,8 +112,9 @@ func (c *Conn) request(h *wire.Request, cost int64) *request {
 	return r
 }
 
-// enter waits for room for a request, among those of the connection and in the memory for all of them; there it gives up, and returns false, when the
-// connection is closed. Before it waits, the replies so far are sent; if that fails, the outbox knows.
+// enter waits for room for a request, among those of the connection and in the memory for all of
+// them; there it gives up, and returns false, when the connection is closed. Before it waits, the
+// replies so far are sent; if that fails, the outbox knows.
 func (c *Conn) enter(cost int64) bool {
 	if !c.limit.TryEnter(cost) {
 		_ = c.flush()

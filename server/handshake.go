@@ -17,8 +17,8 @@ import (
 var ErrAborted = errors.New("server: the client ended the negotiation")
 
 const (
-	// maxOption is the longest option in bytes that is looked at. The longest name has 4096, and a list
-	// of what to be informed of some more.
+	// maxOption is the longest option in bytes that is looked at. The longest name has 4096, and a
+	// list of what to be informed of some more.
 	maxOption = 8 << 10
 	// preferredBlock is the block size in bytes that a client which asks is told to use.
 	preferredBlock = 4 << 10
@@ -96,8 +96,8 @@ func (h *handshake) run() (*choice, error) {
 	}
 }
 
-// answer reads the data of an option and prepares the reply. A choice ends the negotiation, an error
-// too.
+// answer reads the data of an option and prepares the reply. A choice ends the negotiation, an
+// error too.
 func (h *handshake) answer(length uint32) (*choice, error) {
 	if h.option != wire.OptExportName && h.flags&wire.FlagFixedNewstyle == 0 {
 		return nil, fmt.Errorf("option %d from a client that understands no replies", h.option)
@@ -106,7 +106,8 @@ func (h *handshake) answer(length uint32) (*choice, error) {
 		if h.option == wire.OptExportName {
 			return nil, fmt.Errorf("an export name of %d bytes", length)
 		}
-		// Skipped, so that the next option is found behind it. Time bounds it, and no memory is taken.
+		// Skipped, so that the next option is found behind it. Time bounds it, and no memory is
+		// taken.
 		if _, err := io.CopyN(io.Discard, h.nc, int64(length)); err != nil {
 			return nil, fmt.Errorf("data of option %d: %w", h.option, err)
 		}
@@ -133,8 +134,8 @@ func (h *handshake) answer(length uint32) (*choice, error) {
 	}
 }
 
-// choose looks up an export, and notes what a client that chooses it is told. It returns nil if there
-// is none of that name.
+// choose looks up an export, and notes what a client that chooses it is told. It returns nil if
+// there is none of that name.
 func (h *handshake) choose(name string) *choice {
 	e := h.server.export(name)
 	if e == nil {

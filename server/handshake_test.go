@@ -206,7 +206,8 @@ func TestHandshakeList(t *testing.T) {
 	}
 }
 
-// TestHandshakeTimeout has clients that say nothing, or one byte a second: neither holds the server up for longer than was set.
+// TestHandshakeTimeout has clients that say nothing, or one byte a second: neither holds the server
+// up for longer than was set.
 func TestHandshakeTimeout(t *testing.T) {
 	for _, every := range []time.Duration{time.Hour, time.Second} {
 		synctest.Test(t, func(t *testing.T) {
@@ -238,8 +239,9 @@ func TestHandshakeTimeout(t *testing.T) {
 	}
 }
 
-// FuzzHandshake has a client say foreign bytes. The server must stay in step: it answers every whole option exactly once, in
-// order, and takes nothing that lies behind the one that ends the negotiation.
+// FuzzHandshake has a client say foreign bytes. The server must stay in step: it answers every
+// whole option exactly once, in order, and takes nothing that lies behind the one that ends the
+// negotiation.
 func FuzzHandshake(f *testing.F) {
 	f.Add(clientFlags(3) + option(optGo, infoData("disk", 3)))
 	f.Add(clientFlags(3) + option(optList, "") + option(99, "data") + option(optInfo, infoData("")) + option(optAbort, ""))
@@ -279,7 +281,8 @@ func FuzzHandshake(f *testing.F) {
 	})
 }
 
-// replied returns the options that were answered in full, checking that the stream is made of nothing but replies.
+// replied returns the options that were answered in full, checking that the stream is made of
+// nothing but replies.
 func replied(t *testing.T, said string) (options []uint32) {
 	said, ok := strings.CutPrefix(said, greeting)
 	if !ok {

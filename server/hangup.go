@@ -5,8 +5,9 @@ import "time"
 // hangupGrace is what the loop of a connection has to notice by itself that the client has hung up.
 const hangupGrace = 100 * time.Millisecond
 
-// watch notices that the client hangs up while anything waits for the backend, where that matters at once: for a client that sends
-// everything again over another connection, and for a backend that can give up. stop waits until it is over; the loop has ended then.
+// watch notices that the client hangs up while anything waits for the backend, where that matters
+// at once: for a client that sends everything again over another connection, and for a backend that
+// can give up. stop waits until it is over; the loop has ended then.
 func (c *Conn) watch() (stop func()) {
 	if !c.export.watchful.Load() {
 		return func() {}
@@ -14,8 +15,9 @@ func (c *Conn) watch() (stop func()) {
 	return watchHangup(c.nc, c.hangup)
 }
 
-// hangup ends the context of the backend's calls. If the loop is kept by one all the same, or by what is in flight, it seals the
-// connection. What is lost is noted first, for the calls may return at once.
+// hangup ends the context of the backend's calls. If the loop is kept by one all the same, or by
+// what is in flight, it seals the connection. What is lost is noted first, for the calls may return
+// at once.
 func (c *Conn) hangup() {
 	since := clock()
 	c.lose(false)
@@ -29,7 +31,8 @@ func (c *Conn) hangup() {
 			return
 		case <-tick.C:
 		}
-		// A loop that has not run meanwhile, as when the process stood still, has not seen what there is to see yet.
+		// A loop that has not run meanwhile, as when the process stood still, has not seen what
+		// there is to see yet.
 		if begun := c.inbox.arrived(); begun == 0 || clock()-begun < hangupGrace {
 			continue
 		}
@@ -45,7 +48,8 @@ func (c *Conn) hangup() {
 	}
 }
 
-// halt notes that nothing more will be begun. away is for how long the loop did not see that, if it has not.
+// halt notes that nothing more will be begun. away is for how long the loop did not see that, if it
+// has not.
 func (c *Conn) halt(away time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -55,8 +59,9 @@ func (c *Conn) halt(away time.Duration) {
 	}
 }
 
-// seal keeps the loop, which is away, from executing anything more that changes bytes, and reports whether it could: a write that is
-// being made without a lock can land at any time. What the loop has in the backend has its lock.
+// seal keeps the loop, which is away, from executing anything more that changes bytes, and reports
+// whether it could: a write that is being made without a lock can land at any time. What the loop
+// has in the backend has its lock.
 func (c *Conn) seal() bool {
 	e := c.export
 	e.mu.Lock() // No other backend takes the place meanwhile.

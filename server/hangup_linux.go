@@ -8,8 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// watchHangup calls gone, on a goroutine of its own, when both directions of nc are shut down, or it has failed. It costs nothing
-// as long as neither happens: an epoll that asks for no other event is woken by none. stop ends the watch, and waits for gone.
+// watchHangup calls gone, on a goroutine of its own, when both directions of nc are shut down, or
+// it has failed. It costs nothing as long as neither happens: an epoll that asks for no other event
+// is woken by none. stop ends the watch, and waits for gone.
 func watchHangup(nc net.Conn, gone func()) (stop func()) {
 	none := func() {}
 	s, ok := nc.(syscall.Conn)

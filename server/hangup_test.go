@@ -21,8 +21,9 @@ func within(t *testing.T, ch <-chan struct{}, what string) {
 	}
 }
 
-// TestSealed has a client hang up, which would send everything again over another connection, while the loop is kept by the backend
-// or by what is in flight. The next connection need not wait for that: nothing is begun on the old one any more.
+// TestSealed has a client hang up, which would send everything again over another connection, while
+// the loop is kept by the backend or by what is in flight. The next connection need not wait for
+// that: nothing is begun on the old one any more.
 func TestSealed(t *testing.T) {
 	const at = 65536
 	for _, tt := range []struct {
@@ -125,8 +126,8 @@ func (d patientDisk) WriteAtContext(ctx context.Context, p []byte, off int64) (i
 	return d.plain.WriteAt(p, off)
 }
 
-// TestContext holds that a backend learns when nobody waits for it any more, on workers and on the connection's own goroutine, by
-// whatever end of the connection. Transmit returns then.
+// TestContext holds that a backend learns when nobody waits for it any more, on workers and on the
+// connection's own goroutine, by whatever end of the connection. Transmit returns then.
 func TestContext(t *testing.T) {
 	requests := map[string]call{
 		"read":        {op: cmdRead, offset: 65536, length: 4096},
@@ -171,8 +172,8 @@ func TestContext(t *testing.T) {
 	}
 }
 
-// TestContextOne holds that all calls for a connection get the same context, and that it does not end while a client has only stopped
-// to send: that one gets its replies.
+// TestContextOne holds that all calls for a connection get the same context, and that it does not
+// end while a client has only stopped to send: that one gets its replies.
 func TestContextOne(t *testing.T) {
 	d := patientDisk{plain{newDisk(1 << 20), ^backends.Caps(0)}, make(chan context.Context), make(chan error, 2)}
 	e := export(t, d, server.Options{})

@@ -8,7 +8,8 @@ import (
 )
 
 const (
-	// minOctave and maxOctave are binary logarithms of nanoseconds: what is below 1.024 us and from 68.7 s on is not told apart.
+	// minOctave and maxOctave are binary logarithms of nanoseconds: what is below 1.024 us and from
+	// 68.7 s on is not told apart.
 	minOctave = 10
 	maxOctave = 36
 	// octaveBuckets are the buckets of equal width for each power of two.
@@ -18,11 +19,12 @@ const (
 // HistogramBuckets is the number of buckets of a Histogram.
 const HistogramBuckets = (maxOctave-minOctave)*octaveBuckets + 2
 
-// A Histogram counts requests by how long they took. A bucket is at most a quarter as wide as where it begins, so whatever is read
-// from one is at most that much too long. The zero value is empty.
+// A Histogram counts requests by how long they took. A bucket is at most a quarter as wide as where
+// it begins, so whatever is read from one is at most that much too long. The zero value is empty.
 type Histogram struct {
-	// Counts has the requests of each bucket. The first one is for what took less than 1.024 us, the last one for 68.7 s and more;
-	// between them there are four of equal width for each power of two nanoseconds. BucketEnd has the bounds.
+	// Counts has the requests of each bucket. The first one is for what took less than 1.024 us,
+	// the last one for 68.7 s and more; between them there are four of equal width for each power
+	// of two nanoseconds. BucketEnd has the bounds.
 	Counts [HistogramBuckets]uint64
 	Sum    time.Duration // of all
 	Max    time.Duration // the longest
@@ -41,8 +43,8 @@ func bucketOf(d time.Duration) int {
 	return 1 + (octave-minOctave)*octaveBuckets + quarter
 }
 
-// BucketEnd returns the duration that is just too long for a bucket, from 0 to HistogramBuckets-1, and the first one of the next.
-// The last bucket has no end but the longest duration there is.
+// BucketEnd returns the duration that is just too long for a bucket, from 0 to HistogramBuckets-1,
+// and the first one of the next. The last bucket has no end but the longest duration there is.
 func BucketEnd(bucket int) time.Duration {
 	if bucket == HistogramBuckets-1 {
 		return math.MaxInt64
@@ -69,8 +71,9 @@ func (h *Histogram) Mean() time.Duration {
 	return h.Sum / time.Duration(n)
 }
 
-// Quantile returns how long a part of the requests took at most, 0.5 for the median, 0.99 for all but the slowest hundredth. It is
-// the end of a bucket, or Max where that is less; 0 of no requests.
+// Quantile returns how long a part of the requests took at most, 0.5 for the median, 0.99 for all
+// but the slowest hundredth. It is the end of a bucket, or Max where that is less; 0 of no
+// requests.
 func (h *Histogram) Quantile(part float64) time.Duration {
 	n := h.Count()
 	if n == 0 {
@@ -95,8 +98,8 @@ func (h *Histogram) Merge(o *Histogram) {
 	h.Max = max(h.Max, o.Max)
 }
 
-// Since returns what h has counted after earlier, a copy of it from before. Its Max is exact only if it is a new one; else it is
-// the end of its bucket.
+// Since returns what h has counted after earlier, a copy of it from before. Its Max is exact only
+// if it is a new one; else it is the end of its bucket.
 func (h *Histogram) Since(earlier *Histogram) Histogram {
 	d := Histogram{Sum: h.Sum - earlier.Sum}
 	for i, c := range h.Counts {
@@ -125,7 +128,8 @@ func (h *histogram) add(d time.Duration, n uint64) {
 	}
 }
 
-// snapshot copies the counts of now. A request that is being counted may be in one of them and not yet in another.
+// snapshot copies the counts of now. A request that is being counted may be in one of them and not
+// yet in another.
 func (h *histogram) snapshot() Histogram {
 	s := Histogram{Sum: time.Duration(h.sum.Load()), Max: time.Duration(h.max.Load())}
 	for i := range h.counts {

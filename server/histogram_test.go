@@ -10,7 +10,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestBuckets holds that the buckets cover all durations without a gap, and are as narrow as promised.
+// TestBuckets holds that the buckets cover all durations without a gap, and are as narrow as
+// promised.
 func TestBuckets(t *testing.T) {
 	begin := time.Duration(0)
 	for i := range HistogramBuckets {
@@ -79,7 +80,8 @@ func TestHistogram(t *testing.T) {
 	}
 }
 
-// TestMergeAndSince splits a random history: its parts merge into the whole, and what came after a part is the other one.
+// TestMergeAndSince splits a random history: its parts merge into the whole, and what came after a
+// part is the other one.
 func TestMergeAndSince(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	for range 100 {

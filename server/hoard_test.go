@@ -12,8 +12,8 @@ import (
 	"github.com/nbdctl/nbdctl/server"
 )
 
-// TestHoard has clients take all the memory that there is, and keep it: who needs some gets it nevertheless, and who keeps none, or does
-// not keep the server waiting, stays.
+// TestHoard has clients take all the memory that there is, and keep it: who needs some gets it
+// nevertheless, and who keeps none, or does not keep the server waiting, stays.
 func TestHoard(t *testing.T) {
 	const most = 32 << 20
 	reads := append(call{op: cmdRead, length: most}.encode(1), call{op: cmdRead, length: most}.encode(2)...)

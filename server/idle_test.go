@@ -8,7 +8,8 @@ import (
 	"github.com/nbdctl/nbdctl/server"
 )
 
-// TestIdleMemory holds what a connection costs that has been busy and now waits, with nothing or with half a header received.
+// TestIdleMemory holds what a connection costs that has been busy and now waits, with nothing or
+// with half a header received.
 func TestIdleMemory(t *testing.T) {
 	const (
 		connections = 64
@@ -50,7 +51,8 @@ func TestIdleMemory(t *testing.T) {
 	}
 }
 
-// inUse returns the bytes of heap and stacks that are in use once the pools are emptied, as they are in two collections.
+// inUse returns the bytes of heap and stacks that are in use once the pools are emptied, as they
+// are in two collections.
 func inUse() uint64 {
 	runtime.GC()
 	runtime.GC()

@@ -11,18 +11,22 @@ import (
 )
 
 const (
-	// largeWrite is the length in bytes from which on the payload of a WRITE does not have to pass through the inbox.
+	// largeWrite is the length in bytes from which on the payload of a WRITE does not have to pass
+	// through the inbox.
 	largeWrite = 64 << 10
-	// smallWindow is how much to receive at once between large writes whose payload is worth to be received in its place
-	// (rawio.Conn.Direct): hardly more than the next header, so that the payload behind it arrives there instead of being copied.
+	// smallWindow is how much to receive at once between large writes whose payload is worth to be
+	// received in its place (rawio.Conn.Direct): hardly more than the next header, so that the
+	// payload behind it arrives there instead of being copied.
 	smallWindow = rawio.MinLend
-	// maxStub is how many bytes of an incomplete request an idle connection keeps without a buffer for them.
+	// maxStub is how many bytes of an incomplete request an idle connection keeps without a buffer
+	// for them.
 	maxStub = 64
 )
 
-// An inbox is the receiving side of a connection. It never loses a byte: what was received and not consumed can be taken out
-// again, so that another process can go on where this one stopped. It has a buffer only while there is something to do, and takes
-// a burst of pipelined requests into it with one system call. Used by one goroutine.
+// An inbox is the receiving side of a connection. It never loses a byte: what was received and not
+// consumed can be taken out again, so that another process can go on where this one stopped. It has
+// a buffer only while there is something to do, and takes a burst of pipelined requests into it
+// with one system call. Used by one goroutine.
 type inbox struct {
 	io     rawio.Conn
 	pool   *buffers
@@ -41,16 +45,17 @@ type inbox struct {
 	before  int64         // since, when waiting began
 	waiting time.Duration // when readFull began to wait; 0 if it does not
 
-	// since is when the requests were received that are being executed, by clock(); 0 while it is the client that is waited for.
-	// Others may load it.
+	// since is when the requests were received that are being executed, by clock(); 0 while it is
+	// the client that is waited for. Others may load it.
 	since atomic.Int64
 }
 
-// arrived returns when the requests that are being executed were received. Time that was spent waiting for the rest of the payload
-// of one of them is left out.
+// arrived returns when the requests that are being executed were received. Time that was spent
+// waiting for the rest of the payload of one of them is left out.
 func (in *inbox) arrived() time.Duration { return time.Duration(in.since.Load()) }
 
-// received returns the bytes that are there to be consumed. They are valid until the next call of a method but take.
+// received returns the bytes that are there to be consumed. They are valid until the next call of a
+// method but take.
 func (in *inbox) received() []byte {
 	if in.buf == nil {
 		return in.stub[:in.stubLen]
@@ -58,7 +63,8 @@ func (in *inbox) received() []byte {
 	return in.buf.bytes[in.start:in.end]
 }
 
-// expect adapts to the request that comes next. here tells, of a large write, that its payload is wanted in the inbox.
+// expect adapts to the request that comes next. here tells, of a large write, that its payload is
+// wanted in the inbox.
 func (in *inbox) expect(h *wire.Request, here bool) {
 	if h.Length < uint64(in.io.Direct()) || here {
 		in.window = in.full
@@ -67,8 +73,8 @@ func (in *inbox) expect(h *wire.Request, here bool) {
 	}
 }
 
-// receive waits for more bytes. The error is io.EOF if the stream ended between two requests, and io.ErrUnexpectedEOF if it
-// ended within one.
+// receive waits for more bytes. The error is io.EOF if the stream ended between two requests, and
+// io.ErrUnexpectedEOF if it ended within one.
 func (in *inbox) receive() error {
 	now := in.yields.since
 	if now == 0 {
@@ -96,8 +102,8 @@ func (in *inbox) receive() error {
 	return err
 }
 
-// Lend implements rawio.Lender. What is left of earlier bytes is shorter than a header and a write that is not large, so there
-// is always room behind it.
+// Lend implements rawio.Lender. What is left of earlier bytes is shorter than a header and a write
+// that is not large, so there is always room behind it.
 func (in *inbox) Lend() []byte {
 	if in.buf == nil {
 		in.buf = in.pool.get(in.full)
@@ -126,7 +132,8 @@ func (in *inbox) Park() {
 // Drained implements rawio.Lender.
 func (in *inbox) Drained() { in.age.drained() }
 
-// release gives the buffer back. What is left in it must fit the stub, or be worth nothing any more.
+// release gives the buffer back. What is left in it must fit the stub, or be worth nothing any
+// more.
 func (in *inbox) release() {
 	if in.buf == nil {
 		return
@@ -147,8 +154,8 @@ func (in *inbox) take(n int) []byte {
 // holds reports whether there is room for the payload of a request of that length.
 func (in *inbox) holds(length uint64) bool { return length <= uint64(in.full-wire.RequestSize) }
 
-// gather waits until n bytes are there to be consumed, for which there is room. With an error it consumes what has come, and
-// returns it.
+// gather waits until n bytes are there to be consumed, for which there is room. With an error it
+// consumes what has come, and returns it.
 func (in *inbox) gather(n int) ([]byte, error) {
 	if in.buf == nil || in.start+n > len(in.buf.bytes) {
 		in.Lend()
@@ -162,8 +169,8 @@ func (in *inbox) gather(n int) ([]byte, error) {
 	return nil, nil
 }
 
-// readFull fills p and says how much of it was filled. An error leaves the inbox empty. It is io.ErrUnexpectedEOF where the
-// stream ends.
+// readFull fills p and says how much of it was filled. An error leaves the inbox empty. It is
+// io.ErrUnexpectedEOF where the stream ends.
 func (in *inbox) readFull(p []byte) (int, error) {
 	n := copy(p, in.received())
 	in.start += n

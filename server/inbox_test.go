@@ -12,7 +12,8 @@ import (
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
-// source is a connection to receive from. Like a real one it may find nothing to receive yet, and lets the buffer go then.
+// source is a connection to receive from. Like a real one it may find nothing to receive yet, and
+// lets the buffer go then.
 type source struct {
 	io.Reader
 	parks int
@@ -48,8 +49,8 @@ func newInbox(src *source, pool *buffers, ahead []byte) *inbox {
 	return &inbox{io: src, pool: pool, ahead: ahead, full: src.Window(), window: src.Window()}
 }
 
-// TestInbox reads a stream through an inbox in random portions, from sources that give it in all sorts of pieces, and
-// moves on to another inbox now and then.
+// TestInbox reads a stream through an inbox in random portions, from sources that give it in all
+// sorts of pieces, and moves on to another inbox now and then.
 func TestInbox(t *testing.T) {
 	stream := make([]byte, 200<<10)
 	for i := range stream {
@@ -120,7 +121,8 @@ func (c *chopper) Read(p []byte) (int, error) {
 	return c.r.Read(p[:1+c.rng.IntN(len(p))])
 }
 
-// TestInboxParks holds which remains of a request cost a waiting connection a buffer, and that none is lost either way.
+// TestInboxParks holds which remains of a request cost a waiting connection a buffer, and that none
+// is lost either way.
 func TestInboxParks(t *testing.T) {
 	for _, n := range []int{0, 1, wire.RequestSize - 1, maxStub, maxStub + 1, largeWrite} {
 		stream := bytes.Repeat([]byte{'x'}, n)

@@ -9,8 +9,8 @@ import (
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
-// The calls of the backend on the goroutine of the loop. A panic is the failure of one request. c.inside is left set by a call that
-// ends the goroutine, and by no other.
+// The calls of the backend on the goroutine of the loop. A panic is the failure of one request.
+// c.inside is left set by a call that ends the goroutine, and by no other.
 
 func (c *Conn) readTo(h *wire.Request) (err error) {
 	defer c.recovered(&err)
@@ -20,8 +20,8 @@ func (c *Conn) readTo(h *wire.Request) (err error) {
 	return err
 }
 
-// lockFast reports whether a backend that says whether it would block may be asked, because nobody else is at work on the range. A
-// lock is for what has to wait for the client.
+// lockFast reports whether a backend that says whether it would block may be asked, because nobody
+// else is at work on the range. A lock is for what has to wait for the client.
 func (c *Conn) lockFast(h *wire.Request, arrived bool) bool {
 	if arrived {
 		return c.export.locks.Free(c.owner, rangeOf(h))
@@ -61,7 +61,8 @@ func (c *Conn) recovered(err *error) {
 	}
 }
 
-// settle draws the consequences of such a call: err is its outcome. What settle returns is an error of the connection.
+// settle draws the consequences of such a call: err is its outcome. What settle returns is an error
+// of the connection.
 func (c *Conn) settle(h *wire.Request, err error) error {
 	if h.Command == wire.CmdRead {
 		return c.settleRead(h, err)
@@ -105,7 +106,8 @@ func (c *Conn) settleRead(h *wire.Request, err error) error {
 	return nil
 }
 
-// breakOff makes a write, whose payload will not all come, the beginning of what is unread. Its error is why.
+// breakOff makes a write, whose payload will not all come, the beginning of what is unread. Its
+// error is why.
 func (c *Conn) breakOff(h *wire.Request) error {
 	c.inbox.putBack(append(h.Append(nil), c.payload.kept...))
 	c.payload.kept = nil

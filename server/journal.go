@@ -10,15 +10,17 @@ import (
 )
 
 const (
-	// In each journalPeriod a journal writes journalRecords of each trouble, and how many there were beside these: a dying disk
-	// fails as many requests as it is asked, and whoever reads the log, or has it on the next disk, wants no more than that.
+	// In each journalPeriod a journal writes journalRecords of each trouble, and how many there
+	// were beside these: a dying disk fails as many requests as it is asked, and whoever reads the
+	// log, or has it on the next disk, wants no more than that.
 	journalRecords = 10
 	journalPeriod  = 10 * time.Second
 	// journalQueue is how many records wait for a log that takes its time.
 	journalQueue = 4 * journalRecords
 )
 
-// A trouble is what a record in the log is about. Each has its own share of the log, so that none drowns another.
+// A trouble is what a record in the log is about. Each has its own share of the log, so that none
+// drowns another.
 type trouble int
 
 const (
@@ -49,8 +51,8 @@ type event struct {
 	more int // if not 0, the event stands for that many, and has nothing else but trouble and time
 }
 
-// A journal writes what goes wrong into the log. Nobody waits for the log: it may be slow, and it may lie on the very device whose
-// requests it tells of. Safe for concurrent use.
+// A journal writes what goes wrong into the log. Nobody waits for the log: it may be slow, and it
+// may lie on the very device whose requests it tells of. Safe for concurrent use.
 type journal struct {
 	log *slog.Logger // nil: there is none
 

@@ -28,8 +28,8 @@ type record struct {
 	More           int
 }
 
-// A logBuffer takes a log of JSON records. Safe for concurrent use: fake time orders the log's writers and its reader, but the race
-// detector does not know that.
+// A logBuffer takes a log of JSON records. Safe for concurrent use: fake time orders the log's
+// writers and its reader, but the race detector does not know that.
 type logBuffer struct {
 	mu  sync.Mutex // guards buf
 	buf bytes.Buffer
@@ -132,15 +132,16 @@ func TestSlowLog(t *testing.T) {
 	}
 }
 
-// TestLogIsBounded has every request fail or take long: the log tells of some, and how many more there were. One trouble does not
-// keep another one out of it.
+// TestLogIsBounded has every request fail or take long: the log tells of some, and how many more
+// there were. One trouble does not keep another one out of it.
 func TestLogIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log logBuffer
 		d := newDisk(1 << 20)
 		e := export(t, d, server.Options{SlowRequest: time.Millisecond, Logger: slog.New(log.handler())})
 		s := connect(t, e)
-		// summary says how often each kind of record is in the log, and of how many requests the last of them tell.
+		// summary says how often each kind of record is in the log, and of how many requests the
+		// last of them tell.
 		summary := func() map[string]int {
 			synctest.Wait()
 			n := make(map[string]int)
@@ -192,7 +193,8 @@ func (h stuckHandler) Handle(ctx context.Context, r slog.Record) error {
 	return h.Handler.Handle(ctx, r)
 }
 
-// TestStuckLog holds that requests do not wait for the log, which may depend on them, and that what it has missed is counted.
+// TestStuckLog holds that requests do not wait for the log, which may depend on them, and that what
+// it has missed is counted.
 func TestStuckLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const floods, flood = 20, 50

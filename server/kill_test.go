@@ -41,8 +41,8 @@ func (c character) serveWith(t *testing.T, d *disk, o server.Options) *server.Ex
 	return e
 }
 
-// killed has e serve a client that sends data, takes what comes, and goes when there is nothing more to be done for it. result is
-// what the service ends with.
+// killed has e serve a client that sends data, takes what comes, and goes when there is nothing
+// more to be done for it. result is what the service ends with.
 func killed(e *server.Export, data []byte) (conn *server.Conn, result <-chan error) {
 	ours, theirs := net.Pipe()
 	conn = e.NewConn(theirs, nil)
@@ -55,9 +55,10 @@ func killed(e *server.Export, data []byte) (conn *server.Conn, result <-chan err
 	return conn, ended
 }
 
-// TestKilledClientBusy kills the client at every byte of a burst while the backend is at work on what came before that byte, and
-// stuck. Meanwhile others are served; when the backend goes on, the requests that workers have are executed, those before which the
-// connection's goroutine finds its client gone may not be, and no others.
+// TestKilledClientBusy kills the client at every byte of a burst while the backend is at work on
+// what came before that byte, and stuck. Meanwhile others are served; when the backend goes on, the
+// requests that workers have are executed, those before which the connection's goroutine finds its
+// client gone may not be, and no others.
 func TestKilledClientBusy(t *testing.T) {
 	const spare = 7168 // where the backend is not stuck
 	calls := script()
@@ -122,9 +123,9 @@ func TestKilledClientBusy(t *testing.T) {
 	}
 }
 
-// TestKilledClientLargeWrite kills the client while a large write, which does not pass through the receive buffer, is on its way
-// among reads. A write that has not come whole leaves no trace, but for a backend that takes data as they come: there it may be
-// done in part.
+// TestKilledClientLargeWrite kills the client while a large write, which does not pass through the
+// receive buffer, is on its way among reads. A write that has not come whole leaves no trace, but
+// for a backend that takes data as they come: there it may be done in part.
 func TestKilledClientLargeWrite(t *testing.T) {
 	const size = 200 << 10
 	payload := bytes.Repeat([]byte("x"), size)

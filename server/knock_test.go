@@ -11,8 +11,8 @@ import (
 	"github.com/nbdctl/nbdctl/server"
 )
 
-// TestKnocks holds what the log tells of clients that come and go: of those that say nothing nothing, and of the others no more than it
-// tells of requests.
+// TestKnocks holds what the log tells of clients that come and go: of those that say nothing
+// nothing, and of the others no more than it tells of requests.
 func TestKnocks(t *testing.T) {
 	const clients, period = 50, 10 * time.Second
 	silent := func(c net.Conn) { c.Close() }

@@ -49,7 +49,8 @@ func TestLatency(t *testing.T) {
 	}
 }
 
-// TestLatencyIsNotTheClients has a client that takes its time to send a request and to take the reply.
+// TestLatencyIsNotTheClients has a client that takes its time to send a request and to take the
+// reply.
 func TestLatencyIsNotTheClients(t *testing.T) {
 	for name, q := range map[string]call{
 		"read":        {op: cmdRead, length: 1 << 20},

@@ -7,7 +7,8 @@ import (
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
-// run is the goroutine of the loop. It goes on in another one if the backend ends this one (runtime.Goexit).
+// run is the goroutine of the loop. It goes on in another one if the backend ends this one
+// (runtime.Goexit).
 func (c *Conn) run() {
 	debug.SetPanicOnFault(true) // A fault in the backend's memory is the failure of one request, as recovered has it.
 	finished := false
@@ -40,7 +41,8 @@ func (c *Conn) recall() error {
 	return c.settle(&c.current, errNoReturn)
 }
 
-// serve is the loop. Each round takes one request from what was received. It returns the reason to stop: nil for NBD_CMD_DISC.
+// serve is the loop. Each round takes one request from what was received. It returns the reason to
+// stop: nil for NBD_CMD_DISC.
 func (c *Conn) serve() error {
 	for !c.stopping.Load() {
 		if err := c.next(); err != nil {
@@ -62,9 +64,10 @@ func (c *Conn) serve() error {
 	return ErrShutdown
 }
 
-// next takes the header of the next request, once its payload is there too if it has a small one. When nothing whole is left, the
-// replies so far are sent and more is received, which is where an idle connection waits. So a burst of requests is received by one
-// system call and answered by another, and nobody ever waits for more requests to come.
+// next takes the header of the next request, once its payload is there too if it has a small one.
+// When nothing whole is left, the replies so far are sent and more is received, which is where an
+// idle connection waits. So a burst of requests is received by one system call and answered by
+// another, and nobody ever waits for more requests to come.
 func (c *Conn) next() error {
 	for {
 		b := c.inbox.received()
@@ -85,7 +88,8 @@ func (c *Conn) next() error {
 	}
 }
 
-// wait sends the replies so far and receives more. While it waits, the connection holds no large buffer.
+// wait sends the replies so far and receives more. While it waits, the connection holds no large
+// buffer.
 func (c *Conn) wait() error {
 	if err := c.flush(); err != nil {
 		return err
@@ -100,13 +104,13 @@ func (c *Conn) wait() error {
 // flush sends the batch, if there is one.
 func (c *Conn) flush() error {
 	b := c.batch
-	if b == nil && c.meter.calls == 0 {
+	if b == nil && !c.meter.Timing() {
 		return nil // without a look at the clock, which is a system call on some machines
 	}
 	now := clock()
 	took := now - c.inbox.arrived()
 	c.absence = took
-	c.meter.settle(now)
+	c.meter.Settle(now)
 	if b == nil {
 		return nil
 	}
@@ -129,7 +133,8 @@ func (c *Conn) flush() error {
 	return err
 }
 
-// open opens a reply in the batch, with n bytes of data. copied says that they will be in the batch's own memory.
+// open opens a reply in the batch, with n bytes of data. copied says that they will be in the
+// batch's own memory.
 func (c *Conn) open(h *wire.Request, n int, copied bool) error {
 	if c.batch != nil && copied && !c.batch.fits(n) {
 		if err := c.flush(); err != nil {
@@ -145,7 +150,8 @@ func (c *Conn) open(h *wire.Request, n int, copied bool) error {
 	return nil
 }
 
-// dispatch executes a request whose header was taken, or lets a worker do so. Its error is that of the connection.
+// dispatch executes a request whose header was taken, or lets a worker do so. Its error is that of
+// the connection.
 func (c *Conn) dispatch(h *wire.Request) error {
 	e := c.export
 	refused := e.check(*h)
@@ -183,41 +189,44 @@ func (c *Conn) succeed(h *wire.Request) error {
 // read answers a READ in the batch, if that does not make the loop wait.
 func (c *Conn) read(h *wire.Request) error {
 	e, n := c.export, int(h.Length)
-	switch pace := &e.paces.read; {
+	switch p := &e.paces.Read; {
 	case n == 0:
 		return c.succeed(h)
 	case e.dev.ReadTo != nil:
-		// A backend that uses Buffer now and then will do so again: then there must be room before the reply is begun.
+		// A backend that uses Buffer now and then will do so again: then there must be room before
+		// the reply is begun.
 		if err := c.open(h, n, n <= slabSize); err != nil {
 			return err
 		}
 		return c.settle(h, c.readTo(h))
-	case n <= slabSize && e.inline(pace):
+	case n <= slabSize && e.inline(p):
 		if err := c.open(h, n, true); err != nil {
 			return err
 		}
-		p := c.batch.Buffer(n)
-		c.meter.begin(pace)
-		err := c.readAt(p, h)
-		c.meter.end(pace, n)
+		b := c.batch.Buffer(n)
+		c.meter.Begin(p)
+		err := c.readAt(b, h)
+		c.meter.End(p, n)
 		return c.settle(h, err)
 	default:
 		return c.execute(h)
 	}
 }
 
-// gathers reports whether the payload of h is best received into the inbox, whatever its size: where the backend takes it from
-// there, without another goroutine. Then a burst of large writes takes few system calls, too.
+// gathers reports whether the payload of h is best received into the inbox, whatever its size:
+// where the backend takes it from there, without another goroutine. Then a burst of large writes
+// takes few system calls, too.
 func (c *Conn) gathers(h *wire.Request) bool {
 	e := c.export
-	return h.Command == wire.CmdWrite && e.dev.WriteFrom == nil && c.inbox.holds(h.Length) && e.inline(&e.paces.write) && !e.durably(*h)
+	return h.Command == wire.CmdWrite && e.dev.WriteFrom == nil && c.inbox.holds(h.Length) && e.inline(&e.paces.Write) && !e.durably(*h)
 }
 
-// write executes a WRITE. If its payload has not arrived yet, it is a large one, which is received into the place where it is to
-// stay, into the inbox, or into memory of its own.
+// write executes a WRITE. If its payload has not arrived yet, it is a large one, which is received
+// into the place where it is to stay, into the inbox, or into memory of its own.
 func (c *Conn) write(h *wire.Request, refused *refusal) error {
 	if h.Length > wire.MaxPayload {
-		// No memory for it, and skipping up to 4 GiB is no way to treat a peer that breaks the protocol.
+		// No memory for it, and skipping up to 4 GiB is no way to treat a peer that breaks the
+		// protocol.
 		return fmt.Errorf("a write of %d bytes: more than %d", h.Length, wire.MaxPayload)
 	}
 	n := int(h.Length)
@@ -239,7 +248,7 @@ func (c *Conn) write(h *wire.Request, refused *refusal) error {
 		}
 	}
 	e := c.export
-	switch pace := &e.paces.write; {
+	switch p := &e.paces.Write; {
 	case refused != nil:
 		return c.receiveWrite(h, refused)
 	case n == 0:
@@ -249,12 +258,12 @@ func (c *Conn) write(h *wire.Request, refused *refusal) error {
 	case e.dev.WriteFrom != nil && (arrived || n <= maxKept || c.account == nil) && c.lockFast(h, arrived):
 		c.payload = payload{inbox: &c.inbox, total: n, left: n, arrived: arrived}
 		return c.settle(h, c.writeFrom(h))
-	case e.dev.WriteFrom == nil && arrived && n <= maxAlone && e.inline(pace) && e.locks.TryAdd(&c.lock, c.owner, rangeOf(h)):
-		p := c.inbox.take(n)
+	case e.dev.WriteFrom == nil && arrived && n <= maxInline && e.inline(p) && e.locks.TryAdd(&c.lock, c.owner, rangeOf(h)):
+		b := c.inbox.take(n)
 		c.payload = payload{total: n}
-		c.meter.begin(pace)
-		err := c.writeAt(p, h)
-		c.meter.end(pace, n)
+		c.meter.Begin(p)
+		err := c.writeAt(b, h)
+		c.meter.End(p, n)
 		return c.settle(h, err)
 	default:
 		return c.receiveWrite(h, nil)

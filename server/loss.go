@@ -7,11 +7,14 @@ import (
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
-// A LossError tells of writes, zeroes and flushes that were answered with an error: bytes that are not where whoever wrote them
-// may believe them to be. The Linux client tells that to the writer only if it still waits; what was cached, and acknowledged long
-// before, is lost in silence, or to whoever asks first.
+// A LossError tells of writes, zeroes and flushes that were answered with an error: bytes that are
+// not where whoever wrote them may believe them to be. The Linux client tells that to the writer
+// only if it still waits; what was cached, and acknowledged long before, is lost in silence, or to
+// whoever asks first.
 type LossError struct {
-	Requests uint64        // that failed, at least 1
+	// Requests is how many have failed, at least 1. Of the LossErrors of one export it is the
+	// number, too: one that tells of a new failure has a higher one.
+	Requests uint64
 	First    *RequestError // of them
 }
 
@@ -28,59 +31,41 @@ func (e *LossError) Unwrap() error { return e.First }
 type losses struct {
 	mu     sync.Mutex // guards all below
 	all    LossError
-	untold LossError // of all, those that TakeLoss has not told of
-	notify func()    // called after the first; nil: nobody is
+	notify func(*RequestError) // called after each; nil: nobody is
 }
 
 func (l *losses) note(e *RequestError) {
 	l.mu.Lock()
-	l.all.add(e)
-	l.untold.add(e)
+	if l.all.Requests == 0 {
+		l.all.First = e
+	}
+	l.all.Requests++
 	notify := l.notify
-	l.notify = nil
 	l.mu.Unlock()
 	if notify != nil {
-		notify()
+		notify(e)
 	}
 }
 
-// add counts another request.
-func (e *LossError) add(r *RequestError) {
-	if e.Requests == 0 {
-		e.First = r
-	}
-	e.Requests++
-}
-
-// orNil returns a copy, or nil if nothing was lost.
-func (e LossError) orNil() *LossError {
-	if e.Requests == 0 {
-		return nil
-	}
-	return &e
-}
-
-// Loss returns which requests have failed since the export was made, or nil, however often that was told. It counts those that
-// promise bytes, which reads and trims do not, and the syncs of Swap and Sync. Nor does it count what was sent over a connection that the client has given up: that
-// client sends it again over another one, or knows that it has lost it.
+// Loss returns which requests have failed since the export was made, or nil. It returns the same
+// however often it is called, until another one fails. It counts those that promise bytes, which
+// reads and trims do not, and the syncs of Swap and Sync. Nor does it count what was sent over a
+// connection that the client has given up: that client sends it again over another one, or knows
+// that it has lost it.
 func (e *Export) Loss() *LossError {
 	e.losses.mu.Lock()
 	defer e.losses.mu.Unlock()
-	return e.losses.all.orNil()
+	if e.losses.all.Requests == 0 {
+		return nil
+	}
+	loss := e.losses.all
+	return &loss
 }
 
-// TakeLoss is Loss for what has failed since TakeLoss was called last: each failure is told once.
-func (e *Export) TakeLoss() *LossError {
-	l := &e.losses
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	untold := l.untold.orNil()
-	l.untold = LossError{}
-	return untold
-}
-
-// OnLoss has f called once, when Loss ceases to be nil. f must not block. It is to be called before the export is served.
-func (e *Export) OnLoss(f func()) {
+// OnLoss has f called with each request that Loss counts, before the client has the answer. f must
+// not block, nor change the request, and may be called from several goroutines at once. OnLoss is
+// to be called before the export is served.
+func (e *Export) OnLoss(f func(*RequestError)) {
 	e.losses.mu.Lock()
 	defer e.losses.mu.Unlock()
 	e.losses.notify = f

@@ -22,7 +22,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// leaked returns the stacks of goroutines that still run the server's code, once those that are about to end have had time to.
+// leaked returns the stacks of goroutines that still run the server's code, once those that are
+// about to end have had time to.
 func leaked(patience time.Duration) string {
 	for deadline := time.Now().Add(patience); ; {
 		stacks := make([]byte, 1<<20)
@@ -45,7 +46,8 @@ var (
 	errUnsupported = syscall.EOPNOTSUPP
 )
 
-// checkError fails the test unless err is what was wanted: nil, something that Is want, or, for errAny, something.
+// checkError fails the test unless err is what was wanted: nil, something that Is want, or, for
+// errAny, something.
 func checkError(t testing.TB, err, want error) {
 	t.Helper()
 	if want == errAny && err != nil || errors.Is(err, want) {
@@ -54,7 +56,8 @@ func checkError(t testing.TB, err, want error) {
 	t.Errorf("error %v, want %v", err, want)
 }
 
-// socketpair returns the ends of a pair of Unix stream sockets, which are closed when the test ends.
+// socketpair returns the ends of a pair of Unix stream sockets, which are closed when the test
+// ends.
 func socketpair(t testing.TB) (*net.UnixConn, *net.UnixConn) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "nbd") // t.TempDir can be longer than a socket's path may be.

@@ -20,7 +20,8 @@ func (v vast) ReadAt(p []byte, off int64) (int, error)  { return len(p), nil }
 func (v vast) WriteAt(p []byte, off int64) (int, error) { return len(p), nil }
 func (v vast) Trim(off, n int64) error                  { return nil }
 
-// TestHostileLengths holds that no length that a client may claim makes the server take memory for it.
+// TestHostileLengths holds that no length that a client may claim makes the server take memory for
+// it.
 func TestHostileLengths(t *testing.T) {
 	e := export(t, vast(1<<40), server.Options{BlockSize: 512})
 	s := connect(t, e)
@@ -130,8 +131,8 @@ func (s still) WriteAtFrom(r backends.Payload, off int64, n int) error {
 	return nil
 }
 
-// TestAllocations holds that a request allocates nothing once the pools are warm, whichever way it takes: answered by reference, by
-// a copy, by a worker, or from a file.
+// TestAllocations holds that a request allocates nothing once the pools are warm, whichever way it
+// takes: answered by reference, by a copy, by a worker, or from a file.
 func TestAllocations(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates, and makes pools forget")
@@ -165,7 +166,8 @@ func TestAllocations(t *testing.T) {
 				for range 100 {
 					l.do(t)
 				}
-				// A collection in between empties the pools, which costs a few allocations: hence not exactly 0.
+				// A collection in between empties the pools, which costs a few allocations: hence
+				// not exactly 0.
 				if n := testing.AllocsPerRun(500, func() { l.do(t) }); n >= 0.1 {
 					t.Errorf("%v allocations per request", n)
 				}

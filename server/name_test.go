@@ -10,7 +10,8 @@ import (
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
-// TestNames holds which names exports can have, and that a server refuses the others before it accepts anybody.
+// TestNames holds which names exports can have, and that a server refuses the others before it
+// accepts anybody.
 func TestNames(t *testing.T) {
 	e := export(t, newDisk(512), server.Options{})
 	for _, tt := range []struct {

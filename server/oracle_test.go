@@ -9,8 +9,9 @@ import (
 	"github.com/nbdctl/nbdctl/server"
 )
 
-// TestOracle runs mixed requests over four connections at once, several in flight on each, and compares every read with a
-// model. Each of the users owns every n-th block, so neighbours share sectors of the disk but never a byte.
+// TestOracle runs mixed requests over four connections at once, several in flight on each, and
+// compares every read with a model. Each of the users owns every n-th block, so neighbours share
+// sectors of the disk but never a byte.
 func TestOracle(t *testing.T) {
 	const (
 		connections = 4

@@ -10,8 +10,8 @@ import (
 	"github.com/nbdctl/nbdctl/server"
 )
 
-// TestSlowRequests holds that a slow request delays no other, on its own connection or on another, and that the bound on
-// requests in flight is kept.
+// TestSlowRequests holds that a slow request delays no other, on its own connection or on another,
+// and that the bound on requests in flight is kept.
 func TestSlowRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const bound = 4
@@ -61,7 +61,8 @@ func TestSlowRequests(t *testing.T) {
 	})
 }
 
-// TestPayloadBound holds that large payloads wait for memory, of which there is room for two of the largest size.
+// TestPayloadBound holds that large payloads wait for memory, of which there is room for two of the
+// largest size.
 func TestPayloadBound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
@@ -89,7 +90,8 @@ func TestPayloadBound(t *testing.T) {
 	})
 }
 
-// TestDurableBeforeReply holds that neither FLUSH nor FUA is answered while the backend still syncs.
+// TestDurableBeforeReply holds that neither FLUSH nor FUA is answered while the backend still
+// syncs.
 func TestDurableBeforeReply(t *testing.T) {
 	tests := []struct {
 		name string
@@ -132,7 +134,8 @@ func TestDurableBeforeReply(t *testing.T) {
 	}
 }
 
-// TestDisconnectFinishes holds that NBD_CMD_DISC lets requests in flight finish, and that they are answered.
+// TestDisconnectFinishes holds that NBD_CMD_DISC lets requests in flight finish, and that they are
+// answered.
 func TestDisconnectFinishes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDisk(1 << 20)

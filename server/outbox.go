@@ -10,11 +10,12 @@ import (
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
-// An outbox is the sending side of a connection. Replies go out in the order in which requests finish, each header and its data
-// in one piece. After an error nothing more is sent: the stream may have ended in the middle of a reply.
+// An outbox is the sending side of a connection. Replies go out in the order in which requests
+// finish, each header and its data in one piece. After an error nothing more is sent: the stream
+// may have ended in the middle of a reply.
 //
-// Whoever sends also sends what others have finished meanwhile, so that a worker never waits for another one's system call, and
-// replies coalesce as the load grows.
+// Whoever sends also sends what others have finished meanwhile, so that a worker never waits for
+// another one's system call, and replies coalesce as the load grows.
 type outbox struct {
 	io     rawio.Conn
 	broken func() // called once, at the first error
@@ -42,7 +43,8 @@ func (o *outbox) flush(b *batch) error {
 	return err
 }
 
-// reply sends the reply to a finished request, which it lets go of, or leaves that to who is sending now.
+// reply sends the reply to a finished request, which it lets go of, or leaves that to who is
+// sending now.
 func (o *outbox) reply(r *request) {
 	o.mu.Lock()
 	if o.last == nil {
@@ -55,8 +57,9 @@ func (o *outbox) reply(r *request) {
 	o.sendFinished()
 }
 
-// sendFinished sends what is in the queue, unless somebody else is sending: who is comes here afterwards. Nothing is left
-// behind, because the queue is looked at once more when the lock is free.
+// sendFinished sends what is in the queue, unless somebody else is sending: who is comes here
+// afterwards. Nothing is left behind, because the queue is looked at once more when the lock is
+// free.
 func (o *outbox) sendFinished() {
 	for !o.empty() && o.sending.TryLock() {
 		for r := o.dequeue(); r != nil; r = o.dequeue() {
@@ -66,7 +69,8 @@ func (o *outbox) sendFinished() {
 	}
 }
 
-// sendQueue sends the replies to r and those behind it, in messages of about batchBytes. The caller holds sending.
+// sendQueue sends the replies to r and those behind it, in messages of about batchBytes. The caller
+// holds sending.
 func (o *outbox) sendQueue(r *request) {
 	for r != nil {
 		first, bytes := r, 0
@@ -85,11 +89,12 @@ func (o *outbox) sendQueue(r *request) {
 	}
 }
 
-// maxCombined is how many replies of workers are sent at once. It bounds what the outbox of an idle connection occupies.
+// maxCombined is how many replies of workers are sent at once. It bounds what the outbox of an idle
+// connection occupies.
 const maxCombined = 64
 
-// send sends v, unless sending has failed before. It returns -1, or how many bytes were sent before it met memory that is not there,
-// which is no failure. The caller holds sending.
+// send sends v, unless sending has failed before. It returns -1, or how many bytes were sent before
+// it met memory that is not there, which is no failure. The caller holds sending.
 func (o *outbox) send(v *rawio.Vec, more bool) int {
 	if o.err != nil {
 		return -1

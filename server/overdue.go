@@ -6,28 +6,34 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nbdctl/nbdctl/server/internal/pace"
 	"github.com/nbdctl/nbdctl/server/internal/rangelock"
 	"github.com/nbdctl/nbdctl/server/internal/resend"
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
-// errOverdue is the outcome of a request that was answered although the backend is still at work on it.
+// errOverdue is the outcome of a request that was answered although the backend is still at work on
+// it.
 var errOverdue = errors.New("the backend has not come back from it, and the client has sent it again for as long as it may")
 
 // A Patience is how a client behaves that gets no reply.
 type Patience struct {
-	// Resend is after how long the client gives up the connection, and sends the request again over another one. 0: it never does.
+	// Resend is after how long the client gives up the connection, and sends the request again over
+	// another one. 0: it never does.
 	Resend time.Duration
-	// Total is how long after the first time a request that was sent again is answered with an error, whatever the backend does.
-	// The answer comes 3 s later at the latest, if the client has a connection then.
+	// Total is how long after the first time a request that was sent again is answered with an
+	// error, whatever the backend does. The answer comes 3 s later at the latest, if the client has
+	// a connection then.
 	Total time.Duration
 }
 
-// SetPatience tells how clients behave. The server then knows a request that was sent again, counts its time from when it came first,
-// and answers it with EIO when Total is over. The backend may still be at work on it: what it changes is kept from everybody else
-// until it has come back (see the package documentation).
+// SetPatience tells how clients behave. The server then knows a request that was sent again, counts
+// its time from when it came first, and answers it with EIO when Total is over. The backend may
+// still be at work on it: what it changes is kept from everybody else until it has come back (see
+// the package documentation).
 //
-// It is for clients that send requests again without an end, as Linux does. It holds for what arrives from then on.
+// It is for clients that send requests again without an end, as Linux does. It holds for what
+// arrives from then on.
 func (e *Export) SetPatience(p Patience) {
 	e.judge.SetPatience(resend.Patience(p))
 	e.mu.Lock()
@@ -35,17 +41,18 @@ func (e *Export) SetPatience(p Patience) {
 	e.noteAbilities()
 }
 
-// inline reports whether the loop may make a plain call. While requests may come again it makes none, because it could not answer
-// others then.
-func (e *Export) inline(p *pace) bool { return p.alone.Load() && !e.judge.Active() }
+// inline reports whether the loop may make a plain call. While requests may come again it makes
+// none, because it could not answer others then.
+func (e *Export) inline(p *pace.Pace) bool { return p.Inline() && !e.judge.Active() }
 
 // key returns what the request asks for.
 func keyOf(h *wire.Request) resend.Key {
 	return resend.Key{Op: uint16(h.Command), Offset: h.Offset, Length: h.Length}
 }
 
-// lose notes what the connection, which is dead or about to be, leaves unanswered: the client may send it again. It comes before what
-// waits for its turn is given up. more tells that there is something of which nothing is known.
+// lose notes what the connection, which is dead or about to be, leaves unanswered: the client may
+// send it again. It comes before what waits for its turn is given up. more tells that there is
+// something of which nothing is known.
 func (c *Conn) lose(more bool) {
 	e := c.export
 	if c.disconnected.Load() || e.judge.Patience().Resend == 0 {
@@ -63,7 +70,8 @@ func (c *Conn) lose(more bool) {
 	e.tendLater()
 }
 
-// tendLater has the requests in flight looked at, as long as some may have been sent again. The caller holds mu.
+// tendLater has the requests in flight looked at, as long as some may have been sent again. The
+// caller holds mu.
 func (e *Export) tendLater() {
 	if e.tending == nil && len(e.live) > 0 && e.judge.Active() {
 		e.tending = time.AfterFunc(e.judge.Patience().Tick(), e.tend)
@@ -108,8 +116,9 @@ func (e *Export) tend() {
 	}
 }
 
-// overdue takes what is overdue on one connection from the backend, which is still at work on it, and returns answers in their
-// place. repeats tells that requests are in flight there that were sent again.
+// overdue takes what is overdue on one connection from the backend, which is still at work on it,
+// and returns answers in their place. repeats tells that requests are in flight there that were
+// sent again.
 func (c *Conn) overdue(now time.Duration) (answers []*request, repeats bool) {
 	e, f := c.export, &c.flight
 	f.mu.Lock() // Nothing that is in flight comes to be used for something else meanwhile.
@@ -135,7 +144,8 @@ func (c *Conn) overdue(now time.Duration) (answers []*request, repeats bool) {
 // minDeserted is how many requests a backend may always hang in before it gets no more.
 const minDeserted = 16
 
-// An admission bounds what dead connections may leave behind in the backend. Who waits there waits for its connection, too.
+// An admission bounds what dead connections may leave behind in the backend. Who waits there waits
+// for its connection, too.
 type admission struct {
 	mu      sync.Mutex // held from the look to the wait
 	changed sync.Cond  // somebody has left, or waits for nothing
@@ -147,8 +157,9 @@ func (a *admission) wake() {
 	a.changed.Broadcast()
 }
 
-// admit lets a request go to the backend, unless that has not come back from as much of dead connections as one connection may have
-// in flight. Then it waits: a backend that hangs takes no more than that, however many connections it costs.
+// admit lets a request go to the backend, unless that has not come back from as much of dead
+// connections as one connection may have in flight. Then it waits: a backend that hangs takes no
+// more than that, however many connections it costs.
 func (e *Export) admit(r *request) error {
 	a := &e.admission
 	a.mu.Lock()

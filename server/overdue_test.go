@@ -16,7 +16,8 @@ import (
 // impatient is how the kernel behaves with a timeout of 3 s and a dead timeout of 10 s.
 var impatient = server.Patience{Resend: 3 * time.Second, Total: 20 * time.Second}
 
-// hanging makes every call of that kind that touches the byte at off wait until release is called, and counts them.
+// hanging makes every call of that kind that touches the byte at off wait until release is called,
+// and counts them.
 func hanging(d *disk, kind string, off int64) (calls *atomic.Int32, release func()) {
 	calls, gate := new(atomic.Int32), make(chan struct{})
 	d.before = func(op string, at, n int64) error {
@@ -29,7 +30,8 @@ func hanging(d *disk, kind string, off int64) (calls *atomic.Int32, release func
 	return calls, sync.OnceFunc(func() { close(gate) })
 }
 
-// A kernel is a client that sends a request again, over a new connection, whenever that has had its timeout.
+// A kernel is a client that sends a request again, over a new connection, whenever that has had its
+// timeout.
 type kernel struct {
 	t       *testing.T
 	e       *server.Export
@@ -76,8 +78,8 @@ func (k *kernel) end(release func()) {
 	}
 }
 
-// TestOverdue has the backend never come back from a request: it fails when it was sent again for long enough, and not before.
-// Neighbours go on meanwhile, and so does the connection afterwards.
+// TestOverdue has the backend never come back from a request: it fails when it was sent again for
+// long enough, and not before. Neighbours go on meanwhile, and so does the connection afterwards.
 func TestOverdue(t *testing.T) {
 	const at = 65536
 	for _, tt := range []struct {
@@ -122,8 +124,8 @@ func TestOverdue(t *testing.T) {
 	}
 }
 
-// TestOverdueSlow has each read take 8 s, longer than the timeout: it fails once it has had its time, though the backend answers each
-// time, and always too late.
+// TestOverdueSlow has each read take 8 s, longer than the timeout: it fails once it has had its
+// time, though the backend answers each time, and always too late.
 func TestOverdueSlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDisk(1 << 20)
@@ -143,7 +145,8 @@ func TestOverdueSlow(t *testing.T) {
 	})
 }
 
-// TestOverduePause has the backend stand still for 8 s, and be quick before and after: nothing fails.
+// TestOverduePause has the backend stand still for 8 s, and be quick before and after: nothing
+// fails.
 func TestOverduePause(t *testing.T) {
 	for _, q := range []call{{op: cmdRead, offset: 65536, length: 4}, {op: cmdWrite, offset: 65536, data: []byte("data")}, {op: cmdFlush}} {
 		synctest.Test(t, func(t *testing.T) {
@@ -165,8 +168,8 @@ func TestOverduePause(t *testing.T) {
 	}
 }
 
-// TestOverdueRange has a write fail that the backend is still at work on: what is written there later is there in the end, and is not
-// answered before. That holds on the same connection, too.
+// TestOverdueRange has a write fail that the backend is still at work on: what is written there
+// later is there in the end, and is not answered before. That holds on the same connection, too.
 func TestOverdueRange(t *testing.T) {
 	const at = 65536
 	for _, warmed := range []bool{false, true} {
@@ -199,7 +202,8 @@ func TestOverdueRange(t *testing.T) {
 	}
 }
 
-// TestOverdueSuspect holds that what overlaps a request that the backend never came back from fails before it costs the connection.
+// TestOverdueSuspect holds that what overlaps a request that the backend never came back from fails
+// before it costs the connection.
 func TestOverdueSuspect(t *testing.T) {
 	const at = 65536
 	for _, kind := range []string{"read", "write"} {
@@ -229,8 +233,8 @@ func TestOverdueSuspect(t *testing.T) {
 	}
 }
 
-// TestOverdueBound has the backend hang in everything, for a client that always has more to ask: all fails in time, and the backend
-// has no more of it than two connections may have in flight.
+// TestOverdueBound has the backend hang in everything, for a client that always has more to ask:
+// all fails in time, and the backend has no more of it than two connections may have in flight.
 func TestOverdueBound(t *testing.T) {
 	const depth = 16
 	d := newDisk(1 << 20)

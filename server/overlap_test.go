@@ -46,8 +46,9 @@ func answered(t *testing.T, ch <-chan reply, what string) {
 	}
 }
 
-// TestStaleWrite has the backend hang in a request that is sent again over another connection, after which newer data are written:
-// they must be there in the end, whichever way the requests take. Other requests are not delayed.
+// TestStaleWrite has the backend hang in a request that is sent again over another connection,
+// after which newer data are written: they must be there in the end, whichever way the requests
+// take. Other requests are not delayed.
 func TestStaleWrite(t *testing.T) {
 	const size, at = 4 << 20, 8192
 	old, newer := bytes.Repeat([]byte("o"), 4096), bytes.Repeat([]byte("n"), 4096)
@@ -109,8 +110,8 @@ func TestStaleWrite(t *testing.T) {
 	}
 }
 
-// TestStaleStream has a large write stand in the middle, of which the backend has the beginning: to the repetition it counts as a whole,
-// until its connection ends.
+// TestStaleStream has a large write stand in the middle, of which the backend has the beginning: to
+// the repetition it counts as a whole, until its connection ends.
 func TestStaleStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDisk(1 << 20)
@@ -136,8 +137,8 @@ func TestStaleStream(t *testing.T) {
 	})
 }
 
-// TestStaleStreamHurried has a client keep the rest of a large write to itself: another one waits for the same bytes, but not for
-// ever, and the write is executed whenever it comes.
+// TestStaleStreamHurried has a client keep the rest of a large write to itself: another one waits
+// for the same bytes, but not for ever, and the write is executed whenever it comes.
 func TestStaleStreamHurried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDisk(1 << 20)
@@ -176,8 +177,9 @@ func TestStaleStreamHurried(t *testing.T) {
 	})
 }
 
-// TestWaitingEnds holds that a connection whose write waits for one of another connection can be closed and shut down, that it does
-// not keep the export from shrinking for longer than that, and that what is given up is not executed.
+// TestWaitingEnds holds that a connection whose write waits for one of another connection can be
+// closed and shut down, that it does not keep the export from shrinking for longer than that, and
+// that what is given up is not executed.
 func TestWaitingEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDisk(1 << 20)
@@ -215,8 +217,9 @@ func TestWaitingEnds(t *testing.T) {
 	})
 }
 
-// TestStaleOracle has clients do as Linux does, with a backend that hangs now and then: a write that takes too long costs its
-// connection, and is sent again over another one, until it is answered. In the end, each block must have what was answered last.
+// TestStaleOracle has clients do as Linux does, with a backend that hangs now and then: a write
+// that takes too long costs its connection, and is sent again over another one, until it is
+// answered. In the end, each block must have what was answered last.
 func TestStaleOracle(t *testing.T) {
 	for _, quick := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {

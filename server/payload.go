@@ -6,19 +6,22 @@ import (
 	"syscall"
 )
 
-// maxKept is the length in bytes up to which a connection with an account may have a payload in memory that is not counted there.
+// maxKept is the length in bytes up to which a connection with an account may have a payload in
+// memory that is not counted there.
 const maxKept = 2 << 20
 
-// A payload is the data of one WRITE on their way to a backend that takes them from where they are: the inbox, the socket, or
-// first one and then the other. It is the connection's, and implements backends.Payload.
+// A payload is the data of one WRITE on their way to a backend that takes them from where they are:
+// the inbox, the socket, or first one and then the other. It is the connection's, and implements
+// backends.Payload.
 type payload struct {
 	inbox *inbox
 	total int // in bytes
 	left  int // not taken yet
 	err   error
 
-	// The request can be handed over as unread until all of it has arrived. What was taken is kept for that, but not the last
-	// piece, unless it breaks off, so that nothing is copied for a backend that takes all at once.
+	// The request can be handed over as unread until all of it has arrived. What was taken is kept
+	// for that, but not the last piece, unless it breaks off, so that nothing is copied for a
+	// backend that takes all at once.
 	arrived bool
 	kept    []byte
 }

@@ -2,5 +2,6 @@
 
 package server_test
 
-// raceEnabled is true under the race detector, where sync.Pool forgets things at random, so allocations cannot be counted.
+// raceEnabled is true under the race detector, where sync.Pool forgets things at random, so
+// allocations cannot be counted.
 const raceEnabled = true

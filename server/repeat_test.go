@@ -26,7 +26,8 @@ func (d obedient) ReadAtContext(ctx context.Context, p []byte, off int64) (int, 
 	return 0, ctx.Err()
 }
 
-// TestContextRepeated holds that a repetition is known although the backend has given up the first request at once.
+// TestContextRepeated holds that a repetition is known although the backend has given up the first
+// request at once.
 func TestContextRepeated(t *testing.T) {
 	d := obedient{plain{newDisk(1 << 20), ^backends.Caps(0)}, new(atomic.Int32)}
 	e := export(t, d, server.Options{})
@@ -54,7 +55,8 @@ func TestContextRepeated(t *testing.T) {
 	}
 }
 
-// TestContextAfterEnd has the client hang up when the loop has ended before, and the backend has not.
+// TestContextAfterEnd has the client hang up when the loop has ended before, and the backend has
+// not.
 func TestContextAfterEnd(t *testing.T) {
 	for _, disconnects := range []bool{true, false} {
 		d := patientDisk{plain{newDisk(1 << 20), ^backends.Caps(0)}, make(chan context.Context), make(chan error, 2)}
@@ -74,7 +76,8 @@ func TestContextAfterEnd(t *testing.T) {
 	}
 }
 
-// TestOverdueForgotten holds that nobody takes a request for the repetition of one that has failed: that is not repeated.
+// TestOverdueForgotten holds that nobody takes a request for the repetition of one that has failed:
+// that is not repeated.
 func TestOverdueForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const at = 65536

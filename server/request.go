@@ -11,15 +11,16 @@ import (
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
-// A request is one NBD request that does not belong to a batch, between its arrival and its reply: a worker executes it, or the
-// connection's goroutine does on its own. Requests are pooled by the export.
+// A request is one NBD request that does not belong to a batch, between its arrival and its reply:
+// a worker executes it, or the connection's goroutine does on its own. Requests are pooled by the
+// export.
 type request struct {
 	wire.Request
 	conn    *Conn
 	err     error          // the outcome, if there is nothing left to be executed: refused, or failed in a batch
 	payload *buffer        // data of a WRITE, room for those of a READ; nil where there are none
 	cost    int64          // what the limits count it for, in bytes
-	alone   bool           // executed by the connection's goroutine
+	inline  bool           // executed by the connection's goroutine
 	lock    rangelock.Lock // what it changes
 	arrived time.Duration
 
@@ -46,8 +47,8 @@ func newRequest() *request {
 	return r
 }
 
-// cost returns the payload memory that a request may take, in bytes. The lengths of TRIM and WRITE_ZEROES are ranges, not
-// payload; zeros are written in pieces.
+// cost returns the payload memory that a request may take, in bytes. The lengths of TRIM and
+// WRITE_ZEROES are ranges, not payload; zeros are written in pieces.
 func cost(h wire.Request) int64 {
 	switch h.Command {
 	case wire.CmdRead, wire.CmdWrite:
@@ -62,8 +63,9 @@ func cost(h wire.Request) int64 {
 	}
 }
 
-// serve executes the request and answers it, whatever the backend does: a panic is caught, and the deferred call also runs when
-// the backend ends the goroutine. A fault in the backend's memory is a panic like any other.
+// serve executes the request and answers it, whatever the backend does: a panic is caught, and the
+// deferred call also runs when the backend ends the goroutine. A fault in the backend's memory is a
+// panic like any other.
 func (r *request) serve() {
 	debug.SetPanicOnFault(true)
 	err := errNoReturn
@@ -81,12 +83,12 @@ func (r *request) perform() error {
 		return r.err
 	}
 	e := r.conn.export
-	if !r.alone && e.judge.Active() {
+	if !r.inline && e.judge.Active() {
 		if err := e.admit(r); err != nil {
 			return err
 		}
 	}
-	if r.lock.Held() && !r.alone {
+	if r.lock.Held() && !r.inline {
 		if err := e.locks.Wait(&r.lock); err != nil {
 			return err
 		}
@@ -102,20 +104,20 @@ func (r *request) perform() error {
 	if pace == nil {
 		return e.execute(r.conn.ctx, r.Request, p)
 	}
-	if r.alone {
+	if r.inline {
 		m := &r.conn.meter
-		m.begin(pace)
+		m.Begin(pace)
 		defer func() {
-			m.end(pace, paceBytes(r.Request))
-			m.settle(clock()) // What follows is not the backend's.
+			m.End(pace, paceBytes(r.Request))
+			m.Settle(clock()) // What follows is not the backend's.
 		}()
 		return e.execute(r.conn.ctx, r.Request, p)
 	}
-	pace.busy.Add(1)
-	defer pace.busy.Add(-1)
+	pace.Enter()
+	defer pace.Leave()
 	start := clock()
 	err := e.execute(r.conn.ctx, r.Request, p)
-	pace.worked(clock()-start, paceBytes(r.Request))
+	pace.Worked(clock()-start, paceBytes(r.Request))
 	return err
 }
 
@@ -124,7 +126,7 @@ func (r *request) finish(err error) {
 	c := r.conn
 	c.export.locks.Remove(&r.lock)
 	took := clock() - r.arrived
-	if r.alone {
+	if r.inline {
 		c.absence = took
 	}
 	if r.answered.Swap(true) {

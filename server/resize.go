@@ -9,13 +9,15 @@ import (
 	"time"
 )
 
-// Resize sets the size in bytes against which requests are checked from now on: a multiple of the block size, and not more than the
-// backend has. It does not tell the clients, nor resize the backend, which is to have grown before, and to shrink after.
+// Resize sets the size in bytes against which requests are checked from now on: a multiple of the
+// block size, and not more than the backend has. It does not tell the clients, nor resize the
+// backend, which is to have grown before, and to shrink after.
 //
-// When the size shrinks, Resize returns once no request that was let in before is beyond the new end, on any connection, and the
-// replies to all of them are sent: the backend may cut off the rest then. For that each connection stops reading for a moment; the
-// read deadline is used for it, and cleared afterwards. If ctx ends first, its error is returned and the size is as before.
-// Growing never waits.
+// When the size shrinks, Resize returns once no request that was let in before is beyond the new
+// end, on any connection, and the replies to all of them are sent: the backend may cut off the rest
+// then. For that each connection stops reading for a moment; the read deadline is used for it, and
+// cleared afterwards. If ctx ends first, its error is returned and the size is as before. Growing
+// never waits.
 func (e *Export) Resize(ctx context.Context, size int64) error {
 	e.resizing.Lock()
 	defer e.resizing.Unlock()
@@ -36,8 +38,9 @@ func (e *Export) Resize(ctx context.Context, size int64) error {
 	return nil
 }
 
-// drain returns when every request that was let in before the call has been answered. Unless release is nil, no other one is let in
-// until it is closed, on any connection, also of those that begin meanwhile; held is to be cleared before.
+// drain returns when every request that was let in before the call has been answered. Unless
+// release is nil, no other one is let in until it is closed, on any connection, also of those that
+// begin meanwhile; held is to be cleared before.
 func (e *Export) drain(ctx context.Context, release chan struct{}) error {
 	e.mu.Lock()
 	e.held = release
@@ -62,15 +65,17 @@ func (e *Export) drain(ctx context.Context, release chan struct{}) error {
 	return err
 }
 
-// A fence lies between two requests of a connection: the loop passes it when all before it are answered. It costs the loop nothing
-// to have none, for it is told in the way in which Shutdown tells it to stop: by the read deadline.
+// A fence lies between two requests of a connection: the loop passes it when all before it are
+// answered. It costs the loop nothing to have none, for it is told in the way in which Shutdown
+// tells it to stop: by the read deadline.
 type fence struct {
 	passed  chan struct{} // closed
 	dropped atomic.Bool   // nobody waits for it any more
 	release chan struct{} // that keep the loop until it is closed, or nil
 }
 
-// block puts a fence in front of the loop, in place of one that was dropped. It returns nil if nothing is in flight.
+// block puts a fence in front of the loop, in place of one that was dropped. It returns nil if
+// nothing is in flight.
 func (c *Conn) block(release chan struct{}) *fence {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -82,8 +87,9 @@ func (c *Conn) block(release chan struct{}) *fence {
 	return c.fence
 }
 
-// disturb has the loop go back, should it be waiting in the middle of a request, to before that: what the request holds meanwhile is
-// given up, and what came of it is there again when the loop goes on.
+// disturb has the loop go back, should it be waiting in the middle of a request, to before that:
+// what the request holds meanwhile is given up, and what came of it is there again when the loop
+// goes on.
 func (c *Conn) disturb() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -100,8 +106,8 @@ func (c *Conn) unblock(f *fence) {
 	c.limit.Wake()
 }
 
-// pass reports whether the loop, which has ended with err, was merely stopped by a fence and is to go on. Not a byte was lost: what
-// had arrived of a request comes first again, and is checked anew.
+// pass reports whether the loop, which has ended with err, was merely stopped by a fence and is to
+// go on. Not a byte was lost: what had arrived of a request comes first again, and is checked anew.
 func (c *Conn) pass(err error) bool {
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		return false

@@ -17,7 +17,8 @@ import (
 	"github.com/nbdctl/nbdctl/server"
 )
 
-// TestResize holds that the bounds of requests follow the size, on connections that are there already.
+// TestResize holds that the bounds of requests follow the size, on connections that are there
+// already.
 func TestResize(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := export(t, newDisk(8192), server.Options{BlockSize: 512})
@@ -44,8 +45,8 @@ func TestResize(t *testing.T) {
 	})
 }
 
-// TestShrinkWaits holds that Resize returns after the last request that was let in before, that it ends with its context, and that
-// the connections go on in both cases.
+// TestShrinkWaits holds that Resize returns after the last request that was let in before, that it
+// ends with its context, and that the connections go on in both cases.
 func TestShrinkWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDisk(8192)
@@ -99,7 +100,8 @@ func TestShrinkWaits(t *testing.T) {
 	})
 }
 
-// TestShrinkAnywhere shrinks at every byte of a stream of requests: each is executed or refused once, as a whole, and answered.
+// TestShrinkAnywhere shrinks at every byte of a stream of requests: each is executed or refused
+// once, as a whole, and answered.
 func TestShrinkAnywhere(t *testing.T) {
 	var stream []byte
 	calls := []call{
@@ -160,7 +162,8 @@ func TestShrinkAnywhere(t *testing.T) {
 	}
 }
 
-// TestShrinkInPayload shrinks while the payload of a large write is on its way into the backend's own memory.
+// TestShrinkInPayload shrinks while the payload of a large write is on its way into the backend's
+// own memory.
 func TestShrinkInPayload(t *testing.T) {
 	const size, n = 4 << 20, 1 << 20
 	for _, offset := range []uint64{0, size / 2} { // stays; is cut off
@@ -204,8 +207,8 @@ func (g *guarded) see(off, n int64) {
 	}
 }
 
-// TestResizeUnderLoad moves the end up and down under requests from several connections: whatever they ask, no call is under way
-// beyond the end after Resize has returned.
+// TestResizeUnderLoad moves the end up and down under requests from several connections: whatever
+// they ask, no call is under way beyond the end after Resize has returned.
 func TestResizeUnderLoad(t *testing.T) {
 	const large, small = 1 << 20, 64 << 10
 	g := &guarded{disk: newDisk(large)}

@@ -29,33 +29,35 @@ const (
 // ErrServerClosed is what Serve returns after Shutdown and Close.
 var ErrServerClosed = errors.New("server: closed")
 
-// A Server offers exports by name to clients that connect to it and negotiate ("fixed newstyle" of the NBD protocol document).
-// Its fields are not to be changed while it serves. Its methods are safe for concurrent use.
+// A Server offers exports by name to clients that connect to it and negotiate ("fixed newstyle" of
+// the NBD protocol document). Its fields are not to be changed while it serves. Its methods are
+// safe for concurrent use.
 type Server struct {
-	// Exports, by name: wire.CheckString tells which are possible. A client that names none gets the
-	// one named "".
+	// Exports, by name: wire.CheckString tells which are possible. A client that names none gets
+	// the one named "".
 	Exports map[string]*Export
-	// Lookup is asked for what is not in Exports, with a name that a client has chosen: any bytes, at
-	// most 8 KiB of them. It returns nil if there is no such export. It is called concurrently, and may
-	// take as long as HandshakeTimeout. A client that lists exports is not told of what it knows. nil:
-	// there are no others.
+	// Lookup is asked for what is not in Exports, with a name that a client has chosen: any bytes,
+	// at most 8 KiB of them. It returns nil if there is no such export. It is called concurrently,
+	// and may take as long as HandshakeTimeout. A client that lists exports is not told of what it
+	// knows. nil: there are no others.
 	Lookup func(name string) *Export
 	// HandshakeTimeout is how long a client may take to choose. 0: 10 seconds.
 	HandshakeTimeout time.Duration
-	// MaxConnections bounds the clients that the server has at once, over all listeners; more of them
-	// wait to be accepted, and one for each listener to be greeted. 0: 1024.
+	// MaxConnections bounds the clients that the server has at once, over all listeners; more of
+	// them wait to be accepted, and one for each listener to be greeted. 0: 1024.
 	MaxConnections int
-	// MaxMemory bounds the memory for the data of requests, in bytes, for the clients of each export
-	// together; 64 MiB of it may be one client's. Half of it is theirs in equal shares, as many as
-	// MaxConnections, so that a client whose requests in flight fit in its share never waits for
-	// others (256 KiB, unless one of the two is set). The other half goes first come, first served to
-	// what does not fit. While a request waits there for long, a client is disconnected that takes
-	// longer than about 20 seconds for the replies that are ready for it, or to send the data of a
-	// write. On top come the buffers of each client, which are smaller than 4 MiB, and what was
-	// received of the writes that a Swap or Resize interrupts. 0: 512 MiB.
+	// MaxMemory bounds the memory for the data of requests, in bytes, for the clients of each
+	// export together; 64 MiB of it may be one client's. Half of it is theirs in equal shares, as
+	// many as MaxConnections, so that a client whose requests in flight fit in its share never
+	// waits for others (256 KiB, unless one of the two is set). The other half goes first come,
+	// first served to what does not fit. While a request waits there for long, a client is
+	// disconnected that takes longer than about 20 seconds for the replies that are ready for it,
+	// or to send the data of a write. On top come the buffers of each client, which are smaller
+	// than 4 MiB, and what was received of the writes that a Swap or Resize interrupts. 0: 512 MiB.
 	MaxMemory int64
-	// Logger takes a record when a connection fails, of ten in ten seconds; how many more there were is one record. Clients that leave
-	// before they have sent anything, as those of port scanners and health checks do, are told of at level debug. nil: none.
+	// Logger takes a record when a connection fails, of ten in ten seconds; how many more there
+	// were is one record. Clients that leave before they have sent anything, as those of port
+	// scanners and health checks do, are told of at level debug. nil: none.
 	Logger *slog.Logger
 
 	mu        sync.Mutex // guards all below
@@ -81,10 +83,10 @@ func (s *Server) logger() *slog.Logger {
 	return slog.New(slog.DiscardHandler)
 }
 
-// Serve accepts connections from l and serves each of them until its client goes. It blocks until l fails or the server is shut
-// down, closes l in any case, and does not wait for the connections: Shutdown does. Its error is never nil, and is
-// ErrServerClosed after Shutdown and Close. An export that no client could ask for is an error at once. It may be called for several
-// listeners.
+// Serve accepts connections from l and serves each of them until its client goes. It blocks until l
+// fails or the server is shut down, closes l in any case, and does not wait for the connections:
+// Shutdown does. Its error is never nil, and is ErrServerClosed after Shutdown and Close. An export
+// that no client could ask for is an error at once. It may be called for several listeners.
 func (s *Server) Serve(l net.Listener) error {
 	defer l.Close()
 	for _, name := range slices.Sorted(maps.Keys(s.Exports)) {
@@ -131,7 +133,8 @@ func (s *Server) export(name string) *Export {
 	return s.Lookup(name)
 }
 
-// accept waits out what passes: a client that has gone already, and a lack of descriptors or memory, which clients can bring about.
+// accept waits out what passes: a client that has gone already, and a lack of descriptors or
+// memory, which clients can bring about.
 func (s *Server) accept(l net.Listener) (net.Conn, error) {
 	for pause := minAcceptPause; ; pause = min(2*pause, maxAcceptPause) {
 		nc, err := l.Accept()
@@ -216,8 +219,9 @@ func (h *hearer) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Shutdown stops accepting, cuts who has not chosen an export yet, lets every request that was read be answered, and then closes
-// the connections. If ctx ends first, its error is returned and the rest goes on by itself; Close ends it.
+// Shutdown stops accepting, cuts who has not chosen an export yet, lets every request that was read
+// be answered, and then closes the connections. If ctx ends first, its error is returned and the
+// rest goes on by itself; Close ends it.
 func (s *Server) Shutdown(ctx context.Context) error {
 	for c := range s.stop() {
 		if err := c.interrupt(); err != nil {

@@ -99,7 +99,8 @@ func TestServer(t *testing.T) {
 	newClient(t, d.dial(t, "")).expect(0, call{op: cmdRead, length: 512})
 }
 
-// TestServerShutdown holds that who is in the handshake is cut, and that a request in flight is answered.
+// TestServerShutdown holds that who is in the handshake is cut, and that a request in flight is
+// answered.
 func TestServerShutdown(t *testing.T) {
 	release, entered := make(chan struct{}), make(chan struct{})
 	disk := newDisk(8192)
@@ -133,7 +134,8 @@ func TestServerShutdown(t *testing.T) {
 	}
 }
 
-// TestServerFull holds that more connections than allowed wait, over all listeners, and get their turn.
+// TestServerFull holds that more connections than allowed wait, over all listeners, and get their
+// turn.
 func TestServerFull(t *testing.T) {
 	s := &server.Server{Exports: exports(t), MaxConnections: 1}
 	d, other := serve(t, s), serve(t, s)

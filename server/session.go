@@ -10,8 +10,8 @@ import (
 
 // An Agreement is what a client and the server have come to in the negotiation, as far as it binds
 // the server afterwards. It is plain data, so that it can be written down, as JSON for example, and
-// another process can go on with the connection (Server.Resume). Fields that a later version adds are
-// zero for what the present one agrees on.
+// another process can go on with the connection (Server.Resume). Fields that a later version adds
+// are zero for what the present one agrees on.
 type Agreement struct {
 	Export    string     `json:"export"`     // the name by which the client asked for it
 	Size      int64      `json:"size"`       // that the client was told, in bytes
@@ -33,16 +33,16 @@ type Session struct {
 func (s *Session) Export() *Export { return s.export }
 
 // Conn returns the connection, which is to be served by Conn.Transmit, or closed: until one of the
-// two has ended, the session counts among the MaxConnections of its server, within whose MaxMemory it
-// is served, and whose Shutdown and Close end it. They leave the socket to the caller, who closes it
-// when Transmit has returned.
+// two has ended, the session counts among the MaxConnections of its server, within whose MaxMemory
+// it is served, and whose Shutdown and Close end it. They leave the socket to the caller, who
+// closes it when Transmit has returned.
 func (s *Session) Conn() *Conn { return s.conn }
 
 // Handshake negotiates with a client that has just connected, within the server's HandshakeTimeout;
 // for as long it waits for one of the server's MaxConnections to go, should they all be there. The
-// deadlines of nc are used for it, and cleared afterwards. When Handshake fails, nc is of no further
-// use, and the caller closes it; the error is ErrAborted if to end was what the client wanted, and
-// ErrServerClosed after Shutdown and Close.
+// deadlines of nc are used for it, and cleared afterwards. When Handshake fails, nc is of no
+// further use, and the caller closes it; the error is ErrAborted if to end was what the client
+// wanted, and ErrServerClosed after Shutdown and Close.
 //
 // Serve does this for every client. Handshake is for connections that come from elsewhere.
 func (s *Server) Handshake(nc net.Conn) (*Session, error) {
@@ -65,9 +65,9 @@ func (s *Server) greet(nc, talk net.Conn) (*Session, error) {
 
 // Resume makes a session of a connection that was negotiated before, in this process or in another
 // one: agreed is what was agreed then, and unread what was received from the client since and not
-// executed (Conn.Unread), which belongs to the Conn from now on. It is an error if the export is not
-// there any more, or does not keep what was agreed: its name, flags and block size are the same, and
-// it is not smaller. The place among MaxConnections is waited for as in Handshake.
+// executed (Conn.Unread), which belongs to the Conn from now on. It is an error if the export is
+// not there any more, or does not keep what was agreed: its name, flags and block size are the
+// same, and it is not smaller. The place among MaxConnections is waited for as in Handshake.
 func (s *Server) Resume(nc net.Conn, agreed Agreement, unread []byte) (*Session, error) {
 	e := s.export(agreed.Export)
 	if e == nil {

@@ -42,8 +42,8 @@ func negotiated(t *testing.T, s *server.Server, name string) (ours net.Conn, ses
 	return ours, session
 }
 
-// TestSessionWrittenDown holds that a connection goes on where another server, which knows no more than
-// what was written down, takes it over in the middle of a request.
+// TestSessionWrittenDown holds that a connection goes on where another server, which knows no more
+// than what was written down, takes it over in the middle of a request.
 func TestSessionWrittenDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		disk := newDisk(1 << 20)
@@ -140,7 +140,8 @@ func TestSessionNotKept(t *testing.T) {
 	}
 }
 
-// TestSessionLimits holds that connections which are not accepted by the server are within its limits.
+// TestSessionLimits holds that connections which are not accepted by the server are within its
+// limits.
 func TestSessionLimits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &server.Server{Exports: exports(t), MaxConnections: 2, HandshakeTimeout: time.Minute}

@@ -8,9 +8,10 @@ import (
 	"github.com/nbdctl/nbdctl/server"
 )
 
-// TestImageThatShrinks cuts an image off and writes it anew, all the time, while it is read: every read gets the right bytes or
-// EIO, and the connection lives on. The kernel clears what is cut off of the folio in which a file ends, so zeros are right too in
-// the place of bytes that have gone meanwhile: a read(2) at the same time may see them as well.
+// TestImageThatShrinks cuts an image off and writes it anew, all the time, while it is read: every
+// read gets the right bytes or EIO, and the connection lives on. The kernel clears what is cut off
+// of the folio in which a file ends, so zeros are right too in the place of bytes that have gone
+// meanwhile: a read(2) at the same time may see them as well.
 func TestImageThatShrinks(t *testing.T) {
 	const size = 4 << 20
 	reads := 3000

@@ -17,8 +17,9 @@ import (
 	"github.com/nbdctl/nbdctl/server"
 )
 
-// TestHandOver shuts a connection down at every byte of a stream of requests, lets a second server go on with what the first
-// gives back, on the same socket, and counts: every request is executed once and answered once.
+// TestHandOver shuts a connection down at every byte of a stream of requests, lets a second server
+// go on with what the first gives back, on the same socket, and counts: every request is executed
+// once and answered once.
 func TestHandOver(t *testing.T) {
 	calls := script()
 	stream, starts := encodeScript(calls)
@@ -41,8 +42,8 @@ func TestHandOver(t *testing.T) {
 	}
 }
 
-// TestHandOverBacklog does it while requests wait in the receive buffer for a slow one before them: these are not executed, but
-// handed over.
+// TestHandOverBacklog does it while requests wait in the receive buffer for a slow one before them:
+// these are not executed, but handed over.
 func TestHandOverBacklog(t *testing.T) {
 	calls := script()
 	stream, starts := encodeScript(calls)
@@ -60,7 +61,8 @@ func TestHandOverBacklog(t *testing.T) {
 	}
 }
 
-// TestHandOverSocket does it on a socket, where the server may have received any part of what was sent when it is shut down.
+// TestHandOverSocket does it on a socket, where the server may have received any part of what was
+// sent when it is shut down.
 func TestHandOverSocket(t *testing.T) {
 	calls := script()
 	stream, _ := encodeScript(calls)
@@ -84,8 +86,9 @@ func TestHandOverSocket(t *testing.T) {
 	}
 }
 
-// handOver sends stream[:cut] to one Conn and, when things have settled, the rest to another, which gets what the first left
-// unread, too. It checks that each call is answered exactly once, and returns what was unread.
+// handOver sends stream[:cut] to one Conn and, when things have settled, the rest to another, which
+// gets what the first left unread, too. It checks that each call is answered exactly once, and
+// returns what was unread.
 func handOver(t *testing.T, d *disk, ours, theirs net.Conn, settle func(), stream []byte, cut int, calls []call,
 	o server.Options) []byte {
 	t.Helper()
@@ -146,8 +149,8 @@ func handOver(t *testing.T, d *disk, ours, theirs net.Conn, settle func(), strea
 
 func sorted(s []string) []string { slices.Sort(s); return s }
 
-// TestShutdownWaits holds that Shutdown ends with its context, that what is in flight is answered all the same, and that a
-// second Shutdown can wait for it.
+// TestShutdownWaits holds that Shutdown ends with its context, that what is in flight is answered
+// all the same, and that a second Shutdown can wait for it.
 func TestShutdownWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDisk(8192)
@@ -208,7 +211,8 @@ func TestLifeCycle(t *testing.T) {
 	}
 }
 
-// TestCloseFreesBlockedReplies has a client that never takes its replies: Close must end the connection all the same.
+// TestCloseFreesBlockedReplies has a client that never takes its replies: Close must end the
+// connection all the same.
 func TestCloseFreesBlockedReplies(t *testing.T) {
 	const reads = 32
 	read := make(chan struct{}, reads)
@@ -239,7 +243,8 @@ func TestCloseFreesBlockedReplies(t *testing.T) {
 	checkError(t, <-result, net.ErrClosed)
 }
 
-// TestUnreadIsExecuted starts a connection with whole requests received by somebody else, more than a receive buffer holds.
+// TestUnreadIsExecuted starts a connection with whole requests received by somebody else, more than
+// a receive buffer holds.
 func TestUnreadIsExecuted(t *testing.T) {
 	d := newDisk(1 << 20)
 	var ahead []byte

@@ -8,7 +8,8 @@ import (
 	"github.com/nbdctl/nbdctl/server"
 )
 
-// A paced backend takes its time for what is not at warm's offset: for each call, or for one after the other.
+// A paced backend takes its time for what is not at warm's offset: for each call, or for one after
+// the other.
 type paced struct {
 	*disk
 	takes time.Duration
@@ -53,7 +54,8 @@ func (p *paced) atOnce() int {
 
 const depth = 32
 
-// rounds makes bursts of writes, and a quick read beside each. It returns how long a burst took, and the longest that a read did.
+// rounds makes bursts of writes, and a quick read beside each. It returns how long a burst took,
+// and the longest that a read did.
 func rounds(s *session, n int) (burst, read time.Duration) {
 	start := time.Now()
 	for range n {
@@ -71,8 +73,8 @@ func rounds(s *session, n int) (burst, read time.Duration) {
 	return time.Since(start) / time.Duration(n), read
 }
 
-// TestLockedBackend has writes that are quick, but wait for each other, as those to a file do: on workers they look slow, and must
-// leave them in spite of that.
+// TestLockedBackend has writes that are quick, but wait for each other, as those to a file do: on
+// workers they look slow, and must leave them in spite of that.
 func TestLockedBackend(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newPaced(10*time.Microsecond, make(chan struct{}, 1))
@@ -87,7 +89,8 @@ func TestLockedBackend(t *testing.T) {
 	})
 }
 
-// TestSlowBackend holds how much a backend that is slow in each call loses by the trials, and what waits beside it.
+// TestSlowBackend holds how much a backend that is slow in each call loses by the trials, and what
+// waits beside it.
 func TestSlowBackend(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const takes = 200 * time.Microsecond

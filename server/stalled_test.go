@@ -11,8 +11,8 @@ import (
 )
 
 // TestStalledClients has a thousand clients make the server wait for them with all the memory that
-// they can get: an honest client is served meanwhile as if they were not there, also where it writes
-// to the same bytes, and memory stays within its limit.
+// they can get: an honest client is served meanwhile as if they were not there, also where it
+// writes to the same bytes, and memory stays within its limit.
 func TestStalledClients(t *testing.T) {
 	const clients, most, memory = 1000, 32 << 20, 256 << 20
 	plainly := func(d *disk) backends.Backend { return plain{d, backends.CapWrite} }

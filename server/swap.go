@@ -11,17 +11,20 @@ import (
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
-// Swap puts b in the place of the backend while clients are at work: every request that was read before is executed by the old one
-// and answered, every later one by b. When Swap returns nil, the old backend is not used any more and may be closed; what was
-// written to it is durable, as after its Sync.
+// Swap puts b in the place of the backend while clients are at work: every request that was read
+// before is executed by the old one and answered, every later one by b. When Swap returns nil, the
+// old backend is not used any more and may be closed; what was written to it is durable, as after
+// its Sync.
 //
-// It is for the caller to see that b has the content of the old one: it reads through to it, or has a copy, as SwapFunc lets one
-// make. b must have the size of the export, and keep what clients were promised when they connected, for that can't be taken back:
-// a device that can be written or trimmed, blocks as small, requests as long. If it does not, the error matches errors.ErrUnsupported.
+// It is for the caller to see that b has the content of the old one: it reads through to it, or has
+// a copy, as SwapFunc lets one make. b must have the size of the export, and keep what clients were
+// promised when they connected, for that can't be taken back: a device that can be written or
+// trimmed, blocks as small, requests as long. If it does not, the error matches
+// errors.ErrUnsupported.
 //
-// Between the last reply by the old backend and the first call of b, all connections stop reading. If ctx ends before that moment,
-// the old backend stays, requests go on, and the error is the context's; so they do if its Sync fails. The read deadlines of the
-// connections are used for it.
+// Between the last reply by the old backend and the first call of b, all connections stop reading.
+// If ctx ends before that moment, the old backend stays, requests go on, and the error is the
+// context's; so they do if its Sync fails. The read deadlines of the connections are used for it.
 func (e *Export) Swap(ctx context.Context, b backends.Backend) error {
 	e.resizing.Lock()
 	defer e.resizing.Unlock()
@@ -32,10 +35,11 @@ func (e *Export) Swap(ctx context.Context, b backends.Backend) error {
 	return e.swap(ctx, func() (backends.Device, error) { return dev, nil })
 }
 
-// SwapFunc is like Swap for the backend that next returns. It is called at the moment at which the old one has executed and made
-// durable all that was read, and nothing else is executed: no request sees what it does half-way, and what it copies is consistent.
-// Clients wait meanwhile. If it returns the old backend nothing changes; if an error, SwapFunc returns that, and the old one stays.
-// It must not call methods that change the export.
+// SwapFunc is like Swap for the backend that next returns. It is called at the moment at which the
+// old one has executed and made durable all that was read, and nothing else is executed: no request
+// sees what it does half-way, and what it copies is consistent. Clients wait meanwhile. If it
+// returns the old backend nothing changes; if an error, SwapFunc returns that, and the old one
+// stays. It must not call methods that change the export.
 func (e *Export) SwapFunc(ctx context.Context, next func() (backends.Backend, error)) error {
 	e.resizing.Lock()
 	defer e.resizing.Unlock()
@@ -105,9 +109,10 @@ func (e *Export) successor(b backends.Backend) (backends.Device, error) {
 	return dev, fmt.Errorf("server: the new backend %s, which clients were promised when they connected: %w", lacks, errors.ErrUnsupported)
 }
 
-// Sync makes what was written to the backend durable, while requests go on. Before a Swap whose context leaves clients little time to
-// wait, it takes most of that out of the way. If ctx ends first, the error is the context's, and the backend is left to it. That a
-// backend could not be synced is part of Loss: many tell it once, and a flush that a client sends later then succeeds.
+// Sync makes what was written to the backend durable, while requests go on. Before a Swap whose
+// context leaves clients little time to wait, it takes most of that out of the way. If ctx ends
+// first, the error is the context's, and the backend is left to it. That a backend could not be
+// synced is part of Loss: many tell it once, and a flush that a client sends later then succeeds.
 func (e *Export) Sync(ctx context.Context) error {
 	e.resizing.Lock()
 	defer e.resizing.Unlock()
@@ -119,7 +124,8 @@ func (e *Export) sync(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	if e.syncing != nil {
-		// One that was given up is still at work in the backend, which must not be swapped out under it.
+		// One that was given up is still at work in the backend, which must not be swapped out
+		// under it.
 		select {
 		case <-e.syncing:
 			e.syncing = nil

@@ -18,8 +18,9 @@ type retiree struct {
 	retired atomic.Bool
 }
 
-// TestSwapUnderLoad swaps to a copy, again and again, while several connections read and write: every read is what was written
-// last, no backend is called after it was replaced, and none while the copy is made.
+// TestSwapUnderLoad swaps to a copy, again and again, while several connections read and write:
+// every read is what was written last, no backend is called after it was replaced, and none while
+// the copy is made.
 func TestSwapUnderLoad(t *testing.T) {
 	const users, block, blocks, swaps = 8, 1536, 16, 60
 	make1 := func(data []byte) *retiree {

@@ -19,7 +19,8 @@ import (
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
-// TestSwap holds that what was there before is executed and made durable by the old backend, and everything after by the new one.
+// TestSwap holds that what was there before is executed and made durable by the old backend, and
+// everything after by the new one.
 func TestSwap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		old, next := newDisk(8192), newDisk(8192)
@@ -106,7 +107,8 @@ func TestSwapRefused(t *testing.T) {
 	}
 }
 
-// TestSwapFails holds that a swap that can't be finished leaves everything as it was, whatever it has come to.
+// TestSwapFails holds that a swap that can't be finished leaves everything as it was, whatever it
+// has come to.
 func TestSwapFails(t *testing.T) {
 	cause := errors.New("no more patience")
 	for name, tt := range map[string]struct {
@@ -197,7 +199,8 @@ func TestSwapFails(t *testing.T) {
 	}
 }
 
-// TestSwapAnywhere swaps at every byte of a stream of requests: each is executed once, as a whole, by the right one.
+// TestSwapAnywhere swaps at every byte of a stream of requests: each is executed once, as a whole,
+// by the right one.
 func TestSwapAnywhere(t *testing.T) {
 	var stream []byte
 	var ends []int
@@ -250,7 +253,8 @@ func TestSwapAnywhere(t *testing.T) {
 	}
 }
 
-// TestSwapInPayload swaps while the payload of a large write is on its way into the old backend's own memory.
+// TestSwapInPayload swaps while the payload of a large write is on its way into the old backend's
+// own memory.
 func TestSwapInPayload(t *testing.T) {
 	const n = 1 << 20
 	next := directDisk{newDisk(n)}
@@ -276,7 +280,8 @@ func TestSwapInPayload(t *testing.T) {
 	}
 }
 
-// TestSwapAwaitsSync holds that the old backend is free when Swap returns, also where a sync of it was given up before.
+// TestSwapAwaitsSync holds that the old backend is free when Swap returns, also where a sync of it
+// was given up before.
 func TestSwapAwaitsSync(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		old, next := newDisk(8192), newDisk(8192)
@@ -306,8 +311,9 @@ func TestSwapAwaitsSync(t *testing.T) {
 	})
 }
 
-// TestSwapSyncLoss holds that a backend which tells once that it could not be synced is not believed the next time: whoever is told, and
-// even if nobody waits for it any more, what is lost stays known.
+// TestSwapSyncLoss holds that a backend which tells once that it could not be synced is not
+// believed the next time: whoever is told, and even if nobody waits for it any more, what is lost
+// stays known.
 func TestSwapSyncLoss(t *testing.T) {
 	for _, givenUp := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
@@ -340,7 +346,8 @@ func TestSwapSyncLoss(t *testing.T) {
 	}
 }
 
-// TestSwapHolds holds that nothing is executed while a new backend is being made, also of a client that comes meanwhile.
+// TestSwapHolds holds that nothing is executed while a new backend is being made, also of a client
+// that comes meanwhile.
 func TestSwapHolds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		old, next := newDisk(8192), newDisk(8192)

@@ -15,7 +15,8 @@ import (
 	"github.com/nbdctl/nbdctl/server"
 )
 
-// TestRequests makes one request of each sort and checks what the backend was asked, what the client got, and what was stored.
+// TestRequests makes one request of each sort and checks what the backend was asked, what the
+// client got, and what was stored.
 func TestRequests(t *testing.T) {
 	const size = 1 << 20
 	payload := bytes.Repeat([]byte("nbd."), 1024)

@@ -5,8 +5,9 @@ import (
 	"time"
 )
 
-// waits has y decide about n waits after replies, and returns in how many of them it gave the processor away. After each of
-// those something is there, that time later, or nothing is and the connection waits in earnest.
+// waits has y decide about n waits after replies, and returns in how many of them it gave the
+// processor away. After each of those something is there, that time later, or nothing is and the
+// connection waits in earnest.
 func (y *yields) waits(n int, there bool, took time.Duration) (given int) {
 	for range n {
 		y.since = time.Second

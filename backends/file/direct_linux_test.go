@@ -148,7 +148,8 @@ func TestDirectParts(t *testing.T) {
 	}
 }
 
-// TestDirectAndCached has others read and write the file through the page cache, as qemu-img or cp do.
+// TestDirectAndCached has others read and write the file through the page cache, as qemu-img or cp
+// do.
 func TestDirectAndCached(t *testing.T) {
 	f := direct(t, 1<<20)
 	other, err := os.OpenFile(f.Name(), os.O_RDWR, 0)

@@ -8,9 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// readNoWait is preadv2 with RWF_NOWAIT, made with RawSyscall, of which the scheduler learns nothing: that takes a tenth off what a
-// read of 4 KiB from the page cache costs the server. It is right because the call does not wait, for a disk or for a lock: file
-// systems that can not promise that (FMODE_NOWAIT) refuse it. It takes as long as copying takes.
+// readNoWait is preadv2 with RWF_NOWAIT, made with RawSyscall, of which the scheduler learns
+// nothing: that takes a tenth off what a read of 4 KiB from the page cache costs the server. It is
+// right because the call does not wait, for a disk or for a lock: file systems that can not promise
+// that (FMODE_NOWAIT) refuse it. It takes as long as copying takes.
 func readNoWait(fd int, p []byte, off int64) (int, error) {
 	v := unix.Iovec{Base: unsafe.SliceData(p)}
 	v.SetLen(len(p))

@@ -8,7 +8,8 @@ import (
 	"github.com/nbdctl/nbdctl/backends/file"
 )
 
-// TestWriteInPieces writes what is longer than a single write: every byte goes to its place, and none beside it.
+// TestWriteInPieces writes what is longer than a single write: every byte goes to its place, and
+// none beside it.
 func TestWriteInPieces(t *testing.T) {
 	const size = 1 << 20
 	f, err := file.Open(filepath.Join(t.TempDir(), "disk"), file.Options{Create: true, Size: size})

@@ -194,7 +194,8 @@ func TestKernelDisconnectDuringConnect(t *testing.T) {
 			if r.code == int(exit.OK) {
 				break
 			}
-			// Without an identifier it is a stranger's for as long as connect has not written down that it is not.
+			// Without an identifier it is a stranger's for as long as connect has not written down
+			// that it is not.
 			early := r.code == int(exit.Permission) && !nbdnltest.Identifiers.In(t)
 			if r.code != int(exit.NotFound) && r.code != int(exit.Busy) && !early {
 				t.Fatalf("round %d: disconnect: code %d, %s", i, r.code, r.stderr)

@@ -94,8 +94,8 @@ func connect(c *cli.Context) error {
 	if err := printConnected(ctx, c, spawned.Record); err != nil {
 		return errors.Join(err, spawned.Reject())
 	}
-	// It has succeeded: neither a late Ctrl-C nor the terminal's end may say otherwise.
-	// They are still taken, and go nowhere: signal.Ignore would end the process if another thread was about
+	// It has succeeded: neither a late Ctrl-C nor the terminal's end may say otherwise. They are
+	// still taken, and go nowhere: signal.Ignore would end the process if another thread was about
 	// to handle one (runtime.sigfwdgo).
 	signal.Notify(make(chan os.Signal, 1), host.Heeded(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)...)
 	return spawned.Accept()

@@ -16,7 +16,8 @@ func TestKernelDirect(t *testing.T) {
 			requireKernel(t)
 			image := filepath.Join(imageDir(t), "disk.img")
 			dev := connected(t, "file", image, "--create", "--size", "64M", "-o", "direct="+direct)
-			// Everything past the cache of the device itself, so that what is cached is the image's.
+			// Everything past the cache of the device itself, so that what is cached is the
+			// image's.
 			sh(t, "fio --name=traffic --filename="+dev+" --size=8M --ioengine=libaio --direct=1 --iodepth=32 --rw=randwrite --bsrange=512-256k "+
 				"--verify=crc32c --do_verify=1 --verify_fatal=1 --fsync=64 --minimal")
 			sh(t, "dd if=/dev/urandom of="+dev+" bs=1M count=16 seek=32 oflag=direct,dsync status=none; dd if="+dev+" of=/tmp/written bs=1M iflag=direct status=none")

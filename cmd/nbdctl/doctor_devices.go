@@ -27,8 +27,8 @@ func notLoaded() bool {
 	return err != nil
 }
 
-// noDevices returns nil if there is certainly no device of the driver below a root directory, or why
-// that is not known. A driver that does not show may be hidden along with its devices, as where
+// noDevices returns nil if there is certainly no device of the driver below a root directory, or
+// why that is not known. A driver that does not show may be hidden along with its devices, as where
 // /sys is not mounted.
 func noDevices(root string) error {
 	entries, err := os.ReadDir(filepath.Join(root, "sys/block"))
@@ -203,7 +203,8 @@ func staleState(ctx context.Context, in *inventory.Inventory, damaged error) doc
 	}
 	f.Fix = func() (string, error) {
 		if notLoaded() {
-			// Without a driver there is no device that a record could belong to, provided that it would show.
+			// Without a driver there is no device that a record could belong to, provided that it
+			// would show.
 			if err := noDevices("/"); err != nil {
 				return "", err
 			}

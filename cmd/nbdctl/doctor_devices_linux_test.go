@@ -176,8 +176,9 @@ func TestKernelDoctorTaken(t *testing.T) {
 				begun = connected || begun
 				return late()
 			}
-			// Between two of its devices doctor is held for a moment, or the other program would hardly ever be in time. Not
-			// for longer, for it may have a claim to the index, which that one then waits for.
+			// Between two of its devices doctor is held for a moment, or the other program would
+			// hardly ever be in time. Not for longer, for it may have a claim to the index, which
+			// that one then waits for.
 			_ = doctor.Process.Signal(syscall.SIGSTOP) // It may have ended.
 			connect := begin(t, nbdctlCommand(t, "connect", "memory", "--size", "1M", "--device", target))
 			moment := time.NewTimer(time.Second)

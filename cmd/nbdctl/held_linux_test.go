@@ -20,7 +20,8 @@ func TestKernelHeldAbove(t *testing.T) {
 		t.Fatal(err)
 	}
 	dev := []string{connected(t, "memory", "--size", "32M"), connected(t, "memory", "--size", "32M")}
-	// The kernel tells of no mount that has been taken away from its place, nor on which further devices a file system lies.
+	// The kernel tells of no mount that has been taken away from its place, nor on which further
+	// devices a file system lies.
 	const unseen = "an exclusive user that could not be found"
 	const mapper = "modprobe -q dm-mod || true; dmsetup create --noudevsync "
 	for _, tt := range []struct {

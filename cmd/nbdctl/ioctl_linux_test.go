@@ -15,9 +15,10 @@ import (
 )
 
 const (
-	// afterEnd is what the kernel says of requests that are under way, or come, when a device that was connected by
-	// ioctls ends. Nobody cuts them off while the process is stopped: then they end when they time out. Replies that are in
-	// the socket at the end are read after nbd_clear_que has failed their requests, and are no news (nbd_handle_reply).
+	// afterEnd is what the kernel says of requests that are under way, or come, when a device that
+	// was connected by ioctls ends. Nobody cuts them off while the process is stopped: then they
+	// end when they time out. Replies that are in the socket at the end are read after
+	// nbd_clear_que has failed their requests, and are no news (nbd_handle_reply).
 	afterEnd = `I/O error|beyond EOD|Dead connection|timed out|` +
 		`Unexpected reply \(|Suspicious reply|Command already handled|no io inflight|` +
 		`Receive control failed|Send control failed|Request send failed|Send disconnect failed|Attempted send on invalid socket`

@@ -104,7 +104,8 @@ func TestKernelKickOrphan(t *testing.T) {
 			t.Fatalf("the read ended with code %d: %s", r.code, r.stderr)
 		default:
 		}
-		// On a device that nobody serves it waits before it is in flight, or in the open behind a scan that does.
+		// On a device that nobody serves it waits before it is in flight, or in the open behind a
+		// scan that does.
 		return slices.ContainsFunc([]string{"nbd_queue_rq", "io_schedule", "bdev_open"}, func(f string) bool {
 			return waitsIn(t, dd.Process.Pid, f)
 		})
@@ -119,7 +120,8 @@ func TestKernelKickDisconnect(t *testing.T) {
 	requireKernel(t, kickNoise)
 	dev := connected(t, "memory", "--size", "64M", "--timeout", "1h")
 	kill(t, dev, syscall.SIGSTOP)
-	// More than a socket holds, also where it is given much room (Linux 6.12), in requests of 1 MiB at once.
+	// More than a socket holds, also where it is given much room (Linux 6.12), in requests of 1 MiB
+	// at once.
 	writer := begin(t, command(t, "dd", "if=/dev/zero", "of="+dev, "bs=32M", "count=1", "oflag=direct"))
 	before, since := "", time.Now()
 	eventually(t, func() bool {

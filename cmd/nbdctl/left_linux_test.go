@@ -20,8 +20,8 @@ import (
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
 
-// poolProgram in the environment makes the test binary a program with a pool of that many devices, which it names and serves until it is
-// killed.
+// poolProgram in the environment makes the test binary a program with a pool of that many devices,
+// which it names and serves until it is killed.
 const poolProgram = "NBDCTL_TEST_POOL"
 
 func servePool(devices int) error {
@@ -70,8 +70,8 @@ func pooled(t *testing.T, devices int) (*exec.Cmd, []string) {
 	return cmd, paths
 }
 
-// TestKernelLeft kills a program with a pool. Its devices are live until then and orphaned from then on, as far as that can be known,
-// and nbdctl does not take them unasked.
+// TestKernelLeft kills a program with a pool. Its devices are live until then and orphaned from
+// then on, as far as that can be known, and nbdctl does not take them unasked.
 func TestKernelLeft(t *testing.T) {
 	requireKernel(t, `I/O error|Connection timed out|Dead connection|Send disconnect failed|Receive control failed`)
 	nbdnltest.Identifiers.Need(t)
@@ -121,7 +121,8 @@ func TestKernelLeft(t *testing.T) {
 	}
 }
 
-// TestKernelLeftIndex connects another program's device on an index that a killed pool has left free: nothing says that it has ended.
+// TestKernelLeftIndex connects another program's device on an index that a killed pool has left
+// free: nothing says that it has ended.
 func TestKernelLeftIndex(t *testing.T) {
 	requireKernel(t, `I/O error|Connection timed out|Dead connection|Send disconnect failed|Receive control failed`)
 	nbdnltest.Identifiers.Need(t)

@@ -26,7 +26,8 @@ func TestKernelStuckSwap(t *testing.T) {
 	if r := <-reader; r.code == 0 || !strings.Contains(r.stderr, "Input/output error") {
 		t.Errorf("the reader: code %d, %s", r.code, r.stderr)
 	}
-	// Whose it was is told by its identifier alone, and what the driver keeps of it until the last close by nothing.
+	// Whose it was is told by its identifier alone, and what the driver keeps of it until the last
+	// close by nothing.
 	if d := listed(t, dev); d == nil || nbdnltest.Identifiers.In(t) && d["state"] == "live" {
 		t.Errorf("before swapoff list shows %v", d)
 	}
@@ -120,8 +121,9 @@ func TestKernelHeavyJournal(t *testing.T) {
 	}
 }
 
-// TestKernelDisconnectStuckBackend disconnects a device whose backend does not answer: that ends with the timeout of the
-// requests, with an error, and the device is gone; the process follows when the backend lets it.
+// TestKernelDisconnectStuckBackend disconnects a device whose backend does not answer: that ends
+// with the timeout of the requests, with an error, and the device is gone; the process follows when
+// the backend lets it.
 func TestKernelDisconnectStuckBackend(t *testing.T) {
 	requireKernel(t, kickNoise)
 	loop := loopDevice(t, "4M", "")

@@ -23,8 +23,9 @@ func smallDisk(t *testing.T) string {
 	return dir
 }
 
-// lose writes 16 MiB to a device whose image lies on a full disk: the kernel acknowledges them, tries to write them when dd closes the
-// device, and drops what fails. With a sync, dd itself is told; without one, nobody is.
+// lose writes 16 MiB to a device whose image lies on a full disk: the kernel acknowledges them,
+// tries to write them when dd closes the device, and drops what fails. With a sync, dd itself is
+// told; without one, nobody is.
 func lose(t *testing.T, dev string, synced bool) {
 	t.Helper()
 	if synced {
@@ -34,8 +35,9 @@ func lose(t *testing.T, dev string, synced bool) {
 	}
 }
 
-// TestKernelLoss fills the disk below an image: the kernel acknowledges what it can't deliver then, and drops it. The first disconnect
-// tells that, whoever was told before, and ends the device, for keeping it would save nothing; a second one finds no device.
+// TestKernelLoss fills the disk below an image: the kernel acknowledges what it can't deliver then,
+// and drops it. The first disconnect tells that, whoever was told before, and ends the device, for
+// keeping it would save nothing; a second one finds no device.
 func TestKernelLoss(t *testing.T) {
 	requireKernel(t, lossNoise)
 	for _, tt := range []struct {
@@ -78,7 +80,8 @@ func TestKernelLoss(t *testing.T) {
 	}
 }
 
-// TestKernelLossHeld refuses a device in use, tells the loss all the same, and again when the device can be ended.
+// TestKernelLossHeld refuses a device in use, tells the loss all the same, and again when the
+// device can be ended.
 func TestKernelLossHeld(t *testing.T) {
 	requireKernel(t, lossNoise)
 	dev := connected(t, "file", filepath.Join(smallDisk(t), "disk.img"), "--create", "--size", "64M")

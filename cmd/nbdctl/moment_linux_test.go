@@ -8,8 +8,8 @@ import (
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 )
 
-// TestKernelEnding asks about a device that was disconnected while somebody holds it, and then about what is left: each command says so in
-// a sentence, with the code of what is not connected.
+// TestKernelEnding asks about a device that was disconnected while somebody holds it, and then
+// about what is left: each command says so in a sentence, with the code of what is not connected.
 func TestKernelEnding(t *testing.T) {
 	requireKernel(t, `I/O error|NBD_DISCONNECT`)
 	dev := connected(t, "memory", "--size", "1M", "--name", "ending")

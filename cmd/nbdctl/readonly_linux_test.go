@@ -138,8 +138,8 @@ func TestKernelTurnsReadOnly(t *testing.T) {
 			if !ok || !strings.Contains(e["error"].(string), tt.cause) {
 				t.Errorf("the last error is %v, want %q", e, tt.cause)
 			}
-			// What was written before is there, unless the file system lets nobody read any more (Linux 6.12 does not): then that is an
-			// I/O error, and the device lives.
+			// What was written before is there, unless the file system lets nobody read any more
+			// (Linux 6.12 does not): then that is an I/O error, and the device lives.
 			r = finish(t, command(t, "dd", "if="+dev, "of=/tmp/read", "bs=64k", "count=1", "iflag=direct"))
 			if r.code == 0 {
 				sh(t, "cmp /tmp/read /tmp/written")

@@ -115,8 +115,8 @@ func changeDevice(c *cli.Context, name string, changeOf func(*host.Entry) (host.
 	return printJSON(c.App.Writer, v)
 }
 
-// served finds a device that a living process of ours serves, and its record, for a command that asks
-// that process to do something.
+// served finds a device that a living process of ours serves, and its record, for a command that
+// asks that process to do something.
 func served(ctx context.Context, command, name string) (inventory.Device, error) {
 	d, err := ownDevice(ctx, command, name)
 	switch {

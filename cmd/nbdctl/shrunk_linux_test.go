@@ -81,7 +81,8 @@ func TestKernelShrunkDevice(t *testing.T) {
 	table := func(how, lines string) {
 		sh(t, fmt.Sprintf("modprobe -q dm-mod || true; printf '%s' | dmsetup %s --noudevsync shrinking", lines, how))
 	}
-	// Only of what does nothing but zeros does device mapper promise that reads need not wait, when it is opened.
+	// Only of what does nothing but zeros does device mapper promise that reads need not wait, when
+	// it is opened.
 	table("create", `0 131072 zero\n`)
 	sh(t, "dmsetup mknodes")
 	defer sh(t, "dmsetup remove --noudevsync shrinking")

@@ -59,9 +59,9 @@ func (d Dir) tryLease(index int) (*Lease, error) {
 	return l, nil
 }
 
-// leaseLooks is how often a lease is asked for of which somebody else is only finding out whether it
-// is held (LeftAt). Between the looks there are pauses, for the other may have been interrupted where
-// it holds the lock: in all a second and a half.
+// leaseLooks is how often a lease is asked for of which somebody else is only finding out whether
+// it is held (LeftAt). Between the looks there are pauses, for the other may have been interrupted
+// where it holds the lock: in all a second and a half.
 const leaseLooks = 36
 
 // claimLease returns nil when somebody else has the lease.

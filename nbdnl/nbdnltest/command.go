@@ -277,8 +277,8 @@ func (k *Kernel) resized(d *device, before uint64) {
 	k.tree.write(itoa(int(now.BlockSize))+"\n", attribute(d.index, "queue/logical_block_size"))
 }
 
-// reconnect is nbd_reconnect_socket: it puts a socket in the place of the first dead one. Where none is
-// dead the socket is dropped.
+// reconnect is nbd_reconnect_socket: it puts a socket in the place of the first dead one. Where
+// none is dead the socket is dropped.
 func (d *device) reconnect(fd int) bool {
 	c := d.config
 	for i, old := range c.sockets {

@@ -10,7 +10,8 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
-// A device is one of the driver's (struct nbd_device). Its methods are called with the kernel's mu held.
+// A device is one of the driver's (struct nbd_device). Its methods are called with the kernel's mu
+// held.
 type device struct {
 	kernel *Kernel
 	index  int
@@ -87,6 +88,13 @@ func (d *device) release() {
 		close(d.hung)
 		d.hung = nil
 	}
+}
+
+// Release lets an fsync that hangs fail with EIO.
+func (k *Kernel) Release(index int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.add(index).release()
 }
 
 func (c *config) close() {

@@ -9,17 +9,19 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl/machine"
 )
 
-// A Feature is something that the drivers of some kernels do and those of others do not. What is so on
-// the running kernel is tried out. Where the environment variable NBD_TEST_REQUIRE is 1, as in the lab, a
-// test that asks fails if its kernel does not do as its version has been seen to: neither is a feature
-// missed that a kernel has, nor one taken for granted that it has not.
+// A Feature is something that the drivers of some kernels do and those of others do not. What is so
+// on the running kernel is tried out. Where the environment variable NBD_TEST_REQUIRE is 1, as in
+// the lab, a test that asks fails if its kernel does not do as its version has been seen to:
+// neither is a feature missed that a kernel has, nor one taken for granted that it has not.
 type Feature struct {
 	name string
 	// changes are the kernels in which it came, and went, and came again.
 	changes []version
-	// config reports whether the kernel is built with what the feature needs besides; nil if it needs nothing.
+	// config reports whether the kernel is built with what the feature needs besides; nil if it
+	// needs nothing.
 	config func() bool
-	// probe tries it out; nil if it takes a test, which calls Seen, or if that does harm: then the version decides.
+	// probe tries it out; nil if it takes a test, which calls Seen, or if that does harm: then the
+	// version decides.
 	probe func() (bool, error)
 
 	once sync.Once // guards what follows
@@ -35,8 +37,8 @@ func (v version) before(w version) bool {
 	return v.major < w.major || v.major == w.major && v.minor < w.minor
 }
 
-// The features. Versions are those of the kernels on which the tests have seen a change, which may have come
-// with one in between: they run on 5.10, 6.1, 6.12, 7.2 and 7.3.
+// The features. Versions are those of the kernels on which the tests have seen a change, which may
+// have come with one in between: they run on 5.10, 6.1, 6.12, 7.2 and 7.3.
 var (
 	// Identifiers: the kernel keeps the name that a connect gives a device, and shows it in sysfs.
 	Identifiers = &Feature{name: "identifiers", changes: []version{{6, 1}}, probe: probeIdentifiers}
@@ -44,16 +46,17 @@ var (
 	StreamSockets = &Feature{name: "refusal of sockets that are no streams", changes: []version{{6, 1}}, probe: probeStreamSockets}
 	// PositiveSizes: a connect refuses sizes of 2^63 bytes and more.
 	PositiveSizes = &Feature{name: "refusal of sizes from 2^63 bytes on", changes: []version{{6, 1}}, probe: probePositiveSizes}
-	// Waking: a disconnect ends the wait of requests for a new connection. Without, it waits as long as they do,
-	// under the lock of all generic netlink: not to be tried out.
+	// Waking: a disconnect ends the wait of requests for a new connection. Without, it waits as
+	// long as they do, under the lock of all generic netlink: not to be tried out.
 	Waking = &Feature{name: "disconnects that end the wait for a connection", changes: []version{{6, 1}}}
 	// ForgetsTrim: a device that has ended does not go on to offer the trims of the one before.
 	ForgetsTrim = &Feature{name: "trim limits that end with the device", changes: []version{{6, 1}, {6, 12}, {7, 3}}, probe: probeForgetsTrim}
-	// Removal: a device that goes with its last user does not keep other commands waiting. Without, a connect of
-	// its index sleeps under the lock of all generic netlink, for good if it is the last user who wants to connect:
-	// not to be tried out.
+	// Removal: a device that goes with its last user does not keep other commands waiting. Without,
+	// a connect of its index sleeps under the lock of all generic netlink, for good if it is the
+	// last user who wants to connect: not to be tried out.
 	Removal = &Feature{name: "removal of devices that does not hang", changes: []version{{6, 1}}}
-	// ForgetsZeroes: a device whose server does not offer write-zeroes requests has none that the former user's did.
+	// ForgetsZeroes: a device whose server does not offer write-zeroes requests has none that the
+	// former user's did.
 	ForgetsZeroes = &Feature{name: "write-zeroes that end with the device", changes: []version{{}, {6, 12}, {7, 3}}, probe: probeForgetsZeroes}
 	// WriteZeroes: ranges are zeroed by a request of that kind.
 	WriteZeroes = &Feature{name: "write-zeroes requests", changes: []version{{6, 12}}, probe: probeWriteZeroes}
@@ -65,7 +68,8 @@ var (
 	Autoload = &Feature{name: "loading by the family's name", changes: []version{{6, 12}}}
 	// WaitsForRequests: a new size waits for the requests that are in flight.
 	WaitsForRequests = &Feature{name: "resizes that wait for requests", changes: []version{{6, 12}}}
-	// StickyCache: a cache that an administrator has switched off is off for the next user of the index too.
+	// StickyCache: a cache that an administrator has switched off is off for the next user of the
+	// index too.
 	StickyCache = &Feature{name: "caches that stay switched off", changes: []version{{6, 12}}}
 	// LargeBlocks: blocks may be larger than a page.
 	LargeBlocks = &Feature{name: "blocks larger than a page", changes: []version{{7, 2}}, config: hugePages, probe: probeLargeBlocks}
@@ -157,8 +161,8 @@ func runningVersion() (v version, err error) {
 	return version{r.Major, r.Minor}, nil
 }
 
-// hugePages reports whether the kernel has transparent huge pages, and with them blocks that need more
-// than one page (BLK_MAX_BLOCK_SIZE).
+// hugePages reports whether the kernel has transparent huge pages, and with them blocks that need
+// more than one page (BLK_MAX_BLOCK_SIZE).
 func hugePages() bool {
 	_, err := os.Stat("/sys/kernel/mm/transparent_hugepage")
 	return err == nil

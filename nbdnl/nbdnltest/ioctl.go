@@ -97,7 +97,8 @@ func (k *Kernel) setSizes(d *device, r request) syscall.Errno {
 	return 0
 }
 
-// doIt is nbd_start_device_ioctl. It is called with mu held, and lets go of it while the device lives.
+// doIt is nbd_start_device_ioctl. It is called with mu held, and lets go of it while the device
+// lives.
 func (k *Kernel) doIt(d *device) syscall.Errno {
 	c := d.config
 	switch {

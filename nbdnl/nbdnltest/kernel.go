@@ -13,15 +13,16 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
-// Options describe a kernel. The zero value is one with 16 devices, as the module makes by default, of
-// Linux 6.12.
+// Options describe a kernel. The zero value is one with 16 devices, as the module makes by default,
+// of Linux 6.12.
 type Options struct {
 	// Devices is the number of devices that exist from the start; 0 is 16.
 	Devices int
 	// Release is the kernel's; it decides what /sys shows. Empty is "6.12.0".
 	Release string
-	// NoModule is a kernel without the driver. HideFamily hides the driver's netlink family, as up to Linux 6.1
-	// outside of the initial network namespace. NoPrivilege refuses what needs CAP_SYS_ADMIN.
+	// NoModule is a kernel without the driver. HideFamily hides the driver's netlink family, as up
+	// to Linux 6.1 outside of the initial network namespace. NoPrivilege refuses what needs
+	// CAP_SYS_ADMIN.
 	NoModule, HideFamily, NoPrivilege bool
 	// HideThreads hides the kernel's threads, as in a PID namespace other than the initial one.
 	HideThreads bool
@@ -33,8 +34,8 @@ type Kernel struct {
 	options Options
 	tree    tree
 
-	// genl is genl_mutex: commands run one after the other, so that one which blocks blocks all. It has
-	// room for one, and is no sync.Mutex, which package synctest does not see through.
+	// genl is genl_mutex: commands run one after the other, so that one which blocks blocks all. It
+	// has room for one, and is no sync.Mutex, which package synctest does not see through.
 	genl chan struct{}
 
 	mu      sync.Mutex // guards all below, and the devices
@@ -126,15 +127,16 @@ func (k *Kernel) Fail(c Command, errno syscall.Errno) {
 	k.errnos[c] = errno
 }
 
-// Mute makes the next command of that kind lose its answer, as for want of memory; called twice, the next two.
+// Mute makes the next command of that kind lose its answer, as for want of memory; called twice,
+// the next two.
 func (k *Kernel) Mute(c Command) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.mute[c]++
 }
 
-// Block keeps commands of that kind in the kernel until the function that it returns is called, and so
-// blocks the commands after them too, whatever they are.
+// Block keeps commands of that kind in the kernel until the function that it returns is called, and
+// so blocks the commands after them too, whatever they are.
 func (k *Kernel) Block(c Command) (unblock func()) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -145,8 +147,8 @@ func (k *Kernel) Block(c Command) (unblock func()) {
 	return unblock
 }
 
-// Commands returns how many commands of that kind were given, those that wait for another one to end
-// included.
+// Commands returns how many commands of that kind were given, those that wait for another one to
+// end included.
 func (k *Kernel) Commands(c Command) int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -195,8 +197,8 @@ func (k *Kernel) Mount(index int, point string) (unmount func()) {
 	})
 }
 
-// ConnectIoctl makes the device appear as connected by ioctls, with no socket behind it, until somebody
-// disconnects it.
+// ConnectIoctl makes the device appear as connected by ioctls, with no socket behind it, until
+// somebody disconnects it.
 func (k *Kernel) ConnectIoctl(index int, size uint64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -215,24 +217,25 @@ func (k *Kernel) Ignore(flags nbdnl.Flags) {
 	k.ignored = uint64(flags)
 }
 
-// Undo makes the kernel shut down the next socket that takes the place of a dead connection, after that time, and the one
-// after it, and so on. So does a receiver that notices the end of its connection late (recv_work, nbd_mark_nsock_dead).
+// Undo makes the kernel shut down the next socket that takes the place of a dead connection, after
+// that time, and the one after it, and so on. So does a receiver that notices the end of its
+// connection late (recv_work, nbd_mark_nsock_dead).
 func (k *Kernel) Undo(after ...time.Duration) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.undo = append(k.undo, after...)
 }
 
-// Strand makes so many receivers of the next device that is connected never start, and of the one after it, and so on. So does a
-// machine that is slow to make threads (rescuer_thread).
+// Strand makes so many receivers of the next device that is connected never start, and of the one
+// after it, and so on. So does a machine that is slow to make threads (rescuer_thread).
 func (k *Kernel) Strand(receivers ...int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.strand = append(k.strand, receivers...)
 }
 
-// LinkDead tells, as the kernel does when it notices, that connections of the device have died. What
-// they are is seen from the sockets themselves, which the caller ends.
+// LinkDead tells, as the kernel does when it notices, that connections of the device have died.
+// What they are is seen from the sockets themselves, which the caller ends.
 func (k *Kernel) LinkDead(index int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -255,7 +258,8 @@ func (k *Kernel) remove(index int) {
 	k.announce("remove", index)
 }
 
-// Reload makes the module end, with all devices that are idle, and come back with as many as at first.
+// Reload makes the module end, with all devices that are idle, and come back with as many as at
+// first.
 func (k *Kernel) Reload() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -282,8 +286,8 @@ func (k *Kernel) IgnoreSize() {
 	k.rigid = true
 }
 
-// Replace makes the device appear as if it had been disconnected, and connected by another with the same
-// identifier.
+// Replace makes the device appear as if it had been disconnected, and connected by another with the
+// same identifier.
 func (k *Kernel) Replace(index int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -305,8 +309,8 @@ func (k *Kernel) FailSync(index int, err error) {
 	k.add(index).syncErr = err
 }
 
-// Hang makes an fsync of the device wait until the device is disconnected, and then fail with EIO, as
-// with a server that does not answer.
+// Hang makes an fsync of the device wait until the device is disconnected, and then fail with EIO,
+// as with a server that does not answer.
 func (k *Kernel) Hang(index int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -320,8 +324,8 @@ func (k *Kernel) Syncs(index int) int {
 	return k.add(index).syncs
 }
 
-// A Setting is what the kernel was told at connect and since, of which sysfs shows only a part. Units
-// are those of the attributes: bytes and seconds.
+// A Setting is what the kernel was told at connect and since, of which sysfs shows only a part.
+// Units are those of the attributes: bytes and seconds.
 type Setting struct {
 	Size, BlockSize          uint64
 	Timeout, DeadConnTimeout uint64

@@ -17,8 +17,8 @@ import (
 // requireEnv, set to 1, makes a test fail that would be skipped for want of a kernel.
 const requireEnv = "NBD_TEST_REQUIRE"
 
-// RequireKernel skips the test, with the reason, when there is no NBD driver that it could use. Where
-// the environment variable NBD_TEST_REQUIRE is 1 the test fails instead.
+// RequireKernel skips the test, with the reason, when there is no NBD driver that it could use.
+// Where the environment variable NBD_TEST_REQUIRE is 1 the test fails instead.
 func RequireKernel(t testing.TB) {
 	t.Helper()
 	err := kernelUsable()
@@ -49,7 +49,8 @@ func kernelUsable() error {
 const settleTime = 3 * time.Second
 
 // Main runs the tests, as the body of TestMain, and returns the exit code. When they pass, it still
-// fails if they have left open descriptors, running goroutines, or connected devices of this process.
+// fails if they have left open descriptors, running goroutines, or connected devices of this
+// process.
 //
 //	func TestMain(m *testing.M) { os.Exit(nbdnltest.Main(m)) }
 func Main(m *testing.M) int {

@@ -11,8 +11,8 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
-// PrivateNetwork returns the running system as it is seen from a new network namespace, where kernels up to
-// Linux 6.1 hide the driver's netlink family.
+// PrivateNetwork returns the running system as it is seen from a new network namespace, where
+// kernels up to Linux 6.1 hide the driver's netlink family.
 func PrivateNetwork(t testing.TB) nbdnl.System {
 	t.Helper()
 	var ns *os.File

@@ -15,7 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// probeIndex is the device of the probes: one that no test uses, for some kernels do not forget limits.
+// probeIndex is the device of the probes: one that no test uses, for some kernels do not forget
+// limits.
 const probeIndex = 1000
 
 // A probe is a command to connect a device, given past package nbdnl.
@@ -29,8 +30,8 @@ type probe struct {
 
 const probeSize = 1 << 20
 
-// run connects the device, gives look its directory in sysfs, and ends it. A refusal of the kernel's is
-// a syscall.Errno.
+// run connects the device, gives look its directory in sysfs, and ends it. A refusal of the
+// kernel's is a syscall.Errno.
 func (p probe) run(look func(dir string) error) error {
 	conn, err := genetlink.Dial(nil)
 	if err != nil {

@@ -11,11 +11,12 @@ import (
 // threadList is the file that lists the kernel's threads.
 const threadList = "proc/2/task/2/children"
 
-// firstReceiver is the number of the first thread that receives for a device; each device has room for a hundred.
+// firstReceiver is the number of the first thread that receives for a device; each device has room
+// for a hundred.
 const firstReceiver = 1 << 20
 
-// receive starts a receiver for a socket that has taken the place of a dead connection. The one before it is late if a test wants
-// it, and shuts down what it finds in its place.
+// receive starts a receiver for a socket that has taken the place of a dead connection. The one
+// before it is late if a test wants it, and shuts down what it finds in its place.
 func (k *Kernel) receive(d *device, fd int) {
 	if len(k.undo) > 0 {
 		after := k.undo[0]
@@ -38,7 +39,8 @@ func (k *Kernel) receive(d *device, fd int) {
 	k.showReceivers(d)
 }
 
-// showReceivers shows the threads that receive for a device: one for each connection, which sleeps, and those that are late.
+// showReceivers shows the threads that receive for a device: one for each connection, which sleeps,
+// and those that are late.
 func (k *Kernel) showReceivers(d *device) {
 	if k.options.HideThreads {
 		return

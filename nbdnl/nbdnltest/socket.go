@@ -57,7 +57,8 @@ func (s *socket) JoinGroup(group uint32) error {
 	return nil
 }
 
-// multicast sends a message of the family to those who have joined its group; the kernel's mu is held.
+// multicast sends a message of the family to those who have joined its group; the kernel's mu is
+// held.
 func (k *Kernel) multicast(command uint8, attrs []byte) {
 	g := genetlink.Message{Header: genetlink.Header{Command: command, Version: genlVersion}, Data: attrs}
 	data, err := g.MarshalBinary()

@@ -15,8 +15,8 @@ type tree struct {
 	root string
 
 	graves int // number of files that were buried
-	// discards is whether discard_max_bytes is shown of all devices, as Linux 5.10 does of those that
-	// were used before.
+	// discards is whether discard_max_bytes is shown of all devices, as Linux 5.10 does of those
+	// that were used before.
 	discards bool
 }
 

@@ -1,7 +1,7 @@
 package nbdnltest
 
-// The control interface's numbers (linux/nbd-netlink.h, linux/nbd.h), written down a second time: a slip
-// in those of package nbdnl must not be repeated by the kernel that checks it.
+// The control interface's numbers (linux/nbd-netlink.h, linux/nbd.h), written down a second time: a
+// slip in those of package nbdnl must not be repeated by the kernel that checks it.
 
 // A Command is one of the family's.
 type Command uint8

@@ -11,8 +11,9 @@ import (
 	nbdmachine "github.com/nbdctl/nbdctl/nbdnl/machine"
 )
 
-// The file system on a block device is found by the kernel itself (BLKFLSBUF), but for btrfs, which may lie on several: only newer
-// kernels (7.2 is one, 6.12 is not) come from the device to it. It is reached through its mount instead.
+// The file system on a block device is found by the kernel itself (BLKFLSBUF), but for btrfs, which
+// may lie on several: only newer kernels (7.2 is one, 6.12 is not) come from the device to it. It
+// is reached through its mount instead.
 
 // syncBtrfs writes what those btrfs have not written yet that use one of the layers.
 func (m machine) syncBtrfs(layers []layer) error {
@@ -69,7 +70,8 @@ func (m machine) syncMounted(devices string) error {
 	return errors.Join(fmt.Errorf("the btrfs %s is not mounted where it can be synced", filepath.Base(filepath.Dir(devices))), failed)
 }
 
-// reach returns the path by which a mount is reached from here, also one of another mount namespace.
+// reach returns the path by which a mount is reached from here, also one of another mount
+// namespace.
 func (m machine) reach(mount nbdmachine.Mount) string {
 	process := "self"
 	if mount.PID != 0 {

@@ -18,7 +18,8 @@ import (
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
 
-// btrfsDisks returns an empty btrfs on two disks (mkfs.btrfs --mixed -d single -m single -n 4096, of btrfs-progs 6.2).
+// btrfsDisks returns an empty btrfs on two disks (mkfs.btrfs --mixed -d single -m single -n 4096,
+// of btrfs-progs 6.2).
 func btrfsDisks(t *testing.T) [2]*recorder {
 	t.Helper()
 	f, err := os.Open("testdata/btrfs.tar.gz")
@@ -45,8 +46,9 @@ func btrfsDisks(t *testing.T) [2]*recorder {
 	return disks
 }
 
-// TestKernelFlushBtrfs writes what a btrfs keeps back that lies on two devices, which stand elsewhere than it says, from either of them;
-// and one that is mounted in another mount namespace only, and covered there.
+// TestKernelFlushBtrfs writes what a btrfs keeps back that lies on two devices, which stand
+// elsewhere than it says, from either of them; and one that is mounted in another mount namespace
+// only, and covered there.
 func TestKernelFlushBtrfs(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	_ = exec.Command("modprobe", "-C", "/dev/null", "-q", "btrfs").Run() // It may be built in.

@@ -13,19 +13,23 @@ import (
 const (
 	// closePatience bounds Close.
 	closePatience = 30 * time.Second
-	// hangPatience is how long the kernel may take for a forced disconnect, whose bounded steps before it included. Then the
-	// connections are cut: a kernel that cannot send its NBD_CMD_DISC, because the server has stopped reading, goes on at that.
+	// hangPatience is how long the kernel may take for a forced disconnect, whose bounded steps
+	// before it included. Then the connections are cut: a kernel that cannot send its NBD_CMD_DISC,
+	// because the server has stopped reading, goes on at that.
 	hangPatience = 15 * time.Second
 )
 
-// Disconnect ends the device in good order: it makes sure that nobody uses it, writes what is cached, disconnects, and waits until
-// the index is free and no request is served any more. If somebody uses the device, the error is a *nbdnl.BusyError that says who,
-// and the device goes on; so it does after any other error before the disconnect. A device that has gone already, by
+// Disconnect ends the device in good order: it makes sure that nobody uses it, writes what is
+// cached, disconnects, and waits until the index is free and no request is served any more. If
+// somebody uses the device, the error is a *nbdnl.BusyError that says who, and the device goes on;
+// so it does after any other error before the disconnect. A device that has gone already, by
 // whomever's doing, is no error.
 //
-// What the backend does not take when it is written now ends the device all the same, for the kernel has dropped it: the error then
-// matches nbdnl.ErrNotWritten. What was lost earlier is in the error, too, of the Disconnect that ends the device, unless Flush has
-// told it (see there). Nil means that all that was written to the device is in the backend.
+// What the backend does not take when it is written now ends the device all the same, for the
+// kernel has dropped it: the error then matches nbdnl.ErrNotWritten. What was lost earlier is in
+// the error, too, of the Disconnect that ends the device, unless it was acknowledged (see Flush).
+// Nil means that all that was written to the device is in the backend. Once the device has ended,
+// Disconnect and Close do nothing, and say again what the call said that has ended it.
 func (d *Device) Disconnect(ctx context.Context) error {
 	select {
 	case d.ending <- struct{}{}:
@@ -34,32 +38,64 @@ func (d *Device) Disconnect(ctx context.Context) error {
 		return fmt.Errorf("blockdev: %s is being ended by another call: %w", d.Path(), context.Cause(ctx))
 	}
 	if d.ended {
-		return nil
+		return d.result()
 	}
-	var lost error
 	if !d.disconnected() {
-		lost = d.detach(ctx, false)
+		lost := d.detach(ctx, false)
 		if lost != nil && !(errors.Is(lost, nbdnl.ErrNotWritten) && d.gone(ctx)) {
 			return lost
 		}
+		d.outcome.add(lost)
 	}
 	d.giveUp(errEnded)
 	if err := d.await(ctx); err != nil {
-		return errors.Join(err, lost)
+		return errors.Join(err, d.outcome.err)
 	}
 	d.ended = true
-	return errors.Join(lost, d.release(), d.TakeLoss())
+	d.outcome.add(d.release())
+	return d.result()
+}
+
+// result returns how the device has ended, the same each time. The caller holds ending.
+func (d *Device) result() error { return d.outcome.with(d.losses.told(d.index, false)) }
+
+// An outcome is how a device has ended. The zero value says that there is nothing to say.
+type outcome struct {
+	err  error
+	loss *LossError // that told includes
+	told error
+}
+
+// add adds what has gone wrong.
+func (o *outcome) add(err error) {
+	if err != nil {
+		o.err = errors.Join(o.err, err)
+		o.told = nil
+	}
+}
+
+// with returns the outcome and a loss: the same value as the last time, unless either has changed.
+func (o *outcome) with(loss *LossError) error {
+	switch {
+	case loss == nil:
+		return o.err
+	case o.told == nil || o.loss != loss:
+		o.loss, o.told = loss, errors.Join(o.err, loss)
+	}
+	return o.told
 }
 
 // Close is CloseContext without a context: it returns after 30 seconds at the latest.
 func (d *Device) Close() error { return d.CloseContext(context.Background()) }
 
-// CloseContext ends the device even if somebody uses it, who gets I/O errors from then on. What is cached is written first, if the
-// backend takes it within a few seconds. CloseContext returns when the index is free and no request is served any more; when ctx ends,
-// or after 30 seconds, it cuts the connections and returns even if the backend never does. One that knows contexts
-// (backends.ReaderAtContext) is told to give up as soon as the kernel has let go of the device. The error says what is left, and what
-// was lost, now or earlier, unless Flush has told that (see there). A device that has gone already is no error. Further calls do
-// nothing.
+// CloseContext ends the device even if somebody uses it, who gets I/O errors from then on. What is
+// cached is written first, if the backend takes it within a few seconds. CloseContext returns when
+// the index is free and no request is served any more; when ctx ends, or after 30 seconds, it cuts
+// the connections and returns even if the backend never does. One that knows contexts
+// (backends.ReaderAtContext) is told to give up as soon as the kernel has let go of the device. The
+// error says what is left, and what was lost, now or earlier, unless that was acknowledged (see
+// Flush). A device that has gone already is no error. Further calls do nothing, and say the same
+// again.
 func (d *Device) CloseContext(ctx context.Context) error {
 	select {
 	case d.ending <- struct{}{}:
@@ -68,12 +104,14 @@ func (d *Device) CloseContext(ctx context.Context) error {
 		return fmt.Errorf("blockdev: %s is being ended by another call: %w", d.Path(), context.Cause(ctx))
 	}
 	if d.ended {
-		return d.TakeLoss()
+		return d.result()
 	}
 	ctx, cancel := context.WithTimeout(ctx, closePatience)
 	defer cancel()
 	d.ended = true
-	return errors.Join(d.end(ctx), d.release(), d.TakeLoss())
+	d.outcome.add(d.end(ctx))
+	d.outcome.add(d.release())
+	return d.result()
 }
 
 // end disconnects the device by force and ends its connections.
@@ -116,15 +154,17 @@ func (d *Device) detach(ctx context.Context, force bool) error {
 	return err
 }
 
-// unserved reports whether there is nobody to write to, so that a write of what is cached can only fail, even of nothing at all: with
-// all connections dead that was told, or will be, as what may be lost (misses), and Kick gives it up.
+// unserved reports whether there is nobody to write to, so that a write of what is cached can only
+// fail, even of nothing at all: with all connections dead that was told, or will be, as what may be
+// lost (misses), and Kick gives it up.
 func (d *Device) unserved() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.leaving || d.alive == 0 && d.mending.Err() != nil && !d.goodbye
 }
 
-// disconnected reports whether the kernel has announced the end of the device and nothing is served any more.
+// disconnected reports whether the kernel has announced the end of the device and nothing is served
+// any more.
 func (d *Device) disconnected() bool {
 	select {
 	case <-d.done:

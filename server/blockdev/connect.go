@@ -20,22 +20,25 @@ const anyIndex = -1
 const (
 	// undoPatience bounds the undoing of a connect that failed half-way.
 	undoPatience = 10 * time.Second
-	// maxAttempts bounds the connects of one device in which the kernel does not receive from all connections.
+	// maxAttempts bounds the connects of one device in which the kernel does not receive from all
+	// connections.
 	maxAttempts = 3
 )
 
-// Connect makes b a block device whose index the kernel chooses, and returns when the device can be used: the kernel shows what
-// was asked for, the device node is there, the partitions are scanned, and the first block can be read. The backend must stay open
-// until Done.
+// Connect makes b a block device whose index the kernel chooses, and returns when the device can be
+// used: the kernel shows what was asked for, the device node is there, the partitions are scanned,
+// and the first block can be read. The backend must stay open until Done.
 //
-// If anything fails, or ctx ends first, everything is undone and nothing is left behind. The error matches nbdnl.ErrNoDriver,
-// os.ErrPermission, nbdnl.ErrBusy, errors.ErrUnsupported (a block size that this kernel lacks), or is one of the backend.
+// If anything fails, or ctx ends first, everything is undone and nothing is left behind. The error
+// matches nbdnl.ErrNoDriver, os.ErrPermission, nbdnl.ErrBusy, errors.ErrUnsupported (a block size
+// that this kernel lacks), or is one of the backend.
 func Connect(ctx context.Context, b backends.Backend, o Options) (*Device, error) {
 	return machine{}.connect(ctx, anyIndex, b, o)
 }
 
-// ConnectIndex is like Connect for the device /dev/nbd<index>, which is created if it does not exist. If it is in use the error
-// matches nbdnl.ErrBusy; one that somebody merely has open for a moment, as udev does, is waited for.
+// ConnectIndex is like Connect for the device /dev/nbd<index>, which is created if it does not
+// exist. If it is in use the error matches nbdnl.ErrBusy; one that somebody merely has open for a
+// moment, as udev does, is waited for.
 func ConnectIndex(ctx context.Context, index int, b backends.Backend, o Options) (*Device, error) {
 	if index < 0 {
 		return nil, fmt.Errorf("blockdev: there is no device with index %d", index)
@@ -50,7 +53,8 @@ func (m machine) connect(ctx context.Context, index int, b backends.Backend, o O
 // A place has the kernel connect a device somewhere, and returns where.
 type place func(context.Context, *Device, nbdnl.Config) (index int, err error)
 
-// establish connects a device where place says. It calls vacate once, when the device has ended or does not come into being.
+// establish connects a device where place says. It calls vacate once, when the device has ended or
+// does not come into being.
 func (m machine) establish(ctx context.Context, b backends.Backend, o Options, place place, vacate func() error) (*Device, error) {
 	if ctx.Err() != nil {
 		return nil, errors.Join(context.Cause(ctx), vacate())
@@ -67,9 +71,10 @@ func (m machine) establish(ctx context.Context, b backends.Backend, o Options, p
 	return d, nil
 }
 
-// received connects a device all of whose connections the kernel receives from. Where it does not, threads were missing (see
-// nbdnl.Client.WaitReceivers), which are there a moment later. A device that has always too few is better than none: the kernel gives
-// up the others at their first timeout, and they are replaced.
+// received connects a device all of whose connections the kernel receives from. Where it does not,
+// threads were missing (see nbdnl.Client.WaitReceivers), which are there a moment later. A device
+// that has always too few is better than none: the kernel gives up the others at their first
+// timeout, and they are replaced.
 func (m machine) received(ctx context.Context, b backends.Backend, o Options, place place) (*Device, error) {
 	for attempt := 1; ; attempt++ {
 		d, err := m.newDevice(b, o)
@@ -138,7 +143,8 @@ func (m machine) newDevice(b backends.Backend, o Options) (*Device, error) {
 	}
 	d.bePatient()
 	d.size.Store(e.Size())
-	e.OnLoss(d.changed)
+	d.losses.notify = d.changed
+	e.OnLoss(d.losses.failed)
 	d.mending, d.giveUp = context.WithCancelCause(context.Background())
 	if d.client == nil {
 		if d.client, err = nbdnl.New(); err != nil {
@@ -149,23 +155,24 @@ func (m machine) newDevice(b backends.Backend, o Options) (*Device, error) {
 	return d, nil
 }
 
-// attach serves fresh connections and hands their other ends to the kernel. On error the connections are gone.
+// attach serves fresh connections and hands their other ends to the kernel. On error the
+// connections are gone.
 func (d *Device) attach(ctx context.Context, place place) error {
 	l, err := openLinks(d.options.Connections, d.machine.sendBuffer(), d.log)
 	if err != nil {
 		return fmt.Errorf("blockdev: connection to the kernel: %w", err)
 	}
-	// From here on the kernel has references of its own. A copy that stayed open here would keep the other end from seeing that
-	// the kernel has let go of a connection.
+	// From here on the kernel has references of its own. A copy that stayed open here would keep
+	// the other end from seeing that the kernel has let go of a connection.
 	defer l.closeKernelEnds()
 
-	// The kernel's first request can come before its answer to the connect: udev opens the device as soon as it appears.
-	d.serve(l.server)
+	// The kernel's first request can come before its answer to the connect: udev opens the device
+	// as soon as it appears.
+	d.serve(l.ends())
 	if err := d.command(ctx, place, l.kernel); err != nil {
 		d.cut()
 		return errors.Join(err, d.await(context.WithoutCancel(ctx)))
 	}
-	close(d.attached)
 	return nil
 }
 
@@ -182,11 +189,17 @@ func (d *Device) command(ctx context.Context, place place, sockets []syscall.Con
 	})
 	d.index = index
 	if err == nil {
-		d.incarnation = d.machine.system.IncarnationOf(index)
-		path := d.Path()
-		d.path.Store(&path)
+		d.isAt(index, d.machine.system.IncarnationOf(index))
 	}
 	return err
+}
+
+// isAt notes which of the kernel's devices this is.
+func (d *Device) isAt(index int, incarnation nbdnl.Incarnation) {
+	d.index, d.incarnation = index, incarnation
+	path := d.Path()
+	d.path.Store(&path)
+	close(d.attached)
 }
 
 // placeAt is a place for that index, or for one of the kernel's choice.
@@ -195,7 +208,8 @@ func placeAt(index int) place {
 		if index == anyIndex {
 			return d.client.Connect(ctx, c)
 		}
-		// Whoever is about to disconnect the index at this moment is done with it once the claim is ours.
+		// Whoever is about to disconnect the index at this moment is done with it once the claim is
+		// ours.
 		claimed, err := d.client.Claims().Claim(ctx, index)
 		if err != nil {
 			return index, err
@@ -212,7 +226,8 @@ func placeAt(index int) place {
 // abandon takes down a device that did not become ready.
 func (d *Device) abandon(ctx context.Context, p *probe) error {
 	if p.pending() {
-		// The open hangs in the kernel, waiting for the backend, and any other open would queue up behind it.
+		// The open hangs in the kernel, waiting for the backend, and any other open would queue up
+		// behind it.
 		return d.drop(ctx, p)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
@@ -220,8 +235,8 @@ func (d *Device) abandon(ctx context.Context, p *probe) error {
 	return d.end(ctx)
 }
 
-// drop disconnects a device without opening it, which frees an open that hangs. Nobody has written anything that could be lost. p may
-// be nil.
+// drop disconnects a device without opening it, which frees an open that hangs. Nobody has written
+// anything that could be lost. p may be nil.
 func (d *Device) drop(ctx context.Context, p *probe) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
 	defer cancel()

@@ -22,7 +22,8 @@ import (
 
 const size = 1 << 20
 
-// A store is a backend that can do everything and keeps nothing: no request reaches it on a fake kernel.
+// A store is a backend that can do everything and keeps nothing: no request reaches it on a fake
+// kernel.
 type store struct {
 	*bytes.Reader
 	io.WriterAt
@@ -172,7 +173,8 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestFailedConnect lets each step of a connect fail. The cause must come out, and nothing may be left.
+// TestFailedConnect lets each step of a connect fail. The cause must come out, and nothing may be
+// left.
 func TestFailedConnect(t *testing.T) {
 	cause := errors.New("no such luck")
 	tests := []struct {
@@ -249,7 +251,8 @@ func TestFailedConnect(t *testing.T) {
 	}
 }
 
-// TestCancelledAnyTime ends the context at many moments of a connect: either there is a device, or nothing.
+// TestCancelledAnyTime ends the context at many moments of a connect: either there is a device, or
+// nothing.
 func TestCancelledAnyTime(t *testing.T) {
 	k, m, o := lab(t)
 	whole := time.Duration(0) // what the latest complete connect took
@@ -281,7 +284,8 @@ func TestCancelledAnyTime(t *testing.T) {
 	}
 }
 
-// TestIndex holds that a device gets the index asked for, waits for a passing opener, and not for a lasting one.
+// TestIndex holds that a device gets the index asked for, waits for a passing opener, and not for a
+// lasting one.
 func TestIndex(t *testing.T) {
 	k, m, o := lab(t)
 	d, err := m.connect(t.Context(), 5, newStore(), o)

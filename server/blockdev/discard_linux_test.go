@@ -11,8 +11,9 @@ import (
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
 
-// TestKernelLongDiscard discards 3 TiB in the middle of a device of 4 TiB, which the kernel cuts into requests of less than 4 GiB: all
-// that is inside is zeros afterwards, and nothing else has changed.
+// TestKernelLongDiscard discards 3 TiB in the middle of a device of 4 TiB, which the kernel cuts
+// into requests of less than 4 GiB: all that is inside is zeros afterwards, and nothing else has
+// changed.
 func TestKernelLongDiscard(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	const size, from, to, mark = 4 << 40, 512 << 30, 3584 << 30, 64 << 10
@@ -24,7 +25,8 @@ func TestKernelLongDiscard(t *testing.T) {
 	d := connect(t, m, blockdev.Options{})
 	f := open(t, d, os.O_RDWR|syscall.O_DIRECT)
 	p := aligned(t, mark)
-	// At the ends, and on both sides of where a request of 4 GiB and one of 32 bits of bytes would end.
+	// At the ends, and on both sides of where a request of 4 GiB and one of 32 bits of bytes would
+	// end.
 	offsets := []int64{0, from - mark, from, from + 1<<32 - 2*mark, from + 1<<32 - mark, from + 1<<32, 2 << 40, 2<<40 + 1<<32, to - mark, to, size - mark}
 	pattern := func(off int64) []byte { return bytes.Repeat([]byte{byte(1 + off/mark%251)}, mark) }
 	for _, off := range offsets {

@@ -63,7 +63,8 @@ func Example() {
 	}
 }
 
-// A program that was killed finds what it had, decides what becomes of each device, and clears away the rest.
+// A program that was killed finds what it had, decides what becomes of each device, and clears away
+// the rest.
 func ExamplePool_Left() {
 	ctx := context.Background()
 	pool, err := blockdev.NewPool(blockdev.PoolOptions{Name: "example"})

@@ -7,7 +7,8 @@ import (
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
-// TestFlagsAgree holds the two declarations of the transmission flags equal: what the server promises is what the kernel is told.
+// TestFlagsAgree holds the two declarations of the transmission flags equal: what the server
+// promises is what the kernel is told.
 func TestFlagsAgree(t *testing.T) {
 	for _, tt := range []struct {
 		name   string

@@ -8,29 +8,33 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
-// Flush writes what the kernel holds back of the device, and returns when the backend has all of it and its Sync has returned: what is
-// cached of the device, its partitions, and all block devices that stand on them (device mapper with LVM and dm-crypt, md, bcache, loop
-// devices, one on the other), and what file systems on any of these have not written yet, in whatever mount namespace. Each needs its
-// node in /dev; if that does not appear within 5 seconds, the error names it, and matches os.ErrNotExist.
+// Flush writes what the kernel holds back of the device, and returns when the backend has all of it
+// and its Sync has returned: what is cached of the device, its partitions, and all block devices
+// that stand on them (device mapper with LVM and dm-crypt, md, bcache, loop devices, one on the
+// other), and what file systems on any of these have not written yet, in whatever mount namespace.
+// Each needs its node in /dev; if that does not appear within 5 seconds, the error names it, and
+// matches os.ErrNotExist.
 //
-// Of a btrfs all is written, on whichever of its devices. Flush does not reach another file system that has only its journal here, nor
-// image files in a file system that are in use in turn; nor does it empty a cache that a layer above keeps elsewhere on purpose, as
-// bcache and dm-writecache do. While it is at work the devices above can't be removed, nor a btrfs unmounted.
+// Of a btrfs all is written, on whichever of its devices. Flush does not reach another file system
+// that has only its journal here, nor image files in a file system that are in use in turn; nor
+// does it empty a cache that a layer above keeps elsewhere on purpose, as bcache and dm-writecache
+// do. While it is at work the devices above can't be removed, nor a btrfs unmounted.
 //
-// The error is also of what went wrong before. The kernel acknowledges a write when it is cached; if the backend fails it later, the
-// next to sync gets an error, who need not be the one that wrote, and after an unmount nobody does. Here the owner does: the error
-// matches a *server.LossError that names the first of the requests that were not executed, or says that there was no connection to
-// send them over. Each loss is told once, by the first Flush, Disconnect or Close after it, and Loss goes on to tell it; the device
-// goes on.
+// The error is also of what went wrong before. The kernel acknowledges a write when it is cached;
+// if the backend fails it later, the next to sync gets an error, who need not be the one that
+// wrote, and after an unmount nobody does. Here the owner does: the error matches a *LossError,
+// which has the first of the requests that were not executed, or says that there was no connection
+// to send them over. Each Flush tells it again, and Disconnect and Close do, until it is
+// acknowledged by its Number (see Acknowledge). The device goes on.
 //
-// The error matches nbdnl.ErrNotConnected if the device has ended; another one that has the index since is left alone. If ctx ends
-// first, Flush returns, and goes on in the background until the backend answers or the device ends; Disconnect may find the device
-// in use by it.
+// The error matches nbdnl.ErrNotConnected if the device has ended; another one that has the index
+// since is left alone. If ctx ends first, Flush returns, and goes on in the background until the
+// backend answers or the device ends; Disconnect may find the device in use by it.
 func (d *Device) Flush(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return errors.Join(d.flush(ctx), d.TakeLoss())
+	return d.withLoss(d.flush(ctx))
 }
 
 func (d *Device) flush(ctx context.Context) error {
@@ -40,7 +44,11 @@ func (d *Device) flush(ctx context.Context) error {
 	default:
 	}
 	result := make(chan error, 1)
-	go func() { result <- d.machine.flush(ctx, d.index, d.incarnation) }()
+	go func() {
+		unwritten, err := d.machine.flush(ctx, d.index, d.incarnation)
+		d.failsToWrite(unwritten, err) // Also if nobody waits any more: the kernel does not say it again.
+		result <- errors.Join(err, unwritten)
+	}()
 	select {
 	case err := <-result:
 		return err
@@ -49,31 +57,44 @@ func (d *Device) flush(ctx context.Context) error {
 	}
 }
 
-// flush writes what the kernel holds back of the device that index was in that incarnation, and nothing of another one that has
-// the index since. It takes as long as the kernel does; ctx bounds the wait for device nodes only.
-func (m machine) flush(ctx context.Context, index int, incarnation nbdnl.Incarnation) error {
+// failsToWrite notes that the kernel could not write what was cached. err is what else went wrong.
+func (d *Device) failsToWrite(unwritten, err error) {
+	d.mu.Lock()
+	loses := d.losesData()
+	d.mu.Unlock()
+	if unwritten != nil && loses && !errors.Is(err, nbdnl.ErrNotConnected) {
+		d.losses.unwritten(unwritten)
+	}
+}
+
+// flush writes what the kernel holds back of the device that index was in that incarnation, and
+// nothing of another one that has the index since. It takes as long as the kernel does; ctx bounds
+// the wait for device nodes only. unwritten is what the kernel could not write, err is what else
+// went wrong.
+func (m machine) flush(ctx context.Context, index int, incarnation nbdnl.Incarnation) (unwritten, err error) {
 	ended := fmt.Errorf("blockdev: %s is not the device any more that it was: %w", nbdnl.Path(index), nbdnl.ErrNotConnected)
 	disk, ok := m.disk(index, incarnation)
 	if !ok {
-		return ended
+		return nil, ended
 	}
 	// While it is open, the kernel gives the index to nobody else.
 	dev, err := m.openLayer(ctx, disk)
 	if err != nil {
-		return fmt.Errorf("blockdev: what is cached was not written: %w", err)
+		return nil, fmt.Errorf("blockdev: what is cached was not written: %w", err)
 	}
 	if dev == nil {
-		return ended
+		return nil, ended
 	}
-	err = m.flushStack(ctx, disk, dev)
+	unwritten, err = m.flushStack(ctx, disk, dev)
 	if !disk.there() {
 		err = errors.Join(ended, err)
 	}
-	return errors.Join(err, dev.Close())
+	return unwritten, errors.Join(err, dev.Close())
 }
 
-// flushStack writes what is cached of an open disk and of all that stands on it. What fails keeps nothing else from being written.
-func (m machine) flushStack(ctx context.Context, disk layer, dev nbdnl.Device) error {
+// flushStack writes what is cached of an open disk and of all that stands on it. What fails keeps
+// nothing else from being written.
+func (m machine) flushStack(ctx context.Context, disk layer, dev nbdnl.Device) (unwritten, failed error) {
 	layers, failed := m.stackOn(disk)
 	if failed != nil {
 		failed = fmt.Errorf("blockdev: what stands on %s can't be told: %w", disk.name, failed)
@@ -82,25 +103,32 @@ func (m machine) flushStack(ctx context.Context, disk layer, dev nbdnl.Device) e
 		failed = errors.Join(failed, fmt.Errorf("blockdev: what a file system keeps back from %s was not written: %w", disk.name, err))
 	}
 	for _, l := range layers {
-		var err error
+		var unsynced, err error
 		if l.name == disk.name { // The last: its sync is the one that makes the backend's Sync cover the others.
-			err = syncAll(dev)
+			unsynced = syncAll(dev)
 		} else {
-			err = m.flushLayer(ctx, l)
+			unsynced, err = m.flushLayer(ctx, l)
 		}
-		if err != nil {
-			failed = errors.Join(failed, fmt.Errorf("blockdev: what is cached of %s was not written: %w", l.name, err))
-		}
+		unwritten = errors.Join(unwritten, notWritten(l, unsynced))
+		failed = errors.Join(failed, notWritten(l, err))
 	}
-	return failed
+	return unwritten, failed
 }
 
-func (m machine) flushLayer(ctx context.Context, l layer) error {
+// notWritten says of which layer an error is, if it is one.
+func notWritten(l layer, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("blockdev: what is cached of %s was not written: %w", l.name, err)
+}
+
+func (m machine) flushLayer(ctx context.Context, l layer) (unwritten, err error) {
 	dev, err := m.openLayer(ctx, l)
 	if dev == nil || err != nil {
-		return err
+		return nil, err
 	}
-	return errors.Join(syncAll(dev), dev.Close())
+	return syncAll(dev), dev.Close()
 }
 
 // syncAll writes what is cached of an open device, by a file system first.
@@ -109,44 +137,4 @@ func syncAll(dev nbdnl.Device) error {
 		return err
 	}
 	return dev.Sync()
-}
-
-// Loss returns what was lost since the device was connected, or nil, however often that was told: that what was lost has been written
-// anew, only who wrote it can know. It writes nothing, and does not block. The error is as that of Flush.
-func (d *Device) Loss() error {
-	d.mu.Lock()
-	lost := d.missed
-	d.mu.Unlock()
-	if loss := d.export.Loss(); loss != nil {
-		lost = errors.Join(fmt.Errorf("blockdev: %s: %w", d.Path(), loss), lost)
-	}
-	return lost
-}
-
-// TakeLoss returns what Flush and Close tell of what was lost earlier, and writes nothing. It does not block. Like theirs, its answer
-// is given once.
-func (d *Device) TakeLoss() error {
-	d.mu.Lock()
-	lost := d.undelivered
-	d.undelivered = nil
-	d.mu.Unlock()
-	if loss := d.export.TakeLoss(); loss != nil {
-		lost = errors.Join(fmt.Errorf("blockdev: %s: %w", d.Path(), loss), lost)
-	}
-	return lost
-}
-
-// misses notes that the kernel may have failed writes that no connection carried to the server. The caller holds mu.
-func (d *Device) misses(reason error) {
-	if d.kicked || d.written || d.ReadOnly() { // Who kicks gives up what is cached.
-		return
-	}
-	lost := fmt.Errorf("blockdev: %s: writes may be lost, for there was no connection to send them over: %w", d.Path(), reason)
-	if d.undelivered == nil {
-		d.undelivered = lost
-	}
-	if d.missed == nil {
-		d.missed = lost
-		d.changed()
-	}
 }

@@ -56,33 +56,91 @@ func fails(t *testing.T, d *Device, kernel interface{ Write([]byte) (int, error)
 	}
 }
 
-// TestLossTold holds that each write that failed is told of once, by whoever comes first, and remains known.
+// TestLossTold holds that a loss is told by the same number however often it is asked for, until it
+// is acknowledged, that a new one has the next, and that all remain known.
 func TestLossTold(t *testing.T) {
 	k, d, kernel := manual(t, newElastic(), Options{})
 	for range 2 {
 		fails(t, d, kernel)
 	}
-	var loss *server.LossError
-	if err := d.Flush(t.Context()); !errors.As(err, &loss) || loss.Requests != 2 || loss.First.Offset != 0x7f000000 {
-		t.Errorf("error %v, want that of two writes", err)
+	for range 2 {
+		checkLoss(t, "Flush", d.Flush(t.Context()), 2, 2)
+	}
+	if d.Acknowledge(1) || d.Acknowledge(3) {
+		t.Error("a loss is acknowledged that is not the last")
+	}
+	checkLoss(t, "Flush", d.Flush(t.Context()), 2, 2)
+	if !d.Acknowledge(2) {
+		t.Error("the last loss can't be acknowledged")
 	}
 	if err := d.Flush(t.Context()); err != nil {
-		t.Errorf("second Flush: %v", err)
+		t.Errorf("Flush after it was acknowledged: %v", err)
 	}
 	fails(t, d, kernel)
-	if err := d.Close(); !errors.As(err, &loss) || loss.Requests != 1 {
-		t.Errorf("error %v, want that of one write", err)
+	for range 2 {
+		checkLoss(t, "Flush", d.Flush(t.Context()), 3, 1)
 	}
-	if err := d.Close(); err != nil {
-		t.Errorf("second Close: %v", err)
+	for range 2 {
+		checkLoss(t, "Close", d.Close(), 3, 1)
 	}
-	if err := d.Loss(); !errors.As(err, &loss) || loss.Requests != 3 || loss.First.Offset != 0x7f000000 {
-		t.Errorf("Loss: %v, want all three writes", err)
+	checkLoss(t, "Loss", d.Loss(), 3, 3)
+	if !d.Acknowledge(3) || d.Close() != nil || d.Disconnect(t.Context()) != nil {
+		t.Error("the end tells a loss that was acknowledged")
 	}
+	checkLoss(t, "Loss", d.Loss(), 3, 3)
 	checkClean(t, k)
 }
 
-// TestLossRefused holds that a loss is not told by a Disconnect that leaves the device, and that what tells it ends the device.
+// checkLoss holds the number of a loss, and how many requests that have failed it tells of.
+func checkLoss(t *testing.T, what string, err error, number, requests uint64) {
+	t.Helper()
+	var loss *LossError
+	var failed *server.LossError
+	if !errors.As(err, &loss) || loss.Number != number || !errors.As(err, &failed) || failed.Requests != requests ||
+		failed.First.Offset != 0x7f000000 {
+		t.Errorf("%s: %v, want loss number %d, of %d requests", what, err, number, requests)
+	}
+}
+
+// TestLossUnwritten holds that what the kernel says once of a failed write is a loss, also where
+// Flush did not wait for it.
+func TestLossUnwritten(t *testing.T) {
+	k, d := connected(t)
+	check := func(what string, err error, number uint64, reason error) {
+		t.Helper()
+		var loss *LossError
+		if !errors.As(err, &loss) || loss.Number != number || !errors.Is(loss.Unwritten, reason) {
+			t.Errorf("%s: %v, want loss number %d, %v", what, err, number, reason)
+		}
+	}
+	k.FailSync(d.Index(), syscall.ENOSPC)
+	check("Flush", d.Flush(t.Context()), 1, syscall.ENOSPC)
+	k.FailSync(d.Index(), nil)
+	check("Flush again", d.Flush(t.Context()), 1, syscall.ENOSPC)
+	check("Loss", d.Loss(), 1, syscall.ENOSPC)
+	if !d.Acknowledge(1) || d.Flush(t.Context()) != nil {
+		t.Error("told after it was acknowledged")
+	}
+	select {
+	case <-d.Changes():
+	default:
+	}
+	k.Hang(d.Index())
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := d.Flush(ctx); !errors.Is(err, context.DeadlineExceeded) || errors.As(err, new(*LossError)) {
+		t.Errorf("error %v, want that of the context alone", err)
+	}
+	k.Release(d.Index()) // The sync fails with EIO, and nobody waits for it.
+	<-d.Changes()
+	check("Loss", d.Loss(), 2, syscall.ENOSPC)
+	check("Flush", d.Flush(t.Context()), 2, syscall.EIO)
+	check("Close", d.Close(), 2, syscall.EIO)
+	checkClean(t, k)
+}
+
+// TestLossRefused holds that a loss is not told by a Disconnect that leaves the device, and that
+// what tells it ends the device.
 func TestLossRefused(t *testing.T) {
 	k, d, kernel := manual(t, newElastic(), Options{})
 	if err := d.Loss(); err != nil {
@@ -98,8 +156,10 @@ func TestLossRefused(t *testing.T) {
 	if err := d.Disconnect(t.Context()); !errors.As(err, &loss) || loss.Requests != 1 || !isDone(d) {
 		t.Errorf("Disconnect: %v, done %t, want the loss of one write, and the end", err, isDone(d))
 	}
-	if err := errors.Join(d.Disconnect(t.Context()), d.Close()); err != nil {
-		t.Errorf("again: %v", err)
+	for _, err := range []error{d.Disconnect(t.Context()), d.Close()} {
+		if !errors.As(err, &loss) || loss.Requests != 1 {
+			t.Errorf("again: %v, want the same", err)
+		}
 	}
 	if err := d.Loss(); !errors.As(err, &loss) || loss.Requests != 1 {
 		t.Errorf("Loss after the end: %v", err)
@@ -119,13 +179,14 @@ func TestLossChanges(t *testing.T) {
 	if d.Loss() == nil {
 		t.Error("a change, but no loss")
 	}
-	if err := d.Close(); err == nil {
+	if d.Close() == nil {
 		t.Error("Close says nothing of a loss")
 	}
 	checkClean(t, k)
 }
 
-// TestGapTold holds that a device tells of it when requests may have waited for longer than the kernel lets them.
+// TestGapTold holds that a device tells of it when requests may have waited for longer than the
+// kernel lets them.
 func TestGapTold(t *testing.T) {
 	for _, tt := range []struct {
 		deadTimeout time.Duration
@@ -146,7 +207,8 @@ func TestGapTold(t *testing.T) {
 	}
 }
 
-// checkTold holds whether the device tells of something that may be lost, once, and ends it.
+// checkTold holds whether the device tells of something that may be lost, until that is
+// acknowledged, and ends it.
 func checkTold(t *testing.T, k *nbdnltest.Kernel, d *Device, want bool) {
 	t.Helper()
 	if err := d.Flush(t.Context()); (err != nil) != want || isDone(d) {
@@ -154,6 +216,9 @@ func checkTold(t *testing.T, k *nbdnltest.Kernel, d *Device, want bool) {
 	}
 	if err := d.Loss(); (err != nil) != want {
 		t.Errorf("dead timeout %v, read-only %v: Loss tells %v", d.DeadTimeout(), d.ReadOnly(), err)
+	}
+	if got := d.Acknowledge(1); got != want {
+		t.Errorf("dead timeout %v, read-only %v: a loss can be acknowledged: %t", d.DeadTimeout(), d.ReadOnly(), got)
 	}
 	if err := d.Close(); err != nil {
 		t.Error(err)
@@ -174,11 +239,12 @@ func (s stuck) ReadAtTo(w backends.Reply, _ int64, n int) error {
 	return nil
 }
 
-// WriteAtFrom takes nothing. That it is there makes the device wait for the call, since a write could be in it.
+// WriteAtFrom takes nothing. That it is there makes the device wait for the call, since a write
+// could be in it.
 func (s stuck) WriteAtFrom(backends.Payload, int64, int) error { return backends.ErrWouldBlock }
 
-// TestGapUnseen holds that the time counts in which the kernel had given up a connection whose server was in a call of the backend and
-// did not see it.
+// TestGapUnseen holds that the time counts in which the kernel had given up a connection whose
+// server was in a call of the backend and did not see it.
 func TestGapUnseen(t *testing.T) {
 	for _, tt := range []struct {
 		timeout, deadTimeout, hang time.Duration

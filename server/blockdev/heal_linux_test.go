@@ -87,9 +87,10 @@ func (c replaced) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// TestKernelHeal has one read take longer than the device's timeout: its connection dies, the read is repeated on another, and
-// a new connection takes the place of the dead one. When the death shows differs: a quick backend's reads are made by the goroutine
-// that would notice it (server.pace), after a number of reads that is different each time.
+// TestKernelHeal has one read take longer than the device's timeout: its connection dies, the read
+// is repeated on another, and a new connection takes the place of the dead one. When the death
+// shows differs: a quick backend's reads are made by the goroutine that would notice it
+// (server.pace), after a number of reads that is different each time.
 func TestKernelHeal(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	const connections, off = 2, 65536
@@ -139,8 +140,8 @@ func TestKernelHeal(t *testing.T) {
 	f.Close()
 }
 
-// TestKernelWaiting has the only connection die: those who wait get their data from the one that takes its place, though the backend
-// is still at work for the old one.
+// TestKernelWaiting has the only connection die: those who wait get their data from the one that
+// takes its place, though the backend is still at work for the old one.
 func TestKernelWaiting(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	b := newRecorder(1 << 20)

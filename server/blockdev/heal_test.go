@@ -27,7 +27,8 @@ func awaitState(t *testing.T, d *Device, want nbdnl.State) {
 	}
 }
 
-// TestHeal holds that connections that die are replaced, one or all of them, and that what they have served is not forgotten.
+// TestHeal holds that connections that die are replaced, one or all of them, and that what they
+// have served is not forgotten.
 func TestHeal(t *testing.T) {
 	for _, tt := range []struct {
 		name        string
@@ -109,8 +110,9 @@ func TestHealTooLate(t *testing.T) {
 	}
 }
 
-// TestHealUndone has the kernel shut down connections right after it has taken them, while that is looked out for and when it is
-// not any more: each is replaced by another one, of which the last stays.
+// TestHealUndone has the kernel shut down connections right after it has taken them, while that is
+// looked out for and when it is not any more: each is replaced by another one, of which the last
+// stays.
 func TestHealUndone(t *testing.T) {
 	for name, undo := range map[string][]time.Duration{
 		"at once":         {0},
@@ -166,7 +168,8 @@ func TestHealCounts(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestHealIdle holds that connections which die one after the other without having carried anything leave the kernel some peace.
+// TestHealIdle holds that connections which die one after the other without having carried anything
+// leave the kernel some peace.
 func TestHealIdle(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: time.Hour})
 	before := k.Commands(nbdnltest.Reconfigure)
@@ -192,8 +195,8 @@ func TestHealIdle(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestHealPersists holds that a device goes on replacing a connection for as long as another one serves, even when the time is over in
-// which the kernel would fail requests if none did.
+// TestHealPersists holds that a device goes on replacing a connection for as long as another one
+// serves, even when the time is over in which the kernel would fail requests if none did.
 func TestHealPersists(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{Connections: 2})
 	d.mu.Lock()
@@ -228,11 +231,10 @@ func manual(t *testing.T, b backends.Backend, o Options) (*nbdnltest.Kernel, *De
 		t.Fatal(err)
 	}
 	t.Cleanup(l.closeKernelEnds)
-	d.serve(l.server)
+	d.serve(l.ends())
 	if err := d.command(t.Context(), placeAt(anyIndex), l.kernel); err != nil {
 		t.Fatal(err)
 	}
-	close(d.attached)
 	t.Cleanup(func() { d.Close() })
 	return k, d, l.kernelEnds[0]
 }
@@ -251,8 +253,9 @@ func shutdown(t *testing.T, end *os.File) {
 	}
 }
 
-// TestHealBusy holds that a new connection is offered while the backend is at work for the old one, that the counts of both are the
-// device's, and that the device is not done before the backend has let go of both.
+// TestHealBusy holds that a new connection is offered while the backend is at work for the old one,
+// that the counts of both are the device's, and that the device is not done before the backend has
+// let go of both.
 func TestHealBusy(t *testing.T) {
 	b := newElastic()
 	arrived, release := make(chan struct{}), make(chan struct{})
@@ -291,7 +294,8 @@ func TestHealBusy(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestHealExpires holds that a device whose connections can't be replaced in time ends, as one that need not wait.
+// TestHealExpires holds that a device whose connections can't be replaced in time ends, as one that
+// need not wait.
 func TestHealExpires(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{Timeout: time.Second, DeadTimeout: time.Second})
 	unblock := k.Block(nbdnltest.Reconfigure)
@@ -312,7 +316,8 @@ func TestHealExpires(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestHealExpiresLate has the time run out at the moment in which a new connection is there: the device goes on, and can be mended again.
+// TestHealExpiresLate has the time run out at the moment in which a new connection is there: the
+// device goes on, and can be mended again.
 func TestHealExpiresLate(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: time.Hour})
 	var late *expiry
@@ -339,7 +344,8 @@ func TestHealExpiresLate(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestHealGone holds that a device is not mended that somebody has disconnected meanwhile, or that this process may not mend any more.
+// TestHealGone holds that a device is not mended that somebody has disconnected meanwhile, or that
+// this process may not mend any more.
 func TestHealGone(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: time.Hour})
 	other := k.Client()
@@ -364,7 +370,8 @@ func TestHealGone(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestCloseWaiting ends devices that wait for a connection. That it never came is told by Close, unless it was meant.
+// TestCloseWaiting ends devices that wait for a connection. That it never came is told by Close,
+// unless it was meant.
 func TestCloseWaiting(t *testing.T) {
 	for name, end := range map[string]func(*Device) error{
 		"Close":      (*Device).Close,

@@ -99,7 +99,8 @@ func TestKernelExample(t *testing.T) {
 	}
 }
 
-// TestKernelData writes and reads past the page cache and through it, and looks at what has arrived in the backend.
+// TestKernelData writes and reads past the page cache and through it, and looks at what has arrived
+// in the backend.
 func TestKernelData(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	const size = 8 << 20

@@ -15,13 +15,15 @@ const kickPatience = 10 * time.Second
 // errKicked is what Err says after Kick.
 var errKicked = errors.New("blockdev: the device was kicked out, with all requests in flight")
 
-// Kick takes the device from the kernel at once, whatever state it is in: every request in flight fails with EIO, and so does
-// everything that is asked of the device from then on. Nothing is written before, so what is cached is lost. It is for I/O that is
-// stuck, on a backend that does not come back or on connections that nobody replaces.
+// Kick takes the device from the kernel at once, whatever state it is in: every request in flight
+// fails with EIO, and so does everything that is asked of the device from then on. Nothing is
+// written before, so what is cached is lost. It is for I/O that is stuck, on a backend that does
+// not come back or on connections that nobody replaces.
 //
-// Kick waits neither for the backend nor for those who hold the device; it returns within ctx, and after 10 seconds at the latest.
-// It may be called while Disconnect or Close is at work, which then come to an end. Done is closed when the backend has let go of
-// the last request, and Close is still due.
+// Kick waits neither for the backend nor for those who hold the device; it returns within ctx, and
+// after 10 seconds at the latest. It may be called while Disconnect or Close is at work, which then
+// come to an end. Done is closed when the backend has let go of the last request, and Close is
+// still due.
 func (d *Device) Kick(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, kickPatience)
 	defer cancel()
@@ -31,8 +33,9 @@ func (d *Device) Kick(ctx context.Context) error {
 		d.lost = errKicked
 	}
 	d.mu.Unlock()
-	// First the connections, all of them: the kernel announces the end of the device on each, and that would wait for room on one
-	// that the server does not read any more (nbd.c, send_disconnects). On a dead one it fails.
+	// First the connections, all of them: the kernel announces the end of the device on each, and
+	// that would wait for room on one that the server does not read any more (nbd.c,
+	// send_disconnects). On a dead one it fails.
 	d.cut()
 	err := d.client.Drop(ctx, d.index, d.Identifier())
 	if errors.Is(err, errors.ErrUnsupported) && d.machine.same(d.index, d.incarnation) {

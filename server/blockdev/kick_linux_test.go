@@ -104,8 +104,9 @@ func waitStuck(t *testing.T, d *blockdev.Device) {
 	}
 }
 
-// TestKernelCloseStuck ends a device whose backend hangs for good and whose connections are full, so that the kernel's own goodbye
-// has no room: within the bound of Close, and without others who talk to the driver being held up for longer than that.
+// TestKernelCloseStuck ends a device whose backend hangs for good and whose connections are full,
+// so that the kernel's own goodbye has no room: within the bound of Close, and without others who
+// talk to the driver being held up for longer than that.
 func TestKernelCloseStuck(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	b := newRecorder(8 << 20)

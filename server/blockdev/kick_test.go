@@ -11,7 +11,8 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
-// TestKick takes a device away from a backend that does not come back and from somebody who holds it.
+// TestKick takes a device away from a backend that does not come back and from somebody who holds
+// it.
 func TestKick(t *testing.T) {
 	b := newElastic()
 	arrived, release := make(chan struct{}), make(chan struct{})
@@ -84,8 +85,8 @@ func TestKickStuckKernel(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestKickSync ends a kicked device: that what is cached can't be written, or the device not be opened, is what Kick said, and is not
-// told as a loss.
+// TestKickSync ends a kicked device: that what is cached can't be written, or the device not be
+// opened, is what Kick said, and is not told as a loss.
 func TestKickSync(t *testing.T) {
 	for name, end := range map[string]func(*Device) error{
 		"Disconnect": func(d *Device) error { return d.Disconnect(context.Background()) },
@@ -110,7 +111,8 @@ func TestKickSync(t *testing.T) {
 	}
 }
 
-// TestKickOther leaves a device alone that has taken the index, also where the kernel does not tell whose it is.
+// TestKickOther leaves a device alone that has taken the index, also where the kernel does not tell
+// whose it is.
 func TestKickOther(t *testing.T) {
 	for _, release := range []string{"6.12.0", "5.10.0"} {
 		k, d := connectedOn(t, nbdnltest.Options{Release: release})
@@ -138,7 +140,8 @@ func TestKickOther(t *testing.T) {
 	}
 }
 
-// TestKickUnknown holds that Kick does not say that a device has gone of which it can't be told whether it is this one.
+// TestKickUnknown holds that Kick does not say that a device has gone of which it can't be told
+// whether it is this one.
 func TestKickUnknown(t *testing.T) {
 	k, d := connectedOn(t, nbdnltest.Options{Release: "5.10.0"})
 	client, incarnation := d.client, d.incarnation

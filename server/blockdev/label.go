@@ -6,8 +6,9 @@ import (
 	"sync/atomic"
 )
 
-// A label says in each record of a log which device it is about: a program with many of them gives all of them one logger. It wraps the
-// handler and not the logger, for the device has no index when its logger is made.
+// A label says in each record of a log which device it is about: a program with many of them gives
+// all of them one logger. It wraps the handler and not the logger, for the device has no index when
+// its logger is made.
 type label struct {
 	slog.Handler
 	identifier string

@@ -51,7 +51,8 @@ func (l *lineLog) await(t *testing.T, message string) map[string]any {
 	}
 }
 
-// TestLabel holds that what the log tells of two devices with one logger can be told apart, be it the server that tells it or the device.
+// TestLabel holds that what the log tells of two devices with one logger can be told apart, be it
+// the server that tells it or the device.
 func TestLabel(t *testing.T) {
 	log := &lineLog{came: make(chan struct{}, 1)}
 	logger := slog.New(slog.NewJSONHandler(log, nil)).With("program", "test")

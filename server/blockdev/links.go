@@ -20,6 +20,15 @@ func (l *links) add(server *net.UnixConn, kernel *os.File) {
 	l.kernelEnds = append(l.kernelEnds, kernel)
 }
 
+// ends returns the server's ends.
+func (l *links) ends() []link {
+	ends := make([]link, len(l.server))
+	for i, c := range l.server {
+		ends[i].conn = c
+	}
+	return ends
+}
+
 func (l *links) closeKernelEnds() {
 	for _, c := range l.kernelEnds {
 		c.Close()
@@ -31,4 +40,20 @@ func (l *links) close() {
 	for _, c := range l.server {
 		c.Close()
 	}
+}
+
+// A link is the server's end of a connection.
+type link struct {
+	conn   net.Conn // nil: it is dead, and is to be replaced
+	unread []byte   // what was received from it and not executed
+}
+
+// open returns the connection, or one at its end in the place of a dead one.
+func (l link) open() net.Conn {
+	if l.conn != nil {
+		return l.conn
+	}
+	dead, other := net.Pipe()
+	other.Close()
+	return dead
 }

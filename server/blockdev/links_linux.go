@@ -10,18 +10,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openLinks makes n connections. The kernel's ends get a send buffer of that many bytes, if they may.
+// openLinks makes n connections. The kernel's ends get a send buffer of that many bytes, if they
+// may.
 func openLinks(n, sendBuffer int, log *slog.Logger) (*links, error) {
 	l := new(links)
 	for range n {
-		// Nobody else must hold a copy: the kernel notices that its server has died only when all copies are closed. What blocks
-		// the runtime does not poll: of the kernel's end it never needs to, of the server's FileConn makes one that it does.
+		// Nobody else must hold a copy: the kernel notices that its server has died only when all
+		// copies are closed. What blocks the runtime does not poll: of the kernel's end it never
+		// needs to, of the server's FileConn makes one that it does.
 		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			l.close()
 			return nil, fmt.Errorf("socketpair: %w", err)
 		}
-		// Needs CAP_NET_ADMIN. A smaller one is slower, and a big one not to have is a risk (breaksSends), but no failure.
+		// Needs CAP_NET_ADMIN. A smaller one is slower, and a big one not to have is a risk
+		// (breaksSends), but no failure.
 		if err := unix.SetsockoptInt(fds[1], unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer); err != nil && sendBuffer >= bigSendBuffer {
 			log.Warn("send buffer of the kernel's connection was not enlarged", "bytes", sendBuffer, "err", err)
 		}

@@ -19,8 +19,8 @@ import (
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
 
-// NBD_TEST_MANY_DEVICES and NBD_TEST_MANY_FILES set how many devices TestKernelManyEnd ends, and how many files are open beside
-// them: make bench-many has 200 and 20,000.
+// NBD_TEST_MANY_DEVICES and NBD_TEST_MANY_FILES set how many devices TestKernelManyEnd ends, and
+// how many files are open beside them: make bench-many has 200 and 20,000.
 func many(t *testing.T, variable string, usual int) int {
 	t.Helper()
 	s := os.Getenv(variable)
@@ -94,8 +94,9 @@ func anotherReady(t *testing.T, role string) *exec.Cmd {
 	return cmd
 }
 
-// TestKernelManyEnd ends many devices at once, beside many open files: those that a killed process has left, and living ones. To find
-// out who uses them takes a look at every file of every process, which is not taken once for each device.
+// TestKernelManyEnd ends many devices at once, beside many open files: those that a killed process
+// has left, and living ones. To find out who uses them takes a look at every file of every process,
+// which is not taken once for each device.
 func TestKernelManyEnd(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	c, err := nbdnl.New()

@@ -34,8 +34,8 @@ func onCPU(t *testing.T, cpu int, f func()) {
 	}
 }
 
-// TestKernelMulti drives four connections from as many processors as there are: each connection must serve what its processor
-// submits, and a flush over one must cover the writes over all.
+// TestKernelMulti drives four connections from as many processors as there are: each connection
+// must serve what its processor submits, and a flush over one must cover the writes over all.
 func TestKernelMulti(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	const connections, block, each = 4, 4096, 64
@@ -75,8 +75,8 @@ func TestKernelMulti(t *testing.T) {
 	stats := d.Stats()
 	for i, st := range stats {
 		t.Logf("connection %d: %d reads, %d writes", i, st.Read.Requests, st.Write.Requests)
-		// Others of the machine may have read a little through another connection, and a thread may have been moved before it was
-		// pinned; but this much can only have come from there.
+		// Others of the machine may have read a little through another connection, and a thread may
+		// have been moved before it was pinned; but this much can only have come from there.
 		if i < used && (st.Write.Requests < each || st.Read.Requests < each) {
 			t.Errorf("connection %d has served %d reads and %d writes, want %d and more of each", i, st.Read.Requests, st.Write.Requests, each)
 		}

@@ -14,15 +14,16 @@ import (
 )
 
 const (
-	// nodePatience is how long the device node may take to appear; devtmpfs makes it before the connect returns, udev or mdev
-	// soon after.
+	// nodePatience is how long the device node may take to appear; devtmpfs makes it before the
+	// connect returns, udev or mdev soon after.
 	nodePatience = 5 * time.Second
 	// nodeInterval is how often it is looked for.
 	nodeInterval = 10 * time.Millisecond
 )
 
-// readFirst opens the node at path, makes sure that it is the block device with that number ("43:96"), and reads n bytes from
-// its beginning. The wait for the node ends with ctx; the open and the read end when the kernel lets them.
+// readFirst opens the node at path, makes sure that it is the block device with that number
+// ("43:96"), and reads n bytes from its beginning. The wait for the node ends with ctx; the open
+// and the read end when the kernel lets them.
 func readFirst(ctx context.Context, path, number string, n int) error {
 	f, err := openNode(ctx, path)
 	if err != nil {
@@ -56,18 +57,21 @@ func deviceNumber(node os.FileInfo) (string, bool) {
 	return fmt.Sprintf("%d:%d", unix.Major(uint64(st.Rdev)), unix.Minor(uint64(st.Rdev))), true
 }
 
-// forgetErrors has the kernel take the errors of writes to an index as seen. Before Linux 5.16 it keeps with the index what nobody has
-// seen, also from one use to the next, and would tell it to the first who syncs the new device (invalidate_disk ends that).
+// forgetErrors has the kernel take the errors of writes to an index as seen. Before Linux 5.16 it
+// keeps with the index what nobody has seen, also from one use to the next, and would tell it to
+// the first who syncs the new device (invalidate_disk ends that).
 func forgetErrors(f *os.File) {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return
 	}
-	// This looks at the errors without writing anything (file_fdatawait_range); they are the business of the former user.
+	// This looks at the errors without writing anything (file_fdatawait_range); they are the
+	// business of the former user.
 	_ = raw.Control(func(fd uintptr) { _ = unix.SyncFileRange(int(fd), 0, 0, unix.SYNC_FILE_RANGE_WAIT_BEFORE) })
 }
 
-// syncFileSystem writes what the file system on an open device has not written yet, if there is one.
+// syncFileSystem writes what the file system on an open device has not written yet, if there is
+// one.
 func syncFileSystem(dev nbdnl.Device) error {
 	c, ok := dev.(syscall.Conn)
 	if !ok {
@@ -83,8 +87,8 @@ func syncFileSystem(dev nbdnl.Device) error {
 	return errors.Join(err, os.NewSyscallError("ioctl BLKFLSBUF", ioctl))
 }
 
-// syncMount writes what the file system has not written yet whose mount is at path. It returns false if that mount can't be reached, as
-// when another one covers it.
+// syncMount writes what the file system has not written yet whose mount is at path. It returns
+// false if that mount can't be reached, as when another one covers it.
 func syncMount(path string, id uint64) (bool, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -110,8 +114,8 @@ func syncMount(path string, id uint64) (bool, error) {
 	return there, errors.Join(err, failed)
 }
 
-// openNode opens a device node that may not be there yet. Read-only: the end of a write access would make udev look at the device
-// again.
+// openNode opens a device node that may not be there yet. Read-only: the end of a write access
+// would make udev look at the device again.
 func openNode(ctx context.Context, path string) (f *os.File, err error) {
 	err = awaitNode(ctx, func() error {
 		f, err = os.OpenFile(path, os.O_RDONLY, 0)

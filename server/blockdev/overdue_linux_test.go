@@ -17,8 +17,9 @@ import (
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
 
-// TestKernelOverdue has a backend that is slower than the timeout in one place, or never comes back from there. The request fails,
-// however often the kernel sends it again, at the latest 10 s after both timeouts; its neighbours go on and lose nothing.
+// TestKernelOverdue has a backend that is slower than the timeout in one place, or never comes back
+// from there. The request fails, however often the kernel sends it again, at the latest 10 s after
+// both timeouts; its neighbours go on and lose nothing.
 func TestKernelOverdue(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	const at = 65536
@@ -150,8 +151,9 @@ func (d patientDisk) ReadAtContext(ctx context.Context, p []byte, off int64) (in
 	return d.recorder.ReadAt(p, off)
 }
 
-// TestKernelGiveUp has a backend hang in a read that knows when nobody waits for it any more. It is told at Kick, at Close, and when
-// the kernel gives the connection up; Close then has nothing to wait for.
+// TestKernelGiveUp has a backend hang in a read that knows when nobody waits for it any more. It is
+// told at Kick, at Close, and when the kernel gives the connection up; Close then has nothing to
+// wait for.
 func TestKernelGiveUp(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	for name, end := range map[string]func(*blockdev.Device) error{

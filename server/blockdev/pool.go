@@ -24,31 +24,39 @@ const (
 
 // PoolOptions say how a Pool works. The zero value is ready to use.
 type PoolOptions struct {
-	// Name comes first in the identifiers of the pool's devices, before a colon. Reclaim takes what an earlier process has left under
-	// the same name, so no other program should use it. Empty: the name of the program.
+	// Name comes first in the identifiers of the pool's devices, before a colon. Reclaim takes what
+	// an earlier process has left under the same name, so no other program should use it. Empty:
+	// the name of the program.
 	Name string
-	// Max is how many devices the pool has at a time; who comes then waits, first come first served. 0: 1024.
+	// Max is how many devices the pool has at a time; who comes then waits, first come first
+	// served. 0: 1024.
 	Max int
-	// Warm is how many free indexes are kept ready, so that a connect finds one whose device exists, whose node is there, and which
-	// nobody has open. A new one can take long to come to that: the kernel makes the device, and udev its node, and looks at it.
-	// 0: they are looked for when they are needed.
+	// Warm is how many free indexes are kept ready, so that a connect finds one whose device
+	// exists, whose node is there, and which nobody has open. A new one can take long to come to
+	// that: the kernel makes the device, and udev its node, and looks at it. 0: they are looked for
+	// when they are needed.
 	Warm int
-	// Client controls the kernel; it must stay open for as long as the pool and its devices. nil: the pool opens one for itself.
+	// Client controls the kernel; it must stay open for as long as the pool and its devices. nil:
+	// the pool opens one for itself.
 	Client *nbdnl.Client
-	// Logger takes why indexes can't be kept ready, and is that of devices which have none of their own. nil: none.
+	// Logger takes why indexes can't be kept ready, and is that of devices which have none of their
+	// own. nil: none.
 	Logger *slog.Logger
-	// OnError takes what the pool's work in the background fails at: why indexes can't be kept ready. It is tried again every
-	// second, and told every time. Devices can be connected meanwhile, and have errors of their own. It is called by one
-	// goroutine, for which Close waits, so it must not call Close. nil: nothing is called.
+	// OnError takes what the pool's work in the background fails at: why indexes can't be kept
+	// ready. It is tried again every second, and told every time. Devices can be connected
+	// meanwhile, and have errors of their own. It is called by one goroutine, for which Close
+	// waits, so it must not call Close. nil: nothing is called.
 	OnError func(error)
 }
 
-// A Pool connects devices of which a program has many, one after the other and side by side. Its devices share a client, and so
-// the sockets to the kernel; nothing else, so each fails alone, and no lock is held while the kernel works. Safe for concurrent use.
+// A Pool connects devices of which a program has many, one after the other and side by side. Its
+// devices share a client, and so the sockets to the kernel; nothing else, so each fails alone, and
+// no lock is held while the kernel works. Safe for concurrent use.
 //
-// It leases the indexes that it uses (claim.Lease), so that pools of other processes do not reach for them, and so that what a
-// process leaves when it dies is known as such. It never takes an index on which another device is still coming to its end, or
-// that anybody has open, and adds devices to those that the module has made when all are taken.
+// It leases the indexes that it uses (claim.Lease), so that pools of other processes do not reach
+// for them, and so that what a process leaves when it dies is known as such. It never takes an
+// index on which another device is still coming to its end, or that anybody has open, and adds
+// devices to those that the module has made when all are taken.
 type Pool struct {
 	machine    machine
 	client     *nbdnl.Client
@@ -74,8 +82,8 @@ type Pool struct {
 	closed bool
 }
 
-// NewPool returns a pool, which must be closed. It does not wait for Warm indexes: Fill does. What an earlier process has left stays
-// until Reclaim.
+// NewPool returns a pool, which must be closed. It does not wait for Warm indexes: Fill does. What
+// an earlier process has left stays until Reclaim.
 func NewPool(o PoolOptions) (*Pool, error) { return machine{}.newPool(o) }
 
 func (m machine) newPool(o PoolOptions) (*Pool, error) {
@@ -112,9 +120,10 @@ func (m machine) newPool(o PoolOptions) (*Pool, error) {
 	return p, nil
 }
 
-// Connect is the function Connect on an index of the pool's choice, with the pool's client; of what Options say the rest holds. While
-// the pool has its Max of devices it waits for one to be closed. An index that somebody opens at the last moment, as udev does, is
-// left for another one; when that happens again and again, the error is a *nbdnl.BusyError that says who it was.
+// Connect is the function Connect on an index of the pool's choice, with the pool's client; of what
+// Options say the rest holds. While the pool has its Max of devices it waits for one to be closed.
+// An index that somebody opens at the last moment, as udev does, is left for another one; when that
+// happens again and again, the error is a *nbdnl.BusyError that says who it was.
 //
 // The device is ended as any other, and the pool gets its index back then.
 func (p *Pool) Connect(ctx context.Context, b backends.Backend, o Options) (*Device, error) {
@@ -229,9 +238,10 @@ func (p *Pool) place(ctx context.Context, c nbdnl.Config) (vacancy, error) {
 	}
 }
 
-// take returns a free index for so many connections. The kernel is quicker where there were as many before, for it need not change
-// its queues (blk_mq_update_nr_hw_queues). Of these, and of the others, it is the one that has been ready for longest, so that those
-// who look at a device after its end have gone.
+// take returns a free index for so many connections. The kernel is quicker where there were as many
+// before, for it need not change its queues (blk_mq_update_nr_hw_queues). Of these, and of the
+// others, it is the one that has been ready for longest, so that those who look at a device after
+// its end have gone.
 func (p *Pool) take(ctx context.Context, connections int) (vacancy, error) {
 	p.mu.Lock()
 	if len(p.ready) > 0 {
@@ -251,7 +261,8 @@ func (p *Pool) take(ctx context.Context, connections int) (vacancy, error) {
 // putBack keeps an index ready, if it is free and needed.
 func (p *Pool) putBack(v vacancy) error {
 	if p.machine.system.IncarnationOf(v.lease.Index()) != 0 {
-		// The device is held by somebody, or could not be disconnected. Should it stay for good, it is for Reclaim.
+		// The device is held by somebody, or could not be disconnected. Should it stay for good, it
+		// is for Reclaim.
 		return p.drop(v.lease, v.lease.Leave)
 	}
 	p.mu.Lock()
@@ -276,8 +287,8 @@ func (p *Pool) drop(lease *claim.Lease, giveUp func() error) error {
 	return err
 }
 
-// Close gives the pool's free indexes back. Devices that live are not touched, and are still to be ended, which Wait waits for; who
-// waits in Connect gets an error that matches os.ErrClosed.
+// Close gives the pool's free indexes back. Devices that live are not touched, and are still to be
+// ended, which Wait waits for; who waits in Connect gets an error that matches os.ErrClosed.
 func (p *Pool) Close() error {
 	p.cancel()
 	p.mu.Lock()

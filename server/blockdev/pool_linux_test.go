@@ -24,7 +24,8 @@ import (
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
 
-// poolDevices and poolRounds are what TestKernelPoolMany does. NBD_TEST_POOL_ROUNDS sets the latter.
+// poolDevices and poolRounds are what TestKernelPoolMany does. NBD_TEST_POOL_ROUNDS sets the
+// latter.
 const poolDevices = 64
 
 func poolRounds(t *testing.T) int {
@@ -86,7 +87,8 @@ func TestKernelPoolProcess(t *testing.T) {
 	}
 }
 
-// manyDevices has n devices at a time attached, written, verified and detached, each by a goroutine of its own.
+// manyDevices has n devices at a time attached, written, verified and detached, each by a goroutine
+// of its own.
 func manyDevices(t *testing.T, n, rounds int) {
 	p, err := blockdev.NewPool(blockdev.PoolOptions{Name: "many", Warm: min(n, 16)})
 	if err != nil {
@@ -112,8 +114,8 @@ func manyDevices(t *testing.T, n, rounds int) {
 	}
 }
 
-// oneDevice has a device of a backend that nobody else has, fills it with a mark, and holds that the mark, and nothing else, has come
-// to that backend and comes back from it.
+// oneDevice has a device of a backend that nobody else has, fills it with a mark, and holds that
+// the mark, and nothing else, has come to that backend and comes back from it.
 func oneDevice(t *testing.T, p *blockdev.Pool, mark string, together func()) (err error) {
 	const size = 256 << 10
 	b := newRecorder(size)
@@ -154,7 +156,8 @@ func oneDevice(t *testing.T, p *blockdev.Pool, mark string, together func()) (er
 	return nil
 }
 
-// checkNoneLeft fails the test if a device is connected that carries an identifier with that prefix, or a lease is there.
+// checkNoneLeft fails the test if a device is connected that carries an identifier with that
+// prefix, or a lease is there.
 func checkNoneLeft(t *testing.T, prefix string) {
 	t.Helper()
 	c, err := nbdnl.New()
@@ -176,7 +179,8 @@ func checkNoneLeft(t *testing.T, prefix string) {
 	}
 }
 
-// TestKernelPoolMany has 64 devices at a time, from one process and from eight: four times as many as the module has made.
+// TestKernelPoolMany has 64 devices at a time, from one process and from eight: four times as many
+// as the module has made.
 func TestKernelPoolMany(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	t.Run("one process", func(t *testing.T) {
@@ -221,8 +225,8 @@ func leaveDevices(t *testing.T) {
 	<-t.Context().Done()
 }
 
-// TestKernelPoolReclaim kills a process that has devices: a pool of the same name takes back those that were leased, once the
-// process is dead, and nothing else.
+// TestKernelPoolReclaim kills a process that has devices: a pool of the same name takes back those
+// that were leased, once the process is dead, and nothing else.
 func TestKernelPoolReclaim(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	cmd, out := another(t, "die")

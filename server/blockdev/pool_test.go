@@ -90,7 +90,8 @@ func TestPool(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestPoolPrefers holds that of the indexes that are ready one is taken that had as many connections, and else the first.
+// TestPoolPrefers holds that of the indexes that are ready one is taken that had as many
+// connections, and else the first.
 func TestPoolPrefers(t *testing.T) {
 	_, p := poolOn(t, nbdnltest.Options{}, PoolOptions{Max: 3, Warm: 3})
 	connect := func(connections int) *Device {
@@ -155,8 +156,8 @@ func TestPoolAvoids(t *testing.T) {
 	}
 }
 
-// TestPoolHusk holds that an index on which a device comes to its end is not kept ready, and that one which could not be disconnected
-// stays for Reclaim.
+// TestPoolHusk holds that an index on which a device comes to its end is not kept ready, and that
+// one which could not be disconnected stays for Reclaim.
 func TestPoolHusk(t *testing.T) {
 	k, p := poolOn(t, nbdnltest.Options{Devices: 3}, PoolOptions{Name: "mine", Max: 1, Warm: 1})
 	husk := p.connected(t)
@@ -186,7 +187,8 @@ func TestPoolHusk(t *testing.T) {
 	}
 }
 
-// TestPoolOpened has somebody open each index that was ready, as udev may: another one is taken, and in the end it is said who.
+// TestPoolOpened has somebody open each index that was ready, as udev may: another one is taken,
+// and in the end it is said who.
 func TestPoolOpened(t *testing.T) {
 	k, p := poolOn(t, nbdnltest.Options{Devices: 2}, PoolOptions{Warm: 2})
 	if err := p.Fill(t.Context()); err != nil {
@@ -274,7 +276,8 @@ func TestPoolBounded(t *testing.T) {
 	}
 }
 
-// leave makes what is there when a process has died: a device whose connections are dead, and a lease that nobody holds.
+// leave makes what is there when a process has died: a device whose connections are dead, and a
+// lease that nobody holds.
 func leave(t *testing.T, k *nbdnltest.Kernel, p *Pool, index int, noted, identifier string) *Device {
 	t.Helper()
 	lease, err := p.client.Claims().TryLease(index)

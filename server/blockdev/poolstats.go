@@ -9,8 +9,8 @@ import (
 type PoolStats struct {
 	// Ready is how many free indexes are kept ready, of PoolOptions.Warm.
 	Ready int
-	// InUse is how many devices are connected, about to be, or not ended yet, of PoolOptions.Max. One that the kernel has lost is
-	// in use until it is closed.
+	// InUse is how many devices are connected, about to be, or not ended yet, of PoolOptions.Max.
+	// One that the kernel has lost is in use until it is closed.
 	InUse int
 	// Waiting is how many calls of Connect wait for one of these to end.
 	Waiting int
@@ -23,9 +23,9 @@ func (p *Pool) Stats() PoolStats {
 	return PoolStats{Ready: len(p.ready), InUse: p.devices, Waiting: p.waiting}
 }
 
-// Wait returns when no device of the pool is in use: when the last one has been ended, by whoever has it, and its index and, after
-// Close, the pool's client are given up. Without a Close before there may be new ones by then. If ctx ends first, the error says how
-// many are left.
+// Wait returns when no device of the pool is in use: when the last one has been ended, by whoever
+// has it, and its index and, after Close, the pool's client are given up. Without a Close before
+// there may be new ones by then. If ctx ends first, the error says how many are left.
 func (p *Pool) Wait(ctx context.Context) error {
 	p.mu.Lock()
 	idle := p.idle

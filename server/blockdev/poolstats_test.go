@@ -162,7 +162,8 @@ func TestPoolLeft(t *testing.T) {
 	}
 }
 
-// TestPoolLeftUnknown holds that a kernel which keeps no identifiers leaves no doubt that it can't be told.
+// TestPoolLeftUnknown holds that a kernel which keeps no identifiers leaves no doubt that it can't
+// be told.
 func TestPoolLeftUnknown(t *testing.T) {
 	k, p := poolOn(t, nbdnltest.Options{Release: "5.10.0"}, PoolOptions{Name: "mine"})
 	leave(t, k, p, 0, "mine:dead", "mine:dead")
@@ -171,7 +172,8 @@ func TestPoolLeftUnknown(t *testing.T) {
 	}
 }
 
-// TestPoolClient holds that the client of a pool stays open for devices that outlive it, and no longer.
+// TestPoolClient holds that the client of a pool stays open for devices that outlive it, and no
+// longer.
 func TestPoolClient(t *testing.T) {
 	_, p := poolOn(t, nbdnltest.Options{}, PoolOptions{Name: "mine"})
 	p.ownsClient = true // as if nobody had given it one

@@ -8,7 +8,8 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
-// ready returns when the device can be used. That it is what was asked for package nbdnl has seen to.
+// ready returns when the device can be used. That it is what was asked for package nbdnl has seen
+// to.
 func (d *Device) ready(ctx context.Context, p *probe) error {
 	if maximum := d.backend.BlockSizes.Maximum; !d.tuned || maximum > 0 {
 		if err := d.machine.tune(d.index, maximum, d.options.Logger); err != nil {
@@ -49,8 +50,9 @@ func (d *Device) snatched(err error) error {
 	return fmt.Errorf("blockdev: %s was disconnected before it was ready: %w", d.Path(), errors.Join(nbdnl.ErrNotConnected, err))
 }
 
-// A probe is the first use of a new device. The open makes the kernel scan the partitions, which reads from the backend and
-// blocks where neither a context nor a signal reaches: hence a goroutine of its own.
+// A probe is the first use of a new device. The open makes the kernel scan the partitions, which
+// reads from the backend and blocks where neither a context nor a signal reaches: hence a goroutine
+// of its own.
 type probe struct {
 	use      func(context.Context) error
 	started  bool

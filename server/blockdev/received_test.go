@@ -10,8 +10,9 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
-// TestReceived holds that a device is connected again whose connections the kernel does not all receive from, a few times, and that
-// it is used all the same when that does not help. Of one connection nobody asks.
+// TestReceived holds that a device is connected again whose connections the kernel does not all
+// receive from, a few times, and that it is used all the same when that does not help. Of one
+// connection nobody asks.
 func TestReceived(t *testing.T) {
 	for _, tt := range []struct {
 		name        string

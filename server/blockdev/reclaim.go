@@ -12,15 +12,18 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl/claim"
 )
 
-// reclaimers bounds how many devices Reclaim ends at a time. Each may keep a thread in the kernel. Those that are under way share the
-// look at all processes (nbdnl.Client.Holders), so that it takes the fewer of these, the more they are.
+// reclaimers bounds how many devices Reclaim ends at a time. Each may keep a thread in the kernel.
+// Those that are under way share the look at all processes (nbdnl.Client.Holders), so that it takes
+// the fewer of these, the more they are.
 const reclaimers = 256
 
-// Reclaim disconnects the devices that processes have left behind which are dead, and returns their indexes, ascending. It takes those only
-// whose lease nobody holds any more, and that carry the identifier noted there, under the Name of this pool. One that somebody still
-// uses, as a mount does, is left alone, and its *nbdnl.BusyError is in the error; the others are reclaimed all the same, many at a time.
-// To be called at the start, and whenever it is worth looking; what is of a living process, of this one too, is never touched. Before
-// Linux 5.14, where no device shows whose it is, none is, and the error matches errors.ErrUnsupported.
+// Reclaim disconnects the devices that processes have left behind which are dead, and returns their
+// indexes, ascending. It takes those only whose lease nobody holds any more, and that carry the
+// identifier noted there, under the Name of this pool. One that somebody still uses, as a mount
+// does, is left alone, and its *nbdnl.BusyError is in the error; the others are reclaimed all the
+// same, many at a time. To be called at the start, and whenever it is worth looking; what is of a
+// living process, of this one too, is never touched. Before Linux 5.14, where no device shows whose
+// it is, none is, and the error matches errors.ErrUnsupported.
 //
 // Left tells which devices it would take.
 func (p *Pool) Reclaim(ctx context.Context) ([]int, error) {
@@ -75,12 +78,14 @@ func (p *Pool) reclaim(ctx context.Context, index int) (bool, error) {
 	}
 }
 
-// Left returns the devices that Reclaim would take, by ascending index, and leaves them as they are: for a program that was killed to find
-// out what it had, by the identifiers that it gave, and perhaps to serve it anew instead of clearing it away. They are orphaned: there is
-// nobody to answer what is asked of them, and what waits for an answer fails in the end, if DeadTimeout was set later than else. Who
-// uses them holder.FindAll tells.
+// Left returns the devices that Reclaim would take, by ascending index, and leaves them as they
+// are: for a program that was killed to find out what it had, by the identifiers that it gave, and
+// perhaps to serve it anew instead of clearing it away. They are orphaned: there is nobody to
+// answer what is asked of them, and what waits for an answer fails in the end, if DeadTimeout was
+// set later than else. Who uses them holder.FindAll tells.
 //
-// The device of a process that dies at this moment may be missing, or be one that was in the middle of a connect or an end.
+// The device of a process that dies at this moment may be missing, or be one that was in the middle
+// of a connect or an end.
 func (p *Pool) Left(ctx context.Context) ([]nbdnl.Status, error) {
 	indexes, err := p.client.Claims().Leased()
 	if err != nil {
@@ -122,7 +127,8 @@ func (p *Pool) left(ctx context.Context, index int) (s nbdnl.Status, ok bool, er
 	return s, s.HasIdentifier && s.Identifier == lease.Left(), nil
 }
 
-// leftAt takes the lease of an index whose holder has died and was of a pool with this name; else it returns nil.
+// leftAt takes the lease of an index whose holder has died and was of a pool with this name; else
+// it returns nil.
 func (p *Pool) leftAt(index int) (*claim.Lease, error) {
 	lease, err := p.client.Claims().TryLease(index)
 	switch {

@@ -12,29 +12,35 @@ import (
 // undoTime bounds what undoes a resize that failed half-way, and what looks at how far it came.
 const undoTime = 5 * time.Second
 
-// Resize gives the device another size in bytes, a positive multiple of the block size, while it is in use.
+// Resize gives the device another size in bytes, a positive multiple of the block size, while it is
+// in use.
 //
-// The backend must be a backends.Resizer, or have that size already: a disk that has grown by itself is only shown to the kernel.
-// Else the error matches errors.ErrUnsupported, or says that the device is read-only, whose backend is never resized. File systems
-// and partitions on the device stay as they are: grow them after it, and shrink them before.
+// The backend must be a backends.Resizer, or have that size already: a disk that has grown by
+// itself is only shown to the kernel. Else the error matches errors.ErrUnsupported, or says that
+// the device is read-only, whose backend is never resized. File systems and partitions on the
+// device stay as they are: grow them after it, and shrink them before.
 //
-// Shrinking loses what lies behind the new end, so it is refused with a *nbdnl.BusyError while somebody uses the device;
-// ForceResize does it all the same. Whoever comes to open it exclusively meanwhile, as a mount does, is kept out.
+// Shrinking loses what lies behind the new end, so it is refused with a *nbdnl.BusyError while
+// somebody uses the device; ForceResize does it all the same. Whoever comes to open it exclusively
+// meanwhile, as a mount does, is kept out.
 //
 // The order is such that the kernel never sees a byte that nobody has:
 //
-//   - growing: first the backend, then the server, then the kernel. What fails is undone, unless the kernel has not answered:
-//     it may still come to it, so the backend keeps its new size then.
-//   - shrinking: first the kernel, then the server, then the backend, which is called when the last request that was let in
-//     before is answered. If the server can't finish those, the kernel gets its size back. If the backend fails, the device has the
-//     new size and the backend the old one; calling again tries that again.
+//   - growing: first the backend, then the server, then the kernel. What fails is undone, unless
+//     the kernel has not answered: it may still come to it, so the backend keeps its new size then.
+//   - shrinking: first the kernel, then the server, then the backend, which is called when the last
+//     request that was let in before is answered. If the server can't finish those, the kernel gets
+//     its size back. If the backend fails, the device has the new size and the backend the old one;
+//     calling again tries that again.
 //
-// The error says which. From Linux 6.12 on the kernel waits for all requests in flight before it takes another size, and executes no
-// other command for any nbd device until then: not while connections are being replaced, so the device must be live. Resize returns
-// when ctx ends, wherever it is; Size tells what the kernel has.
+// The error says which. From Linux 6.12 on the kernel waits for all requests in flight before it
+// takes another size, and executes no other command for any nbd device until then: not while
+// connections are being replaced, so the device must be live. Resize returns when ctx ends,
+// wherever it is; Size tells what the kernel has.
 func (d *Device) Resize(ctx context.Context, size int64) error { return d.resize(ctx, size, false) }
 
-// ForceResize is Resize, and shrinks the device even if somebody uses it. What they have cached behind the new end is lost.
+// ForceResize is Resize, and shrinks the device even if somebody uses it. What they have cached
+// behind the new end is lost.
 func (d *Device) ForceResize(ctx context.Context, size int64) error { return d.resize(ctx, size, true) }
 
 func (d *Device) resize(ctx context.Context, size int64, force bool) error {
@@ -121,7 +127,8 @@ func (d *Device) shrink(ctx context.Context, size int64) error {
 	return nil
 }
 
-// drain shrinks the server's size. Requests wait meanwhile, and must not for so long that the kernel gives them up.
+// drain shrinks the server's size. Requests wait meanwhile, and must not for so long that the
+// kernel gives them up.
 func (d *Device) drain(ctx context.Context, size int64) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, d.Timeout()/2, errors.New("the backend takes too long"))
 	defer cancel()
@@ -140,7 +147,8 @@ func (d *Device) tell(ctx context.Context, size int64) error {
 	if d.Size() == size {
 		return nil
 	}
-	// Nothing but the size: the kernel sets it first, and waits for requests that other changes may be there to help.
+	// Nothing but the size: the kernel sets it first, and waits for requests that other changes may
+	// be there to help.
 	err := d.reconfigure(ctx, nbdnl.Update{Size: &size})
 	d.unsure = err != nil && ctx.Err() != nil
 	if err := errors.Join(err, d.look(ctx)); err != nil {
@@ -164,7 +172,8 @@ func (d *Device) look(ctx context.Context) error {
 	return err
 }
 
-// settle waits for an earlier change of size that the kernel has not answered to: another command is executed when that is done.
+// settle waits for an earlier change of size that the kernel has not answered to: another command
+// is executed when that is done.
 func (d *Device) settle(ctx context.Context) error {
 	if !d.unsure {
 		return nil

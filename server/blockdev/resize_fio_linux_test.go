@@ -17,8 +17,8 @@ import (
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
 
-// fioUntilStopped has fio write and verify the first bytes of a device again and again. The func that it returns ends that, and returns
-// what went wrong.
+// fioUntilStopped has fio write and verify the first bytes of a device again and again. The func
+// that it returns ends that, and returns what went wrong.
 func fioUntilStopped(t *testing.T, device string, bytesOfIt int64) (stop func() error) {
 	t.Helper()
 	flag := filepath.Join(t.TempDir(), "stop")
@@ -43,8 +43,8 @@ func fioUntilStopped(t *testing.T, device string, bytesOfIt int64) (stop func() 
 	return stop
 }
 
-// TestKernelResizeUnderFio gives a device 20 other sizes while fio writes and verifies what it contains all the time: what is added
-// is zeros, and can be written up to the end.
+// TestKernelResizeUnderFio gives a device 20 other sizes while fio writes and verifies what it
+// contains all the time: what is added is zeros, and can be written up to the end.
 func TestKernelResizeUnderFio(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	const area, step, steps, sector = 8 << 20, 1 << 20, 20, 512

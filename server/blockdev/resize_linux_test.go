@@ -118,7 +118,8 @@ func (v *volume) bytes() uint64 {
 	return st.Blocks * uint64(st.Bsize)
 }
 
-// TestKernelResize grows a device under a mounted file system, which then grows too, and shrinks it again where the file system can.
+// TestKernelResize grows a device under a mounted file system, which then grows too, and shrinks it
+// again where the file system can.
 func TestKernelResize(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	const mib = 1 << 20
@@ -189,7 +190,8 @@ func TestKernelResize(t *testing.T) {
 	}
 }
 
-// TestKernelResizeUnderLoad grows a device in steps while data are written and read, and looks at all of them in the end.
+// TestKernelResizeUnderLoad grows a device in steps while data are written and read, and looks at
+// all of them in the end.
 func TestKernelResizeUnderLoad(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	const small, step, steps, block, writers = 4 << 20, 1 << 20, 12, 4096, 3
@@ -259,7 +261,8 @@ func TestKernelResizeUnderLoad(t *testing.T) {
 	}
 }
 
-// TestKernelForceResize shrinks a device with dirty pages behind the new end: they are lost, and nothing else is.
+// TestKernelForceResize shrinks a device with dirty pages behind the new end: they are lost, and
+// nothing else is.
 func TestKernelForceResize(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	m, err := memory.New(8<<20, memory.Options{})

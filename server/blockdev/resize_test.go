@@ -101,7 +101,8 @@ func TestResizeOrder(t *testing.T) {
 	checkSizes(t, k, d, size, size, size, size)
 }
 
-// TestResizeFails lets each step fail: what was done before is undone, or the error says what is left.
+// TestResizeFails lets each step fail: what was done before is undone, or the error says what is
+// left.
 func TestResizeFails(t *testing.T) {
 	cause := errors.New("no such luck")
 	t.Run("growing, backend", func(t *testing.T) {

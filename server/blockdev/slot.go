@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"time"
 
 	"github.com/nbdctl/nbdctl/nbdnl"
@@ -17,12 +16,12 @@ var (
 	errDead  = errors.New("all connections are dead, and the kernel waits for no new one")
 )
 
-// hasty is how much earlier than DeadTimeout says the kernel may fail what waits for a connection, because it has taken the last one
-// for dead before it showed here.
+// hasty is how much earlier than DeadTimeout says the kernel may fail what waits for a connection,
+// because it has taken the last one for dead before it showed here.
 const hasty = 100 * time.Millisecond
 
-// A slot is one of the kernel's places for a connection. When the connection in it dies, another one is put there. Its fields are
-// guarded by the device's mu.
+// A slot is one of the kernel's places for a connection. When the connection in it dies, another
+// one is put there. Its fields are guarded by the device's mu.
 type slot struct {
 	number int
 	conn   *server.Conn              // the present one, or the last
@@ -55,11 +54,11 @@ func (s *slot) fold(c *server.Conn) {
 }
 
 // serve starts to serve the connections. They end by themselves, by cut, or by the kernel.
-func (d *Device) serve(ends []*net.UnixConn) {
+func (d *Device) serve(ends []link) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for i, end := range ends {
-		d.slots = append(d.slots, newSlot(i, d.export.NewConn(end, nil)))
+		d.slots = append(d.slots, newSlot(i, d.export.NewConn(end.open(), end.unread)))
 	}
 	d.alive, d.keepers = len(ends), len(ends)
 	for _, s := range d.slots {
@@ -91,8 +90,8 @@ func (d *Device) unkeep() {
 	d.changed()
 }
 
-// transmit serves the connection in a slot to its end, and reports whether another one should take its place. What the backend has
-// not let go of is left behind then.
+// transmit serves the connection in a slot to its end, and reports whether another one should take
+// its place. What the backend has not let go of is left behind then.
 func (d *Device) transmit(s *slot) bool {
 	c, result := s.conn, make(chan error, 1)
 	go func() { result <- c.Transmit() }()
@@ -110,8 +109,8 @@ func (d *Device) transmit(s *slot) bool {
 			d.leaveBehind(s, c, result)
 		}
 	}
-	// The kernel must see that nobody is there, whatever the reason. It has hung up on one that is still away, and what it said before
-	// is to be read yet; that one is closed later.
+	// The kernel must see that nobody is there, whatever the reason. It has hung up on one that is
+	// still away, and what it said before is to be read yet; that one is closed later.
 	if !behind || !c.Away() {
 		c.Close()
 	}
@@ -130,8 +129,9 @@ func (d *Device) transmit(s *slot) bool {
 	return true
 }
 
-// leaveBehind has the device go on without a connection that the backend has not let go of yet. What that is at work on is safe from
-// newer requests, and they from it (package server, "What a client can rely on").
+// leaveBehind has the device go on without a connection that the backend has not let go of yet.
+// What that is at work on is safe from newer requests, and they from it (package server, "What a
+// client can rely on").
 func (d *Device) leaveBehind(s *slot, c *server.Conn, result <-chan error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -162,8 +162,8 @@ func reason(err error) error {
 	return err
 }
 
-// overdue is by how much a request may exceed the timeouts before the server answers it itself. With what the kernel adds, that is
-// 10 seconds at most.
+// overdue is by how much a request may exceed the timeouts before the server answers it itself.
+// With what the kernel adds, that is 10 seconds at most.
 const overdue = 7 * time.Second
 
 // bePatient tells the server for how long the kernel is. The caller holds mu, or is alone.
@@ -176,7 +176,8 @@ func (d *Device) died(s *slot) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s.alive, s.dead = false, time.Now()
-	// The kernel gives a connection up when a request has had its time, which was not seen while the loop was in a call of the backend.
+	// The kernel gives a connection up when a request has had its time, which was not seen while
+	// the loop was in a call of the backend.
 	if late := s.conn.Absence() - d.timeout; late > 0 {
 		s.dead = s.dead.Add(-late)
 	}
@@ -201,7 +202,8 @@ type expiry struct {
 	timer *time.Timer
 }
 
-// expire gives up a wait, unless it has ended: its timer may fire while revive is at work, too late to be stopped.
+// expire gives up a wait, unless it has ended: its timer may fire while revive is at work, too late
+// to be stopped.
 func (d *Device) expire(e *expiry) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -232,7 +234,8 @@ func (d *Device) revive(s *slot, c *server.Conn) error {
 	return nil
 }
 
-// gap returns for how long there has been no connection for the kernel, at the most, if there is none. The caller holds mu.
+// gap returns for how long there has been no connection for the kernel, at the most, if there is
+// none. The caller holds mu.
 func (d *Device) gap() time.Duration {
 	var last time.Time
 	for _, s := range d.slots {
@@ -251,7 +254,8 @@ func (d *Device) unexpire() {
 	}
 }
 
-// cut ends all connections at once, and for good. Their goroutines end when the backend calls in flight have.
+// cut ends all connections at once, and for good. Their goroutines end when the backend calls in
+// flight have.
 func (d *Device) cut() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -263,17 +267,18 @@ func (d *Device) cut() {
 	d.changed()
 }
 
-// Alive returns how many of the device's connections are served. One whose loop is in a call of a backend that takes writes without
-// blocking (backends.WriterAtFrom) counts until that returns.
+// Alive returns how many of the device's connections are served. One whose loop is in a call of a
+// backend that takes writes without blocking (backends.WriterAtFrom) counts until that returns.
 func (d *Device) Alive() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.alive
 }
 
-// State returns what the device is doing: StateLive; StateDegraded while some of its connections are dead; StateWaiting while all
-// are, and requests wait for a new one; StateDisconnecting when its end has begun; after Done, StateIdle if it was disconnected in
-// order, else StateOrphaned, as is a device all of whose connections are dead for good.
+// State returns what the device is doing: StateLive; StateDegraded while some of its connections
+// are dead; StateWaiting while all are, and requests wait for a new one; StateDisconnecting when
+// its end has begun; after Done, StateIdle if it was disconnected in order, else StateOrphaned, as
+// is a device all of whose connections are dead for good.
 func (d *Device) State() nbdnl.State {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -295,8 +300,9 @@ func (d *Device) State() nbdnl.State {
 	}
 }
 
-// Changes returns a channel from which something can be received after State, Alive, Size, Timeout or DeadTimeout have changed, or
-// Loss has become an error, once for all changes since. It is for one receiver, and is never closed.
+// Changes returns a channel from which something can be received after State, Alive, Size, Timeout
+// or DeadTimeout have changed, or something was lost while all that had been was acknowledged, once
+// for all changes since. It is for one receiver, and is never closed.
 func (d *Device) Changes() <-chan struct{} { return d.changes }
 
 // changed tells of a change.

@@ -37,8 +37,8 @@ const (
 	soakSlack = 4 << 20
 )
 
-// TestKernelSoak makes and ends many devices, in several ways at once, while other programs do the same by netlink and by ioctls.
-// Nobody's bytes may change, and nothing may be left in the end.
+// TestKernelSoak makes and ends many devices, in several ways at once, while other programs do the
+// same by netlink and by ioctls. Nobody's bytes may change, and nothing may be left in the end.
 func TestKernelSoak(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	for _, name := range []string{"nbd-client", "qemu-nbd"} {

@@ -13,15 +13,16 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
-// A layer is a block device with a cache of its own that ends in an nbd device: the disk itself, a partition, what the kernel
-// has made of these (device mapper, md, bcache, loop devices), or what stands on that in turn.
+// A layer is a block device with a cache of its own that ends in an nbd device: the disk itself, a
+// partition, what the kernel has made of these (device mapper, md, bcache, loop devices), or what
+// stands on that in turn.
 type layer struct {
 	name   string // of its directory in sysfs, and mostly of its node
 	dir    string // that directory
 	number string // as in "43:96"
 
-	// mark is a file in sysfs that the kernel makes when the layer comes to be where it is and removes when it goes; incarnation
-	// is that of the file as it was found.
+	// mark is a file in sysfs that the kernel makes when the layer comes to be where it is and
+	// removes when it goes; incarnation is that of the file as it was found.
 	mark        string
 	incarnation nbdnl.Incarnation
 }
@@ -99,7 +100,8 @@ func (s *stack) above(l layer) (above []layer, err error) {
 		dir := filepath.Dir(p)
 		add(filepath.Base(dir), dir, dir)
 	}
-	// Whatever claims a device for good is linked there (bd_link_disk_holder), but for loop devices.
+	// Whatever claims a device for good is linked there (bd_link_disk_holder), but for loop
+	// devices.
 	holders := filepath.Join(l.dir, "holders")
 	links, err := os.ReadDir(holders)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -134,7 +136,8 @@ func (s *stack) findLoops() error {
 	return nil
 }
 
-// openLayer opens a layer's node, which udev may be about to make. It returns nil if the layer has gone meanwhile.
+// openLayer opens a layer's node, which udev may be about to make. It returns nil if the layer has
+// gone meanwhile.
 func (m machine) openLayer(ctx context.Context, l layer) (dev nbdnl.Device, err error) {
 	err = awaitNode(ctx, func() error {
 		dev, err = m.tryLayer(l)
@@ -152,7 +155,8 @@ func (m machine) tryLayer(l layer) (nbdnl.Device, error) {
 		if number, ok := m.deviceNumber(path); !ok || number != l.number {
 			continue
 		}
-		// Read-only is enough, and does not make udev look at the device when it is closed, as the end of a write access does.
+		// Read-only is enough, and does not make udev look at the device when it is closed, as the
+		// end of a write access does.
 		dev, err := m.open(path, os.O_RDONLY)
 		if err == nil || !errors.Is(err, os.ErrNotExist) && l.there() {
 			return dev, err

@@ -28,7 +28,8 @@ func output(t *testing.T, name string, arg ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// mapped has the device mapper make a volume of the first sectors of a device, and returns its node.
+// mapped has the device mapper make a volume of the first sectors of a device, and returns its
+// node.
 func mapped(t *testing.T, name, below string, sectors int) string {
 	t.Helper()
 	_ = exec.Command("modprobe", "-C", "/dev/null", "-q", "dm-mod").Run() // It may be built in.
@@ -62,8 +63,9 @@ func mounted(t *testing.T, node string) string {
 	return dir
 }
 
-// TestKernelFlushStack writes what file systems keep back that stand on a volume of the device mapper, on a loop device, and on a loop
-// device of a volume of a partition; and what is kept back of such a device without a file system.
+// TestKernelFlushStack writes what file systems keep back that stand on a volume of the device
+// mapper, on a loop device, and on a loop device of a volume of a partition; and what is kept back
+// of such a device without a file system.
 func TestKernelFlushStack(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	for name, build := range map[string]func(t *testing.T, disk string) string{
@@ -115,7 +117,8 @@ func TestKernelFlushStack(t *testing.T) {
 	}
 }
 
-// TestKernelFlushNoNode takes the node of a partition away: what is cached of it can't be written, and Flush says so.
+// TestKernelFlushNoNode takes the node of a partition away: what is cached of it can't be written,
+// and Flush says so.
 func TestKernelFlushNoNode(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	b := partitioned(8 << 20)
@@ -166,8 +169,8 @@ func deletePartition(disk string, number int) error {
 	return nil
 }
 
-// TestKernelFlushAnother has another device take the index of one whose backend hangs: Flush of the former neither writes it nor
-// tells anything of it.
+// TestKernelFlushAnother has another device take the index of one whose backend hangs: Flush of the
+// former neither writes it nor tells anything of it.
 func TestKernelFlushAnother(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	b := newRecorder(1 << 20)

@@ -107,8 +107,8 @@ func (b *building) remove(path string) {
 	}
 }
 
-// tall makes a volume of a partition, an array of that and of the other partition, a partition of the array, and a loop device of the
-// volume.
+// tall makes a volume of a partition, an array of that and of the other partition, a partition of
+// the array, and a loop device of the volume.
 func tall(t *testing.T) *building {
 	b := newBuilding(t)
 	for n := 1; n <= 2; n++ {
@@ -129,7 +129,8 @@ func tall(t *testing.T) *building {
 	return b
 }
 
-// TestFlushStack holds that everything is synced once that stands on a device, and nothing before what stands on it.
+// TestFlushStack holds that everything is synced once that stands on a device, and nothing before
+// what stands on it.
 func TestFlushStack(t *testing.T) {
 	b := tall(t)
 	want := []string{"md0p1", "md0", "loop3", "dm-0", "nbd0p1", "nbd0p2", "nbd0"}
@@ -198,7 +199,7 @@ func TestFlushNoNode(t *testing.T) {
 				delete(b.nodes, node)
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond) // shorter than a node is waited for
-			err := b.d.machine.flush(ctx, 0, b.d.incarnation)
+			_, err := b.d.machine.flush(ctx, 0, b.d.incarnation)
 			cancel()
 			if !errors.Is(err, os.ErrNotExist) || !strings.Contains(fmt.Sprint(err), "/dev/"+node+",") || slices.Contains(b.log, node) {
 				t.Errorf("%s is %q: error %v, synced %v", node, number, err, b.log)
@@ -223,7 +224,8 @@ func TestFlushNoNode(t *testing.T) {
 	}
 }
 
-// TestFlushAnother holds that a device that has got the index meanwhile is left alone, and nothing is told of it.
+// TestFlushAnother holds that a device that has got the index meanwhile is left alone, and nothing
+// is told of it.
 func TestFlushAnother(t *testing.T) {
 	b := tall(t)
 	opened := 0
@@ -250,7 +252,8 @@ func TestFlushAnother(t *testing.T) {
 	}
 }
 
-// TestFlushHiddenBtrfs holds that a btrfs that can't be reached is an error, and one that goes meanwhile is none.
+// TestFlushHiddenBtrfs holds that a btrfs that can't be reached is an error, and one that goes
+// meanwhile is none.
 func TestFlushHiddenBtrfs(t *testing.T) {
 	b := tall(t)
 	b.write("sys/fs/btrfs/5ca1ab1e/devices/md0p1/dev", "259:0")

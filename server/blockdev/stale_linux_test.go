@@ -13,8 +13,9 @@ import (
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
 
-// TestKernelStaleWrite has the backend hang in a write for longer than the device's timeout, so that the kernel repeats it on
-// another connection, and writes newer data as soon as it is answered. What the backend has in the end must be these.
+// TestKernelStaleWrite has the backend hang in a write for longer than the device's timeout, so
+// that the kernel repeats it on another connection, and writes newer data as soon as it is
+// answered. What the backend has in the end must be these.
 func TestKernelStaleWrite(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	tests := []struct {

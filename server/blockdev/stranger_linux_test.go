@@ -24,11 +24,13 @@ import (
 )
 
 const (
-	// maxStrangerIndex is above the indexes that strangers choose from: those which the module has from the beginning.
+	// maxStrangerIndex is above the indexes that strangers choose from: those which the module has
+	// from the beginning.
 	maxStrangerIndex = 16
 	// strangerPatience bounds each run of another program.
 	strangerPatience = 60 * time.Second
-	// strangerPause is how often a stranger makes a device, at most: starting programs is what takes the longest.
+	// strangerPause is how often a stranger makes a device, at most: starting programs is what
+	// takes the longest.
 	strangerPause = 500 * time.Millisecond
 )
 
@@ -43,8 +45,8 @@ type stranger struct {
 	stored func() ([]byte, error)
 	close  func()
 
-	// first and step are those of the indexes that it takes. Two that use ioctls must not meet: the nbd-client that comes second
-	// gives NBD_CLEAR_SOCK to the device of the first.
+	// first and step are those of the indexes that it takes. Two that use ioctls must not meet: the
+	// nbd-client that comes second gives NBD_CLEAR_SOCK to the device of the first.
 	first, step int
 
 	verified, lost int
@@ -52,7 +54,8 @@ type stranger struct {
 
 // A session is one device of a stranger.
 type session struct {
-	// wait returns when the program that serves the device or keeps it has ended; nil if there is none.
+	// wait returns when the program that serves the device or keeps it has ended; nil if there is
+	// none.
 	wait func() error
 }
 
@@ -105,7 +108,8 @@ func (o *stranger) round(t *testing.T, rng *rand.Rand, content []byte) error {
 	return nil
 }
 
-// freeDevice finds a device that nobody had a moment ago, in the way in which these programs and their users do it.
+// freeDevice finds a device that nobody had a moment ago, in the way in which these programs and
+// their users do it.
 func (o *stranger) freeDevice(rng *rand.Rand) (path string, ok bool) {
 	n := maxStrangerIndex / o.step
 	for _, i := range rng.Perm(n) {
@@ -207,8 +211,8 @@ func qemuNBD(t *testing.T, image string) *stranger {
 	}
 }
 
-// attachIoctl starts a program that keeps its device for as long as it runs. It returns when the device is that program's, or the
-// program has found out that it is somebody else's.
+// attachIoctl starts a program that keeps its device for as long as it runs. It returns when the
+// device is that program's, or the program has found out that it is somebody else's.
 func attachIoctl(ctx context.Context, path string, name string, arg ...string) *session {
 	cmd := exec.CommandContext(ctx, name, arg...)
 	cmd.WaitDelay = time.Second

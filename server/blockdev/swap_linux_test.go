@@ -15,8 +15,9 @@ import (
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
 
-// TestKernelSwap swaps the backend of a device 20 times, to a copy that is made in the quiet moment, while fio writes and verifies.
-// What is swapped out is spoilt at once. However slow the machine is, fio runs until the last of them.
+// TestKernelSwap swaps the backend of a device 20 times, to a copy that is made in the quiet
+// moment, while fio writes and verifies. What is swapped out is spoilt at once. However slow the
+// machine is, fio runs until the last of them.
 func TestKernelSwap(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	const size, swaps = 16 << 20, 20
@@ -33,7 +34,8 @@ func TestKernelSwap(t *testing.T) {
 	finished := make(chan error, 1)
 	go func() { finished <- load.Wait() }()
 	var longest time.Duration
-	// busy returns when fio has written, and read what it verifies, since it was called: at least two of its backlogs.
+	// busy returns when fio has written, and read what it verifies, since it was called: at least
+	// two of its backlogs.
 	busy := func(i int) {
 		t.Helper()
 		before := d.Export().Stats()

@@ -25,8 +25,8 @@ func (l *lazy) Sync() error {
 	return nil
 }
 
-// TestSwapSyncsAhead holds that the first sync of the old backend may take longer than requests may wait for a swap, since they need
-// not wait for it, and that the context bounds it.
+// TestSwapSyncsAhead holds that the first sync of the old backend may take longer than requests may
+// wait for a swap, since they need not wait for it, and that the context bounds it.
 func TestSwapSyncsAhead(t *testing.T) {
 	b := &lazy{elastic: newElastic(), arrived: make(chan struct{}), release: make(chan struct{})}
 	k, d, kernel := manual(t, b, Options{})

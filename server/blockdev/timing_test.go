@@ -14,8 +14,9 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
-// piped returns a device of one connection for a test in a bubble of synctest, and the client's end of the connection: a pipe, since
-// time would stand still while a read of a socket waits. The kernel has a socket that nobody serves.
+// piped returns a device of one connection for a test in a bubble of synctest, and the client's end
+// of the connection: a pipe, since time would stand still while a read of a socket waits. The
+// kernel has a socket that nobody serves.
 func piped(t *testing.T, b backends.Backend, o Options) (*nbdnltest.Kernel, *Device, net.Conn) {
 	t.Helper()
 	k, m, lab := lab(t)
@@ -42,7 +43,8 @@ func piped(t *testing.T, b backends.Backend, o Options) (*nbdnltest.Kernel, *Dev
 	return k, d, client
 }
 
-// TestCloseRefused has the kernel refuse to disconnect the device: Close waits for nothing, since it is no device any more.
+// TestCloseRefused has the kernel refuse to disconnect the device: Close waits for nothing, since
+// it is no device any more.
 func TestCloseRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k, d, _ := piped(t, newStore(), Options{})
@@ -57,8 +59,8 @@ func TestCloseRefused(t *testing.T) {
 	})
 }
 
-// TestCloseHung has the kernel wait for room on a connection that the server does not read: it gets on when the connection is cut, which
-// Close does while there is time for the rest.
+// TestCloseHung has the kernel wait for room on a connection that the server does not read: it gets
+// on when the connection is cut, which Close does while there is time for the rest.
 func TestCloseHung(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k, d, client := piped(t, newStore(), Options{})
@@ -192,7 +194,8 @@ func TestReadyReason(t *testing.T) {
 	})
 }
 
-// TestGrowAnswerLost has the kernel take the size, and its answers get lost: the error says so, and everybody keeps what the kernel has.
+// TestGrowAnswerLost has the kernel take the size, and its answers get lost: the error says so, and
+// everybody keeps what the kernel has.
 func TestGrowAnswerLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := newElastic()
@@ -208,8 +211,8 @@ func TestGrowAnswerLost(t *testing.T) {
 	})
 }
 
-// TestGapNarrow holds that a wait for a connection counts as too long when it has been just short enough, by what was seen here: the
-// kernel may have begun to count earlier.
+// TestGapNarrow holds that a wait for a connection counts as too long when it has been just short
+// enough, by what was seen here: the kernel may have begun to count earlier.
 func TestGapNarrow(t *testing.T) {
 	for _, tt := range []struct {
 		gap  time.Duration

@@ -16,7 +16,8 @@ import (
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
 
-// TestKernelBackendError holds that an error of the backend is an I/O error of its user, and nothing worse.
+// TestKernelBackendError holds that an error of the backend is an I/O error of its user, and
+// nothing worse.
 func TestKernelBackendError(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	b := newRecorder(1 << 20)
@@ -55,8 +56,8 @@ func TestKernelBackendError(t *testing.T) {
 	}
 }
 
-// TestKernelCancel ends the context at random moments of a connect to a backend that is slow at first, and lets the first read
-// hang or fail: there is a device, or there is nothing.
+// TestKernelCancel ends the context at random moments of a connect to a backend that is slow at
+// first, and lets the first read hang or fail: there is a device, or there is nothing.
 func TestKernelCancel(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	c, err := nbdnl.New()
@@ -115,8 +116,9 @@ func TestKernelCancel(t *testing.T) {
 	t.Logf("%d of %d connected; the latest took %v", connected, rounds, whole)
 }
 
-// TestKernelTimeout has the backend take longer than the device's timeout: the kernel gives up the connection, the user gets an
-// I/O error, and Close removes what is left, and tells that what was cached is lost.
+// TestKernelTimeout has the backend take longer than the device's timeout: the kernel gives up the
+// connection, the user gets an I/O error, and Close removes what is left, and tells that what was
+// cached is lost.
 func TestKernelTimeout(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	b := newRecorder(1 << 20)
@@ -151,8 +153,8 @@ func TestKernelTimeout(t *testing.T) {
 	checkFree(t, d.Index(), d.Identifier())
 }
 
-// TestKernelStuckBackend ends a device whose backend does not come back from a request: the kernel lets go of it, the caller is
-// told, and the device is done when the backend is.
+// TestKernelStuckBackend ends a device whose backend does not come back from a request: the kernel
+// lets go of it, the caller is told, and the device is done when the backend is.
 func TestKernelStuckBackend(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	b := newRecorder(1 << 20)

@@ -9,15 +9,17 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
-// An Update says what Reconfigure changes: a nil field leaves that setting alone. Units and ranges are those of Options.
+// An Update says what Reconfigure changes: a nil field leaves that setting alone. Units and ranges
+// are those of Options.
 type Update struct {
 	// Timeout must not be 0. It holds for the requests and connections that come after.
 	Timeout     *time.Duration
 	DeadTimeout *time.Duration
 }
 
-// Reconfigure changes timeouts of the device while it is in use. The error matches nbdnl.ErrNotConnected if the device has ended. If
-// ctx ends first, whether the kernel has made the change is not known; calling again settles that.
+// Reconfigure changes timeouts of the device while it is in use. The error matches
+// nbdnl.ErrNotConnected if the device has ended. If ctx ends first, whether the kernel has made the
+// change is not known; calling again settles that.
 func (d *Device) Reconfigure(ctx context.Context, u Update) error {
 	if u.Timeout != nil && *u.Timeout <= 0 {
 		return fmt.Errorf("blockdev: timeout %v: without a positive one a stuck request would never end", *u.Timeout)

@@ -13,11 +13,13 @@ import (
 )
 
 const (
-	// calmPatience is how long those who look at a device when it is added, as udev does, may take to be done.
+	// calmPatience is how long those who look at a device when it is added, as udev does, may take
+	// to be done.
 	calmPatience = 5 * time.Second
 	// calmInterval is how often it is asked whether they are.
 	calmInterval = 10 * time.Millisecond
-	// maxLookedAt is how many new devices may be such that calmPatience is not enough, before no more are made.
+	// maxLookedAt is how many new devices may be such that calmPatience is not enough, before no
+	// more are made.
 	maxLookedAt = 4
 	// keepPause lies between attempts to have more indexes ready.
 	keepPause = time.Second
@@ -49,7 +51,8 @@ func (p *Pool) Fill(ctx context.Context) error {
 	return nil
 }
 
-// short reports whether there are fewer indexes ready than there should be, and than there is use for.
+// short reports whether there are fewer indexes ready than there should be, and than there is use
+// for.
 func (p *Pool) short() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -84,7 +87,8 @@ func (p *Pool) keep() {
 	}
 }
 
-// find leases a free index: one of the devices that exist, from where the last search has ended, else a new one.
+// find leases a free index: one of the devices that exist, from where the last search has ended,
+// else a new one.
 func (p *Pool) find(ctx context.Context) (*claim.Lease, error) {
 	indexes, err := p.client.Indexes()
 	if err != nil {
@@ -122,8 +126,8 @@ func (p *Pool) lease(ctx context.Context, index int) (*claim.Lease, error) {
 	if ours {
 		return nil, nil
 	}
-	// The lease of a device that is connected is left alone, be it only for a moment: it may have been left behind, and Reclaim, here or
-	// in another process, would take it for held.
+	// The lease of a device that is connected is left alone, be it only for a moment: it may have
+	// been left behind, and Reclaim, here or in another process, would take it for held.
 	if st, err := p.client.Status(ctx, index); err == nil && st.Connected() {
 		return nil, nil
 	}
@@ -163,7 +167,8 @@ func (p *Pool) prepare(ctx context.Context, index int) (bool, error) {
 	if err := p.machine.node(ctx, index); err != nil {
 		return false, err
 	}
-	// What the kernel keeps from one use of an index to the next need not be set while somebody waits for the device.
+	// What the kernel keeps from one use of an index to the next need not be set while somebody
+	// waits for the device.
 	return true, p.machine.tune(index, 0, p.o.Logger)
 }
 

@@ -61,7 +61,8 @@ type limited struct{ store }
 
 func (limited) BlockSizes() backends.BlockSizes { return backends.BlockSizes{Maximum: 64 << 10} }
 
-// TestPoolLimited holds that a backend's limit is kept on an index of which the settings were made before.
+// TestPoolLimited holds that a backend's limit is kept on an index of which the settings were made
+// before.
 func TestPoolLimited(t *testing.T) {
 	_, p := poolOn(t, nbdnltest.Options{}, PoolOptions{})
 	d, err := p.Connect(t.Context(), limited{newStore()}, Options{})

@@ -31,7 +31,8 @@ var flagNames = [...]string{
 	"resize", "cache", "fast-zero", "block-status-payload",
 }
 
-// String lists the flags by name, separated by commas; bits without a name come last, in hexadecimal.
+// String lists the flags by name, separated by commas; bits without a name come last, in
+// hexadecimal.
 func (f Flags) String() string {
 	var names []string
 	for i, name := range flagNames {

@@ -129,8 +129,8 @@ func ParseBlockSizes(rest []byte) (s BlockSizes, ok bool) {
 // AppendServer appends the data of RepServer: the name of an export.
 func AppendServer(b []byte, name string) []byte { return appendString(b, name) }
 
-// ParseServer reads the data of RepServer: the name of an export and what else the server tells of it,
-// for people. It allocates what it returns.
+// ParseServer reads the data of RepServer: the name of an export and what else the server tells of
+// it, for people. It allocates what it returns.
 func ParseServer(data []byte) (name, details string, ok bool) {
 	name, data, ok = parseString(data)
 	return name, string(data), ok

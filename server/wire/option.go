@@ -18,14 +18,15 @@ const (
 	ClientFlagsSize = 4
 	// OptionSize is the size in bytes of an option without its data: magic, option, length.
 	OptionSize = 16
-	// OptionReplySize is the size in bytes of the reply to an option without its data: magic, option,
-	// type, length.
+	// OptionReplySize is the size in bytes of the reply to an option without its data: magic,
+	// option, type, length.
 	OptionReplySize = 20
 
 	// MaxString is the longest string in bytes ("Values").
 	MaxString = 4096
 
-	// exportNamePadding is what clients without FlagNoZeroes get behind the answer to OptExportName.
+	// exportNamePadding is what clients without FlagNoZeroes get behind the answer to
+	// OptExportName.
 	exportNamePadding = 124
 )
 
@@ -46,8 +47,8 @@ func AppendGreeting(b []byte, f HandshakeFlags) []byte {
 	return binary.BigEndian.AppendUint16(b, uint16(f))
 }
 
-// DecodeGreeting reads what a server says first. A server of the oldstyle negotiation says something
-// else, which is an error.
+// DecodeGreeting reads what a server says first. A server of the oldstyle negotiation says
+// something else, which is an error.
 func DecodeGreeting(b *[GreetingSize]byte) (HandshakeFlags, error) {
 	if magic := binary.BigEndian.Uint64(b[0:]); magic != greetingMagic {
 		return 0, outOfStep("server", magic, greetingMagic)

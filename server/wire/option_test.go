@@ -100,7 +100,8 @@ func TestInfo(t *testing.T) {
 	}
 }
 
-// FuzzParse has a peer send any data of any option or reply. What is understood is encoded as it was.
+// FuzzParse has a peer send any data of any option or reply. What is understood is encoded as it
+// was.
 func FuzzParse(f *testing.F) {
 	f.Add((&wire.InfoRequest{Name: "disk", Infos: []wire.Info{0, 3}}).Append(nil))
 	f.Add(wire.AppendInfoExport(nil, 1<<40, 0x1ff))

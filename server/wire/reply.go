@@ -7,13 +7,14 @@ const (
 	structuredReplyMagic = 0x668e33ef // NBD_STRUCTURED_REPLY_MAGIC
 	extendedReplyMagic   = 0x6e8a278c // NBD_EXTENDED_REPLY_MAGIC
 
-	// SimpleReplySize is the size in bytes of a simple reply without its data: magic, error, cookie.
+	// SimpleReplySize is the size in bytes of a simple reply without its data: magic, error,
+	// cookie.
 	SimpleReplySize = 16
-	// ChunkSize is the size in bytes of a chunk of a structured reply without its payload: magic, flags,
-	// type, cookie, length.
+	// ChunkSize is the size in bytes of a chunk of a structured reply without its payload: magic,
+	// flags, type, cookie, length.
 	ChunkSize = 20
-	// ExtendedChunkSize is the size in bytes of one with an extended header: magic, flags, type, cookie,
-	// offset, length.
+	// ExtendedChunkSize is the size in bytes of one with an extended header: magic, flags, type,
+	// cookie, offset, length.
 	ExtendedChunkSize = 32
 )
 

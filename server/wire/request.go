@@ -9,16 +9,16 @@ const (
 	requestMagic         = 0x25609513 // NBD_REQUEST_MAGIC
 	extendedRequestMagic = 0x21e41c71 // NBD_EXTENDED_REQUEST_MAGIC
 
-	// RequestSize is the size of a request in bytes, without its payload: magic, flags, type, cookie,
-	// offset, length.
+	// RequestSize is the size of a request in bytes, without its payload: magic, flags, type,
+	// cookie, offset, length.
 	RequestSize = 28
 	// ExtendedRequestSize is the size of one whose length has 64 bits, which a client sends where
 	// extended headers were negotiated.
 	ExtendedRequestSize = 32
 
 	// MaxPayload is the longest READ or WRITE in bytes that a server should take from a client that
-	// negotiated nothing else ("Block size constraints"), and the longest that the Linux client ever
-	// sends.
+	// negotiated nothing else ("Block size constraints"), and the longest that the Linux client
+	// ever sends.
 	MaxPayload = 32 << 20
 )
 

@@ -34,8 +34,9 @@ var colours = map[string]string{
 	"nbdctl": "#0969da", "nbdkit": "#9a6700", "nbdkit -t 1": "#d4a72c", "qemu-nbd": "#cf6a4c", "nbd-server": "#8250df", "go-nbd": "#57606a",
 }
 
-// chart draws the requests in a second of CPU time of all servers as a share of the floor's: with client and server on one
-// processor that is the throughput, whoever else is at work. It has no bars for what was not measured.
+// chart draws the requests in a second of CPU time of all servers as a share of the floor's: with
+// client and server on one processor that is the throughput, whoever else is at work. It has no
+// bars for what was not measured.
 func chart(results []*result) []byte {
 	var b strings.Builder
 	y := chartTop

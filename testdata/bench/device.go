@@ -21,7 +21,8 @@ const deviceSize = 64 << 20
 type device struct {
 	name string
 	role role
-	// attach returns its path, and what detaches it. It is node with those programs that have to be told one.
+	// attach returns its path, and what detaches it. It is node with those programs that have to be
+	// told one.
 	attach func(ctx context.Context, w *workspace, node string) (path string, detach func() error, err error)
 }
 
@@ -92,7 +93,8 @@ func attachClient(s server) func(context.Context, *workspace, string) (string, f
 	}
 }
 
-// awaitSize returns when the device has a size, or none. Some of the programs return earlier than that.
+// awaitSize returns when the device has a size, or none. Some of the programs return earlier than
+// that.
 func awaitSize(ctx context.Context, path string, none bool) error {
 	ctx, cancel := context.WithTimeout(ctx, startPatience)
 	defer cancel()
@@ -115,7 +117,8 @@ func awaitSize(ctx context.Context, path string, none bool) error {
 	}
 }
 
-// verifyDevice writes the device, past the page cache, and compares what it reads. It leaves no hole for the loads to read.
+// verifyDevice writes the device, past the page cache, and compares what it reads. It leaves no
+// hole for the loads to read.
 func verifyDevice(path string) (err error) {
 	const block = 1 << 20
 	fd, err := syscall.Open(path, syscall.O_RDWR|syscall.O_DIRECT|syscall.O_CLOEXEC, 0)

@@ -19,8 +19,8 @@ type condition struct {
 	limit float64
 }
 
-// A yardstick is a number of what is under test, or its ratio to that of another server; less tells that it has to be at most
-// the limit, and not at least.
+// A yardstick is a number of what is under test, or its ratio to that of another server; less tells
+// that it has to be at most the limit, and not at least.
 type yardstick struct {
 	name string
 	less bool
@@ -113,8 +113,9 @@ type check struct {
 	Limit    float64 `json:"limit"`
 	AtMost   bool    `json:"at_most"`
 	Measured spread  `json:"measured"`
-	// ByCPU is the same of the requests in a second of CPU time, of client and server together. With both on one processor
-	// this is what it is without anybody else, and where the two differ somebody was.
+	// ByCPU is the same of the requests in a second of CPU time, of client and server together.
+	// With both on one processor this is what it is without anybody else, and where the two differ
+	// somebody was.
 	ByCPU *spread `json:"by_cpu,omitempty"`
 	// Floor is the same of the floor, which no server is expected to beat.
 	Floor *spread `json:"floor,omitempty"`
@@ -138,8 +139,8 @@ func (c check) String() string {
 	return fmt.Sprintf("%s %s %s%.3g: %.3g [%.3g–%.3g]%s", c.Case, c.What, sign, c.Limit, c.Measured.Median, c.Measured.Low, c.Measured.High, mark)
 }
 
-// judge holds the results against the goals. Of a goal that was selected in part only that part counts; a case of which
-// what is needed has failed is not met.
+// judge holds the results against the goals. Of a goal that was selected in part only that part
+// counts; a case of which what is needed has failed is not met.
 func judge(results []*result) []outcome {
 	byCase := make(map[string]*result)
 	for _, r := range results {

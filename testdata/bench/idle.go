@@ -69,7 +69,8 @@ func idleMemory(ctx context.Context, s server, o options, w *workspace) (kib flo
 	return (after - before) / idleConnections, err
 }
 
-// withConnections has all connections make requests, and returns what the server holds while they are still there.
+// withConnections has all connections make requests, and returns what the server holds while they
+// are still there.
 func (c client) withConnections(ctx context.Context, p *process) (float64, error) {
 	cmd := exec.CommandContext(ctx, c.w.path("loadgen"), "load", "-i", "-a", p.at.url(), "-n", p.export,
 		"-c", strconv.Itoa(idleConnections), "-q", "4", "-r", "70", "-S", strconv.FormatInt(c.space, 10),
@@ -93,7 +94,8 @@ func (c client) withConnections(ctx context.Context, p *process) (float64, error
 	return held, errors.Join(err, hold.Close(), cmd.Wait())
 }
 
-// anonymous is the memory, in KiB, of a process and its descendants, their share of what they share; without files.
+// anonymous is the memory, in KiB, of a process and its descendants, their share of what they
+// share; without files.
 func anonymous(pid int) (float64, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	if err != nil {
@@ -115,7 +117,8 @@ func anonymous(pid int) (float64, error) {
 	return sum, nil
 }
 
-// children lists the child processes of all threads of a process. Threads that have just ended have none.
+// children lists the child processes of all threads of a process. Threads that have just ended have
+// none.
 func children(pid int) []int {
 	paths, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)) // The pattern is a good one.
 	var pids []int

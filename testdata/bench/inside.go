@@ -75,7 +75,8 @@ func (d *attached) end(ctx context.Context) error {
 	return errors.Join(d.detach(), awaitSize(context.WithoutCancel(ctx), d.path, true))
 }
 
-// each calls f for each device that has not failed. What has failed may stay attached: the machine is at its end then.
+// each calls f for each device that has not failed. What has failed may stay attached: the machine
+// is at its end then.
 func (b *bench) each(f func(*attached) error) {
 	for _, d := range b.devices {
 		if d.failed != nil {

@@ -18,7 +18,8 @@ type deviceSuite struct {
 	devices []device
 }
 
-// deviceSuites lists those of which some cases are wanted. What settings do is measured only if it is named.
+// deviceSuites lists those of which some cases are wanted. What settings do is measured only if it
+// is named.
 func deviceSuites(o options) []deviceSuite {
 	suites := []deviceSuite{{suite{name: "kernel", loads: deviceLoads()}, devices()}}
 	if o.wanted.String() != "" {

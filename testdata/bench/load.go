@@ -89,8 +89,8 @@ func (c client) loadgen(ctx context.Context, mode string, p *process, flags ...s
 	return out, err
 }
 
-// fill writes what verify and load expect to find. After large writes it has to be done again: what they leave has no
-// mark where smaller requests look for one.
+// fill writes what verify and load expect to find. After large writes it has to be done again: what
+// they leave has no mark where smaller requests look for one.
 func (c client) fill(ctx context.Context, p *process) error {
 	_, err := c.loadgen(ctx, "fill", p, "-b", "1048576", "-q", "4")
 	return err
@@ -105,8 +105,8 @@ func (c client) verify(ctx context.Context, p *process) error {
 	return err
 }
 
-// run gives the load once, or twice if others used the processor meanwhile, and returns what was disturbed less.
-// On all processors nobody is alone, and once is what there is.
+// run gives the load once, or twice if others used the processor meanwhile, and returns what was
+// disturbed less. On all processors nobody is alone, and once is what there is.
 func (c client) run(ctx context.Context, p *process, l load) (sample, error) {
 	const tolerable, attempts = 0.12, 2
 	best, err := c.runOnce(ctx, p, l)

@@ -1,8 +1,9 @@
 // Bench measures nbdctl beside the floor and its peers, and prints tables; make bench runs it.
 //
-// Servers run side by side and take turns, round by round, so that what disturbs the machine disturbs all of them alike;
-// what counts are the medians of the ratios of each round. Before and after the timed rounds every server has to give back
-// what was written to it, and in them every reply is checked: one that fails has no numbers.
+// Servers run side by side and take turns, round by round, so that what disturbs the machine
+// disturbs all of them alike; what counts are the medians of the ratios of each round. Before and
+// after the timed rounds every server has to give back what was written to it, and in them every
+// reply is checked: one that fails has no numbers.
 package main
 
 import (
@@ -31,7 +32,8 @@ type options struct {
 	warm, timed time.Duration
 	// space, in bytes, is what is used of each export.
 	space int64
-	// alternations and fio are the rounds of the kernel's devices, and the time of each of their loads.
+	// alternations and fio are the rounds of the kernel's devices, and the time of each of their
+	// loads.
 	alternations int
 	fio          time.Duration
 }

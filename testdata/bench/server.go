@@ -65,7 +65,8 @@ type process struct {
 // startPatience bounds how long a server may take until it listens, and how long to end.
 const startPatience = 10 * time.Second
 
-// start runs a server on the processor cpu, or on all if it is negative, and returns when it accepts connections.
+// start runs a server on the processor cpu, or on all if it is negative, and returns when it
+// accepts connections.
 func (s server) start(ctx context.Context, w *workspace, at place, cpu int) (*process, error) {
 	argv, err := s.command(w, at)
 	if err != nil {
@@ -101,7 +102,8 @@ func (s server) start(ctx context.Context, w *workspace, at place, cpu int) (*pr
 	return p, nil
 }
 
-// await returns when the server accepts connections. Programs of others tell nobody when they do, so it asks.
+// await returns when the server accepts connections. Programs of others tell nobody when they do,
+// so it asks.
 func (p *process) await(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startPatience)
 	defer cancel()
@@ -154,7 +156,8 @@ func (p *process) stop() {
 	}
 }
 
-// adoptOrphans makes daemons children of this process when their parents have ended, so that it can wait for them.
+// adoptOrphans makes daemons children of this process when their parents have ended, so that it can
+// wait for them.
 func adoptOrphans() error {
 	const setChildSubreaper = 36 // PR_SET_CHILD_SUBREAPER of linux/prctl.h
 	if _, _, errno := syscall.RawSyscall(syscall.SYS_PRCTL, setChildSubreaper, 1, 0); errno != 0 {
@@ -163,7 +166,8 @@ func adoptOrphans() error {
 	return nil
 }
 
-// stopDaemon ends a daemon and the processes that it made. As daemons are, it is the leader of its process group.
+// stopDaemon ends a daemon and the processes that it made. As daemons are, it is the leader of its
+// process group.
 func (p *process) stopDaemon() {
 	if p.pid == p.cmd.Process.Pid {
 		return // It never got so far.
@@ -196,7 +200,8 @@ func pin(argv []string, cpu int) []string {
 	return append([]string{"taskset", "-c", strconv.Itoa(cpu)}, argv...)
 }
 
-// placeFor finds a place for a server: its socket in dir, its image in images; so many bytes of that will be used.
+// placeFor finds a place for a server: its socket in dir, its image in images; so many bytes of
+// that will be used.
 func placeFor(s server, network, dir, images string, used int64) (place, error) {
 	name := strings.ReplaceAll(s.name, " ", "")
 	at := place{

@@ -47,8 +47,8 @@ func goServerBuilt(program, name string, r role, flags []string, kind string) se
 	}}
 }
 
-// nbdkit serves memory or a file, with its own number of threads or with as many as told: with one there is no hand-over
-// between threads, which is faster except for many small requests.
+// nbdkit serves memory or a file, with its own number of threads or with as many as told: with one
+// there is no hand-over between threads, which is faster except for many small requests.
 func nbdkit(name, plugin string, threads ...string) server {
 	return server{name: name, role: peer, command: func(w *workspace, at place) ([]string, error) {
 		argv := []string{"nbdkit", "-f"}
@@ -80,7 +80,8 @@ func qemuNBD() server {
 	}}
 }
 
-// nbdServer has no store in memory either. Told to stay in the foreground it would serve a single client.
+// nbdServer has no store in memory either. Told to stay in the foreground it would serve a single
+// client.
 func nbdServer() server {
 	return server{name: "nbd-server", role: peer, export: "bench", daemon: true, command: func(w *workspace, at place) ([]string, error) {
 		path, err := image(at.image, at.used)

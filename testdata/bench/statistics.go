@@ -41,8 +41,8 @@ func (m metric) of(s *serverResult) spread {
 	return spreadOf(values)
 }
 
-// ratio is the spread of a's metric to b's, round by round: what disturbs the machine for a while disturbs both. There is
-// none if one of them has not been measured.
+// ratio is the spread of a's metric to b's, round by round: what disturbs the machine for a while
+// disturbs both. There is none if one of them has not been measured.
 func (m metric) ratio(a, b *serverResult) (spread, bool) {
 	if a == nil || b == nil || len(a.Samples) == 0 || len(a.Samples) != len(b.Samples) {
 		return spread{}, false

@@ -40,7 +40,8 @@ func (s suite) selected(wanted *regexp.Regexp) suite {
 	return s
 }
 
-// A result is what all servers of a suite did with one load. Samples with the same index were taken in the same round.
+// A result is what all servers of a suite did with one load. Samples with the same index were taken
+// in the same round.
 type result struct {
 	Case    string          `json:"case"`
 	Servers []*serverResult `json:"servers"`
@@ -66,8 +67,8 @@ type contest struct {
 	results   []*result  // of each load
 }
 
-// runSuite starts the servers, checks that they keep data, takes turns with them for each load, and checks again. A server
-// that fails anywhere has no numbers. An error is not about a server.
+// runSuite starts the servers, checks that they keep data, takes turns with them for each load, and
+// checks again. A server that fails anywhere has no numbers. An error is not about a server.
 func runSuite(ctx context.Context, s suite, o options, w *workspace) (_ []*result, err error) {
 	c := &contest{suite: s, rounds: o.rounds, client: client{w: w, cpu: o.cpu, space: o.space, warm: o.warm, timed: o.timed}}
 	if !s.pinned {

@@ -42,8 +42,8 @@ func suites() []suite {
 	}
 }
 
-// baseSuites lists what a change of nbdctl could slow down, beside the programs of an earlier commit
-// instead of those of others.
+// baseSuites lists what a change of nbdctl could slow down, beside the programs of an earlier
+// commit instead of those of others.
 func baseSuites() []suite {
 	return []suite{
 		{name: "memory", network: "unix", pinned: true,

@@ -7,8 +7,8 @@ import (
 	"path/filepath"
 )
 
-// tuningLoads show what settings of a device and of its sockets do: few and many requests in flight, short ones and such that
-// the kernel splits.
+// tuningLoads show what settings of a device and of its sockets do: few and many requests in
+// flight, short ones and such that the kernel splits.
 func tuningLoads() []load {
 	return []load{
 		{name: "rr4k-q1", depth: 1, block: 4 << 10, reads: 100},
@@ -21,8 +21,9 @@ func tuningLoads() []load {
 	}
 }
 
-// sendBuffers has the size in bytes that new sockets have for what they send, and sendBuffersMost what they may ask for. For the
-// end that the kernel gets, nbdctl asks for 1 MiB, and without the right to do so leaves it as it is.
+// sendBuffers has the size in bytes that new sockets have for what they send, and sendBuffersMost
+// what they may ask for. For the end that the kernel gets, nbdctl asks for 1 MiB, and without the
+// right to do so leaves it as it is.
 const (
 	sendBuffers     = "/proc/sys/net/core/wmem_default"
 	sendBuffersMost = "/proc/sys/net/core/wmem_max"
@@ -58,7 +59,8 @@ func attachTuned(setting, value string) func(context.Context, *workspace, string
 	}
 }
 
-// attachNarrow has the machine give sockets that send buffer while the device is made, by an nbdctl that may not ask for more.
+// attachNarrow has the machine give sockets that send buffer while the device is made, by an nbdctl
+// that may not ask for more.
 func attachNarrow(value string) func(context.Context, *workspace, string) (string, func() error, error) {
 	return func(ctx context.Context, w *workspace, node string) (string, func() error, error) {
 		before, err := os.ReadFile(sendBuffers)

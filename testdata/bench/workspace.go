@@ -22,7 +22,8 @@ type workspace struct {
 	goNBD error
 }
 
-// newWorkspace builds what the run needs. Paths of sockets have to stay below 108 bytes, so they are in shm.
+// newWorkspace builds what the run needs. Paths of sockets have to stay below 108 bytes, so they
+// are in shm.
 func newWorkspace(ctx context.Context, tree, base, dir string) (*workspace, error) {
 	shm, err := os.MkdirTemp("/dev/shm", "nbdctl-bench.")
 	if err != nil {
@@ -62,15 +63,16 @@ func (w *workspace) build(ctx context.Context) error {
 // path is where something of the run is.
 func (w *workspace) path(name string) string { return filepath.Join(w.dir, name) }
 
-// room makes a directory, in memory, for the servers of a suite: those that are killed leave their sockets behind. What it
-// returns removes it.
+// room makes a directory, in memory, for the servers of a suite: those that are killed leave their
+// sockets behind. What it returns removes it.
 func (w *workspace) room() (dir string, remove func() error, err error) {
 	dir, err = os.MkdirTemp(w.shm, "")
 	return dir, func() error { return os.RemoveAll(dir) }, err
 }
 
-// image makes an image of exportSize. What is going to be used of it, in bytes, is written here, and not first by the
-// server: the sizes of the writes decide on the sizes of the page cache's folios, and these on what small writes cost later.
+// image makes an image of exportSize. What is going to be used of it, in bytes, is written here,
+// and not first by the server: the sizes of the writes decide on the sizes of the page cache's
+// folios, and these on what small writes cost later.
 func image(path string, used int64) (_ string, err error) {
 	path += ".img"
 	f, err := os.Create(path)

@@ -1,7 +1,10 @@
-// Pool does what programs do that carry a device pool of their own around: it attaches a disk with four connections, has a command
-// use it, flushes, takes a snapshot under the running device, and detaches. What a run that was killed has left, it takes back first.
+// Pool does what programs do that carry a device pool of their own around: it attaches a disk with
+// four connections, has a command use it, flushes, takes a snapshot under the running device, and
+// detaches. What a run that was killed has left, it takes back first.
 //
-//	pool COMMAND [ARG...]    the command gets the device's path as its last argument; the snapshot goes to standard output
+//	pool COMMAND [ARG...]
+//
+// The command gets the device's path as its last argument; the snapshot goes to standard output.
 package main
 
 import (

@@ -22,7 +22,8 @@ func TestMain(m *testing.M) {
 	os.Exit(nbdnltest.Main(m))
 }
 
-// program returns the program with that command, which is a line of shell in which $0 is the device.
+// program returns the program with that command, which is a line of shell in which $0 is the
+// device.
 func program(t *testing.T, line string) *exec.Cmd {
 	t.Helper()
 	self, err := os.Executable()
@@ -35,7 +36,8 @@ func program(t *testing.T, line string) *exec.Cmd {
 	return cmd
 }
 
-// ours returns the devices that the program has, or may have where the kernel does not show whose they are.
+// ours returns the devices that the program has, or may have where the kernel does not show whose
+// they are.
 func ours(t *testing.T, c *nbdnl.Client) []nbdnl.Status {
 	t.Helper()
 	devices, err := c.Connected()

@@ -11,8 +11,8 @@ import (
 )
 
 // A Connection limits what one client has in flight, by number of requests and by bytes of memory
-// for their data. A request that is larger than the limit is admitted alone. Safe for concurrent use;
-// one goroutine at a time waits for room.
+// for their data. A request that is larger than the limit is admitted alone. Safe for concurrent
+// use; one goroutine at a time waits for room.
 type Connection struct {
 	maxRequests int
 	maxBytes    int64
@@ -82,8 +82,8 @@ func (c *Connection) InFlight() (requests int, bytes int64) {
 	return c.requests, c.bytes
 }
 
-// IfWaiting calls f if somebody waits for room, who does not get it before f has returned. It reports
-// whether it did.
+// IfWaiting calls f if somebody waits for room, who does not get it before f has returned. It
+// reports whether it did.
 func (c *Connection) IfWaiting(f func()) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

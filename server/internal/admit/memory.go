@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Clients can hold memory for as long as they like, by not taking a reply or by not sending the data
-// of a write. Two rules keep that from others:
+// Clients can hold memory for as long as they like, by not taking a reply or by not sending the
+// data of a write. Two rules keep that from others:
 //
 // Each client has a share of its own, which nobody else can take. A client whose requests fit in
 // there never waits for others, however many of them hold all that they can get.
@@ -16,8 +16,8 @@ import (
 // The rest goes first come first served to what does not fit. As long as anybody waits for some of
 // it, time is told in turns: a turn is over when somebody has been the first of those who wait for
 // all of it. A client that makes the server wait for patience turns, and holds more than its share,
-// is stalled. While what others hold goes round, all may be as slow as they like. A stop of the whole
-// process is one turn at most, however long it takes.
+// is stalled. While what others hold goes round, all may be as slow as they like. A stop of the
+// whole process is one turn at most, however long it takes.
 const (
 	turn     = 5 * time.Second
 	patience = 4
@@ -47,7 +47,8 @@ type waiter struct {
 	seen    bool // as the first, a turn ago
 }
 
-// An Account is what one client holds of a Memory. One goroutine at a time takes, any may give back.
+// An Account is what one client holds of a Memory. One goroutine at a time takes, any may give
+// back.
 type Account struct {
 	memory  *Memory
 	stalled func()
@@ -80,8 +81,8 @@ func NewMemory(max int64, clients int) *Memory {
 }
 
 // Open returns the account of a client, to be closed when the client has gone. stalled is called at
-// most once, on a goroutine of its own, when others have waited for long because the client makes the
-// server wait: it is to disconnect the client.
+// most once, on a goroutine of its own, when others have waited for long because the client makes
+// the server wait: it is to disconnect the client.
 func (m *Memory) Open(stalled func()) *Account {
 	a := &Account{memory: m, stalled: stalled}
 	m.mu.Lock()
@@ -147,8 +148,8 @@ func (a *Account) Close() {
 	m.grant()
 }
 
-// Receiving notes that from now on the server waits for data that the client has announced; Received,
-// that it does not any more.
+// Receiving notes that from now on the server waits for data that the client has announced;
+// Received, that it does not any more.
 func (a *Account) Receiving() {
 	a.mu.Lock()
 	defer a.mu.Unlock()

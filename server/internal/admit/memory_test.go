@@ -25,8 +25,8 @@ func (c clerk) take(name string, a *Account, bytes int64) {
 	synctest.Wait()
 }
 
-// TestMemory holds who gets what does not fit in a share: nobody beyond the limit but one alone, and
-// nobody before those who have waited for longer.
+// TestMemory holds who gets what does not fit in a share: nobody beyond the limit but one alone,
+// and nobody before those who have waited for longer.
 func TestMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := NewMemory(200, 10) // 10 for each, and 100 for the rest

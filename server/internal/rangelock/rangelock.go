@@ -1,5 +1,5 @@
-// Package rangelock keeps requests that change the same bytes in the order in which they came, across
-// the connections of an export.
+// Package rangelock keeps requests that change the same bytes in the order in which they came,
+// across the connections of an export.
 //
 // A client with several connections sends a request again over another one when the first does not
 // answer in time, as the Linux client does (nbd_xmit_timeout), and the backend may still be at work
@@ -7,7 +7,8 @@
 // written, and the old one end last, on top of them. So what changes bytes waits for what was there
 // before it for the same bytes, of another owner. Reads do not, nor does anything of one owner: a
 // client that has two writes of the same bytes in flight on a connection does not care which one
-// wins. One that was told of a failure does: what has failed so is an orphan, and holds up everybody.
+// wins. One that was told of a failure does: what has failed so is an orphan, and holds up
+// everybody.
 package rangelock
 
 import (
@@ -20,8 +21,8 @@ import (
 // ErrAbandoned is the outcome of waiting for a lock that nobody wants any more.
 var ErrAbandoned = errors.New("not executed: the client hung up, or was told that it has failed, before its turn came")
 
-// Patience is how long the holder of a partial lock may wait for its client while another owner waits
-// for the lock.
+// Patience is how long the holder of a partial lock may wait for its client while another owner
+// waits for the lock.
 const Patience = time.Second
 
 // An Owner is a connection, as far as locks are concerned. What is of one owner does not wait for
@@ -34,9 +35,9 @@ type Owner struct {
 	sealed bool // gets no lock any more
 }
 
-// NewOwner returns an owner. abandoned reports whether what it waits for is not wanted any more: who
-// changes the answer calls Wake. hurry has its holder of a partial lock give it up, and is called
-// without any lock held. Both must not block.
+// NewOwner returns an owner. abandoned reports whether what it waits for is not wanted any more:
+// who changes the answer calls Wake. hurry has its holder of a partial lock give it up, and is
+// called without any lock held. Both must not block.
 func NewOwner(abandoned func() bool, hurry func()) *Owner {
 	return &Owner{abandoned: abandoned, hurry: hurry}
 }
@@ -46,8 +47,8 @@ type Range struct{ First, End uint64 }
 
 func (r Range) overlaps(o Range) bool { return r.First < o.End && o.First < r.End }
 
-// A Lock is the range that a request changes, from before the backend sees it until it has let go of
-// it. The zero value is none.
+// A Lock is the range that a request changes, from before the backend sees it until it has let go
+// of it. The zero value is none.
 type Lock struct {
 	owner   *Owner // nil: not in a table
 	of      Range
@@ -62,8 +63,8 @@ type Lock struct {
 func (k *Lock) Held() bool { return k.owner != nil }
 
 // A Table has the locks of an export, in the order in which they came. Each waits only for older
-// ones, so there is always one that does not. What is in it is bounded by what connections may have in
-// flight. The zero value is empty. Safe for concurrent use.
+// ones, so there is always one that does not. What is in it is bounded by what connections may have
+// in flight. The zero value is empty. Safe for concurrent use.
 type Table struct {
 	count atomic.Int32 // of those in the list; changes under mu
 
@@ -73,8 +74,8 @@ type Table struct {
 	waiting        int // for their turn
 }
 
-// Add puts k in the table, and reports whether it has to wait, which it does not do. For a sealed owner
-// there is nothing to wait for: Wait says so.
+// Add puts k in the table, and reports whether it has to wait, which it does not do. For a sealed
+// owner there is nothing to wait for: Wait says so.
 func (t *Table) Add(k *Lock, o *Owner, of Range) (wait bool) { return t.add(k, o, of, false) }
 
 func (t *Table) add(k *Lock, o *Owner, of Range, partial bool) (wait bool) {
@@ -124,8 +125,8 @@ func (t *Table) contested(k *Lock) bool {
 	return false
 }
 
-// blocks reports whether k waits for o: it is of another owner, or of nobody any more, and has bytes
-// in common with it.
+// blocks reports whether k waits for o: it is of another owner, or of nobody any more, and has
+// bytes in common with it.
 func (o *Lock) blocks(k *Lock) bool { return (o.owner != k.owner || o.orphan) && o.of.overlaps(k.of) }
 
 // Wait returns when it is the turn of k, or ErrAbandoned when nobody wants it any more.
@@ -161,8 +162,8 @@ func (t *Table) queue(k *Lock) error {
 	return nil
 }
 
-// hurry has partial locks given up that k waits for: no peer can make others wait for ever by keeping
-// the rest of a payload to itself. done tells that k waits no more.
+// hurry has partial locks given up that k waits for: no peer can make others wait for ever by
+// keeping the rest of a payload to itself. done tells that k waits no more.
 func (t *Table) hurry(k *Lock, done *bool) {
 	var owners []*Owner
 	t.mu.Lock()
@@ -209,8 +210,9 @@ func (t *Table) unlink(k *Lock) {
 	}
 }
 
-// Orphan has k, if it is in the table, hold up whoever comes after it, its own owner included. It is
-// for a request whose client was told that it has failed: newer data must not be overwritten by it.
+// Orphan has k, if it is in the table, hold up whoever comes after it, its own owner included. It
+// is for a request whose client was told that it has failed: newer data must not be overwritten by
+// it.
 func (t *Table) Orphan(k *Lock) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

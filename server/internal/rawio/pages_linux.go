@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxParts bounds the pipes for one message. With pipes of the default limit of the kernel that is 4 MiB.
+// maxParts bounds the pipes for one message. With pipes of the default limit of the kernel that is
+// 4 MiB.
 const maxParts = 4
 
 // errNoRoom says that the pages do not fit, or that there are no pipes for them.
@@ -20,16 +21,17 @@ var errNoRoom = errors.New("no room for the pages in pipes")
 
 // spliceIn moves bytes of a file into a pipe; a variable for tests.
 var spliceIn = func(fd int, off int64, pipe, n int) (int64, error) {
-	// The flag is about the pipe. The page cache may have lost what was there a moment ago, and then this reads the disk; so it is a
-	// call that the scheduler knows of.
+	// The flag is about the pipe. The page cache may have lost what was there a moment ago, and
+	// then this reads the disk; so it is a call that the scheduler knows of.
 	return syscall.Splice(fd, &off, pipe, nil, n, unix.SPLICE_F_NONBLOCK)
 }
 
-// Pages are bytes of a file, held by references to the page cache: they are there whatever becomes of the file. The zero value has
-// none. Not safe for concurrent use.
+// Pages are bytes of a file, held by references to the page cache: they are there whatever becomes
+// of the file. The zero value has none. Not safe for concurrent use.
 //
-// They lie in pipes, which is where splice(2) puts them, and where sendfile(2) does on its way, in one that belongs to the thread.
-// But sendfile takes a part of the file after it has sent the one before, and a message is broken off if the file has fewer.
+// They lie in pipes, which is where splice(2) puts them, and where sendfile(2) does on its way, in
+// one that belongs to the thread. But sendfile takes a part of the file after it has sent the one
+// before, and a message is broken off if the file has fewer.
 type Pages struct {
 	parts [maxParts]part
 	used  int // parts
@@ -42,10 +44,12 @@ type part struct {
 	left int // bytes
 }
 
-// Take takes n bytes of f from off on: all of them, or none and an error, which is io.ErrUnexpectedEOF if f has fewer. It reads what
-// the page cache does not have. p must be empty. There are lengths that do not fit, and times when nothing does.
+// Take takes n bytes of f from off on: all of them, or none and an error, which is
+// io.ErrUnexpectedEOF if f has fewer. It reads what the page cache does not have. p must be empty.
+// There are lengths that do not fit, and times when nothing does.
 func (p *Pages) Take(f *os.File, off int64, n int) error {
-	// Fd does not switch a regular file or block device to blocking mode, because these never were in another.
+	// Fd does not switch a regular file or block device to blocking mode, because these never were
+	// in another.
 	err := p.take(int(f.Fd()), off, n)
 	runtime.KeepAlive(f)
 	if err != nil {

@@ -99,8 +99,8 @@ func TestPagesOfFileThatShrinks(t *testing.T) {
 	}
 }
 
-// TestPagesComeUpShort has the kernel give fewer bytes than were asked for, in every way: nothing is taken, and nothing of it is in
-// the way of what comes next.
+// TestPagesComeUpShort has the kernel give fewer bytes than were asked for, in every way: nothing
+// is taken, and nothing of it is in the way of what comes next.
 func TestPagesComeUpShort(t *testing.T) {
 	want := pattern(2 << 20)
 	f := filled(t, want)
@@ -166,7 +166,8 @@ func TestPagesComeUpShort(t *testing.T) {
 	}
 }
 
-// TestPagesBounds holds that there are lengths that do not fit, and a bound of pipes for the whole process.
+// TestPagesBounds holds that there are lengths that do not fit, and a bound of pipes for the whole
+// process.
 func TestPagesBounds(t *testing.T) {
 	f := filled(t, pattern(8<<20))
 	var p Pages

@@ -14,16 +14,19 @@ import (
 )
 
 const (
-	// pipeSize, in bytes, is what a process may have without privilege by default (fs.pipe-max-size).
+	// pipeSize, in bytes, is what a process may have without privilege by default
+	// (fs.pipe-max-size).
 	pipeSize = 1 << 20
-	// minPipe, in pages, is what a pipe has by default. The kernel gives less to a user who has many (fs.pipe-user-pages-soft).
+	// minPipe, in pages, is what a pipe has by default. The kernel gives less to a user who has
+	// many (fs.pipe-user-pages-soft).
 	minPipe = 16
 	// pipeRest is how long no pipe is asked for after there was none to be had.
 	pipeRest = time.Second
 )
 
 var (
-	// pipes are those in no use, all of them empty. The garbage collector closes what a peak left behind.
+	// pipes are those in no use, all of them empty. The garbage collector closes what a peak left
+	// behind.
 	pipes sync.Pool
 	// pipeCount is how many there are, used or not.
 	pipeCount atomic.Int64
@@ -31,8 +34,9 @@ var (
 	noPipe atomic.Int64
 )
 
-// maxPipes bounds the pipes of the process, and so the descriptors. A pipe is in use while a message is sent, and longer than that
-// takes only if its receiver is slow, who then keeps it from others; they do without.
+// maxPipes bounds the pipes of the process, and so the descriptors. A pipe is in use while a
+// message is sent, and longer than that takes only if its receiver is slow, who then keeps it from
+// others; they do without.
 func maxPipes() int64 { return int64(max(16, 4*runtime.GOMAXPROCS(0))) }
 
 // A pipe holds references to pages, one page at most in each of its places.

@@ -7,7 +7,8 @@ import (
 	"syscall"
 )
 
-// portableWindow holds what Recv takes at a time, behind the longest incomplete message that a receiver may have lying in front.
+// portableWindow holds what Recv takes at a time, behind the longest incomplete message that a
+// receiver may have lying in front.
 const portableWindow = 128 << 10
 
 // portable is a Conn on nothing but the methods of net.Conn.
@@ -16,7 +17,8 @@ type portable struct {
 	vec net.Buffers // of the Send that is running: WriteTo wants it to be addressable
 	own net.Buffers // what vec was, to be used again: WriteTo consumes it
 
-	// first is what Recv waits with, for Read has to have memory in hand. It is passed on before Recv returns.
+	// first is what Recv waits with, for Read has to have memory in hand. It is passed on before
+	// Recv returns.
 	first [MinLend]byte
 }
 
@@ -45,7 +47,8 @@ func (c *portable) Send(v *Vec, more bool) (n int, err error) {
 		c.vec = nil
 		clear(c.own)
 		if p := recover(); p != nil {
-			// A connection that does more than system calls looks at the memory itself (debug.SetPanicOnFault).
+			// A connection that does more than system calls looks at the memory itself
+			// (debug.SetPanicOnFault).
 			f, ok := p.(interface{ Addr() uintptr })
 			if !ok {
 				panic(p)

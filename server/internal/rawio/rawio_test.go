@@ -127,7 +127,8 @@ func TestDrained(t *testing.T) {
 	})
 }
 
-// TestDeadline interrupts receiving, at first with nothing there and then in the middle: no byte is lost.
+// TestDeadline interrupts receiving, at first with nothing there and then in the middle: no byte is
+// lost.
 func TestDeadline(t *testing.T) {
 	each(t, func(t *testing.T, c Conn, nc, peer *net.UnixConn) {
 		past := time.Unix(1, 0)

@@ -13,29 +13,35 @@ import (
 )
 
 const (
-	// socketWindow is about what fits a processor's second-level cache together with what is done with it.
+	// socketWindow is about what fits a processor's second-level cache together with what is done
+	// with it.
 	socketWindow = 512 << 10
 	// maxVec is IOV_MAX of <linux/uio.h>: sendmsg takes no more pieces at once.
 	maxVec = 1024
-	// sendBuffer, in bytes, is what a Unix socket takes before it makes the sender wait for the peer; the kernel doubles it (sk_setsockopt).
-	// With its default, 208 KiB by its own count, which is of pages, every reply of 128 KiB has both sides wait for each
-	// other: with this, throughput on one processor is 1.1 of that from memory (128 KiB and 1 MiB), and 1.4 from the page
-	// cache, of which only references lie in the buffer. More gains nothing. For 4 KiB it makes no difference.
+	// sendBuffer, in bytes, is what a Unix socket takes before it makes the sender wait for the
+	// peer; the kernel doubles it (sk_setsockopt). With its default, 208 KiB by its own count,
+	// which is of pages, every reply of 128 KiB has both sides wait for each other: with this,
+	// throughput on one processor is 1.1 of that from memory (128 KiB and 1 MiB), and 1.4 from the
+	// page cache, of which only references lie in the buffer. More gains nothing. For 4 KiB it
+	// makes no difference.
 	sendBuffer = 1 << 20
-	// directUnix and directTCP are what Direct says. Of writes of 128 KiB to memory, on one processor, a Unix socket does 1.2 times
-	// as many with the lower one, if they are framed as the kernel does, and 1.02 times if not; TCP does 1.06 and 1.08 times as many
-	// with the higher one.
+	// directUnix and directTCP are what Direct says. Of writes of 128 KiB to memory, on one
+	// processor, a Unix socket does 1.2 times as many with the lower one, if they are framed as the
+	// kernel does, and 1.02 times if not; TCP does 1.06 and 1.08 times as many with the higher one.
 	directUnix = 64 << 10
 	directTCP  = 512 << 10
 )
 
-// A socket makes its system calls with RawSyscall, of which the scheduler learns nothing. That is right for calls that cannot
-// sleep, and these cannot: the descriptor is non-blocking, net has made it so and never lends it in another way, and each call
-// says MSG_DONTWAIT besides. They take as long as copying takes, bounded by the socket's buffers. In exchange the scheduler does
-// not take the processor away in the middle of a copy. They run inside a syscall.RawConn's Read or Write, which keeps
-// the descriptor from being closed, and parks in the poller when the call would have waited.
+// A socket makes its system calls with RawSyscall, of which the scheduler learns nothing. That is
+// right for calls that cannot sleep, and these cannot: the descriptor is non-blocking, net has made
+// it so and never lends it in another way, and each call says MSG_DONTWAIT besides. They take as
+// long as copying takes, bounded by the socket's buffers. In exchange the scheduler does not take
+// the processor away in the middle of a copy. They run inside a syscall.RawConn's Read or Write,
+// which keeps the descriptor from being closed, and parks in the poller when the call would have
+// waited.
 //
-// The functions passed to Read and Write are made once: a method value at each call would be an allocation.
+// The functions passed to Read and Write are made once: a method value at each call would be an
+// allocation.
 type socket struct {
 	raw    syscall.RawConn
 	direct int
@@ -82,8 +88,8 @@ func newSocket(nc net.Conn, raw syscall.RawConn) Conn {
 	return c
 }
 
-// widen asks for the whole sendBuffer, and without the privilege for that (CAP_NET_ADMIN) for what net.core.wmem_max allows of it.
-// A socket that stays as it is works, too.
+// widen asks for the whole sendBuffer, and without the privilege for that (CAP_NET_ADMIN) for what
+// net.core.wmem_max allows of it. A socket that stays as it is works, too.
 func widen(raw syscall.RawConn) {
 	_ = raw.Control(func(fd uintptr) {
 		if syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_SNDBUFFORCE, sendBuffer) != nil {
@@ -242,7 +248,8 @@ func (c *socket) SendPages(p *Pages) error {
 	return err
 }
 
-// trySendPages cannot sleep any more than the others: the pages are there, and nobody else knows the pipe.
+// trySendPages cannot sleep any more than the others: the pages are there, and nobody else knows
+// the pipe.
 func (c *socket) trySendPages(fd uintptr) bool {
 	p := c.pages.from
 	for i := range p.parts[:p.used] {
@@ -261,8 +268,9 @@ func (c *socket) trySendPages(fd uintptr) bool {
 				c.pages.err = os.NewSyscallError("splice", e)
 				return true
 			case n == 0:
-				// The kernel does not send a page that has lost its content (page_cache_pipe_buf_confirm). Truncation is no way
-				// to that; some network file systems have some after an error of writing.
+				// The kernel does not send a page that has lost its content
+				// (page_cache_pipe_buf_confirm). Truncation is no way to that; some network file
+				// systems have some after an error of writing.
 				c.pages.err = io.ErrUnexpectedEOF
 				return true
 			default:

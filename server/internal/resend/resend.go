@@ -1,11 +1,13 @@
 // Package resend judges the requests that a client sends again.
 //
-// The Linux client gives a connection up when a request on it has waited for its timeout, and sends the request again over
-// another connection, as often as it takes (nbd.c, nbd_xmit_timeout): each connection begins the time anew. A backend that is
-// slower than the timeout would be asked for ever. A Judge knows a repetition by what it asks for, counts its time from when
-// the request came first, and says when it is to be answered with an error.
+// The Linux client gives a connection up when a request on it has waited for its timeout, and sends
+// the request again over another connection, as often as it takes (nbd.c, nbd_xmit_timeout): each
+// connection begins the time anew. A backend that is slower than the timeout would be asked for
+// ever. A Judge knows a repetition by what it asks for, counts its time from when the request came
+// first, and says when it is to be answered with an error.
 //
-// All times are readings of one monotonic clock, which the caller has. The methods are safe for concurrent use.
+// All times are readings of one monotonic clock, which the caller has. The methods are safe for
+// concurrent use.
 package resend
 
 import (
@@ -16,12 +18,14 @@ import (
 )
 
 const (
-	// grace is the least time that a repetition has. A sound backend answers within it what only looks like one.
+	// grace is the least time that a repetition has. A sound backend answers within it what only
+	// looks like one.
 	grace = time.Second
-	// strayed is how long after its total a request may come again. It is answered within 3 s after the total then, grace and the
-	// rounding of the client's timer included.
+	// strayed is how long after its total a request may come again. It is answered within 3 s after
+	// the total then, grace and the rounding of the client's timer included.
 	strayed = 500 * time.Millisecond
-	// rounding is how much later than told the client's timer may fire: it counts in whole seconds (blk_add_timer).
+	// rounding is how much later than told the client's timer may fire: it counts in whole seconds
+	// (blk_add_timer).
 	rounding = 2 * time.Second
 	// maxLost bounds the requests that are remembered. The oldest are forgotten first.
 	maxLost = 4096
@@ -33,7 +37,8 @@ type Patience struct {
 	Total  time.Duration // after the first time a request that was sent again is to fail, 3 s later at the latest
 }
 
-// margin is how long before the client gives a connection up a request has to be answered in order to save that.
+// margin is how long before the client gives a connection up a request has to be answered in order
+// to save that.
 func (p Patience) margin() time.Duration {
 	return min(max(p.Resend/8, 100*time.Millisecond), time.Second)
 }
@@ -93,11 +98,13 @@ func (j *Judge) Patience() Patience {
 	return j.patience
 }
 
-// Active reports whether repetitions may come. An episode begins with the death of a connection. It costs one load.
+// Active reports whether repetitions may come. An episode begins with the death of a connection. It
+// costs one load.
 func (j *Judge) Active() bool { return j.active.Load() }
 
-// Lost notes that a connection has died, and what it has left unanswered. blind tells that there may be more of which nothing is
-// known. It begins an episode, unless clients never send anything again.
+// Lost notes that a connection has died, and what it has left unanswered. blind tells that there
+// may be more of which nothing is known. It begins an episode, unless clients never send anything
+// again.
 func (j *Judge) Lost(now time.Duration, requests []Request, blind bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -125,7 +132,8 @@ func (j *Judge) forget(now time.Duration) {
 	j.lost = slices.DeleteFunc(j.lost, func(l lost) bool { return l.expires <= now })
 }
 
-// Judge returns the request that has just arrived, with what is known of it. Each lost request is found once.
+// Judge returns the request that has just arrived, with what is known of it. Each lost request is
+// found once.
 func (j *Judge) Judge(now time.Duration, k Key) Request {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -144,8 +152,8 @@ func (j *Judge) Judge(now time.Duration, k Key) Request {
 	return r
 }
 
-// Adopt is Judge for a request that arrived shortly before the death was known of the connection on which it came first. It
-// reports whether the request is a repetition.
+// Adopt is Judge for a request that arrived shortly before the death was known of the connection on
+// which it came first. It reports whether the request is a repetition.
 func (j *Judge) Adopt(now time.Duration, r *Request) bool {
 	if r.Repeated() || now-r.Arrived > rounding {
 		return false
@@ -169,19 +177,21 @@ func (j *Judge) suspect(k Key) bool {
 	})
 }
 
-// SetStuck says for which requests, that have failed, the backend is still at work. What overlaps them from now on is not to cost its
-// connection, too.
+// SetStuck says for which requests, that have failed, the backend is still at work. What overlaps
+// them from now on is not to cost its connection, too.
 func (j *Judge) SetStuck(stuck []Key) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.stuck = stuck
 }
 
-// Overdue returns which of the requests that one connection has in flight are to be answered with an error now, by their place.
+// Overdue returns which of the requests that one connection has in flight are to be answered with
+// an error now, by their place.
 //
-// A repetition has its total, and fails then. A request for what the backend never came back from fails shortly before it would
-// cost the connection. Everything else is left to the client, which gives up the connection when the first of these has had its
-// time; a repetition that could not be answered before it comes again, too late, is answered before that.
+// A repetition has its total, and fails then. A request for what the backend never came back from
+// fails shortly before it would cost the connection. Everything else is left to the client, which
+// gives up the connection when the first of these has had its time; a repetition that could not be
+// answered before it comes again, too late, is answered before that.
 func (j *Judge) Overdue(now time.Duration, requests []Request) []int {
 	p := j.Patience()
 	if p.Resend == 0 {
@@ -216,7 +226,8 @@ func (p Patience) grace(r Request) time.Duration {
 // never is beyond all times.
 const never = time.Duration(1<<63 - 1)
 
-// limit returns when the request is to be answered with an error at the latest. Beyond Resend the client comes first.
+// limit returns when the request is to be answered with an error at the latest. Beyond Resend the
+// client comes first.
 func (p Patience) limit(r Request) time.Duration {
 	end := r.Arrived + p.Resend
 	last := end - p.margin() // in order to save the connection
@@ -233,7 +244,8 @@ func (p Patience) limit(r Request) time.Duration {
 	return limit
 }
 
-// Quiet reports whether the episode is over, and ends it then. repeats tells that a repetition is in flight.
+// Quiet reports whether the episode is over, and ends it then. repeats tells that a repetition is
+// in flight.
 func (j *Judge) Quiet(now time.Duration, repeats bool) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()

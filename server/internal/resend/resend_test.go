@@ -89,7 +89,8 @@ func TestJudgeForgets(t *testing.T) {
 	}
 }
 
-// TestAdopt holds that a repetition is known, too, that came before the death of its first connection was.
+// TestAdopt holds that a repetition is known, too, that came before the death of its first
+// connection was.
 func TestAdopt(t *testing.T) {
 	tests := []struct {
 		name  string
@@ -162,7 +163,8 @@ func TestOverdue(t *testing.T) {
 	}
 }
 
-// TestStuck holds that what the backend never came back from makes suspect what overlaps it, and keeps the episode going.
+// TestStuck holds that what the backend never came back from makes suspect what overlaps it, and
+// keeps the episode going.
 func TestStuck(t *testing.T) {
 	var j resend.Judge
 	j.SetPatience(patience)
@@ -185,8 +187,8 @@ func TestStuck(t *testing.T) {
 	}
 }
 
-// TestBound plays a client whose backend never answers, with deaths at bad moments, and holds that every request is answered at the
-// latest 10 s after timeout and dead timeout.
+// TestBound plays a client whose backend never answers, with deaths at bad moments, and holds that
+// every request is answered at the latest 10 s after timeout and dead timeout.
 func TestBound(t *testing.T) {
 	for _, tt := range []struct{ timeout, dead, stagger time.Duration }{
 		{1 * s, 1 * s, s / 10}, {3 * s, 10 * s, s / 2}, {30 * s, 0, 3 * s}, {30 * s, 10 * s, 7 * s}, {30 * s, 60 * s, 11 * s}, {90 * s, 30 * s, 29 * s},

@@ -11,7 +11,8 @@ import (
 	"github.com/mdlayher/netlink"
 )
 
-// A bare contender gives the kernel its command and reads the answer, and does nothing else. The numbers are of linux/nbd-netlink.h.
+// A bare contender gives the kernel its command and reads the answer, and does nothing else. The
+// numbers are of linux/nbd-netlink.h.
 type bare struct {
 	family uint16
 	mu     sync.Mutex // guards free

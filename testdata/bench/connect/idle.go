@@ -23,7 +23,8 @@ func (disk) ReadAt(p []byte, off int64) (int, error) { clear(p); return len(p), 
 func (disk) WriteAt(p []byte, _ int64) (int, error)  { return len(p), nil }
 func (disk) Sync() error                             { return nil }
 
-// measureIdle shows what devices cost that have done something and do nothing now, and how that grows with their number.
+// measureIdle shows what devices cost that have done something and do nothing now, and how that
+// grows with their number.
 func measureIdle(ctx context.Context, to io.Writer) error {
 	out := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(out, "\nidle devices\tconnections\tresident KiB\tper device\tper connection\tgoroutines\tper device\theap and stacks KiB per device")

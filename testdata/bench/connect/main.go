@@ -1,10 +1,12 @@
-// Connect measures how long devices take to come and to go: by the bare command of the kernel's netlink interface, with the same
-// number of sockets, by nbdctl's pool, by nbd-client and by qemu-nbd; one after the other and many at once. And what a device costs
-// that does nothing. make bench-connect runs it in the lab.
+// Connect measures how long devices take to come and to go: by the bare command of the kernel's
+// netlink interface, with the same number of sockets, by nbdctl's pool, by nbd-client and by
+// qemu-nbd; one after the other and many at once. And what a device costs that does nothing. make
+// bench-connect runs it in the lab.
 //
-// The contenders take turns, round by round. A time is that of one device, from when it is asked for until it can be used: for the
-// bare command and for nbdctl until the call returns, for a program until it has exited and the device has a size. Of the bare
-// command the making of the sockets does not count, and nobody serves them; with nbdctl everything counts.
+// The contenders take turns, round by round. A time is that of one device, from when it is asked
+// for until it can be used: for the bare command and for nbdctl until the call returns, for a
+// program until it has exited and the device has a size. Of the bare command the making of the
+// sockets does not count, and nobody serves them; with nbdctl everything counts.
 package main
 
 import (
@@ -25,7 +27,8 @@ type contender interface {
 	name() string
 	// able reports whether it can have that many connections, and that many devices at once.
 	able(connections, parallel int) bool
-	// connect makes the device number i of those that are there at the same time, and returns what ends it.
+	// connect makes the device number i of those that are there at the same time, and returns what
+	// ends it.
 	connect(ctx context.Context, i, connections int) (end func() error, took time.Duration, err error)
 }
 

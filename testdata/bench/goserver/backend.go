@@ -11,8 +11,8 @@ type readerWriterAt interface {
 	io.WriterAt
 }
 
-// A plain backend has nothing of the fast path. Its memory is mapped, not Go's: a heap of that size would hide what the
-// garbage collector costs.
+// A plain backend has nothing of the fast path. Its memory is mapped, not Go's: a heap of that size
+// would hide what the garbage collector costs.
 type plain []byte
 
 func newPlain(size int64) (plain, error) {

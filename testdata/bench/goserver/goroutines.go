@@ -23,8 +23,8 @@ const (
 	errIO = 5
 )
 
-// transmit executes each request on a goroutine of its own. It is what a slow backend is measured against, and has no
-// other merit.
+// transmit executes each request on a goroutine of its own. It is what a slow backend is measured
+// against, and has no other merit.
 func transmit(nc net.Conn, b readerWriterAt) error {
 	var (
 		in      = bufio.NewReaderSize(nc, 64<<10)

@@ -1,9 +1,10 @@
-// Goserver serves backends that the command has not, with this repository's server or with a goroutine for each request.
+// Goserver serves backends that the command has not, with this repository's server or with a
+// goroutine for each request.
 //
 //	goserver [-goroutines] unix:PATH KIND SIZE
 //
-// KIND is memory, plain, sleep or nanosleep. For each line on its standard input it prints how many objects it has
-// allocated so far.
+// KIND is memory, plain, sleep or nanosleep. For each line on its standard input it prints how many
+// objects it has allocated so far.
 package main
 
 import (

@@ -67,8 +67,8 @@ func TestControlStatus(t *testing.T) {
 	}
 }
 
-// TestControlChange shows that a change goes there and what came of it back.
-// TestControlMoments asks a process that has not begun to answer, or has ceased to, and is told so in a sentence.
+// TestControlChange shows that a change goes there and what came of it back. TestControlMoments
+// asks a process that has not begun to answer, or has ceased to, and is told so in a sentence.
 func TestControlMoments(t *testing.T) {
 	s := newStore(t)
 	r := newRecord(uuidA, "")

@@ -9,11 +9,13 @@ import (
 )
 
 const (
-	// whatAppears and whatGoes are the events of a directory that a watcher asks for. Records are renamed into their places, so what is
-	// written into a file that is there already, as a log, is of no interest.
+	// whatAppears and whatGoes are the events of a directory that a watcher asks for. Records are
+	// renamed into their places, so what is written into a file that is there already, as a log, is
+	// of no interest.
 	whatAppears = unix.IN_CREATE | unix.IN_MOVED_TO
 	whatGoes    = unix.IN_DELETE | unix.IN_MOVED_FROM
-	// eventsSize is room for some hundred events in bytes, and for one whatever its name (inotify(7)).
+	// eventsSize is room for some hundred events in bytes, and for one whatever its name
+	// (inotify(7)).
 	eventsSize = 16 << 10
 )
 
@@ -51,7 +53,8 @@ func (w *watcher) next() (appeared bool, err error) {
 // appears tells whether anything may have appeared by these events.
 func appears(events []byte) bool {
 	for len(events) >= unix.SizeofInotifyEvent {
-		// struct inotify_event: wd, mask, cookie and len, of 4 bytes each, and then len bytes of a name.
+		// struct inotify_event: wd, mask, cookie and len, of 4 bytes each, and then len bytes of a
+		// name.
 		mask := binary.NativeEndian.Uint32(events[4:])
 		// After an overflow nobody knows what was dropped.
 		if mask&(whatAppears|unix.IN_Q_OVERFLOW) != 0 {

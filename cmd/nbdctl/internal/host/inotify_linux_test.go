@@ -44,7 +44,8 @@ func TestAppears(t *testing.T) {
 	}
 }
 
-// TestWatcher is told of what appears and goes, not of what is written, and waits no more once it is closed.
+// TestWatcher is told of what appears and goes, not of what is written, and waits no more once it
+// is closed.
 func TestWatcher(t *testing.T) {
 	w, err := newWatcher()
 	if err != nil {

@@ -96,8 +96,8 @@ func readRecord(dir string) (*Record, error) {
 	return &r, nil
 }
 
-// versionOf is the version that a record, a request or an answer has, whatever else is in it; 0 if it
-// has none.
+// versionOf is the version that a record, a request or an answer has, whatever else is in it; 0 if
+// it has none.
 func versionOf(object []byte) int {
 	var v struct {
 		Version int `json:"version"`

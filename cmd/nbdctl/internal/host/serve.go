@@ -17,7 +17,6 @@ import (
 	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/secret"
 	"github.com/nbdctl/nbdctl/nbdnl"
-	"github.com/nbdctl/nbdctl/server"
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
 
@@ -128,7 +127,7 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 	<-device.Done()
 	if loss := device.Loss(); loss != nil {
 		h.log.Error("writes were lost", "device", h.record.Device(), "error", loss)
-		if !errors.As(err, new(*server.LossError)) && !errors.Is(err, loss) { // The end of the device may have told it.
+		if !errors.As(err, new(*blockdev.LossError)) { // The end of the device may have told it.
 			err = errors.Join(err, loss)
 		}
 	}
@@ -254,7 +253,11 @@ func (h *Host) serve(ctx context.Context, device *blockdev.Device, first os.Sign
 				return nil
 			}
 			if isDone(device) { // What could not be written keeps no device.
-				return errors.Join(err, h.gone(device))
+				gone := h.gone(device)
+				if errors.Is(gone, err) { // The end of a device says the same each time.
+					return gone
+				}
+				return errors.Join(err, gone)
 			}
 			// A refusal leaves the device as it is, and so do we: at shutdown
 			// processes are killed before their file systems are unmounted.

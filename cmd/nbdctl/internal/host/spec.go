@@ -22,8 +22,8 @@ type Spec struct {
 	Arg  string `json:"arg,omitempty"`
 	// Options are the backend's own, key=value. The value of one that is secret is a reference.
 	Options []string `json:"options,omitempty"`
-	// Secrets are the values of those, by key. No file and no argument has them: the serving process
-	// gets them through a pipe of their own.
+	// Secrets are the values of those, by key. No file and no argument has them: the serving
+	// process gets them through a pipe of their own.
 	Secrets secret.Set `json:"-"`
 	// Size in bytes; 0: the backend's own.
 	Size int64 `json:"size,omitempty"`
