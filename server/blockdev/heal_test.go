@@ -97,19 +97,6 @@ func TestHealRetries(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestHealTooLate has the kernel take a connection of which there is no use any more: it is closed.
-func TestHealTooLate(t *testing.T) {
-	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: time.Hour})
-	d.cut()
-	<-d.Done()
-	if err := d.replace(t.Context(), d.slots[0]); !errors.Is(err, errEnded) {
-		t.Errorf("error %v, want %v", err, errEnded)
-	}
-	if n := k.Dead(d.Index()); n != 1 {
-		t.Errorf("%d connections are dead, want the one", n)
-	}
-}
-
 // TestHealUndone has the kernel shut down connections right after it has taken them, while that is
 // looked out for and when it is not any more: each is replaced by another one, of which the last
 // stays.

@@ -38,7 +38,6 @@ func piped(t *testing.T, b backends.Backend, o Options) (*nbdnltest.Kernel, *Dev
 	if err := d.command(t.Context(), placeAt(anyIndex), l.kernel); err != nil {
 		t.Fatal(err)
 	}
-	close(d.attached)
 	t.Cleanup(d.cut)
 	return k, d, client
 }
@@ -138,7 +137,7 @@ func TestReconfigureKnown(t *testing.T) {
 			<-c.Stopped()
 			c.Close()
 		}
-		if reply[7] != byte(syscall.EIO) {
+		if reply[7] != 5 { // NBD_EIO
 			t.Errorf("reply %x, want EIO", reply)
 		}
 		close(release)
@@ -163,6 +162,19 @@ func TestLeftBehindClosed(t *testing.T) {
 		}
 		close(release)
 	})
+}
+
+// TestHealTooLate has the kernel take a connection of which there is no use any more: it is closed.
+func TestHealTooLate(t *testing.T) {
+	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: time.Hour})
+	d.cut()
+	<-d.Done()
+	if err := d.replace(t.Context(), d.slots[0]); !errors.Is(err, errEnded) {
+		t.Errorf("error %v, want %v", err, errEnded)
+	}
+	if n := k.Dead(d.Index()); n != 1 {
+		t.Errorf("%d connections are dead, want the one", n)
+	}
 }
 
 // TestDropRefused has the kernel refuse to disconnect a device that did not become ready: nothing
