@@ -131,6 +131,9 @@ func TestKernelOverdue(t *testing.T) {
 			if err := d.Disconnect(t.Context()); errors.As(err, &loss) != tt.write || !tt.write && err != nil {
 				t.Errorf("disconnect: %v", err)
 			}
+			if tt.write {
+				acknowledge(t, d)
+			}
 		})
 	}
 }
@@ -186,6 +189,9 @@ func TestKernelGiveUp(t *testing.T) {
 				t.Errorf("the read ended with %v", err)
 			}
 			<-d.Done()
+			if d.Loss() != nil { // That nothing was cached nobody knows.
+				acknowledge(t, d)
+			}
 		})
 	}
 }
