@@ -199,12 +199,16 @@ func TestFailedConnect(t *testing.T) {
 		{"the first block can't be read", func(_ *testing.T, _ *nbdnltest.Kernel, m *machine, _ context.CancelCauseFunc) {
 			m.first = func(context.Context, string, string, int) error { return syscall.EIO }
 		}, syscall.EIO},
-		{"the context ends in the open", func(_ *testing.T, k *nbdnltest.Kernel, m *machine, cancel context.CancelCauseFunc) {
+		{"the context ends in the open", func(t *testing.T, k *nbdnltest.Kernel, m *machine, cancel context.CancelCauseFunc) {
 			m.first = func(ctx context.Context, path, number string, n int) error {
 				// As in the kernel, only the disconnect ends the open.
 				cancel(cause)
 				for k.Setting(0).Sockets > 0 {
 					<-time.After(time.Millisecond)
+				}
+				// Another open would queue up behind this one.
+				if n := k.Syncs(0); n > 0 {
+					t.Errorf("it was opened and synced %d times", n)
 				}
 				return syscall.EIO
 			}

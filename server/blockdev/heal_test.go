@@ -250,6 +250,9 @@ func TestHealBusy(t *testing.T) {
 	k, d, kernel := manual(t, b, Options{DeadTimeout: 30 * time.Second})
 	kernel.Write(readRequest(0))
 	<-arrived
+	if d.idle(d.slots[0]) {
+		t.Error("a connection that carries a request is taken for idle")
+	}
 	b.read = nil
 	shutdown(t, kernel)
 	for k.Commands(nbdnltest.Reconfigure) == 0 || d.State() != nbdnl.StateLive {

@@ -49,6 +49,25 @@ func TestKick(t *testing.T) {
 	checkClean(t, k)
 }
 
+// TestKickHealed holds that what ended a connection that was replaced is not what ended the device.
+func TestKickHealed(t *testing.T) {
+	k, d := connected(t)
+	d.lose(0)
+	awaitState(t, d, nbdnl.StateDegraded)
+	awaitState(t, d, nbdnl.StateLive)
+	if err := d.Kick(t.Context()); err != nil {
+		t.Error(err)
+	}
+	<-d.Done()
+	if !errors.Is(d.Err(), errKicked) {
+		t.Errorf("ended with %v", d.Err())
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	checkClean(t, k)
+}
+
 // TestKickStuckKernel has the kernel not answer.
 func TestKickStuckKernel(t *testing.T) {
 	k, d := connected(t)

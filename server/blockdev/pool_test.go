@@ -304,21 +304,25 @@ func TestPoolReclaim(t *testing.T) {
 	leave(t, k, p, 2, "mine:earlier", "mine:later") // the index is another's by now
 	leave(t, k, p, 3, "mine:held", "mine:held")
 	unmount := k.Mount(3, "/mnt")
+	leave(t, k, p, 5, "mine2:dead", "mine2:dead")
+	leave(t, k, p, 6, "mine:too", "mine:too")
+	leave(t, k, p, 7, "mine:as well", "mine:as well")
+	k.FailSync(0, syscall.EIO) // What is cached has nowhere to go, and is not missed.
 	alive := p.connected(t)
 	if alive.Index() != 4 {
 		t.Errorf("connected index %d, where something was left", alive.Index())
 	}
 	got, err := p.Reclaim(t.Context())
 	var busy *nbdnl.BusyError
-	if !slices.Equal(got, []int{0}) || !errors.As(err, &busy) || busy.Index != 3 {
-		t.Errorf("reclaimed %v, error %v, want 0, and that 3 is mounted", got, err)
+	if !slices.Equal(got, []int{0, 6, 7}) || !errors.As(err, &busy) || busy.Index != 3 || errors.Is(err, nbdnl.ErrNotWritten) {
+		t.Errorf("reclaimed %v, error %v, want 0, 6, 7, and that 3 is mounted", got, err)
 	}
-	for index, want := range map[int]bool{0: false, 1: true, 2: true, 3: true, 4: true} {
+	for index, want := range map[int]bool{0: false, 1: true, 2: true, 3: true, 4: true, 5: true} {
 		if connected := k.Setting(index).Sockets > 0; connected != want {
 			t.Errorf("nbd%d is connected: %t", index, connected)
 		}
 	}
-	if got := leased(t, p); !slices.Equal(got, []int{1, 3, 4}) {
+	if got := leased(t, p); !slices.Equal(got, []int{1, 3, 4, 5}) {
 		t.Errorf("leases of %v", got)
 	}
 	unmount()
