@@ -292,7 +292,7 @@ func TestKernelConnectUnread(t *testing.T) {
 				t.Fatal(err)
 			}
 			w.Close()
-			eventually(t, func() bool { return waitsIn(t, cmd.Process.Pid, "pipe_write") }, "the print to hang")
+			hangs(t, cmd.Process.Pid, nil, "pipe_write")
 			if d := listJSON(t); len(d) != 1 {
 				t.Fatalf("connected: %v", d)
 			}
@@ -312,18 +312,4 @@ func TestKernelConnectUnread(t *testing.T) {
 			}
 		})
 	}
-}
-
-// waitsIn reports whether a thread of the process waits in a function of the
-// kernel.
-func waitsIn(t testing.TB, pid int, function string) bool {
-	t.Helper()
-	stacks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stack", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return slices.ContainsFunc(stacks, func(path string) bool {
-		stack, _ := os.ReadFile(path) // the thread may have ended
-		return strings.Contains(string(stack), function)
-	})
 }

@@ -147,6 +147,11 @@ func kill(t *testing.T, dev string, s syscall.Signal) int {
 	if err := syscall.Kill(pid, s); err != nil {
 		t.Fatal(err)
 	}
+	if s == syscall.SIGSTOP {
+		// A process that stays stopped could neither end nor let go of its device. It may have
+		// gone.
+		t.Cleanup(func() { syscall.Kill(pid, syscall.SIGCONT) })
+	}
 	return pid
 }
 

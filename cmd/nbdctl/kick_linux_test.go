@@ -3,7 +3,6 @@ package main
 import (
 	"os"
 	"os/exec"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -98,17 +97,8 @@ func TestKernelKickOrphan(t *testing.T) {
 	eventually(t, func() bool { return listed(t, dev)["state"] == "orphaned" }, "%s orphaned", dev)
 	dd := command(t, "dd", "if="+dev, "of=/dev/null", "bs=4k", "count=1", "skip=500", "iflag=direct")
 	ended := begin(t, dd)
-	eventually(t, func() bool {
-		select {
-		case r := <-ended:
-			t.Fatalf("the read ended with code %d: %s", r.code, r.stderr)
-		default:
-		}
-		// On a device that nobody serves it waits before it is in flight, and perhaps in the open.
-		return slices.ContainsFunc([]string{"nbd_queue_rq", "io_schedule", "bdev_open"}, func(f string) bool {
-			return waitsIn(t, dd.Process.Pid, f)
-		})
-	}, "the read to hang")
+	// On a device that nobody serves it waits before it is in flight, and perhaps in the open.
+	hangs(t, dd.Process.Pid, ended, "nbd_queue_rq", "io_schedule", "bdev_open")
 	kicked(t, dev, ended, 20*time.Second)
 }
 
@@ -132,7 +122,7 @@ func TestKernelKickDisconnect(t *testing.T) {
 	}, "the write to hang")
 	hung := nbdctlCommand(t, "disconnect", "--force", dev)
 	disconnect := begin(t, hung)
-	eventually(t, func() bool { return waitsIn(t, hung.Process.Pid, "nbd_") }, "the disconnect to hang")
+	hangs(t, hung.Process.Pid, disconnect, "nbd_")
 	// Who only looks is not drawn in: it ends, and soon.
 	looked := time.Now()
 	if d := listed(t, dev); d == nil || d["state"] != "live" {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -79,4 +81,40 @@ func interrupt(t testing.TB, cmd *exec.Cmd) {
 	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// hangs waits until a thread of the process waits in one of the functions of the kernel. If the
+// process ends instead, or waits elsewhere, the failure says so.
+func hangs(t testing.TB, pid int, ended <-chan result, functions ...string) {
+	t.Helper()
+	var stacks string
+	defer func() {
+		if t.Failed() {
+			t.Logf("pid %d waits in:\n%s", pid, stacks)
+		}
+	}()
+	eventually(t, func() bool {
+		select {
+		case r := <-ended:
+			t.Fatalf("it ended with code %d: %s%s", r.code, r.stdout, r.stderr)
+		default:
+		}
+		stacks = kernelStacks(t, pid)
+		return slices.ContainsFunc(functions, func(f string) bool { return strings.Contains(stacks, f) })
+	}, "pid %d to wait in one of %v", pid, functions)
+}
+
+// kernelStacks returns where the threads of a process are in the kernel.
+func kernelStacks(t testing.TB, pid int) string {
+	t.Helper()
+	paths, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stack", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all strings.Builder
+	for _, path := range paths {
+		stack, _ := os.ReadFile(path) // the thread may have ended
+		fmt.Fprintf(&all, "%s\n", stack)
+	}
+	return all.String()
 }

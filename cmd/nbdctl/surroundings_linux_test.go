@@ -103,7 +103,10 @@ func TestKernelTerminalLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	out.Close()
-	log := statusOf(t, dev)["log"].(string)
+	log, ok := statusOf(t, dev)["log"].(string)
+	if !ok {
+		t.Fatalf("%s is not ours: %v", dev, statusOf(t, dev))
+	}
 	for i, s := range []os.Signal{syscall.SIGHUP, syscall.SIGTERM, syscall.SIGTERM} {
 		if err := cmd.Process.Signal(s); err != nil {
 			t.Fatal(err)
