@@ -47,11 +47,6 @@ func (e *Export) execute(ctx context.Context, h wire.Request, p []byte) error {
 // rangeOf is the range of bytes that a request changes.
 func rangeOf(h *wire.Request) rangelock.Range { return rangelock.Range{First: h.Offset, End: h.End()} }
 
-// durably reports whether the request asks for more than the backend's plain calls give.
-func (e *Export) durably(h wire.Request) bool {
-	return h.Flags&wire.CmdFlagFUA != 0 && (e.dev.Syncer != nil || e.dev.FUAWriter != nil)
-}
-
 // readAt and writeAt let the backend know when nobody waits any more, if it wants to.
 func (e *Export) readAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if e.dev.ReadContext != nil {

@@ -53,8 +53,9 @@ type Options struct {
 // An Export is a backend on offer: what all its connections share. It does not own the backend,
 // which must stay open until every Transmit has returned, or Swap has. Safe for concurrent use.
 type Export struct {
-	dev         backends.Device // for who is in Transmit; Swap changes it while they are held up
-	size        atomic.Int64    // requests are checked against it
+	dev         backends.Device // for who is in Transmit; Swap changes it, and can, while they are held up
+	can         abilities
+	size        atomic.Int64 // requests are checked against it
 	blockSize   int
 	maxLength   uint64 // of a READ or WRITE, in bytes
 	preferred   int    // block size that is offered
@@ -92,6 +93,7 @@ func NewExport(b backends.Backend, o Options) (*Export, error) {
 	dev := backends.Probe(b)
 	e := &Export{
 		dev:         dev,
+		can:         abilitiesOf(&dev),
 		blockSize:   o.BlockSize,
 		maxLength:   wire.MaxPayload,
 		preferred:   dev.BlockSizes.Preferred,

@@ -76,7 +76,7 @@ func (c *Conn) next() error {
 			if err := h.Decode((*[wire.RequestSize]byte)(b)); err != nil {
 				return err
 			}
-			c.inbox.expect(h, c.gathers(h))
+			c.inbox.expect(h, h.Command == wire.CmdWrite && c.situation(h).gathers())
 			if h.Command != wire.CmdWrite || h.Length >= largeWrite || len(b)-wire.RequestSize >= int(h.Length) {
 				c.inbox.take(wire.RequestSize)
 				return nil
@@ -133,25 +133,7 @@ func (c *Conn) flush() error {
 	return err
 }
 
-// open opens a reply in the batch, with n bytes of data. copied says that they will be in the
-// batch's own memory.
-func (c *Conn) open(h *wire.Request, n int, copied bool) error {
-	if c.batch != nil && copied && !c.batch.fits(n) {
-		if err := c.flush(); err != nil {
-			return err
-		}
-	}
-	if c.batch == nil {
-		c.batch = batches.Get().(*batch)
-		c.batch.canFile = c.inbox.io.SendsPages()
-		c.batch.copies = c.export.faulty.Load()
-	}
-	c.batch.begin(h.Cookie, n)
-	return nil
-}
-
-// dispatch executes a request whose header was taken, or lets a worker do so. Its error is that of
-// the connection.
+// dispatch carries out a request whose header was taken. Its error is that of the connection.
 func (c *Conn) dispatch(h *wire.Request) error {
 	e := c.export
 	refused := e.check(*h)
@@ -160,112 +142,45 @@ func (c *Conn) dispatch(h *wire.Request) error {
 	} else if c.judging {
 		c.judging = false
 	}
-	switch {
-	case c.left.Load(), h.Changes() && c.outdated():
+	if c.left.Load() || h.Changes() && c.outdated() {
 		return errHungUp
-	case h.Command == wire.CmdWrite:
-		return c.write(h, refused)
-	case refused != nil:
-		c.handOver(h, refused)
-		return nil
-	case h.Command == wire.CmdRead:
-		return c.read(h)
-	case h.Command == wire.CmdFlush && e.dev.Syncer == nil, h.Command != wire.CmdFlush && h.Length == 0:
-		return c.succeed(h)
-	default:
-		return c.execute(h)
 	}
-}
-
-// succeed answers a request that asked for nothing.
-func (c *Conn) succeed(h *wire.Request) error {
-	if err := c.open(h, 0, false); err != nil {
-		return err
-	}
-	c.batch.commit(h)
-	return nil
-}
-
-// read answers a READ in the batch, if that does not make the loop wait.
-func (c *Conn) read(h *wire.Request) error {
-	e, n := c.export, int(h.Length)
-	switch p := &e.paces.Read; {
-	case n == 0:
-		return c.succeed(h)
-	case e.dev.ReadTo != nil:
-		// A backend that uses Buffer now and then will do so again: then there must be room before
-		// the reply is begun.
-		if err := c.open(h, n, n <= slabSize); err != nil {
+	s := c.situation(h)
+	s.refused = refused != nil
+	p := planOf(h, e.can, s)
+	if p == planGather {
+		if err := c.gather(h); err != nil {
 			return err
 		}
-		return c.settle(h, c.readTo(h))
-	case n <= slabSize && e.inline(p):
-		if err := c.open(h, n, true); err != nil {
-			return err
-		}
-		b := c.batch.Buffer(n)
-		c.meter.Begin(p)
-		err := c.readAt(b, h)
-		c.meter.End(p, n)
-		return c.settle(h, err)
-	default:
-		return c.execute(h)
+		p = planOf(h, e.can, c.situation(h))
 	}
-}
-
-// gathers reports whether the payload of h is best received into the inbox, whatever its size:
-// where the backend takes it from there, without another goroutine. Then a burst of large writes
-// takes few system calls, too.
-func (c *Conn) gathers(h *wire.Request) bool {
-	e := c.export
-	return h.Command == wire.CmdWrite && e.dev.WriteFrom == nil && c.inbox.holds(h.Length) && e.inline(&e.paces.Write) && !e.durably(*h)
-}
-
-// write executes a WRITE. If its payload has not arrived yet, it is a large one, which is received
-// into the place where it is to stay, into the inbox, or into memory of its own.
-func (c *Conn) write(h *wire.Request, refused *refusal) error {
-	if h.Length > wire.MaxPayload {
-		// No memory for it, and skipping up to 4 GiB is no way to treat a peer that breaks the
-		// protocol.
+	switch p {
+	case planCut:
 		return fmt.Errorf("a write of %d bytes: more than %d", h.Length, wire.MaxPayload)
-	}
-	n := int(h.Length)
-	arrived := len(c.inbox.received()) >= n
-	if !arrived {
-		// While the rest is on its way the client may wait for what it has asked before.
-		if err := c.flush(); err != nil {
-			return err
-		}
-		if refused == nil && c.gathers(h) {
-			if got, err := c.inbox.gather(n); err != nil {
-				c.inbox.putBack(append(h.Append(nil), got...))
-				return err
-			}
-			arrived = true
-			if c.outdated() { // It has waited for its payload.
-				return errHungUp
-			}
-		}
-	}
-	e := c.export
-	switch p := &e.paces.Write; {
-	case refused != nil:
-		return c.receiveWrite(h, refused)
-	case n == 0:
+	case planRefuse:
+		return c.refuse(h, refused)
+	case planNothing:
 		return c.succeed(h)
-	case e.durably(*h):
-		return c.receiveWrite(h, nil)
-	case e.dev.WriteFrom != nil && (arrived || n <= maxKept || c.account == nil) && c.lockFast(h, arrived):
-		c.payload = payload{inbox: &c.inbox, total: n, left: n, arrived: arrived}
-		return c.settle(h, c.writeFrom(h))
-	case e.dev.WriteFrom == nil && arrived && n <= maxInline && e.inline(p) && e.locks.TryAdd(&c.lock, c.owner, rangeOf(h)):
-		b := c.inbox.take(n)
-		c.payload = payload{total: n}
-		c.meter.Begin(p)
-		err := c.writeAt(b, h)
-		c.meter.End(p, n)
-		return c.settle(h, err)
+	case planReadTo:
+		return c.readTo(h)
+	case planRead:
+		return c.read(h)
+	case planWriteFrom:
+		return c.writeFrom(h)
+	case planWrite:
+		return c.write(h)
 	default:
-		return c.receiveWrite(h, nil)
+		return c.execute(h)
+	}
+}
+
+// situation is the one that a request is met in, if it is not refused.
+func (c *Conn) situation(h *wire.Request) situation {
+	p := c.export.pace(h)
+	return situation{
+		inline:  p != nil && c.export.inline(p),
+		arrived: uint64(len(c.inbox.received())) >= h.Length,
+		room:    c.inbox.holds(h.Length),
+		counted: c.account != nil,
 	}
 }

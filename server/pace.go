@@ -12,15 +12,15 @@ const maxInline = 1 << 20
 // pace returns the pace of a request that is a plain call, or nil if it always goes to a worker:
 // what makes data durable waits for a disk, what is very long is worth a worker in any case, and
 // the backends that answer without blocking have refused to do so when anybody else gets to ask.
-func (e *Export) pace(h wire.Request) *pace.Pace {
+func (e *Export) pace(h *wire.Request) *pace.Pace {
 	switch {
 	case h.Length > maxInline:
 		return nil
-	case h.Command == wire.CmdRead && e.dev.ReadTo == nil:
+	case h.Command == wire.CmdRead && !e.can.readTo:
 		return &e.paces.Read
-	case e.durably(h):
+	case e.can.durably(h):
 		return nil
-	case h.Command == wire.CmdWrite && e.dev.WriteFrom == nil:
+	case h.Command == wire.CmdWrite && !e.can.writeFrom:
 		return &e.paces.Write
 	case h.Command == wire.CmdTrim, h.Command == wire.CmdWriteZeroes && e.dev.Zeroer != nil:
 		return &e.paces.Trim

@@ -100,7 +100,7 @@ func (r *request) perform() error {
 	if r.payload != nil {
 		p = r.payload.bytes
 	}
-	pace := e.pace(r.Request)
+	pace := e.pace(&r.Request)
 	if pace == nil {
 		return e.execute(r.conn.ctx, r.Request, p)
 	}

@@ -76,7 +76,7 @@ func (e *Export) swap(ctx context.Context, next func() (backends.Device, error))
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.dev = dev // The loops are held up: the close of release comes before their next look.
+	e.dev, e.can = dev, abilitiesOf(&dev) // The loops are held up: the close of release comes before their next look.
 	e.noteAbilities()
 	return nil
 }

@@ -10,14 +10,39 @@ import (
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
-// receiveWrite receives the payload of a WRITE into memory of its own and has the request executed.
-// A write that is refused is received like any other: its bytes must leave the stream, and until
-// they all have, the request can still be handed over as unread, unless it is the stream that has
-// ended.
+// The executors of plans that take a request out of the batch: it has memory of its own, within the
+// limits, and a worker carries it out, or the loop, where that is quick.
+
+// execute has a request carried out.
+func (c *Conn) execute(h *wire.Request) error {
+	if h.Command == wire.CmdWrite {
+		return c.receiveWrite(h, nil)
+	}
+	if !c.enter(cost(*h)) {
+		return net.ErrClosed
+	}
+	c.start(h, nil)
+	return nil
+}
+
+// refuse has a request answered with an error. The bytes of a write must leave the stream before,
+// and until they all have, the request can still be handed over as unread.
+func (c *Conn) refuse(h *wire.Request, refused *refusal) error {
+	if h.Command == wire.CmdWrite && h.Length > 0 {
+		return c.receiveWrite(h, refused)
+	}
+	c.handOver(h, refused)
+	return nil
+}
+
+// receiveWrite receives the payload of a WRITE into memory of its own and has the request carried
+// out, or refused.
 func (c *Conn) receiveWrite(h *wire.Request, refused *refusal) error {
-	if h.Length == 0 {
-		c.handOver(h, refused)
-		return nil
+	if len(c.inbox.received()) < int(h.Length) {
+		// While the rest is on its way the client may wait for what it has asked before.
+		if err := c.flush(); err != nil {
+			return err
+		}
 	}
 	if !c.enter(cost(*h)) {
 		return net.ErrClosed
@@ -54,21 +79,13 @@ func (c *Conn) receivePayload(p []byte) (int, error) {
 	return c.inbox.readFull(p)
 }
 
-// execute has a request without payload executed.
-func (c *Conn) execute(h *wire.Request) error {
-	if !c.enter(cost(*h)) {
-		return net.ErrClosed
-	}
-	c.start(h, nil)
-	return nil
-}
-
-// start has a request executed that is inside the gate: by a worker, or by the loop where that
-// pays.
+// start has a request carried out that is within the limits: by a worker, or by the loop where that
+// pays. Which one it is depends on this moment, for the request may have waited since its plan was
+// made.
 func (c *Conn) start(h *wire.Request, payload *buffer) {
 	r := c.request(h, cost(*h))
 	r.payload = payload
-	if h.Changes() && c.outdated() { // It has waited at the gate, or for memory.
+	if h.Changes() && c.outdated() { // It has waited for room, or for memory.
 		r.err = rangelock.ErrAbandoned
 		c.flight.add(r)
 		go r.run()
@@ -76,7 +93,7 @@ func (c *Conn) start(h *wire.Request, payload *buffer) {
 	}
 	wait := h.Changes() && c.export.locks.Add(&r.lock, c.owner, rangeOf(h))
 	c.flight.add(r)
-	if p := c.export.pace(*h); p != nil && !wait && c.export.inline(p) {
+	if p := c.export.pace(h); p != nil && !wait && c.export.inline(p) {
 		c.meter.Settle(clock())
 		r.inline = true
 		r.run()
