@@ -22,20 +22,12 @@ import (
 // ErrShutdown is what Transmit returns after Shutdown.
 var ErrShutdown = errors.New("server: connection shut down")
 
-// phase is where in its life a connection is.
-type phase int
-
-const (
-	phaseNew phase = iota
-	phaseServing
-	phaseEnded // no request in flight, nothing will be read or written any more
-)
-
 // A Conn serves one client, connected by a stream socket, from the transmission phase on. Its
 // methods are safe for concurrent use.
 type Conn struct {
 	export   *Export
 	nc       net.Conn
+	control  control
 	outbox   outbox
 	limit    *admit.Connection
 	owner    *rangelock.Owner
@@ -57,7 +49,6 @@ type Conn struct {
 	result  chan error
 
 	disconnected atomic.Bool // the client said goodbye
-	stopping     atomic.Bool // the reader is to stop; set under mu
 	closed       atomic.Bool
 	broken       atomic.Bool // nothing can be sent any more
 	left         atomic.Bool // the client has hung up
@@ -67,16 +58,15 @@ type Conn struct {
 	cancel context.CancelFunc
 
 	mu     sync.Mutex // guards the three below
-	phase  phase
 	unread []byte
-	fence  *fence // that the loop has to pass, or nil
+	halted bool // stopped is closed
+	// away is for how long the loop did not see that the client had hung up, when it was sealed. It
+	// is set before stopped is closed.
+	away time.Duration
 
 	looped  chan struct{} // closed when the loop has ended
 	stopped chan struct{} // closed then, or when it will not begin anything more
-	halted  bool          // stopped is closed; guarded by mu
-	away    time.Duration // for how long the loop did not see that the client had hung up, when it was sealed; set before stopped is closed
-
-	ended   chan struct{} // closed with phaseEnded
+	ended   chan struct{} // closed when nothing is in flight and nothing will be read or written any more
 	retired func()        // called once, after that; nil: nobody wants to know
 }
 
@@ -92,6 +82,7 @@ func (e *Export) newConn(nc net.Conn, unread []byte, m *admit.Memory, stalled fu
 	c := &Conn{
 		export:  e,
 		nc:      nc,
+		control: control{nc: nc},
 		inbox:   inbox{io: raw, pool: &payloads, ahead: unread, full: raw.Window(), window: raw.Window()},
 		outbox:  outbox{io: raw},
 		limit:   admit.NewConnection(e.maxInFlight, maxInFlightBytes),
@@ -103,13 +94,13 @@ func (e *Export) newConn(nc net.Conn, unread []byte, m *admit.Memory, stalled fu
 		ended:   make(chan struct{}),
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
-	c.owner = rangelock.NewOwner(c.abandoned, c.disturb)
+	c.owner = rangelock.NewOwner(c.abandoned, c.control.giveUp)
 	if m != nil {
 		c.account = m.Open(func() { stalled(c) })
 	}
 	c.outbox.broken = func() {
 		c.broken.Store(true)
-		c.interrupt()
+		_ = c.stop() // Where that fails, the loop does, too.
 	}
 	return c
 }
@@ -160,7 +151,7 @@ func (c *Conn) verdict(err error) error {
 		return fmt.Errorf("server: %w", broken)
 	case err == io.EOF:
 		return nil
-	case err == ErrShutdown, c.stopping.Load() && errors.Is(err, os.ErrDeadlineExceeded):
+	case err == ErrShutdown, c.control.stopping.Load() && errors.Is(err, os.ErrDeadlineExceeded):
 		return ErrShutdown
 	default:
 		return fmt.Errorf("server: receive request: %w", err)
@@ -168,59 +159,39 @@ func (c *Conn) verdict(err error) error {
 }
 
 func (c *Conn) begin() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch {
-	case c.closed.Load():
+	err := c.control.begin()
+	if err != nil && c.closed.Load() {
 		return fmt.Errorf("server: %w", net.ErrClosed)
-	case c.phase == phaseServing:
-		return errors.New("server: Transmit was called before")
-	case c.phase == phaseEnded:
-		return ErrShutdown
 	}
-	c.phase = phaseServing
-	return nil
+	return err
 }
 
-// retire ends what has not begun, or is over. The caller holds mu, and calls what is returned when
-// it does not any more.
-func (c *Conn) retire() func() {
-	c.phase = phaseEnded
-	c.cancel()
-	close(c.ended)
-	if c.retired == nil {
-		return func() {}
-	}
-	return c.retired
-}
-
+// end is called when nothing is in flight any more.
 func (c *Conn) end() {
-	retired := func() {}
-	defer func() { retired() }()
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.unread = c.inbox.unread()
 	c.inbox.release()
-	if c.stopping.Load() || c.fence != nil {
-		_ = c.nc.SetReadDeadline(time.Time{}) // The next owner shall not inherit the one of interrupt.
-	}
-	retired = c.retire()
+	c.control.end()
+	c.mu.Unlock()
+	c.retire()
 }
 
-// interrupt makes the reader stop, also in the middle of a request, and without a byte being lost.
-func (c *Conn) interrupt() error {
-	retired := func() {}
-	defer func() { retired() }()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch c.phase {
-	case phaseNew:
-		retired = c.retire()
-	case phaseServing:
-		c.stopping.Store(true)
-		return c.nc.SetReadDeadline(time.Unix(1, 0))
+// retire tells that the connection is over, or never begins.
+func (c *Conn) retire() {
+	c.cancel()
+	close(c.ended)
+	if c.retired != nil {
+		c.retired()
 	}
-	return nil
+}
+
+// stop has Transmit return when what was begun is answered, or never begin.
+func (c *Conn) stop() error {
+	if c.control.preclude() {
+		c.retire()
+		return nil
+	}
+	return c.control.stop()
 }
 
 // Shutdown stops reading, waits until every request that was read is answered, and leaves the
@@ -228,7 +199,7 @@ func (c *Conn) interrupt() error {
 // first, its error is returned and the rest goes on by itself. The read deadline of the connection
 // is used for it, and cleared afterwards.
 func (c *Conn) Shutdown(ctx context.Context) error {
-	if err := c.interrupt(); err != nil {
+	if err := c.stop(); err != nil {
 		return fmt.Errorf("server: shut down connection: %w", err)
 	}
 	select {
@@ -245,7 +216,7 @@ func (c *Conn) Shutdown(ctx context.Context) error {
 func (c *Conn) Unread() []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.phase == phaseServing {
+	if c.control.serving() {
 		return nil
 	}
 	return c.unread
@@ -262,13 +233,9 @@ func (c *Conn) Close() error {
 	if c.closed.Swap(true) {
 		return nil
 	}
-	c.mu.Lock()
-	retired := func() {}
-	if c.phase == phaseNew {
-		retired = c.retire()
+	if c.control.preclude() {
+		defer c.retire()
 	}
-	c.mu.Unlock()
-	defer retired()
 	if c.account != nil {
 		c.account.Close() // first: to close the socket may wait for a disk that it is sending from
 	}

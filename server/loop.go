@@ -1,7 +1,9 @@
 package server
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"runtime/debug"
 
 	"github.com/nbdctl/nbdctl/server/wire"
@@ -21,7 +23,7 @@ func (c *Conn) run() {
 	if err == nil {
 		err = c.serve()
 	}
-	for c.pass(err) {
+	for c.obey(err) {
 		err = c.serve()
 	}
 	if flush := c.flush(); err == nil {
@@ -30,6 +32,26 @@ func (c *Conn) run() {
 	c.inbox.since.Store(0)
 	finished = true
 	c.result <- err
+}
+
+// obey carries out what the loop, which has ended with err, was told by control, and reports whether
+// it goes on. Not a byte was lost: what had arrived of a request comes first again, and is checked
+// anew.
+func (c *Conn) obey(err error) bool {
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		return false
+	}
+	q, goOn := c.control.told()
+	if !goOn || c.flush() != nil {
+		return false
+	}
+	if q != nil && c.limit.Drained(&q.dropped) {
+		close(q.reached)
+		if q.release != nil {
+			<-q.release
+		}
+	}
+	return c.control.resume(q)
 }
 
 // recall settles the request in which the backend has ended the goroutine of the loop.
@@ -44,7 +66,7 @@ func (c *Conn) recall() error {
 // serve is the loop. Each round takes one request from what was received. It returns the reason to
 // stop: nil for NBD_CMD_DISC.
 func (c *Conn) serve() error {
-	for !c.stopping.Load() {
+	for !c.control.stopping.Load() {
 		if err := c.next(); err != nil {
 			return err
 		}

@@ -224,7 +224,7 @@ func (h *hearer) Read(p []byte) (int, error) {
 // rest goes on by itself; Close ends it.
 func (s *Server) Shutdown(ctx context.Context) error {
 	for c := range s.stop() {
-		if err := c.interrupt(); err != nil {
+		if err := c.stop(); err != nil {
 			c.Close() // Its socket fails: there is nobody to be answered.
 		}
 	}
