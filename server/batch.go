@@ -4,6 +4,7 @@ import (
 	"os"
 
 	"github.com/nbdctl/nbdctl/server/internal/rawio"
+	"github.com/nbdctl/nbdctl/server/metrics"
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
@@ -27,10 +28,10 @@ var zeros [64 << 10]byte
 type batch struct {
 	vec     rawio.Vec
 	headers [batchReplies * wire.SimpleReplySize]byte
-	replies int   // headers in use
-	bare    bool  // the last reply has no data: the header behind it belongs to the same piece
-	bytes   int   // of all replies
-	tally   tally // of the replies
+	replies int           // headers in use
+	bare    bool          // the last reply has no data: the header behind it belongs to the same piece
+	bytes   int           // of all replies
+	tally   metrics.Tally // of the replies
 	asked   [batchReplies]wire.Request
 
 	pool *buffers
@@ -84,7 +85,7 @@ func (b *batch) complete() bool { return !b.open.wrong && b.open.got == b.open.w
 func (b *batch) commit(h *wire.Request) {
 	b.bytes += b.open.got
 	b.bare = b.open.want == 0
-	b.tally.count(*h)
+	b.tally.Count(h.Command, h.Length)
 	b.asked[b.replies-1] = *h
 }
 
@@ -180,7 +181,7 @@ func (b *batch) reset() {
 	b.bare = false
 	b.pages.Drop()
 	b.faulted = nil
-	b.tally = tally{}
+	b.tally = metrics.Tally{}
 }
 
 // release gives back what the empty batch has borrowed, before it goes back itself.

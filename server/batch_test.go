@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"testing"
 
+	"github.com/nbdctl/nbdctl/server/metrics"
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
@@ -11,7 +12,7 @@ import (
 // is full.
 func BenchmarkBatch(b *testing.B) {
 	var pool buffers
-	var sum counters
+	var sum metrics.Counters
 	data := make([]byte, 4096)
 	batch := &batch{pool: &pool}
 	h := wire.Request{Command: wire.CmdRead, Length: 4096}
@@ -21,7 +22,7 @@ func BenchmarkBatch(b *testing.B) {
 		batch.Bytes(data)
 		batch.commit(&h)
 		if batch.full() {
-			sum.publish(&batch.tally, 1000)
+			sum.Publish(&batch.tally, 1000)
 			batch.reset()
 		}
 	}
@@ -66,5 +67,11 @@ func TestBatchBare(t *testing.T) {
 			t.Errorf("round %d: %d pieces, want 3", round, n)
 		}
 		b.reset()
+	}
+}
+
+func BenchmarkClock(b *testing.B) {
+	for b.Loop() {
+		clock()
 	}
 }

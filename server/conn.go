@@ -16,6 +16,7 @@ import (
 	"github.com/nbdctl/nbdctl/server/internal/rangelock"
 	"github.com/nbdctl/nbdctl/server/internal/rawio"
 	"github.com/nbdctl/nbdctl/server/internal/resend"
+	"github.com/nbdctl/nbdctl/server/metrics"
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
@@ -33,7 +34,7 @@ type Conn struct {
 	owner    *rangelock.Owner
 	account  *admit.Account // nil: the limit of the connection is the only one
 	flight   flight
-	counters counters
+	counters metrics.Counters
 
 	// Of the goroutine that runs the loop.
 	inbox   inbox
@@ -275,7 +276,7 @@ func (c *Conn) Absence() time.Duration {
 
 // Stats returns what the connection has served so far.
 func (c *Conn) Stats() Stats {
-	s := c.counters.snapshot()
+	s := c.counters.Snapshot()
 	s.InFlight, s.Oldest = c.inFlight()
 	return s
 }

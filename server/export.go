@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/backends"
+	"github.com/nbdctl/nbdctl/server/internal/loglimit"
 	"github.com/nbdctl/nbdctl/server/internal/pace"
 	"github.com/nbdctl/nbdctl/server/internal/rangelock"
 	"github.com/nbdctl/nbdctl/server/internal/resend"
@@ -62,7 +63,7 @@ type Export struct {
 	flags       wire.Flags
 	maxInFlight int
 	slowRequest time.Duration
-	journal     journal
+	events      *loglimit.Limiter
 	paces       pace.Set
 	faulty      atomic.Bool // memory of the backend was not there when it was sent
 	locks       rangelock.Table
@@ -99,7 +100,7 @@ func NewExport(b backends.Backend, o Options) (*Export, error) {
 		preferred:   dev.BlockSizes.Preferred,
 		maxInFlight: o.MaxInFlight,
 		slowRequest: o.SlowRequest,
-		journal:     journal{log: o.Logger},
+		events:      newEvents(o.Logger),
 		live:        make(map[*Conn]struct{}),
 	}
 	e.admission.changed.L = &e.admission.mu

@@ -3,6 +3,7 @@ package server
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"syscall"
 	"time"
 
@@ -71,17 +72,17 @@ func (c *Conn) fail(h wire.Request, err error, took time.Duration) wire.Errno {
 	if c.loses(h) {
 		e.losses.note(failed)
 	}
-	ev := event{trouble: troubleFailed, request: h, err: err, time: now, took: took}
+	sort := eventFailed
 	if _, ok := err.(*refusal); ok {
-		ev.trouble = troubleRefused
+		sort = eventRefused
 	}
-	e.journal.note(ev)
+	e.events.Note(sort, func() slog.Record { return requestRecord(sort, h, err, now, took) })
 	return code
 }
 
 // noteSlow logs a request that succeeded, if it took long.
 func (e *Export) noteSlow(h wire.Request, took time.Duration) {
 	if took >= e.slowRequest {
-		e.journal.note(event{trouble: troubleSlow, request: h, time: time.Now(), took: took})
+		e.events.Note(eventSlow, func() slog.Record { return requestRecord(eventSlow, h, nil, time.Now(), took) })
 	}
 }

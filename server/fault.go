@@ -52,7 +52,7 @@ func (c *Conn) failFaulted(faulted []wire.Request, err error) {
 		c.export.faulty.Store(true)
 	}
 	for i := range faulted {
-		c.counters.retract(faulted[i])
+		c.counters.Retract(faulted[i].Command, faulted[i].Length)
 		c.handOver(&faulted[i], errFault)
 	}
 }

@@ -136,7 +136,7 @@ func (c *Conn) flush() error {
 	if b == nil {
 		return nil
 	}
-	c.counters.publish(&b.tally, took)
+	c.counters.Publish(&b.tally, took)
 	if took >= c.export.slowRequest {
 		for _, h := range b.asked[:b.replies] {
 			c.export.noteSlow(h, took)

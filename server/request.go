@@ -139,7 +139,7 @@ func (r *request) finish(err error) {
 	} else {
 		c.export.noteSlow(r.Request, took)
 	}
-	c.counters.count(r.Request, err != nil, took)
+	c.counters.Count(r.Command, r.Length, err != nil, took)
 	wire.SimpleReply{Errno: code, Cookie: r.Cookie}.Put(&r.reply)
 	if err == nil && r.Command == wire.CmdRead && r.payload != nil {
 		r.data = r.payload.bytes

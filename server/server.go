@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/nbdctl/nbdctl/server/internal/loglimit"
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
@@ -65,7 +66,7 @@ type Server struct {
 	end       chan struct{} // unless nil, closed along with it
 	listeners map[net.Listener]struct{}
 	clients   clients
-	journal   *journal
+	events    *loglimit.Limiter
 	running   sync.WaitGroup // of clients, and of serve; grows only while closed is false
 }
 
@@ -187,24 +188,24 @@ func (s *Server) serve(nc net.Conn) {
 		case !heard.something && !errors.Is(err, os.ErrDeadlineExceeded):
 			s.logger().Debug("client left without a word", slog.String("client", client))
 		default:
-			s.note(troubleHandshake, client, err)
+			s.note(eventHandshake, client, err)
 		}
 		return
 	}
 	if err := session.conn.Transmit(); err != nil && err != ErrShutdown && !errors.Is(err, net.ErrClosed) {
-		s.note(troubleClient, client, err)
+		s.note(eventClient, client, err)
 	}
 }
 
 // note logs what became of a client, unless that would be too many.
-func (s *Server) note(t trouble, client string, err error) {
+func (s *Server) note(sort int, client string, err error) {
 	s.mu.Lock()
-	if s.journal == nil {
-		s.journal = &journal{log: s.Logger}
+	if s.events == nil {
+		s.events = newEvents(s.Logger)
 	}
-	j := s.journal
+	events := s.events
 	s.mu.Unlock()
-	j.note(event{trouble: t, client: client, err: err, time: time.Now()})
+	events.Note(sort, func() slog.Record { return clientRecord(sort, client, err) })
 }
 
 // A hearer is a connection that knows whether its client has said something.

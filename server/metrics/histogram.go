@@ -1,4 +1,4 @@
-package server
+package metrics
 
 import (
 	"math"
@@ -16,8 +16,8 @@ const (
 	octaveBuckets = 4
 )
 
-// HistogramBuckets is the number of buckets of a Histogram.
-const HistogramBuckets = (maxOctave-minOctave)*octaveBuckets + 2
+// Buckets is the number of buckets of a Histogram.
+const Buckets = (maxOctave-minOctave)*octaveBuckets + 2
 
 // A Histogram counts requests by how long they took. A bucket is at most a quarter as wide as where
 // it begins, so whatever is read from one is at most that much too long. The zero value is empty.
@@ -25,7 +25,7 @@ type Histogram struct {
 	// Counts has the requests of each bucket. The first one is for what took less than 1.024 us,
 	// the last one for 68.7 s and more; between them there are four of equal width for each power
 	// of two nanoseconds. BucketEnd has the bounds.
-	Counts [HistogramBuckets]uint64
+	Counts [Buckets]uint64
 	Sum    time.Duration // of all
 	Max    time.Duration // the longest
 }
@@ -37,16 +37,16 @@ func bucketOf(d time.Duration) int {
 	}
 	octave := bits.Len64(uint64(d)) - 1
 	if octave >= maxOctave {
-		return HistogramBuckets - 1
+		return Buckets - 1
 	}
 	quarter := int(d>>(octave-2)) & (octaveBuckets - 1)
 	return 1 + (octave-minOctave)*octaveBuckets + quarter
 }
 
-// BucketEnd returns the duration that is just too long for a bucket, from 0 to HistogramBuckets-1,
+// BucketEnd returns the duration that is just too long for a bucket, from 0 to Buckets-1,
 // and the first one of the next. The last bucket has no end but the longest duration there is.
 func BucketEnd(bucket int) time.Duration {
-	if bucket == HistogramBuckets-1 {
+	if bucket == Buckets-1 {
 		return math.MaxInt64
 	}
 	octave, quarter := bucket/octaveBuckets, bucket%octaveBuckets
@@ -115,7 +115,7 @@ func (h *Histogram) Since(earlier *Histogram) Histogram {
 
 // A histogram is a Histogram while it is counted. The zero value is empty. Safe for concurrent use.
 type histogram struct {
-	counts   [HistogramBuckets]atomic.Uint64
+	counts   [Buckets]atomic.Uint64
 	sum, max atomic.Int64
 }
 

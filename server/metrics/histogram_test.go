@@ -1,4 +1,4 @@
-package server
+package metrics
 
 import (
 	"fmt"
@@ -14,12 +14,12 @@ import (
 // promised.
 func TestBuckets(t *testing.T) {
 	begin := time.Duration(0)
-	for i := range HistogramBuckets {
+	for i := range Buckets {
 		end := BucketEnd(i)
 		if got := [...]int{bucketOf(begin), bucketOf(begin + (end-begin)/2), bucketOf(end - 1)}; got != [...]int{i, i, i} {
 			t.Errorf("bucket %d, from %v to %v: beginning, middle and end are in %v", i, begin, end, got)
 		}
-		if i > 0 && i < HistogramBuckets-1 && end-begin > begin/4 {
+		if i > 0 && i < Buckets-1 && end-begin > begin/4 {
 			t.Errorf("bucket %d, from %v to %v, is too wide", i, begin, end)
 		}
 		begin = end
@@ -114,11 +114,5 @@ func BenchmarkHistogram(b *testing.B) {
 	var h histogram
 	for d := time.Duration(0); b.Loop(); d += 977 {
 		h.add(d&(1<<20-1), 32)
-	}
-}
-
-func BenchmarkClock(b *testing.B) {
-	for b.Loop() {
-		clock()
 	}
 }

@@ -1,4 +1,4 @@
-package server
+package metrics
 
 import (
 	"sync/atomic"
@@ -37,40 +37,44 @@ func kindOf(op wire.Command) kind {
 	}
 }
 
-// A tally counts requests that succeeded, where one goroutine does so for itself.
-type tally [kinds]struct {
+// A Tally counts requests that succeeded, where one goroutine does so for itself. The zero value is
+// empty.
+type Tally [kinds]struct {
 	requests, bytes uint64
 }
 
-func (t *tally) count(h wire.Request) {
-	k := &t[kindOf(h.Command)]
+// Count counts a request that covers that many bytes.
+func (t *Tally) Count(op wire.Command, length uint64) {
+	k := &t[kindOf(op)]
 	k.requests++
-	k.bytes += h.Length
+	k.bytes += length
 }
 
-// counters is Stats while it is counted. Safe for concurrent use.
-type counters [kinds]opCounters
+// Counters are Stats while they are counted, but for what is in flight. The zero value is empty.
+// Safe for concurrent use.
+type Counters [kinds]opCounters
 
 type opCounters struct {
 	requests, bytes, errors atomic.Uint64
 	latency                 histogram
 }
 
-// count counts an answered request.
-func (c *counters) count(h wire.Request, failed bool, took time.Duration) {
-	k := &c[kindOf(h.Command)]
+// Count counts an answered request that covers that many bytes.
+func (c *Counters) Count(op wire.Command, length uint64, failed bool, took time.Duration) {
+	k := &c[kindOf(op)]
 	k.requests.Add(1)
 	if failed {
 		k.errors.Add(1)
 	} else {
-		k.bytes.Add(h.Length)
+		k.bytes.Add(length)
 	}
 	k.latency.add(took, 1)
 }
 
-// publish adds what was counted without locking: an atomic operation for every request would wait
-// each time for the copy of its data to leave the processor. All these requests took equally long.
-func (c *counters) publish(t *tally, took time.Duration) {
+// Publish adds a Tally of requests, which all took equally long. That costs a few atomic
+// operations: one for every request would wait each time for the copy of its data to leave the
+// processor.
+func (c *Counters) Publish(t *Tally, took time.Duration) {
 	for i := range t {
 		if n := t[i].requests; n > 0 {
 			c[i].requests.Add(n)
@@ -80,15 +84,15 @@ func (c *counters) publish(t *tally, took time.Duration) {
 	}
 }
 
-// retract takes back that a request was counted as a success, but for its latency.
-func (c *counters) retract(h wire.Request) {
-	k := &c[kindOf(h.Command)]
+// Retract takes back that a request was counted as a success, but for its latency.
+func (c *Counters) Retract(op wire.Command, length uint64) {
+	k := &c[kindOf(op)]
 	k.requests.Add(^uint64(0))
-	k.bytes.Add(-h.Length)
+	k.bytes.Add(-length)
 }
 
-// snapshot returns the counts of now. Counts of one operation may be a few requests apart.
-func (c *counters) snapshot() Stats {
+// Snapshot returns the counts of now. Counts of one operation may be a few requests apart.
+func (c *Counters) Snapshot() Stats {
 	return Stats{
 		Read:        c[kindRead].snapshot(),
 		Write:       c[kindWrite].snapshot(),
