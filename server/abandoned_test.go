@@ -42,7 +42,8 @@ func TestHungUp(t *testing.T) {
 				a, theirs := socketpair(t)
 				ended := make(chan error, 1)
 				go func() { ended <- e.NewConn(theirs, nil).Transmit() }()
-				a.Write(append(call{op: cmdRead, length: 512}.encode(1), write(8192, "old").encode(2)...)) // received together
+				// received together
+				a.Write(append(call{op: cmdRead, length: 512}.encode(1), write(8192, "old").encode(2)...))
 				<-entered
 				a.Write(write(12288, "old").encode(3))
 				a.SetReadDeadline(time.Now().Add(600 * time.Millisecond)) // It takes that long to lose one's patience.

@@ -48,7 +48,8 @@ func TestAccept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &failing{closed: make(chan struct{})}
 		for range 3 {
-			l.errs = append(l.errs, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED)
+			l.errs = append(l.errs, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM,
+				syscall.ECONNABORTED)
 		}
 		var s server.Server
 		result := make(chan error, 1)
@@ -85,7 +86,8 @@ func TestAccept(t *testing.T) {
 		}
 	})
 	var s server.Server
-	if err := s.Serve(&failing{errs: []error{syscall.EBADF}, closed: make(chan struct{})}); !errors.Is(err, syscall.EBADF) {
+	broken := &failing{errs: []error{syscall.EBADF}, closed: make(chan struct{})}
+	if err := s.Serve(broken); !errors.Is(err, syscall.EBADF) {
 		t.Errorf("error %v, want EBADF", err)
 	}
 }

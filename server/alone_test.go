@@ -113,7 +113,8 @@ func TestHandOverLargeWrite(t *testing.T) {
 		payload[i] = byte(i * 13 >> 4)
 	}
 	for _, direct := range []bool{true, false} {
-		for _, cut := range []int{27, 28, 29, 28 + 99, 28 + 100, 28 + 101, 28 + 4068, 28 + 5000, 28 + 150000, 28 + 200<<10 - 1} {
+		for _, cut := range []int{27, 28, 29, 28 + 99, 28 + 100, 28 + 101, 28 + 4068, 28 + 5000, 28 + 150000,
+			28 + 200<<10 - 1} {
 			for _, failing := range []bool{false, true} {
 				d := newDisk(1 << 20)
 				var b backends.Backend = d

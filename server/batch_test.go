@@ -60,7 +60,8 @@ func TestBatchBare(t *testing.T) {
 		reply(7, "")
 		reply(8, "")
 		if got := bytes.Join(b.vec.Bufs, nil); !bytes.Equal(got, want) || b.bytes != len(want) || b.replies != 6 {
-			t.Errorf("round %d: %d replies in %d bytes, %x, want 6 in %d, %x", round, b.replies, b.bytes, got, len(want), want)
+			t.Errorf("round %d: %d replies in %d bytes, %x, want 6 in %d, %x",
+				round, b.replies, b.bytes, got, len(want), want)
 		}
 		// 1, 2, 4 and the header of 6; its data; 7 and 8.
 		if n := len(b.vec.Bufs); n != 3 {

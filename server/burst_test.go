@@ -292,7 +292,8 @@ func (o *oracle) check(q call, p reply) error {
 		}
 		for i, b := range p.data {
 			if known[i] != 0 && b != model[i] {
-				return fmt.Errorf("read of %d bytes at %d: byte %d is %#02x, want %#02x", q.length, q.offset, i, b, model[i])
+				return fmt.Errorf("read of %d bytes at %d: byte %d is %#02x, want %#02x",
+					q.length, q.offset, i, b, model[i])
 			}
 		}
 		return nil

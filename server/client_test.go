@@ -93,7 +93,8 @@ type waiter struct {
 }
 
 func newClient(t testing.TB, nc net.Conn) *client {
-	c := &client{t: t, nc: nc, cookie: 0x1122334455660000, waiting: make(map[uint64]waiter), sending: make(chan struct{}, 1)}
+	c := &client{t: t, nc: nc, cookie: 0x1122334455660000, waiting: make(map[uint64]waiter),
+		sending: make(chan struct{}, 1)}
 	go c.receive()
 	return c
 }

@@ -51,7 +51,8 @@ func (s *Server) enter(nc net.Conn) error {
 	case <-s.ending():
 		return ErrServerClosed
 	case <-timeout.C:
-		return fmt.Errorf("server: handshake: %d clients are being served, and none has gone in %v", cap(seats), s.handshakeTimeout())
+		return fmt.Errorf("server: handshake: %d clients are being served, and none has gone in %v",
+			cap(seats), s.handshakeTimeout())
 	}
 	if !s.meet(nc) {
 		<-seats
@@ -137,7 +138,8 @@ func (s *Server) evict(c *Conn) {
 	if c.closed.Load() {
 		return
 	}
-	s.logger().Warn("client disconnected: others wait for memory that it holds, and it does not take a reply or send its data",
+	s.logger().Warn("client disconnected: others wait for memory that it holds, "+
+		"and it does not take a reply or send its data",
 		slog.String("client", c.nc.RemoteAddr().String()))
 	c.Close()
 }

@@ -42,7 +42,7 @@ type Conn struct {
 	payload payload        // of the write that is being executed
 	lock    rangelock.Lock // what it changes, if it can take long
 	meter   pace.Meter
-	current wire.Request   // of the request that the loop is at; in one place, because to copy what was just written is slow
+	current wire.Request   // the one that the loop is at, in one place: to copy what was just written is slow
 	judged  resend.Request // what is known of it, if judging
 	judging bool           // requests may come again
 	inside  bool           // a call of the backend, for it

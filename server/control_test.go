@@ -23,7 +23,11 @@ func (d *deadlines) SetReadDeadline(t time.Time) error {
 // TestControl has what a loop is told, after each sequence of commands, and what becomes of the
 // read deadline.
 func TestControl(t *testing.T) {
-	const begin, stop, quiesce, giveUp, told, resume, end = "begin", "stop", "quiesce", "giveUp", "told", "resume", "end"
+	const (
+		begin, end            = "begin", "end"
+		stop, quiesce, giveUp = "stop", "quiesce", "giveUp"
+		told, resume          = "told", "resume"
+	)
 	for _, tt := range []struct {
 		name        string
 		steps       []string
@@ -38,13 +42,16 @@ func TestControl(t *testing.T) {
 		{name: "quiesce", steps: []string{begin, quiesce, told}, goesOn: true, interrupted: true},
 		{name: "quiesce, done", steps: []string{begin, quiesce, told, resume}, goesOn: true},
 		{name: "quiesce before it begins", steps: []string{quiesce, begin, told}},
-		{name: "quiesce twice", steps: []string{begin, quiesce, told, quiesce, resume}, goesOn: true, interrupted: true},
-		{name: "quiesce twice, done", steps: []string{begin, quiesce, told, quiesce, resume, told, resume}, goesOn: true},
+		{name: "quiesce twice", steps: []string{begin, quiesce, told, quiesce, resume}, goesOn: true,
+			interrupted: true},
+		{name: "quiesce twice, done", steps: []string{begin, quiesce, told, quiesce, resume, told, resume},
+			goesOn: true},
 		{name: "stop in a quiescence", steps: []string{begin, quiesce, told, stop, resume}, interrupted: true},
 		{name: "end in a quiescence", steps: []string{begin, quiesce, end}},
 		{name: "give up", steps: []string{begin, giveUp, told}, goesOn: true, interrupted: true},
 		{name: "give up, done", steps: []string{begin, giveUp, told, resume}, goesOn: true},
-		{name: "give up, and quiesce meanwhile", steps: []string{begin, giveUp, told, quiesce, resume}, goesOn: true, interrupted: true},
+		{name: "give up, and quiesce meanwhile", steps: []string{begin, giveUp, told, quiesce, resume}, goesOn: true,
+			interrupted: true},
 		{name: "give up in a quiescence", steps: []string{begin, quiesce, told, giveUp, resume}, goesOn: true},
 		{name: "give up and stop", steps: []string{begin, giveUp, stop, told, resume}, interrupted: true},
 		{name: "end after it gave up", steps: []string{begin, giveUp, end}},
@@ -77,7 +84,8 @@ func TestControl(t *testing.T) {
 				}
 			}
 			if goesOn != tt.goesOn || nc.interrupted != tt.interrupted {
-				t.Errorf("goes on: %t, want %t; reads are interrupted: %t, want %t", goesOn, tt.goesOn, nc.interrupted, tt.interrupted)
+				t.Errorf("goes on: %t, want %t; reads are interrupted: %t, want %t",
+					goesOn, tt.goesOn, nc.interrupted, tt.interrupted)
 			}
 		})
 	}

@@ -37,11 +37,13 @@ func TestKilledClientOthers(t *testing.T) {
 				before := bytes.Clone(d.data)
 				conn, result := killed(e, stream[:cut])
 				done, boundary := complete(starts, cut)
-				if err, want := <-result, map[bool]error{true: nil, false: io.ErrUnexpectedEOF}[boundary]; !errors.Is(err, want) {
+				want := map[bool]error{true: nil, false: io.ErrUnexpectedEOF}[boundary]
+				if err := <-result; !errors.Is(err, want) {
 					t.Errorf("%s, cut at %d: %v, want %v", character.name, cut, err, want)
 				}
 				if st := conn.Stats(); total(st) != min(done, answered) || st.InFlight != 0 {
-					t.Errorf("%s, cut at %d: %d requests answered, %d in flight, want %d, 0", character.name, cut, total(st), st.InFlight, min(done, answered))
+					t.Errorf("%s, cut at %d: %d requests answered, %d in flight, want %d, 0",
+						character.name, cut, total(st), st.InFlight, min(done, answered))
 				}
 				for _, q := range calls[:min(done, 2)] {
 					clear(before[q.offset:][:q.length])
@@ -96,14 +98,16 @@ func TestKilledClientMidReply(t *testing.T) {
 				ours.Close()
 				<-result // An error or not: the client may have gone before or after the server looked.
 				if st := conn.Stats(); st.InFlight != 0 {
-					t.Errorf("%s, %d bytes taken: %d requests are in flight for ever", character.name, taken, st.InFlight)
+					t.Errorf("%s, %d bytes taken: %d requests are in flight for ever",
+						character.name, taken, st.InFlight)
 				}
 				if taken == replies && string(d.data[1024:][:7]) != "written" {
 					t.Errorf("%s: a write that was acknowledged is not stored", character.name)
 				}
 				conn.Close()
 				next := connect(t, e)
-				if got := next.expect(0, call{op: cmdRead, offset: 1024, length: 7}); string(got) != "written" && !bytes.Equal(got, make([]byte, 7)) {
+				if got := next.expect(0, call{op: cmdRead, offset: 1024, length: 7}); string(got) != "written" &&
+					!bytes.Equal(got, make([]byte, 7)) {
 					t.Errorf("%s, %d bytes taken: %q is stored", character.name, taken, got)
 				}
 				next.disconnect()

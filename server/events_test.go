@@ -85,21 +85,24 @@ func TestSlowLog(t *testing.T) {
 		want  []record
 	}{
 		{"in time", limit, limit - 1, nil, read, nil},
-		{"slow read", limit, limit, nil, read, []record{{Level: "WARN", Msg: "slow request", Op: "read", Length: 512, Took: limit}}},
+		{"slow read", limit, limit, nil, read,
+			[]record{{Level: "WARN", Msg: "slow request", Op: "read", Length: 512, Took: limit}}},
 		{"slow write", limit, 2 * limit, nil, write,
 			[]record{{Level: "WARN", Msg: "slow request", Op: "write", Length: 1024, Took: 2 * limit}}},
 		{"slow trim", limit, limit, nil, call{op: cmdTrim, length: 4096},
 			[]record{{Level: "WARN", Msg: "slow request", Op: "trim", Length: 4096, Took: limit}}},
-		{"slow flush", limit, limit, nil, call{op: cmdFlush}, []record{{Level: "WARN", Msg: "slow request", Op: "flush", Took: limit}}},
+		{"slow flush", limit, limit, nil, call{op: cmdFlush},
+			[]record{{Level: "WARN", Msg: "slow request", Op: "flush", Took: limit}}},
 		{"by default in time", 0, time.Second - 1, nil, read, nil},
 		{"by default slow", 0, time.Second, nil, read,
 			[]record{{Level: "WARN", Msg: "slow request", Op: "read", Length: 512, Took: time.Second}}},
 		{"never slow", -1, time.Hour, nil, read, nil},
 		{"slow, and failed then", limit, time.Minute, syscall.ENOSPC, write,
-			[]record{{Level: "ERROR", Msg: "request failed", Op: "write", Length: 1024, Took: time.Minute, Errno: enospc,
-				Err: "0 of 1024 bytes: no space left on device"}}},
+			[]record{{Level: "ERROR", Msg: "request failed", Op: "write", Length: 1024, Took: time.Minute,
+				Errno: enospc, Err: "0 of 1024 bytes: no space left on device"}}},
 		{"failed, and never slow", -1, limit, syscall.EIO, call{op: cmdFlush},
-			[]record{{Level: "ERROR", Msg: "request failed", Op: "flush", Took: limit, Errno: eio, Err: "input/output error"}}},
+			[]record{{Level: "ERROR", Msg: "request failed", Op: "flush", Took: limit, Errno: eio,
+				Err: "input/output error"}}},
 	}
 	for _, tt := range tests {
 		for _, alone := range []bool{false, true} {
@@ -171,7 +174,10 @@ func TestLogIsBounded(t *testing.T) {
 		expect("slow ones besides", map[string]int{"slow request": 10})
 		time.Sleep(10 * time.Second)
 		expect("after a while", map[string]int{
-			"more requests than are loggedfailed": 1, "more requests than are loggedrefused": 1, "more requests than are loggedslow": 1,
+			"more requests than are loggedfailed":  1,
+			"more requests than are loggedrefused": 1,
+			"more requests than are loggedslow":    1,
+
 			"more failed": 990, "more refused": 990, "more slow": 5,
 		})
 		s.expect(0, call{op: cmdRead, length: 512})

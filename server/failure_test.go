@@ -78,13 +78,17 @@ func TestFailuresAreTold(t *testing.T) {
 		stack string
 	}{
 		{"backend error", call{op: cmdWrite, offset: 8192, data: make([]byte, 512)},
-			func() error { return fmt.Errorf("drum 3: %w", cause) }, eio, "ERROR", "0 of 512 bytes: drum 3: the tape is torn", ""},
+			func() error { return fmt.Errorf("drum 3: %w", cause) }, eio, "ERROR",
+			"0 of 512 bytes: drum 3: the tape is torn", ""},
 		{"failed sync", call{op: cmdFlush}, func() error { return cause }, eio, "ERROR", "the tape is torn", ""},
-		{"failed trim", call{op: cmdTrim, offset: 512, length: 1 << 19}, func() error { return syscall.EOPNOTSUPP }, 95, "ERROR",
+		{"failed trim", call{op: cmdTrim, offset: 512, length: 1 << 19}, func() error { return syscall.EOPNOTSUPP },
+			95, "ERROR",
 			"operation not supported", ""},
-		{"failed sync of FUA", call{op: cmdTrim, flags: fua, offset: 512, length: 512}, func() error { return cause }, eio,
+		{"failed sync of FUA", call{op: cmdTrim, flags: fua, offset: 512, length: 512}, func() error { return cause },
+			eio,
 			"ERROR", "the tape is torn", ""},
-		{"refused", call{op: cmdRead, offset: 1 << 40, length: 512}, nil, einval, "WARN", "past the end of the export", ""},
+		{"refused", call{op: cmdRead, offset: 1 << 40, length: 512}, nil, einval, "WARN",
+			"past the end of the export", ""},
 		{"panic", call{op: cmdRead, length: 512}, func() error { panic("index out of range") }, eio, "ERROR",
 			"the backend panicked: index out of range", "TestFailuresAreTold"},
 		{"goexit", call{op: cmdRead, length: 512}, func() error { runtime.Goexit(); return nil }, eio, "ERROR",
@@ -117,7 +121,8 @@ func TestFailuresAreTold(t *testing.T) {
 					t.Fatalf("log %q: %v", log.String(), err)
 				}
 				length := tt.q.length + uint32(len(tt.q.data))
-				if record.Level != tt.level || record.Offset != tt.q.offset || record.Length != length || record.Errno != tt.errno ||
+				if record.Level != tt.level || record.Offset != tt.q.offset || record.Length != length ||
+					record.Errno != tt.errno ||
 					!strings.Contains(record.Err, tt.text) || !strings.Contains(record.Stack, tt.stack) {
 					t.Errorf("log record %+v", record)
 				}

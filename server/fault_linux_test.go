@@ -127,11 +127,13 @@ func TestMemoryFault(t *testing.T) {
 					if err := json.Unmarshal(<-log, &record); err != nil {
 						t.Fatal(err)
 					}
-					if !strings.Contains(record.Err, "memory fault at address 0x") || !strings.Contains(record.Stack, "fault_linux_test.go") {
+					if !strings.Contains(record.Err, "memory fault at address 0x") ||
+						!strings.Contains(record.Stack, "fault_linux_test.go") {
 						t.Errorf("the log tells %q, with the stack %q", record.Err, record.Stack)
 					}
 					m.sync = func() {}
-					if got := s.expect(0, call{op: cmdRead, offset: 4096, length: 1}); !warmed && string(got) != "\x01" {
+					if got := s.expect(0, call{op: cmdRead, offset: 4096, length: 1}); !warmed &&
+						string(got) != "\x01" {
 						t.Errorf("%q is read afterwards", got)
 					}
 					s.disconnect()
@@ -176,10 +178,14 @@ func TestMemoryFaultInKernel(t *testing.T) {
 			var calls []call
 			var want []uint32
 			for i := range uint64(20) {
-				calls = append(calls, call{op: cmdRead, offset: i * 8192, length: 8192}, call{op: cmdRead, offset: gone + i*8192, length: 8192},
-					call{op: cmdRead, offset: gone - 512, length: 1024}, call{op: cmdWrite, offset: gone + i*512, data: []byte("written")},
-					call{op: cmdWrite, offset: gone, data: make([]byte, 128<<10)}, call{op: cmdRead, offset: gone, length: 1 << 20},
-					call{op: cmdRead, offset: 1 << 20, length: 200 << 10}, call{op: cmdWrite, offset: i * 8192, data: m.p[i*8192:][:8192]})
+				calls = append(calls, call{op: cmdRead, offset: i * 8192, length: 8192},
+					call{op: cmdRead, offset: gone + i*8192, length: 8192},
+					call{op: cmdRead, offset: gone - 512, length: 1024},
+					call{op: cmdWrite, offset: gone + i*512, data: []byte("written")},
+					call{op: cmdWrite, offset: gone, data: make([]byte, 128<<10)},
+					call{op: cmdRead, offset: gone, length: 1 << 20},
+					call{op: cmdRead, offset: 1 << 20, length: 200 << 10},
+					call{op: cmdWrite, offset: i * 8192, data: m.p[i*8192:][:8192]})
 				want = append(want, 0, eio, eio, eio, eio, eio, 0, 0)
 			}
 			var replies []<-chan reply
@@ -189,12 +195,16 @@ func TestMemoryFaultInKernel(t *testing.T) {
 			for i, ch := range replies {
 				p, ok := <-ch
 				q := calls[i]
-				if !ok || p.errno != want[i] || p.errno == 0 && q.op == cmdRead && !bytes.Equal(p.data, m.p[q.offset:][:q.length]) {
-					t.Fatalf("request %d, op %d of %d bytes at %d: error %d, want %d; or other bytes, or none", i, q.op, q.length, q.offset, p.errno, want[i])
+				if !ok || p.errno != want[i] || p.errno == 0 && q.op == cmdRead &&
+					!bytes.Equal(p.data, m.p[q.offset:][:q.length]) {
+					t.Fatalf("request %d, op %d of %d bytes at %d: error %d, want %d; or other bytes, or none",
+						i, q.op, q.length, q.offset, p.errno, want[i])
 				}
 			}
-			if st := e.Stats(); total(st) != len(calls) || st.Read.Errors != 60 || st.Write.Errors != 40 || st.Read.Bytes != 20*(208<<10) {
-				t.Errorf("stats: %d requests, %d and %d errors, %d bytes read", total(st), st.Read.Errors, st.Write.Errors, st.Read.Bytes)
+			if st := e.Stats(); total(st) != len(calls) || st.Read.Errors != 60 || st.Write.Errors != 40 ||
+				st.Read.Bytes != 20*(208<<10) {
+				t.Errorf("stats: %d requests, %d and %d errors, %d bytes read",
+					total(st), st.Read.Errors, st.Write.Errors, st.Read.Bytes)
 			}
 			s.disconnect()
 		})

@@ -119,38 +119,47 @@ func TestHandshake(t *testing.T) {
 		{name: "go where blocks matter", said: clientFlags(fixed) + option(optGo, infoData("disk")), export: "disk",
 			answer: optionReply(optGo, repInfo, infoDisk) + optionReply(optGo, repInfo, "\x00\x03"+blocksDisk) +
 				optionReply(optGo, repAck, "")},
-		{name: "go, requests behind it", said: clientFlags(fixed) + option(optGo, infoData("")) + "request", answer: goDefault, left: 7},
+		{name: "go, requests behind it", said: clientFlags(fixed) + option(optGo, infoData("")) + "request",
+			answer: goDefault, left: 7},
 		{name: "info, then go", said: clientFlags(fixed) + option(optInfo, infoData("")) + option(optGo, infoData("")),
 			answer: optionReply(optInfo, repInfo, infoDefault) + optionReply(optInfo, repAck, "") + goDefault},
-		{name: "unknown export, then go", said: clientFlags(fixed) + option(optGo, infoData("no")) + option(optGo, infoData("")),
+		{name: "unknown export, then go", said: clientFlags(fixed) + option(optGo, infoData("no")) +
+			option(optGo, infoData("")),
 			answer: optionReply(optGo, errUnknown, "no such export") + goDefault},
 		{name: "unknown options, then go",
 			said: clientFlags(fixed) + option(optStartTLS, "") + option(optStructured, "") + option(99, "some data") +
 				option(optGo, infoData("")),
-			answer: optionReply(optStartTLS, errUnsup, "option not supported") + optionReply(optStructured, errUnsup, "option not supported") +
+			answer: optionReply(optStartTLS, errUnsup, "option not supported") +
+				optionReply(optStructured, errUnsup, "option not supported") +
 				optionReply(99, errUnsup, "option not supported") + goDefault},
 		{name: "too long, then go",
 			said:   clientFlags(fixed) + option(99, strings.Repeat("x", 1<<20)) + option(optGo, infoData("")),
 			answer: optionReply(99, errTooBig, "option too long") + goDefault},
 		{name: "malformed, then go",
-			said: clientFlags(fixed) + option(optGo, "") + option(optGo, "\xff\xff\xff\xff\x00\x00") + option(optInfo, infoData("", 1)+"\x00") +
+			said: clientFlags(fixed) + option(optGo, "") + option(optGo, "\xff\xff\xff\xff\x00\x00") +
+				option(optInfo, infoData("", 1)+"\x00") +
 				option(optGo, infoData("")),
-			answer: optionReply(optGo, errInvalid, "malformed data") + optionReply(optGo, errInvalid, "malformed data") +
+			answer: optionReply(optGo, errInvalid, "malformed data") +
+				optionReply(optGo, errInvalid, "malformed data") +
 				optionReply(optInfo, errInvalid, "malformed data") + goDefault},
 		{name: "list with data, then go", said: clientFlags(fixed) + option(optList, "x") + option(optGo, infoData("")),
 			answer: optionReply(optList, errInvalid, "NBD_OPT_LIST takes no data") + goDefault},
 		{name: "abort", said: clientFlags(fixed) + option(optAbort, ""), answer: optionReply(optAbort, repAck, ""),
 			export: "-", err: server.ErrAborted.Error()},
-		{name: "by name", said: clientFlags(fixed) + option(optExportName, "disk"), answer: sizeDisk + flagsDisk, export: "disk"},
+		{name: "by name", said: clientFlags(fixed) + option(optExportName, "disk"), answer: sizeDisk + flagsDisk,
+			export: "disk"},
 		{name: "by name, padded", said: clientFlags(0) + option(optExportName, ""),
 			answer: sizeDefault + flagsDefault + strings.Repeat("\x00", 124)},
-		{name: "by an unknown name", said: clientFlags(fixed) + option(optExportName, "no"), export: "-", err: `no export "no"`},
-		{name: "by a name far too long", said: clientFlags(fixed) + option(optExportName, strings.Repeat("x", 9000)), export: "-",
-			err: "9000 bytes", left: 9000},
-		{name: "replies not understood", said: clientFlags(2) + option(optGo, infoData("")), export: "-", err: "understands no replies",
+		{name: "by an unknown name", said: clientFlags(fixed) + option(optExportName, "no"), export: "-",
+			err: `no export "no"`},
+		{name: "by a name far too long", said: clientFlags(fixed) + option(optExportName, strings.Repeat("x", 9000)),
+			export: "-", err: "9000 bytes", left: 9000},
+		{name: "replies not understood", said: clientFlags(2) + option(optGo, infoData("")), export: "-",
+			err:  "understands no replies",
 			left: len(infoData(""))},
 		{name: "unknown flags", said: "\x80\x00\x00\x03", export: "-", err: "not offered"},
-		{name: "wrong magic", said: clientFlags(fixed) + "IHAVEOPS\x00\x00\x00\x07\x00\x00\x00\x00", export: "-", err: "out of step"},
+		{name: "wrong magic", said: clientFlags(fixed) + "IHAVEOPS\x00\x00\x00\x07\x00\x00\x00\x00", export: "-",
+			err: "out of step"},
 		{name: "nothing", export: "-", err: "client flags: EOF"},
 		{name: "half an option", said: clientFlags(fixed) + "IHAVE", export: "-", err: "option: unexpected EOF"},
 		{name: "half of the data", said: clientFlags(fixed) + option(optGo, infoData("disk"))[:20], export: "-",
@@ -184,7 +193,8 @@ func TestHandshakeList(t *testing.T) {
 	}
 	var want []string // in the order of the names
 	for _, name := range slices.Sorted(maps.Keys(s.Exports)) {
-		want = append(want, optionReply(optList, repServer, string(binary.BigEndian.AppendUint32(nil, uint32(len(name))))+name))
+		want = append(want, optionReply(optList, repServer,
+			string(binary.BigEndian.AppendUint32(nil, uint32(len(name))))+name))
 	}
 	c := &talker{in: strings.NewReader(clientFlags(3) + option(optList, "") + option(optAbort, ""))}
 	if _, err := s.Handshake(c); err != server.ErrAborted {
@@ -244,7 +254,8 @@ func TestHandshakeTimeout(t *testing.T) {
 // negotiation.
 func FuzzHandshake(f *testing.F) {
 	f.Add(clientFlags(3) + option(optGo, infoData("disk", 3)))
-	f.Add(clientFlags(3) + option(optList, "") + option(99, "data") + option(optInfo, infoData("")) + option(optAbort, ""))
+	f.Add(clientFlags(3) + option(optList, "") + option(99, "data") + option(optInfo, infoData("")) +
+		option(optAbort, ""))
 	f.Add(clientFlags(1) + option(optExportName, "disk") + "more")
 	f.Add(clientFlags(3) + option(optGo, infoData("", 1, 2, 3))[:25])
 	f.Add(clientFlags(3) + option(77, strings.Repeat("x", 9000)) + option(optGo, infoData("")))
@@ -273,7 +284,8 @@ func FuzzHandshake(f *testing.F) {
 		if e != nil && last != optExportName && last != optGo {
 			t.Errorf("option %d has led to an export", last)
 		}
-		if err == nil || errors.Is(err, server.ErrAborted) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		if err == nil || errors.Is(err, server.ErrAborted) || errors.Is(err, io.EOF) ||
+			errors.Is(err, io.ErrUnexpectedEOF) {
 			if !slices.Equal(answered, want) {
 				t.Errorf("options %d were asked, %d answered", want, answered)
 			}

@@ -142,7 +142,8 @@ func TestContext(t *testing.T) {
 	for what, q := range requests {
 		for how, end := range ends {
 			for _, warmed := range []bool{false, true} {
-				d := patientDisk{plain{newDisk(2 << 20), ^backends.Caps(0)}, make(chan context.Context), make(chan error, 1)}
+				d := patientDisk{plain{newDisk(2 << 20), ^backends.Caps(0)}, make(chan context.Context),
+					make(chan error, 1)}
 				e := export(t, d, server.Options{})
 				s := connectSockets(t, e)
 				if warmed {

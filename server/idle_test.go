@@ -27,7 +27,8 @@ func TestIdleMemory(t *testing.T) {
 		conn := e.NewConn(theirs, nil)
 		go func() { results <- conn.Transmit() }()
 		clients = append(clients, ours)
-		for _, q := range []call{{op: cmdRead, length: 128 << 10}, {op: cmdWrite, data: make([]byte, 128<<10)}, {op: cmdRead, length: 512}} {
+		for _, q := range []call{{op: cmdRead, length: 128 << 10}, {op: cmdWrite, data: make([]byte, 128<<10)},
+			{op: cmdRead, length: 512}} {
 			newLean(ours, q).do(t)
 		}
 	}

@@ -71,7 +71,8 @@ func TestInbox(t *testing.T) {
 			in := newInbox(src, &pool, nil)
 			var got []byte
 			for len(got) < len(stream) {
-				in.expect(&wire.Request{Command: wire.CmdWrite, Length: uint64(rng.IntN(2 * largeWrite))}, rng.IntN(2) == 0)
+				in.expect(&wire.Request{Command: wire.CmdWrite, Length: uint64(rng.IntN(2 * largeWrite))},
+					rng.IntN(2) == 0)
 				left := len(stream) - len(got)
 				switch n := min(left, 1+rng.IntN(3000)); rng.IntN(5) {
 				case 0, 1:
@@ -166,7 +167,8 @@ func TestInboxEnds(t *testing.T) {
 		all := bytes.Repeat([]byte{'x'}, tt.has)
 		var pool buffers
 		open := func() *inbox {
-			return newInbox(&source{Reader: io.MultiReader(bytes.NewReader(all), iotest.ErrReader(tt.then))}, &pool, nil)
+			return newInbox(&source{Reader: io.MultiReader(bytes.NewReader(all), iotest.ErrReader(tt.then))}, &pool,
+				nil)
 		}
 		in := open()
 		var err error
@@ -183,8 +185,10 @@ func TestInboxEnds(t *testing.T) {
 			t.Errorf("%s: readFull: %d, %v, want %d, %v", tt.name, n, err, tt.has, tt.readFull)
 		}
 		in = open()
-		if got, err := in.gather(wire.RequestSize); !bytes.Equal(got, all) || err != tt.readFull || len(in.received()) > 0 {
-			t.Errorf("%s: gather: %d, %v, %d left, want %d, %v, 0", tt.name, len(got), err, len(in.received()), tt.has, tt.readFull)
+		if got, err := in.gather(wire.RequestSize); !bytes.Equal(got, all) || err != tt.readFull ||
+			len(in.received()) > 0 {
+			t.Errorf("%s: gather: %d, %v, %d left, want %d, %v, 0",
+				tt.name, len(got), err, len(in.received()), tt.has, tt.readFull)
 		}
 	}
 }

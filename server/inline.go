@@ -192,7 +192,8 @@ func (c *Conn) settleRead(h *wire.Request, err error) error {
 		err = backends.ErrWouldBlock
 	}
 	if err == nil && !c.batch.complete() {
-		err = fmt.Errorf("the backend has given %d of %d bytes: %w", c.batch.open.got, c.batch.open.want, io.ErrUnexpectedEOF)
+		err = fmt.Errorf("the backend has given %d of %d bytes: %w",
+			c.batch.open.got, c.batch.open.want, io.ErrUnexpectedEOF)
 	}
 	if err == nil {
 		c.batch.commit(h)

@@ -109,7 +109,8 @@ func TestKilledClientBusy(t *testing.T) {
 					if q.op != cmdWrite || q.offset >= 8192 {
 						continue
 					}
-					if executed := bytes.Contains(d.data, q.data); executed && i >= done || !executed && i < done && workers {
+					if executed := bytes.Contains(d.data, q.data); executed && i >= done ||
+						!executed && i < done && workers {
 						t.Errorf("cut at %d: request %d of %d executed: %v", cut, i, done, executed)
 					}
 				}
@@ -129,10 +130,12 @@ func TestKilledClientBusy(t *testing.T) {
 func TestKilledClientLargeWrite(t *testing.T) {
 	const size = 200 << 10
 	payload := bytes.Repeat([]byte("x"), size)
-	stream, starts := encodeScript([]call{{op: cmdRead, length: 512}, {op: cmdWrite, data: payload}, {op: cmdRead, length: 512}})
+	stream, starts := encodeScript([]call{{op: cmdRead, length: 512}, {op: cmdWrite, data: payload},
+		{op: cmdRead, length: 512}})
 	first := starts[1] // byte of the write
 	var cuts []int
-	for _, near := range []int{first, first + 28, first + 28 + 100, first + 4096, first + 64<<10, first + 128<<10, starts[2]} {
+	for _, near := range []int{first, first + 28, first + 28 + 100, first + 4096, first + 64<<10, first + 128<<10,
+		starts[2]} {
 		for cut := near - 2; cut <= near+2; cut++ {
 			cuts = append(cuts, cut)
 		}
@@ -166,7 +169,8 @@ func TestKilledClientLargeWrite(t *testing.T) {
 					done, boundary := complete(starts, cut)
 					st := conn.Stats()
 					if name == "half closed" {
-						if want := map[bool]error{true: nil, false: io.ErrUnexpectedEOF}[boundary]; !errors.Is(err, want) {
+						want := map[bool]error{true: nil, false: io.ErrUnexpectedEOF}[boundary]
+						if !errors.Is(err, want) {
 							t.Errorf("%v, want %v", err, want)
 						}
 						if total(st) != done {

@@ -36,7 +36,8 @@ func TestKnocks(t *testing.T) {
 		{"after the greeting", "-", greeted, "", ""},
 		{"another protocol", "-", babbling, "handshake failed", "handshake"},
 		{"mute", "-", mute, "handshake failed", "handshake"},
-		{"in the middle of a request", "", func(c net.Conn) { io.WriteString(c, "\x25\x60\x95\x13"); c.Close() }, "connection failed", "connection"},
+		{"in the middle of a request", "", func(c net.Conn) { io.WriteString(c, "\x25\x60\x95\x13"); c.Close() },
+			"connection failed", "connection"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -45,7 +46,8 @@ func TestKnocks(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				s := &server.Server{Exports: map[string]*server.Export{"": e}, Logger: slog.New(log.handler()), HandshakeTimeout: period / 2}
+				s := &server.Server{Exports: map[string]*server.Export{"": e}, Logger: slog.New(log.handler()),
+					HandshakeTimeout: period / 2}
 				d := serve(t, s)
 				for range clients {
 					tt.visit(d.dial(t, tt.export))
@@ -65,7 +67,8 @@ func TestKnocks(t *testing.T) {
 				if len(at) != 10 || at[0].Msg != tt.message || at[0].Level != "WARN" || at[0].Err == "" {
 					t.Errorf("the log tells %d of %d clients: %v", len(at), clients, at)
 				}
-				if len(later) != 1 || later[0].Msg != "more clients than are logged" || later[0].More != clients-10 || later[0].Which != tt.which {
+				if len(later) != 1 || later[0].Msg != "more clients than are logged" || later[0].More != clients-10 ||
+					later[0].Which != tt.which {
 					t.Errorf("of the others it tells %v", later)
 				}
 			})

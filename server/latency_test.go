@@ -17,13 +17,16 @@ func TestLatency(t *testing.T) {
 		q  call
 		of func(s *server.Stats) *server.OpStats
 	}{
-		"read":         {call{op: cmdRead, length: 512}, func(s *server.Stats) *server.OpStats { return &s.Read }},
-		"long read":    {call{op: cmdRead, length: 1 << 20}, func(s *server.Stats) *server.OpStats { return &s.Read }},
-		"write":        {call{op: cmdWrite, data: make([]byte, 512)}, func(s *server.Stats) *server.OpStats { return &s.Write }},
-		"large write":  {call{op: cmdWrite, data: make([]byte, 1<<20)}, func(s *server.Stats) *server.OpStats { return &s.Write }},
-		"flush":        {call{op: cmdFlush}, func(s *server.Stats) *server.OpStats { return &s.Flush }},
-		"trim":         {call{op: cmdTrim, length: 512}, func(s *server.Stats) *server.OpStats { return &s.Trim }},
-		"write zeroes": {call{op: cmdZero, length: 512}, func(s *server.Stats) *server.OpStats { return &s.WriteZeroes }},
+		"read":      {call{op: cmdRead, length: 512}, func(s *server.Stats) *server.OpStats { return &s.Read }},
+		"long read": {call{op: cmdRead, length: 1 << 20}, func(s *server.Stats) *server.OpStats { return &s.Read }},
+		"write": {call{op: cmdWrite, data: make([]byte, 512)},
+			func(s *server.Stats) *server.OpStats { return &s.Write }},
+		"large write": {call{op: cmdWrite, data: make([]byte, 1<<20)},
+			func(s *server.Stats) *server.OpStats { return &s.Write }},
+		"flush": {call{op: cmdFlush}, func(s *server.Stats) *server.OpStats { return &s.Flush }},
+		"trim":  {call{op: cmdTrim, length: 512}, func(s *server.Stats) *server.OpStats { return &s.Trim }},
+		"write zeroes": {call{op: cmdZero, length: 512},
+			func(s *server.Stats) *server.OpStats { return &s.WriteZeroes }},
 	}
 	for name, tt := range tests {
 		for _, alone := range []bool{false, true} {
@@ -40,7 +43,8 @@ func TestLatency(t *testing.T) {
 					after := s.conn.Stats()
 					l := tt.of(&after).Latency.Since(&tt.of(&before).Latency)
 					if l.Count() != 1 || l.Sum != pause || l.Max != pause {
-						t.Errorf("%d requests that took %v, the longest %v; want one of %v", l.Count(), l.Sum, l.Max, pause)
+						t.Errorf("%d requests that took %v, the longest %v; want one of %v",
+							l.Count(), l.Sum, l.Max, pause)
 					}
 					s.disconnect()
 				})
@@ -118,7 +122,8 @@ func TestOldest(t *testing.T) {
 					synctest.Wait()
 					for _, st := range []server.Stats{s.conn.Stats(), e.Stats()} {
 						if st.InFlight != inFlight || st.Oldest != oldest {
-							t.Errorf("%s: %d in flight, the oldest for %v; want %d, %v", when, st.InFlight, st.Oldest, inFlight, oldest)
+							t.Errorf("%s: %d in flight, the oldest for %v; want %d, %v",
+								when, st.InFlight, st.Oldest, inFlight, oldest)
 						}
 					}
 				}

@@ -33,12 +33,14 @@ func TestNames(t *testing.T) {
 		d := newDialer()
 		d.Close()
 		s := &server.Server{Exports: map[string]*server.Export{"": e, tt.name: e}}
-		if served := s.Serve(d); tt.says == "" && !errors.Is(served, net.ErrClosed) || tt.says != "" && !strings.Contains(served.Error(), err.Error()) {
+		if served := s.Serve(d); tt.says == "" && !errors.Is(served, net.ErrClosed) ||
+			tt.says != "" && !strings.Contains(served.Error(), err.Error()) {
 			t.Errorf("Serve with a name of %d bytes: %v", len(tt.name), served)
 		}
 	}
 	d := newDialer()
-	if err := (&server.Server{Exports: map[string]*server.Export{"none": nil}}).Serve(d); err == nil || !strings.Contains(err.Error(), `"none" is nil`) {
+	if err := (&server.Server{Exports: map[string]*server.Export{"none": nil}}).Serve(d); err == nil ||
+		!strings.Contains(err.Error(), `"none" is nil`) {
 		t.Errorf("without an export: %v", err)
 	}
 	select {

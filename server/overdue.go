@@ -14,7 +14,8 @@ import (
 
 // errOverdue is the outcome of a request that was answered although the backend is still at work on
 // it.
-var errOverdue = errors.New("the backend has not come back from it, and the client has sent it again for as long as it may")
+var errOverdue = errors.New("the backend has not come back from it, " +
+	"and the client has sent it again for as long as it may")
 
 // A Patience is how a client behaves that gets no reply.
 type Patience struct {

@@ -148,7 +148,8 @@ func TestOverdueSlow(t *testing.T) {
 // TestOverduePause has the backend stand still for 8 s, and be quick before and after: nothing
 // fails.
 func TestOverduePause(t *testing.T) {
-	for _, q := range []call{{op: cmdRead, offset: 65536, length: 4}, {op: cmdWrite, offset: 65536, data: []byte("data")}, {op: cmdFlush}} {
+	for _, q := range []call{{op: cmdRead, offset: 65536, length: 4},
+		{op: cmdWrite, offset: 65536, data: []byte("data")}, {op: cmdFlush}} {
 		synctest.Test(t, func(t *testing.T) {
 			d := newDisk(1 << 20)
 			e := export(t, d, server.Options{})
@@ -183,7 +184,8 @@ func TestOverdueRange(t *testing.T) {
 				t.Errorf("error %d", p.errno)
 			}
 			if warmed {
-				time.Sleep(time.Hour) // The failure is long ago, and calls are made on the connection's own goroutine again.
+				// The failure is long ago, and calls are made on the connection's own goroutine again.
+				time.Sleep(time.Hour)
 				warm(k.s.client)
 			}
 			later := k.s.start(call{op: cmdWrite, offset: at + 512, data: newer[512:]})

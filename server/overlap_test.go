@@ -64,13 +64,18 @@ func TestStaleWrite(t *testing.T) {
 		again call
 	}{
 		{"write", plainly, false, call{op: cmdWrite, offset: at, data: old}, call{op: cmdWrite, offset: at, data: old}},
-		{"write, without workers", plainly, true, call{op: cmdWrite, offset: at, data: old}, call{op: cmdWrite, offset: at, data: old}},
-		{"write FUA", plainly, false, call{op: cmdWrite, flags: fua, offset: at, data: old}, call{op: cmdWrite, flags: fua, offset: at, data: old}},
+		{"write, without workers", plainly, true, call{op: cmdWrite, offset: at, data: old},
+			call{op: cmdWrite, offset: at, data: old}},
+		{"write FUA", plainly, false, call{op: cmdWrite, flags: fua, offset: at, data: old},
+			call{op: cmdWrite, flags: fua, offset: at, data: old}},
 		{"large write", plainly, true, call{op: cmdWrite, data: large}, call{op: cmdWrite, data: large}},
-		{"trim", plainly, true, call{op: cmdTrim, offset: at, length: 4096}, call{op: cmdTrim, offset: at, length: 4096}},
+		{"trim", plainly, true, call{op: cmdTrim, offset: at, length: 4096},
+			call{op: cmdTrim, offset: at, length: 4096}},
 		{"zeroes, written", plainly, true, call{op: cmdZero, length: 1 << 20}, call{op: cmdZero, length: 1 << 20}},
-		{"direct FUA, then not", directly, false, call{op: cmdWrite, flags: fua, offset: at, data: old}, call{op: cmdWrite, offset: at, data: old}},
-		{"direct trim, then a part", directly, true, call{op: cmdTrim, length: 1 << 20}, call{op: cmdWrite, offset: at + 512, data: old[:512]}},
+		{"direct FUA, then not", directly, false, call{op: cmdWrite, flags: fua, offset: at, data: old},
+			call{op: cmdWrite, offset: at, data: old}},
+		{"direct trim, then a part", directly, true, call{op: cmdTrim, length: 1 << 20},
+			call{op: cmdWrite, offset: at + 512, data: old[:512]}},
 		{"direct large write", directly, false, call{op: cmdZero, length: 1 << 20}, call{op: cmdWrite, data: large}},
 	}
 	for _, tt := range tests {
@@ -169,7 +174,8 @@ func TestStaleStreamHurried(t *testing.T) {
 		if !bytes.Equal(d.data[:512<<10], q.data) {
 			t.Error("the write that came in two halves is not there")
 		}
-		synctest.Wait() // The goroutine that has answered counts as a request in flight until it waits for the next one.
+		// The goroutine that has answered counts as a request in flight until it waits for the next one.
+		synctest.Wait()
 		if st := s.conn.Stats(); st.Write.Requests != 1 || st.Write.Errors != 0 || st.InFlight != 0 {
 			t.Errorf("%+v", st)
 		}
@@ -283,7 +289,8 @@ func TestStaleOracle(t *testing.T) {
 			for u := range blocks {
 				wg.Go(func() {
 					for round := range rounds {
-						q := call{op: cmdWrite, offset: uint64(u * block), data: bytes.Repeat([]byte{byte(round + 1)}, block)}
+						q := call{op: cmdWrite, offset: uint64(u * block),
+							data: bytes.Repeat([]byte{byte(round + 1)}, block)}
 						want[u] = byte(round + 1)
 						if round%7 == 6 {
 							q = call{op: cmdTrim, offset: uint64(u * block), length: block}

@@ -62,12 +62,15 @@ func TestPlan(t *testing.T) {
 		{"durable write, backend with FUA", durable, fua, arrived, planStart},
 		{"durable write, nothing to sync", durable, plain, both, planWrite},
 		{"write of nothing", wire.Request{Command: wire.CmdWrite}, direct, arrived, planNothing},
-		{"durable write of nothing", wire.Request{Command: wire.CmdWrite, Flags: wire.CmdFlagFUA}, direct, arrived, planNothing},
+		{"durable write of nothing", wire.Request{Command: wire.CmdWrite, Flags: wire.CmdFlagFUA}, direct, arrived,
+			planNothing},
 		{"write, refused", write, plain, refused, planRefuse},
 		{"write of nothing, refused", wire.Request{Command: wire.CmdWrite}, plain, refused, planRefuse},
 		{"longest write", wire.Request{Command: wire.CmdWrite, Length: wire.MaxPayload}, plain, none, planStart},
-		{"write beyond the protocol", wire.Request{Command: wire.CmdWrite, Length: wire.MaxPayload + 1}, plain, none, planCut},
-		{"write beyond the protocol, refused", wire.Request{Command: wire.CmdWrite, Length: 1 << 63}, plain, refused, planCut},
+		{"write beyond the protocol", wire.Request{Command: wire.CmdWrite, Length: wire.MaxPayload + 1}, plain, none,
+			planCut},
+		{"write beyond the protocol, refused", wire.Request{Command: wire.CmdWrite, Length: 1 << 63}, plain, refused,
+			planCut},
 
 		{"flush", flush, syncs, inline, planStart},
 		{"flush, nothing to sync", flush, plain, none, planNothing},
@@ -90,8 +93,10 @@ func TestPlan(t *testing.T) {
 // TestPlanHolds has what executors rely on, in all situations.
 func TestPlanHolds(t *testing.T) {
 	flags := []bool{false, true}
-	for _, command := range []wire.Command{wire.CmdRead, wire.CmdWrite, wire.CmdFlush, wire.CmdTrim, wire.CmdWriteZeroes, 99} {
-		for _, length := range []uint64{0, 1, slabSize, slabSize + 1, maxKept + 1, wire.MaxPayload, wire.MaxPayload + 1} {
+	for _, command := range []wire.Command{wire.CmdRead, wire.CmdWrite, wire.CmdFlush, wire.CmdTrim,
+		wire.CmdWriteZeroes, 99} {
+		for _, length := range []uint64{0, 1, slabSize, slabSize + 1, maxKept + 1, wire.MaxPayload,
+			wire.MaxPayload + 1} {
 			for i := range 1 << 10 {
 				bit := func(n int) bool { return flags[i>>n&1] }
 				h := wire.Request{Command: command, Length: length}
@@ -128,7 +133,8 @@ func TestPlanHolds(t *testing.T) {
 					right = true
 					reaches = true
 				}
-				if !right || reaches && (s.refused || length == 0 && command != wire.CmdFlush || write && length > wire.MaxPayload) {
+				if !right || reaches && (s.refused || length == 0 && command != wire.CmdFlush ||
+					write && length > wire.MaxPayload) {
 					t.Fatalf("plan %d for %+v, %+v, %+v", p, h, a, s)
 				}
 			}

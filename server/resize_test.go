@@ -239,7 +239,8 @@ func TestResizeUnderLoad(t *testing.T) {
 						return
 					default:
 					}
-					q := call{op: cmdRead, offset: uint64(rng.IntN(large/512-8)) * 512, length: uint32(1+rng.IntN(8)) * 512}
+					q := call{op: cmdRead, offset: uint64(rng.IntN(large/512-8)) * 512,
+						length: uint32(1+rng.IntN(8)) * 512}
 					if rng.IntN(2) == 0 {
 						q.op, q.data = cmdWrite, make([]byte, q.length)
 					}

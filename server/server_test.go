@@ -158,7 +158,8 @@ func TestServerFullShutdown(t *testing.T) {
 		disk := newDisk(8192)
 		release := make(chan struct{})
 		disk.before = func(string, int64, int64) error { <-release; return nil }
-		s := &server.Server{Exports: map[string]*server.Export{"": export(t, disk, server.Options{})}, MaxConnections: 1}
+		s := &server.Server{Exports: map[string]*server.Export{"": export(t, disk, server.Options{})},
+			MaxConnections: 1}
 		d := newDialer()
 		served := make(chan error, 1)
 		go func() { served <- s.Serve(d) }()

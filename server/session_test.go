@@ -112,7 +112,8 @@ func TestSessionWrittenDown(t *testing.T) {
 
 // TestSessionNotKept holds that nobody goes on with an export that is another by now.
 func TestSessionNotKept(t *testing.T) {
-	s := &server.Server{Exports: map[string]*server.Export{"x": export(t, newDisk(8192), server.Options{BlockSize: 512})}}
+	s := &server.Server{Exports: map[string]*server.Export{"x": export(t, newDisk(8192),
+		server.Options{BlockSize: 512})}}
 	_, session := negotiated(t, s, "x")
 	agreed := session.Agreement
 	for name, tt := range map[string]struct {
@@ -122,9 +123,10 @@ func TestSessionNotKept(t *testing.T) {
 		"the same": {func(a *server.Agreement) {}, ""},
 		"grown":    {func(a *server.Agreement) { a.Size -= 512 }, ""},
 		"shrunk":   {func(a *server.Agreement) { a.Size += 512 }, "its size is 8192 bytes, and 8704 were agreed"},
-		"flags":    {func(a *server.Agreement) { a.Flags |= 2 }, "its flags are has-flags,flush,fua,trim,write-zeroes,multi-conn, and has-flags,read-only"},
-		"blocks":   {func(a *server.Agreement) { a.BlockSize = 1 }, "its block size is 512 bytes, and 1 were agreed"},
-		"gone":     {func(a *server.Agreement) { a.Export = "y" }, `no export "y"`},
+		"flags": {func(a *server.Agreement) { a.Flags |= 2 },
+			"its flags are has-flags,flush,fua,trim,write-zeroes,multi-conn, and has-flags,read-only"},
+		"blocks": {func(a *server.Agreement) { a.BlockSize = 1 }, "its block size is 512 bytes, and 1 were agreed"},
+		"gone":   {func(a *server.Agreement) { a.Export = "y" }, `no export "y"`},
 	} {
 		ours, theirs := net.Pipe()
 		a := agreed
@@ -200,11 +202,13 @@ func TestLookup(t *testing.T) {
 		}
 		return nil
 	}}
-	c := &talker{in: strings.NewReader(clientFlags(3) + option(optList, "") + option(optGo, infoData("no")) + option(optGo, infoData("made")))}
+	c := &talker{in: strings.NewReader(clientFlags(3) + option(optList, "") + option(optGo, infoData("no")) +
+		option(optGo, infoData("made")))}
 	if e, err := chosen(s, c); e != made || err != nil {
 		t.Errorf("export %p, error %v, want %p", e, err, made)
 	}
-	want := greeting + optionReply(optList, repServer, "\x00\x00\x00\x00") + optionReply(optList, repServer, "\x00\x00\x00\x04disk") +
+	want := greeting + optionReply(optList, repServer, "\x00\x00\x00\x00") +
+		optionReply(optList, repServer, "\x00\x00\x00\x04disk") +
 		optionReply(optList, repAck, "") + optionReply(optGo, errUnknown, "no such export") +
 		optionReply(optGo, repInfo, "\x00\x00\x00\x00\x00\x00\x00\x00\x10\x00\x01\x6d") + optionReply(optGo, repAck, "")
 	if diff := cmp.Diff(want, c.out.String()); diff != "" {

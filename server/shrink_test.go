@@ -71,7 +71,8 @@ func TestImageThatShrinks(t *testing.T) {
 			right++
 			for i, c := range p.data {
 				if c != want[int(r.offset)+i] && c != 0 {
-					t.Fatalf("%d bytes at %d: byte %d is %#x, want %#x", r.length, r.offset, i, c, want[int(r.offset)+i])
+					t.Fatalf("%d bytes at %d: byte %d is %#x, want %#x",
+						r.length, r.offset, i, c, want[int(r.offset)+i])
 				}
 			}
 		}

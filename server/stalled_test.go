@@ -40,7 +40,8 @@ func TestStalledClients(t *testing.T) {
 				settle = func() { <-time.After(100 * time.Millisecond) }
 			}
 			in(t, func(t *testing.T) {
-				d := serve(t, &server.Server{Exports: map[string]*server.Export{"": export(t, tt.b(newDisk(most)), server.Options{})}, MaxMemory: memory})
+				d := serve(t, &server.Server{Exports: map[string]*server.Export{"": export(t, tt.b(newDisk(most)),
+					server.Options{})}, MaxMemory: memory})
 				honest := newClient(t, d.dial(t, ""))
 				for range clients {
 					nc := d.dial(t, "")

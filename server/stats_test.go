@@ -46,7 +46,8 @@ func TestStats(t *testing.T) {
 				name      string
 				got, want server.Stats
 			}{
-				{"one connection", a.conn.Stats(), wantA}, {"the other", b.conn.Stats(), wantB}, {"the export", e.Stats(), sum},
+				{"one connection", a.conn.Stats(), wantA}, {"the other", b.conn.Stats(), wantB},
+				{"the export", e.Stats(), sum},
 			} {
 				if diff := cmp.Diff(tt.want, countsOf(tt.got)); diff != "" {
 					t.Errorf("%s, stats of %s (-want +got):\n%s", when, tt.name, diff)

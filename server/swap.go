@@ -106,7 +106,8 @@ func (e *Export) successor(b backends.Backend) (backends.Device, error) {
 	default:
 		return dev, nil
 	}
-	return dev, fmt.Errorf("server: the new backend %s, which clients were promised when they connected: %w", lacks, errors.ErrUnsupported)
+	return dev, fmt.Errorf("server: the new backend %s, which clients were promised when they connected: %w",
+		lacks, errors.ErrUnsupported)
 }
 
 // Sync makes what was written to the backend durable, while requests go on. Before a Swap whose
@@ -146,7 +147,8 @@ func (e *Export) sync(ctx context.Context) error {
 				err = &panicError{value: p, stack: debug.Stack()}
 			}
 			if err != nil {
-				e.losses.note(&RequestError{Op: wire.CmdFlush, Err: err, Errno: uint32(wire.ErrnoOf(err)), Time: time.Now()})
+				e.losses.note(&RequestError{Op: wire.CmdFlush, Err: err, Errno: uint32(wire.ErrnoOf(err)),
+					Time: time.Now()})
 			}
 			result <- err
 		}()

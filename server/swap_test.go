@@ -178,7 +178,8 @@ func TestSwapFails(t *testing.T) {
 					tt.next = func() (backends.Backend, error) { return next, nil }
 				}
 				start := time.Now()
-				if err := e.SwapFunc(ctx, tt.next); err == nil || tt.want != nil && !errors.Is(err, tt.want) || time.Since(start) > time.Second {
+				if err := e.SwapFunc(ctx, tt.next); err == nil || tt.want != nil && !errors.Is(err, tt.want) ||
+					time.Since(start) > time.Second {
 					t.Errorf("error %v after %v, want %v", err, time.Since(start), tt.want)
 				}
 				idle.expect(0, call{op: cmdRead, length: 3})
@@ -205,7 +206,8 @@ func TestSwapAnywhere(t *testing.T) {
 	var stream []byte
 	var ends []int
 	for i := range 4 {
-		stream = append(stream, call{op: cmdWrite, offset: uint64(i) * 100, data: bytes.Repeat([]byte{byte(i + 1)}, 100)}.encode(uint64(i))...)
+		stream = append(stream, call{op: cmdWrite, offset: uint64(i) * 100,
+			data: bytes.Repeat([]byte{byte(i + 1)}, 100)}.encode(uint64(i))...)
 		ends = append(ends, len(stream))
 	}
 	for cut := range len(stream) + 1 {
@@ -338,7 +340,8 @@ func TestSwapSyncLoss(t *testing.T) {
 			checkError(t, e.Swap(ctx, next), want)
 			checkError(t, e.Swap(t.Context(), next), nil)
 			for range 2 {
-				if loss := e.Loss(); loss == nil || loss.Requests != 1 || loss.First.Op != wire.CmdFlush || !errors.Is(loss, syscall.ENOSPC) {
+				if loss := e.Loss(); loss == nil || loss.Requests != 1 || loss.First.Op != wire.CmdFlush ||
+					!errors.Is(loss, syscall.ENOSPC) {
 					t.Errorf("given up %t: the loss of %v, want that of a flush", givenUp, loss)
 				}
 			}
@@ -368,7 +371,8 @@ func TestSwapHolds(t *testing.T) {
 			return next, nil
 		})
 		synctest.Wait()
-		if err != nil || !bytes.HasPrefix(next.data, []byte("new")) || !bytes.HasPrefix(next.data[512:], []byte("late")) {
+		if err != nil || !bytes.HasPrefix(next.data, []byte("new")) ||
+			!bytes.HasPrefix(next.data[512:], []byte("late")) {
 			t.Errorf("error %v, the new backend begins with %q", err, next.data[:8])
 		}
 		for range 2 {

@@ -38,22 +38,29 @@ func TestRequests(t *testing.T) {
 		{name: "write", q: call{op: cmdWrite, offset: 4096, data: payload}, calls: []string{"write 4096+4096"}},
 		{name: "write nothing", q: call{op: cmdWrite, offset: 4096}},
 		{name: "write past the end", q: call{op: cmdWrite, offset: size, data: payload}, errno: enospc},
-		{name: "write far past the end", q: call{op: cmdWrite, offset: math.MaxUint64 - 1, data: payload}, errno: enospc},
+		{name: "write far past the end", q: call{op: cmdWrite, offset: math.MaxUint64 - 1, data: payload},
+			errno: enospc},
 		{name: "write FUA", q: call{op: cmdWrite, flags: fua, data: payload}, calls: []string{"write-fua 0+4096"}},
 		{name: "write FUA, emulated", b: func(d *disk) backends.Backend { return plain{d, all} },
 			q: call{op: cmdWrite, flags: fua, data: payload}, calls: []string{"write 0+4096", "sync 0+0"}},
 		{name: "write FUA, always durable", b: func(d *disk) backends.Backend { return plain{d, backends.CapWrite} },
 			q: call{op: cmdWrite, flags: fua, data: payload}, calls: []string{"write 0+4096"}},
-		{name: "write to read-only", o: server.Options{ReadOnly: true}, q: call{op: cmdWrite, data: payload}, errno: eperm},
-		{name: "write of odd length", o: server.Options{BlockSize: 512}, q: call{op: cmdWrite, data: payload[:511]}, errno: einval},
+		{name: "write to read-only", o: server.Options{ReadOnly: true}, q: call{op: cmdWrite, data: payload},
+			errno: eperm},
+		{name: "write of odd length", o: server.Options{BlockSize: 512}, q: call{op: cmdWrite, data: payload[:511]},
+			errno: einval},
 		{name: "write with an unknown flag", q: call{op: cmdWrite, flags: 1 << 9, data: payload}, errno: einval},
-		{name: "write of 5 MiB past the end", q: call{op: cmdWrite, offset: size, data: make([]byte, 5<<20)}, errno: enospc},
+		{name: "write of 5 MiB past the end", q: call{op: cmdWrite, offset: size, data: make([]byte, 5<<20)},
+			errno: enospc},
 		{name: "flush", q: call{op: cmdFlush}, calls: []string{"sync 0+0"}},
-		{name: "flush, always durable", b: func(d *disk) backends.Backend { return plain{d, backends.CapWrite} }, q: call{op: cmdFlush}},
-		{name: "flush of read-only", o: server.Options{ReadOnly: true}, q: call{op: cmdFlush}, calls: []string{"sync 0+0"}},
+		{name: "flush, always durable", b: func(d *disk) backends.Backend { return plain{d, backends.CapWrite} },
+			q: call{op: cmdFlush}},
+		{name: "flush of read-only", o: server.Options{ReadOnly: true}, q: call{op: cmdFlush},
+			calls: []string{"sync 0+0"}},
 		{name: "flush with a range", q: call{op: cmdFlush, length: 512}, errno: einval},
 		{name: "trim", q: call{op: cmdTrim, offset: 512, length: 8192}, calls: []string{"trim 512+8192"}},
-		{name: "trim with FUA", q: call{op: cmdTrim, flags: fua, length: 512}, calls: []string{"trim 0+512", "sync 0+0"}},
+		{name: "trim with FUA", q: call{op: cmdTrim, flags: fua, length: 512},
+			calls: []string{"trim 0+512", "sync 0+0"}},
 		{name: "trim not offered", b: func(d *disk) backends.Backend { return plain{d, backends.CapWrite} },
 			q: call{op: cmdTrim, length: 512}, errno: einval},
 		{name: "trim of 4 GiB", q: call{op: cmdTrim, length: math.MaxUint32}, errno: einval},
@@ -149,7 +156,8 @@ func TestEnds(t *testing.T) {
 		{"inside a header", read[:27], io.ErrUnexpectedEOF},
 		{"inside a payload", call{op: cmdWrite, length: 512, data: make([]byte, 511)}.encode(1), io.ErrUnexpectedEOF},
 		{"with a wrong magic", append(read, make([]byte, 28)...), errAny},
-		{"with a write too long to be drained", call{op: cmdWrite, length: 32<<20 + 1, data: []byte("x")}.encode(1), errAny},
+		{"with a write too long to be drained", call{op: cmdWrite, length: 32<<20 + 1, data: []byte("x")}.encode(1),
+			errAny},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -175,7 +183,8 @@ func TestEnds(t *testing.T) {
 			if len(replies) != wantLen {
 				t.Errorf("%d bytes of replies, want %d", len(replies), wantLen)
 			}
-			if want := len(tt.sent) >= 28 && binary.BigEndian.Uint16(tt.sent[6:]) == cmdDisc; conn.Disconnected() != want {
+			want := len(tt.sent) >= 28 && binary.BigEndian.Uint16(tt.sent[6:]) == cmdDisc
+			if conn.Disconnected() != want {
 				t.Errorf("Disconnected is %v, want %v", !want, want)
 			}
 		})

@@ -16,7 +16,8 @@ func TestBuckets(t *testing.T) {
 	begin := time.Duration(0)
 	for i := range Buckets {
 		end := BucketEnd(i)
-		if got := [...]int{bucketOf(begin), bucketOf(begin + (end-begin)/2), bucketOf(end - 1)}; got != [...]int{i, i, i} {
+		middle := begin + (end-begin)/2
+		if got := [...]int{bucketOf(begin), bucketOf(middle), bucketOf(end - 1)}; got != [...]int{i, i, i} {
 			t.Errorf("bucket %d, from %v to %v: beginning, middle and end are in %v", i, begin, end, got)
 		}
 		if i > 0 && i < Buckets-1 && end-begin > begin/4 {
@@ -25,7 +26,8 @@ func TestBuckets(t *testing.T) {
 		begin = end
 	}
 	for d, want := range map[time.Duration]int{
-		-1: 0, 0: 0, 1023: 0, 1024: 1, 1279: 1, 1280: 2, 2048: 5, 1<<36 - 1: 104, 1 << 36: 105, time.Hour: 105, math.MaxInt64: 105,
+		-1: 0, 0: 0, 1023: 0, 1024: 1, 1279: 1, 1280: 2, 2048: 5, 1<<36 - 1: 104, 1 << 36: 105, time.Hour: 105,
+		math.MaxInt64: 105,
 	} {
 		if got := bucketOf(d); got != want {
 			t.Errorf("%v is in bucket %d, want %d", d, got, want)

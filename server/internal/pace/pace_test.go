@@ -72,9 +72,11 @@ func TestMeter(t *testing.T) {
 		{"two slow", []run{{2, 4096, 9 * time.Millisecond}, {1000, 4096, quick}}, false},
 		{"all slow", []run{{measureCalls + slowEvents, 4096, slow}}, true},
 		{"just too slow", []run{{measureCalls + watchCalls, 0, quickCall + 10*time.Microsecond}}, true},
-		{"often slow", []run{{measureCalls, 4096, slow}, {5, 4096, quick}, {1, 4096, slow}, {5, 4096, quick}, {1, 4096, slow},
+		{"often slow", []run{{measureCalls, 4096, slow}, {5, 4096, quick}, {1, 4096, slow}, {5, 4096, quick},
+			{1, 4096, slow},
 			{5, 4096, quick}, {1, 4096, slow}}, true},
-		{"rarely slow", []run{{1, 4096, slow}, {300, 4096, quick}, {1, 4096, slow}, {300, 4096, quick}, {1, 4096, slow}}, false},
+		{"rarely slow", []run{{1, 4096, slow}, {300, 4096, quick}, {1, 4096, slow}, {300, 4096, quick},
+			{1, 4096, slow}}, false},
 		{"a stall", []run{{measureCalls - 1, 4096, quick}, {1, 4096, stall}}, true},
 		{"a stall in a watch", []run{{measureCalls, 4096, slow}, {1, 4096, stall}}, true},
 	}

@@ -122,7 +122,8 @@ func TestHurry(t *testing.T) {
 			}
 			l.Remove(&partial)
 		})
-		keeper := NewOwner(func() bool { return false }, func() { t.Error("a lock that is not partial is to be given up") })
+		keeper := NewOwner(func() bool { return false },
+			func() { t.Error("a lock that is not partial is to be given up") })
 		if !l.TryAdd(&partial, giver, at(0, 512)) || l.Add(&whole, keeper, at(512, 512)) {
 			t.Fatal("locks on an empty table have to wait")
 		}
