@@ -22,15 +22,15 @@ var errHungUp = errors.New("the client hung up while its requests waited; those 
 
 // outdated reports whether the request that the loop is at has perhaps been sent again over another
 // connection, which it can't where there is none.
-func (c *Conn) outdated() bool { return c.left.Load() || c.export.several.Load() && c.outlived() }
+func (l *loop) outdated() bool { return l.conn.left.Load() || l.export.several.Load() && l.outlived() }
 
 // outlived reports whether the request that the loop is at is older than the client's patience, and
 // that is gone.
-func (c *Conn) outlived() bool {
-	if !c.left.Load() && c.inbox.age.over(patience) {
-		c.leave()
+func (l *loop) outlived() bool {
+	if !l.conn.left.Load() && l.inbox.age.over(patience) {
+		l.conn.leave()
 	}
-	return c.left.Load()
+	return l.conn.left.Load()
 }
 
 // abandoned reports whether nobody waits for replies any more.

@@ -15,9 +15,7 @@ import (
 	"github.com/nbdctl/nbdctl/server/internal/pace"
 	"github.com/nbdctl/nbdctl/server/internal/rangelock"
 	"github.com/nbdctl/nbdctl/server/internal/rawio"
-	"github.com/nbdctl/nbdctl/server/internal/resend"
 	"github.com/nbdctl/nbdctl/server/metrics"
-	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // ErrShutdown is what Transmit returns after Shutdown.
@@ -36,18 +34,7 @@ type Conn struct {
 	flight   flight
 	counters metrics.Counters
 
-	// Of the goroutine that runs the loop.
-	inbox   inbox
-	batch   *batch         // nil while there is nothing in it
-	payload payload        // of the write that is being executed
-	lock    rangelock.Lock // what it changes, if it can take long
-	meter   pace.Meter
-	current wire.Request   // the one that the loop is at, in one place: to copy what was just written is slow
-	judged  resend.Request // what is known of it, if judging
-	judging bool           // requests may come again
-	inside  bool           // a call of the backend, for it
-	absence time.Duration  // from what was received last until what it asked for had an end, here
-	result  chan error
+	loop loop
 
 	disconnected atomic.Bool // the client said goodbye
 	closed       atomic.Bool
@@ -84,15 +71,19 @@ func (e *Export) newConn(nc net.Conn, unread []byte, m *admit.Memory, stalled fu
 		export:  e,
 		nc:      nc,
 		control: control{nc: nc},
-		inbox:   inbox{io: raw, pool: &payloads, ahead: unread, full: raw.Window(), window: raw.Window()},
 		outbox:  outbox{io: raw},
 		limit:   admit.NewConnection(e.maxInFlight, maxInFlightBytes),
-		meter:   pace.Meter{Set: &e.paces, Switches: pace.ThreadSwitches},
-		result:  make(chan error, 1),
 		unread:  unread,
 		looped:  make(chan struct{}),
 		stopped: make(chan struct{}),
 		ended:   make(chan struct{}),
+	}
+	c.loop = loop{
+		conn:   c,
+		export: e,
+		inbox:  inbox{io: raw, pool: &payloads, ahead: unread, full: raw.Window(), window: raw.Window()},
+		meter:  pace.Meter{Set: &e.paces, Switches: pace.ThreadSwitches},
+		result: make(chan error, 1),
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.owner = rangelock.NewOwner(c.abandoned, c.control.giveUp)
@@ -122,14 +113,13 @@ func (c *Conn) Transmit() error {
 	c.export.enlist(c)
 	defer c.export.retire(c)
 
-	// The loop has a goroutine of its own because a backend may end the one that it is called on.
-	go c.run()
+	go c.loop.run()
 	unwatch := c.watch()
-	err := <-c.result
+	err := <-c.loop.result
 	close(c.looped)
 	c.leave()
 	if broken := c.broken.Load(); !c.Away() && (broken || c.abandoned()) {
-		c.lose(c.inbox.holdsAny() || err != io.EOF && !(broken && err == ErrShutdown))
+		c.lose(c.loop.inbox.holdsAny() || err != io.EOF && !(broken && err == ErrShutdown))
 	}
 	c.halt(0)
 	c.limit.Drained(nil)
@@ -170,8 +160,8 @@ func (c *Conn) begin() error {
 // end is called when nothing is in flight any more.
 func (c *Conn) end() {
 	c.mu.Lock()
-	c.unread = c.inbox.unread()
-	c.inbox.release()
+	c.unread = c.loop.inbox.unread()
+	c.loop.inbox.release()
 	c.control.end()
 	c.mu.Unlock()
 	c.retire()
@@ -271,7 +261,7 @@ func (c *Conn) Absence() time.Duration {
 	if c.away > 0 {
 		return c.away
 	}
-	return c.absence
+	return c.loop.absence
 }
 
 // Stats returns what the connection has served so far.

@@ -28,8 +28,8 @@ const (
 // A read that waits is interrupted by the read deadline of the socket, which nobody else touches.
 // No byte is lost by that: what has come of a request is the first that is received afterwards.
 // Between two reads the loop finds the deadline at its next one, and to have no command costs it
-// nothing. Commands reach a connection that is being served; others have nothing to be told.
-// Safe for concurrent use.
+// nothing. Commands reach a connection that is being served; others have nothing to be told. Safe
+// for concurrent use.
 type control struct {
 	nc       net.Conn
 	stopping atomic.Bool // changes under mu

@@ -47,12 +47,12 @@ func (o *outbox) resend(b *batch, sent int) {
 }
 
 // failFaulted answers what resend has put aside, when the batch was sent with that error.
-func (c *Conn) failFaulted(faulted []wire.Request, err error) {
+func (l *loop) failFaulted(faulted []wire.Request, err error) {
 	if errors.Is(err, syscall.EFAULT) {
-		c.export.faulty.Store(true)
+		l.export.faulty.Store(true)
 	}
 	for i := range faulted {
-		c.counters.Retract(faulted[i].Command, faulted[i].Length)
-		c.handOver(&faulted[i], errFault)
+		l.conn.counters.Retract(faulted[i].Command, faulted[i].Length)
+		l.handOver(&faulted[i], errFault)
 	}
 }

@@ -112,7 +112,7 @@ func (f *flight) now() (count int, since time.Duration) {
 // them came.
 func (c *Conn) inFlight() (count int, age time.Duration) {
 	count, since := c.flight.now()
-	if here := c.inbox.arrived(); here != 0 {
+	if here := c.loop.inbox.arrived(); here != 0 {
 		// What workers have came before it, if they have anything.
 		if count == 0 {
 			since = here

@@ -33,7 +33,7 @@ func (c *Conn) hangup() {
 		}
 		// A loop that has not run meanwhile, as when the process stood still, has not seen what
 		// there is to see yet.
-		if begun := c.inbox.arrived(); begun == 0 || clock()-begun < hangupGrace {
+		if begun := c.loop.inbox.arrived(); begun == 0 || clock()-begun < hangupGrace {
 			continue
 		}
 		if more {

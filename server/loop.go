@@ -5,80 +5,105 @@ import (
 	"fmt"
 	"os"
 	"runtime/debug"
+	"time"
 
+	"github.com/nbdctl/nbdctl/server/internal/pace"
+	"github.com/nbdctl/nbdctl/server/internal/rangelock"
+	"github.com/nbdctl/nbdctl/server/internal/resend"
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
+// A loop receives the requests of a connection, one after another, and plans what becomes of each.
+// It is all that one goroutine has to itself, which is not that of Transmit, because a backend may
+// end the one that it is called on. Others meet it in the Conn: its control, the limits, the flight
+// and the outbox.
+type loop struct {
+	conn   *Conn
+	export *Export
+
+	inbox   inbox
+	batch   *batch         // nil while there is nothing in it
+	payload payload        // of the write that is being executed
+	lock    rangelock.Lock // what it changes, if it can take long
+	meter   pace.Meter
+	current wire.Request   // the one that the loop is at, in one place: to copy what was just written is slow
+	judged  resend.Request // what is known of it, if judging
+	judging bool           // requests may come again
+	inside  bool           // a call of the backend, for it
+	absence time.Duration  // from what was received last until what it asked for had an end, here
+	result  chan error
+}
+
 // run is the goroutine of the loop. It goes on in another one if the backend ends this one
 // (runtime.Goexit).
-func (c *Conn) run() {
+func (l *loop) run() {
 	debug.SetPanicOnFault(true) // A fault in the backend's memory is the failure of one request, as recovered has it.
 	finished := false
 	defer func() {
 		if !finished {
-			go c.run()
+			go l.run()
 		}
 	}()
-	err := c.recall()
+	err := l.recall()
 	if err == nil {
-		err = c.serve()
+		err = l.serve()
 	}
-	for c.obey(err) {
-		err = c.serve()
+	for l.obey(err) {
+		err = l.serve()
 	}
-	if flush := c.flush(); err == nil {
+	if flush := l.flush(); err == nil {
 		err = flush
 	}
-	c.inbox.since.Store(0)
+	l.inbox.since.Store(0)
 	finished = true
-	c.result <- err
+	l.result <- err
 }
 
-// obey carries out what the loop, which has ended with err, was told by control, and reports whether
-// it goes on. Not a byte was lost: what had arrived of a request comes first again, and is checked
-// anew.
-func (c *Conn) obey(err error) bool {
+// obey carries out what the loop, which has ended with err, was told by control, and reports
+// whether it goes on. Not a byte was lost: what had arrived of a request comes first again, and is
+// checked anew.
+func (l *loop) obey(err error) bool {
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		return false
 	}
-	q, goOn := c.control.told()
-	if !goOn || c.flush() != nil {
+	q, goOn := l.conn.control.told()
+	if !goOn || l.flush() != nil {
 		return false
 	}
-	if q != nil && c.limit.Drained(&q.dropped) {
+	if q != nil && l.conn.limit.Drained(&q.dropped) {
 		close(q.reached)
 		if q.release != nil {
 			<-q.release
 		}
 	}
-	return c.control.resume(q)
+	return l.conn.control.resume(q)
 }
 
 // recall settles the request in which the backend has ended the goroutine of the loop.
-func (c *Conn) recall() error {
-	if !c.inside {
+func (l *loop) recall() error {
+	if !l.inside {
 		return nil
 	}
-	c.inside = false
-	return c.settle(&c.current, errNoReturn)
+	l.inside = false
+	return l.settle(&l.current, errNoReturn)
 }
 
 // serve is the loop. Each round takes one request from what was received. It returns the reason to
 // stop: nil for NBD_CMD_DISC.
-func (c *Conn) serve() error {
-	for !c.control.stopping.Load() {
-		if err := c.next(); err != nil {
+func (l *loop) serve() error {
+	for !l.conn.control.stopping.Load() {
+		if err := l.next(); err != nil {
 			return err
 		}
-		if c.current.Command == wire.CmdDisconnect {
-			c.disconnected.Store(true)
+		if l.current.Command == wire.CmdDisconnect {
+			l.conn.disconnected.Store(true)
 			return nil
 		}
-		if err := c.dispatch(&c.current); err != nil {
+		if err := l.dispatch(&l.current); err != nil {
 			return err
 		}
-		if c.batch != nil && c.batch.full() {
-			if err := c.flush(); err != nil {
+		if l.batch != nil && l.batch.full() {
+			if err := l.flush(); err != nil {
 				return err
 			}
 		}
@@ -90,21 +115,21 @@ func (c *Conn) serve() error {
 // When nothing whole is left, the replies so far are sent and more is received, which is where an
 // idle connection waits. So a burst of requests is received by one system call and answered by
 // another, and nobody ever waits for more requests to come.
-func (c *Conn) next() error {
+func (l *loop) next() error {
 	for {
-		b := c.inbox.received()
+		b := l.inbox.received()
 		if len(b) >= wire.RequestSize {
-			h := &c.current
+			h := &l.current
 			if err := h.Decode((*[wire.RequestSize]byte)(b)); err != nil {
 				return err
 			}
-			c.inbox.expect(h, h.Command == wire.CmdWrite && c.situation(h).gathers())
+			l.inbox.expect(h, h.Command == wire.CmdWrite && l.situation(h).gathers())
 			if h.Command != wire.CmdWrite || h.Length >= largeWrite || len(b)-wire.RequestSize >= int(h.Length) {
-				c.inbox.take(wire.RequestSize)
+				l.inbox.take(wire.RequestSize)
 				return nil
 			}
 		}
-		if err := c.wait(); err != nil {
+		if err := l.wait(); err != nil {
 			return err
 		}
 	}
@@ -112,97 +137,97 @@ func (c *Conn) next() error {
 
 // wait sends the replies so far and receives more. While it waits, the connection holds no large
 // buffer.
-func (c *Conn) wait() error {
-	if err := c.flush(); err != nil {
+func (l *loop) wait() error {
+	if err := l.flush(); err != nil {
 		return err
 	}
-	if err := c.inbox.receive(); err != nil {
+	if err := l.inbox.receive(); err != nil {
 		return err
 	}
-	c.absence = 0
+	l.absence = 0
 	return nil
 }
 
 // flush sends the batch, if there is one.
-func (c *Conn) flush() error {
-	b := c.batch
-	if b == nil && !c.meter.Timing() {
+func (l *loop) flush() error {
+	b := l.batch
+	if b == nil && !l.meter.Timing() {
 		return nil // without a look at the clock, which is a system call on some machines
 	}
 	now := clock()
-	took := now - c.inbox.arrived()
-	c.absence = took
-	c.meter.Settle(now)
+	took := now - l.inbox.arrived()
+	l.absence = took
+	l.meter.Settle(now)
 	if b == nil {
 		return nil
 	}
-	c.counters.Publish(&b.tally, took)
-	if took >= c.export.slowRequest {
+	l.conn.counters.Publish(&b.tally, took)
+	if took >= l.export.slowRequest {
 		for _, h := range b.asked[:b.replies] {
-			c.export.noteSlow(h, took)
+			l.export.noteSlow(h, took)
 		}
 	}
-	c.inbox.yields.since = now
-	err := c.outbox.flush(b)
-	c.batch = nil
+	l.inbox.yields.since = now
+	err := l.conn.outbox.flush(b)
+	l.batch = nil
 	faulted := b.faulted
 	b.reset()
 	b.release()
 	batches.Put(b)
 	if faulted != nil || err != nil {
-		c.failFaulted(faulted, err)
+		l.failFaulted(faulted, err)
 	}
 	return err
 }
 
 // dispatch carries out a request whose header was taken. Its error is that of the connection.
-func (c *Conn) dispatch(h *wire.Request) error {
-	e := c.export
+func (l *loop) dispatch(h *wire.Request) error {
+	e := l.export
 	refused := e.check(*h)
 	if e.judge.Active() {
-		c.judged, c.judging = e.judge.Judge(c.inbox.arrived(), keyOf(h)), true
-	} else if c.judging {
-		c.judging = false
+		l.judged, l.judging = e.judge.Judge(l.inbox.arrived(), keyOf(h)), true
+	} else if l.judging {
+		l.judging = false
 	}
-	if c.left.Load() || h.Changes() && c.outdated() {
+	if l.conn.left.Load() || h.Changes() && l.outdated() {
 		return errHungUp
 	}
-	s := c.situation(h)
+	s := l.situation(h)
 	s.refused = refused != nil
 	p := planOf(h, e.can, s)
 	if p == planGather {
-		if err := c.gather(h); err != nil {
+		if err := l.gather(h); err != nil {
 			return err
 		}
-		p = planOf(h, e.can, c.situation(h))
+		p = planOf(h, e.can, l.situation(h))
 	}
 	switch p {
 	case planCut:
 		return fmt.Errorf("a write of %d bytes: more than %d", h.Length, wire.MaxPayload)
 	case planRefuse:
-		return c.refuse(h, refused)
+		return l.refuse(h, refused)
 	case planNothing:
-		return c.succeed(h)
+		return l.succeed(h)
 	case planReadTo:
-		return c.readTo(h)
+		return l.readTo(h)
 	case planRead:
-		return c.read(h)
+		return l.read(h)
 	case planWriteFrom:
-		return c.writeFrom(h)
+		return l.writeFrom(h)
 	case planWrite:
-		return c.write(h)
+		return l.write(h)
 	default:
-		return c.execute(h)
+		return l.execute(h)
 	}
 }
 
 // situation is the one that a request is met in, if it is not refused.
-func (c *Conn) situation(h *wire.Request) situation {
-	p := c.export.pace(h)
+func (l *loop) situation(h *wire.Request) situation {
+	p := l.export.pace(h)
 	return situation{
-		inline:  p != nil && c.export.inline(p),
-		arrived: uint64(len(c.inbox.received())) >= h.Length,
-		room:    c.inbox.holds(h.Length),
-		counted: c.account != nil,
+		inline:  p != nil && l.export.inline(p),
+		arrived: uint64(len(l.inbox.received())) >= h.Length,
+		room:    l.inbox.holds(h.Length),
+		counted: l.conn.account != nil,
 	}
 }

@@ -105,7 +105,7 @@ func (r *request) perform() error {
 		return e.execute(r.conn.ctx, r.Request, p)
 	}
 	if r.inline {
-		m := &r.conn.meter
+		m := &r.conn.loop.meter
 		m.Begin(pace)
 		defer func() {
 			m.End(pace, paceBytes(r.Request))
@@ -127,7 +127,7 @@ func (r *request) finish(err error) {
 	c.export.locks.Remove(&r.lock)
 	took := clock() - r.arrived
 	if r.inline {
-		c.absence = took
+		c.loop.absence = took
 	}
 	if r.answered.Swap(true) {
 		r.release()

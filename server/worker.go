@@ -14,87 +14,87 @@ import (
 // limits, and a worker carries it out, or the loop, where that is quick.
 
 // execute has a request carried out.
-func (c *Conn) execute(h *wire.Request) error {
+func (l *loop) execute(h *wire.Request) error {
 	if h.Command == wire.CmdWrite {
-		return c.receiveWrite(h, nil)
+		return l.receiveWrite(h, nil)
 	}
-	if !c.enter(cost(*h)) {
+	if !l.enter(cost(*h)) {
 		return net.ErrClosed
 	}
-	c.start(h, nil)
+	l.start(h, nil)
 	return nil
 }
 
 // refuse has a request answered with an error. The bytes of a write must leave the stream before,
 // and until they all have, the request can still be handed over as unread.
-func (c *Conn) refuse(h *wire.Request, refused *refusal) error {
+func (l *loop) refuse(h *wire.Request, refused *refusal) error {
 	if h.Command == wire.CmdWrite && h.Length > 0 {
-		return c.receiveWrite(h, refused)
+		return l.receiveWrite(h, refused)
 	}
-	c.handOver(h, refused)
+	l.handOver(h, refused)
 	return nil
 }
 
 // receiveWrite receives the payload of a WRITE into memory of its own and has the request carried
 // out, or refused.
-func (c *Conn) receiveWrite(h *wire.Request, refused *refusal) error {
-	if len(c.inbox.received()) < int(h.Length) {
+func (l *loop) receiveWrite(h *wire.Request, refused *refusal) error {
+	if len(l.inbox.received()) < int(h.Length) {
 		// While the rest is on its way the client may wait for what it has asked before.
-		if err := c.flush(); err != nil {
+		if err := l.flush(); err != nil {
 			return err
 		}
 	}
-	if !c.enter(cost(*h)) {
+	if !l.enter(cost(*h)) {
 		return net.ErrClosed
 	}
 	b := payloads.get(int(h.Length))
-	n, err := c.receivePayload(b.bytes)
+	n, err := l.receivePayload(b.bytes)
 	if err != nil {
 		// Of a stream that has ended nothing is worth its memory: nobody counts it, and the
 		// connection may stay until the client has taken its replies.
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			c.inbox.putBack(append(h.Append(nil), b.bytes[:n]...))
+			l.inbox.putBack(append(h.Append(nil), b.bytes[:n]...))
 		}
 		payloads.put(b)
-		c.exit(cost(*h))
+		l.conn.exit(cost(*h))
 		return err
 	}
 	if refused != nil {
-		r := c.request(h, cost(*h))
+		r := l.request(h, cost(*h))
 		r.payload, r.err = b, refused
-		c.flight.add(r)
+		l.conn.flight.add(r)
 		go r.run()
 		return nil
 	}
-	c.start(h, b)
+	l.start(h, b)
 	return nil
 }
 
 // receivePayload fills p, for which memory was taken.
-func (c *Conn) receivePayload(p []byte) (int, error) {
-	if c.account != nil {
-		c.account.Receiving()
-		defer c.account.Received()
+func (l *loop) receivePayload(p []byte) (int, error) {
+	if l.conn.account != nil {
+		l.conn.account.Receiving()
+		defer l.conn.account.Received()
 	}
-	return c.inbox.readFull(p)
+	return l.inbox.readFull(p)
 }
 
 // start has a request carried out that is within the limits: by a worker, or by the loop where that
 // pays. Which one it is depends on this moment, for the request may have waited since its plan was
 // made.
-func (c *Conn) start(h *wire.Request, payload *buffer) {
-	r := c.request(h, cost(*h))
+func (l *loop) start(h *wire.Request, payload *buffer) {
+	r := l.request(h, cost(*h))
 	r.payload = payload
-	if h.Changes() && c.outdated() { // It has waited for room, or for memory.
+	if h.Changes() && l.outdated() { // It has waited for room, or for memory.
 		r.err = rangelock.ErrAbandoned
-		c.flight.add(r)
+		l.conn.flight.add(r)
 		go r.run()
 		return
 	}
-	wait := h.Changes() && c.export.locks.Add(&r.lock, c.owner, rangeOf(h))
-	c.flight.add(r)
-	if p := c.export.pace(h); p != nil && !wait && c.export.inline(p) {
-		c.meter.Settle(clock())
+	wait := h.Changes() && l.export.locks.Add(&r.lock, l.conn.owner, rangeOf(h))
+	l.conn.flight.add(r)
+	if p := l.export.pace(h); p != nil && !wait && l.export.inline(p) {
+		l.meter.Settle(clock())
 		r.inline = true
 		r.run()
 		return
@@ -104,25 +104,25 @@ func (c *Conn) start(h *wire.Request, payload *buffer) {
 
 // handOver has a request answered that failed or was refused, and needs no memory any more. A
 // worker does it: a batch is for replies that need no more thought.
-func (c *Conn) handOver(h *wire.Request, err error) {
-	c.absence = clock() - c.inbox.arrived()
-	c.enter(0)
-	r := c.request(h, 0)
+func (l *loop) handOver(h *wire.Request, err error) {
+	l.absence = clock() - l.inbox.arrived()
+	l.enter(0)
+	r := l.request(h, 0)
 	r.err = err
-	c.flight.add(r)
+	l.conn.flight.add(r)
 	go r.run()
 }
 
 // request makes a request that has entered at that cost. It goes to the flight when it is complete:
 // from then on others look at it.
-func (c *Conn) request(h *wire.Request, cost int64) *request {
+func (l *loop) request(h *wire.Request, cost int64) *request {
 	r, ok := requests.Get().(*request)
 	if !ok {
 		r = newRequest()
 	}
-	r.conn, r.Request, r.cost, r.arrived = c, *h, cost, c.inbox.arrived()
-	if c.judging && c.judged.Key == keyOf(h) {
-		r.judged = c.judged
+	r.conn, r.Request, r.cost, r.arrived = l.conn, *h, cost, l.inbox.arrived()
+	if l.judging && l.judged.Key == keyOf(h) {
+		r.judged = l.judged
 	} else {
 		r.judged = resend.Request{Key: keyOf(h), Arrived: r.arrived, First: r.arrived}
 	}
@@ -132,21 +132,21 @@ func (c *Conn) request(h *wire.Request, cost int64) *request {
 // enter waits for room for a request, among those of the connection and in the memory for all of
 // them; there it gives up, and returns false, when the connection is closed. Before it waits, the
 // replies so far are sent; if that fails, the outbox knows.
-func (c *Conn) enter(cost int64) bool {
-	if !c.limit.TryEnter(cost) {
-		_ = c.flush()
-		c.limit.Enter(cost)
-		c.absence = clock() - c.inbox.arrived()
+func (l *loop) enter(cost int64) bool {
+	if !l.conn.limit.TryEnter(cost) {
+		_ = l.flush()
+		l.conn.limit.Enter(cost)
+		l.absence = clock() - l.inbox.arrived()
 	}
-	if c.account == nil || cost == 0 || c.account.TryTake(cost) {
+	if l.conn.account == nil || cost == 0 || l.conn.account.TryTake(cost) {
 		return true
 	}
-	_ = c.flush()
-	got := c.account.Take(cost)
+	_ = l.flush()
+	got := l.conn.account.Take(cost)
 	if !got {
-		c.limit.Leave(cost)
+		l.conn.limit.Leave(cost)
 	}
-	c.absence = clock() - c.inbox.arrived()
+	l.absence = clock() - l.inbox.arrived()
 	return got
 }
 
