@@ -21,9 +21,9 @@ const (
 // client. There are three commands:
 //
 //   - stop: the loop ends;
-//   - quiesce: it begins nothing more until everything that it has begun is answered, or for longer;
-//   - giveUp: it gives up what it holds for a payload that has not all come, and begins that request
-//     anew.
+//   - quiesce: it begins nothing more until all that it has begun is answered, or for longer;
+//   - giveUp: it gives up what it holds for a payload that has not all come, and begins that
+//     request anew.
 //
 // A read that waits is interrupted by the read deadline of the socket, which nobody else touches.
 // No byte is lost by that: what has come of a request is the first that is received afterwards.

@@ -184,7 +184,7 @@ func TestOverdueRange(t *testing.T) {
 				t.Errorf("error %d", p.errno)
 			}
 			if warmed {
-				// The failure is long ago, and calls are made on the connection's own goroutine again.
+				// The failure is long ago, and the loop makes plain calls again.
 				time.Sleep(time.Hour)
 				warm(k.s.client)
 			}

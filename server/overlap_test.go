@@ -174,7 +174,8 @@ func TestStaleStreamHurried(t *testing.T) {
 		if !bytes.Equal(d.data[:512<<10], q.data) {
 			t.Error("the write that came in two halves is not there")
 		}
-		// The goroutine that has answered counts as a request in flight until it waits for the next one.
+		// The loop that has answered counts as a request in flight until it waits for the next
+		// one.
 		synctest.Wait()
 		if st := s.conn.Stats(); st.Write.Requests != 1 || st.Write.Errors != 0 || st.InFlight != 0 {
 			t.Errorf("%+v", st)
