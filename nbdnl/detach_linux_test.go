@@ -285,7 +285,7 @@ func TestDetachIncarnation(t *testing.T) {
 	w.wantState(1, nbdnl.StateIdle)
 }
 
-// Lives without an identifier are told apart, too.
+// Uses without an identifier are told apart, too.
 func TestDetachIoctlIndexUsedAnew(t *testing.T) {
 	_, k := fakeWorld(t, nbdnltest.Options{})
 	k.ConnectIoctl(0, mebi)

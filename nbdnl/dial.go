@@ -28,7 +28,7 @@ func (c *Client) reach(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, errStuck)
 	defer cancel()
-	_, err := do(ctx, c.slots, func() (struct{}, error) { return struct{}{}, c.driver.find() }, nil)
+	_, err := do(ctx, c.limit, func() (struct{}, error) { return struct{}{}, c.driver.find() }, nil)
 	if errors.Is(err, ErrNoDriver) {
 		return c.explainNoDriver(err)
 	}

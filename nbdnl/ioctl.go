@@ -88,7 +88,7 @@ func (d *ioctlDriver) connect(index int, cfg *Config, fds []int) (int, error) {
 // startClaimed starts an idle device that nobody claims. Who loses the race for a device by ioctls
 // may not know it, and end the winner's; claims keep those apart who ask for them.
 func (d *ioctlDriver) startClaimed(index int, cfg *Config, fds []int) error {
-	if l, err := d.sysfs.Use(index); err != nil || l.Connected {
+	if use, err := d.sysfs.Use(index); err != nil || use.Connected {
 		return errors.Join(err, errTaken)
 	}
 	claimed, err := d.sys.Claims().TryClaim(index)
@@ -185,7 +185,7 @@ func (s *System) disconnect(dev Device) error {
 // clear cuts the connections of the open device, and ends what is in flight.
 func (s *System) clear(dev Device) error { return s.ioctl(dev, ioctlClearSock, 0) }
 
-// reconfigure changes a device of this driver's, which alone are known to it.
+// reconfigure changes a device of this driver's. It knows no others.
 func (d *ioctlDriver) reconfigure(index int, _ string, u *Update, fds []int) error {
 	if err := ioctlLacks(index, u, len(fds)); err != nil {
 		return err
