@@ -302,7 +302,8 @@ func (s *seizure) descriptor() holder.Descriptor {
 	}
 	var d holder.Descriptor
 	if raw, err := conn.SyscallConn(); err == nil {
-		_ = raw.Control(func(fd uintptr) { d = holder.Descriptor{PID: os.Getpid(), FD: int(fd)} }) // open until closed here
+		// It can't fail: the device is open until it is closed here.
+		_ = raw.Control(func(fd uintptr) { d = holder.Descriptor{PID: os.Getpid(), FD: int(fd)} })
 	}
 	return d
 }

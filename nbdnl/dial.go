@@ -47,7 +47,10 @@ func (c *Client) explainNoDriver(err error) error {
 		return fmt.Errorf("%w that this network namespace can see: up to Linux 6.1 only the initial one can", err)
 	}
 	if c.driver.mode() == ModeIoctl {
-		return fmt.Errorf("%w: there is no device to make an ioctl on, for the nbd module is not loaded, or with nbds_max=0", err)
+		return fmt.Errorf(
+			"%w: there is no device to make an ioctl on, for the nbd module is not loaded, or with nbds_max=0",
+			err,
+		)
 	}
 	return fmt.Errorf("%w: the nbd module is not loaded", err)
 }

@@ -63,7 +63,10 @@ func (c *Client) owned(index int, identifier string) (devices.Use, error) {
 	case c.sysfs.Identifiers:
 		return use, fmt.Errorf("%w: it was connected by ioctls", ErrNotOwner)
 	}
-	return use, fmt.Errorf("this kernel keeps no identifiers, and this client has not connected it with that one: %w", errors.ErrUnsupported)
+	return use, fmt.Errorf(
+		"this kernel keeps no identifiers, and this client has not connected it with that one: %w",
+		errors.ErrUnsupported,
+	)
 }
 
 // still returns why the index is no longer in the same use. Netlink has no command on a condition,

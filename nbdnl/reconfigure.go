@@ -117,8 +117,11 @@ func (c *Client) persist(ctx context.Context, index int, use devices.Use, identi
 		case err != nil && !answerLost:
 			return pending, err
 		case len(pending) > 0 && !telling:
-			return pending, errors.Join(fmt.Errorf("%w: the timeout of the device is not known here and may be 0, give it in the update",
-				ErrNotVerified), err)
+			unknown := fmt.Errorf(
+				"%w: the timeout of the device is not known here and may be 0, give it in the update",
+				ErrNotVerified,
+			)
+			return pending, errors.Join(unknown, err)
 		case answerLost && !lost:
 			lost = true // what is left in u can be done twice
 			continue

@@ -103,7 +103,8 @@ func (s *session) setUp() error {
 	if err != nil {
 		return err
 	}
-	holders, err := sys.Holders().Find(context.Background(), s.index, holder.Descriptor{PID: os.Getpid(), FD: holder.AnyFD})
+	own := holder.Descriptor{PID: os.Getpid(), FD: holder.AnyFD}
+	holders, err := sys.Holders().Find(context.Background(), s.index, own)
 	if err != nil {
 		return err
 	}
