@@ -27,7 +27,10 @@ const capsOfWriter = CapSync | CapFUA | CapTrim | CapZero | CapResize | CapWrite
 
 // String lists the capabilities: "write,sync,trim".
 func (c Caps) String() string {
-	names := []string{"write", "sync", "fua", "trim", "zero", "extents", "resize", "readto", "writefrom", "readcontext", "writecontext"}
+	names := []string{
+		"write", "sync", "fua", "trim", "zero", "extents", "resize",
+		"readto", "writefrom", "readcontext", "writecontext",
+	}
 	var have []string
 	for i, name := range names {
 		if c&(1<<i) != 0 {

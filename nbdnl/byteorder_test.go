@@ -50,9 +50,14 @@ func TestByteOrder(t *testing.T) {
 	}
 	t.Logf("this machine has %s-endian numbers", order)
 	v := vectors[order]
-	got, err := encodeConnect(3, &Config{
-		Size: 1 << 40, BlockSize: 4096, Flags: FlagSendFlush | FlagCanMultiConn, Timeout: 30 * time.Second, Identifier: "a:b",
-	}, []int{759})
+	cfg := &Config{
+		Size:       1 << 40,
+		BlockSize:  4096,
+		Flags:      FlagSendFlush | FlagCanMultiConn,
+		Timeout:    30 * time.Second,
+		Identifier: "a:b",
+	}
+	got, err := encodeConnect(3, cfg, []int{759})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +67,8 @@ func TestByteOrder(t *testing.T) {
 	if index, err := decodeIndex(v.index); err != nil || index != 513 {
 		t.Errorf("the kernel's answer is %d, %v, want 513", index, err)
 	}
-	if index, ok := decodeLinkDead(genetlink.Message{Header: genetlink.Header{Command: cmdLinkDead}, Data: v.index}); !ok || index != 513 {
+	linkDead := genetlink.Message{Header: genetlink.Header{Command: cmdLinkDead}, Data: v.index}
+	if index, ok := decodeLinkDead(linkDead); !ok || index != 513 {
 		t.Errorf("the dead link is of %d, want 513", index)
 	}
 	devices, err := decodeStatus(v.status)

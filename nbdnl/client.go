@@ -12,7 +12,6 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl/claim"
 	"github.com/nbdctl/nbdctl/nbdnl/holder"
 	"github.com/nbdctl/nbdctl/nbdnl/internal/backoff"
-	"github.com/nbdctl/nbdctl/nbdnl/internal/devices"
 )
 
 // A Client controls the NBD devices of the machine. It may be used by many goroutines at a time.
@@ -24,12 +23,12 @@ type Client struct {
 	sys    System
 	sysfs  sysfs
 	driver driver
-	slots  chan struct{} // holds one element for each command in the kernel
+	limit  chan struct{} // holds one element for each command in the kernel
 	finder *holder.Finder
 
-	mu       sync.Mutex     // guards the two below
-	memories map[int]memory // by index
-	knacks   map[knack]bool
+	mu           sync.Mutex          // guards the two below
+	memories     map[int]memory      // by index
+	capabilities map[capability]bool // those that this kernel has been seen to have
 }
 
 // New returns a Client for the running kernel. The error matches ErrNoDriver when the kernel offers
@@ -46,7 +45,12 @@ func New() (*Client, error) { return System{}.NewClient() }
 
 // NewClient returns a Client for the system, as New does for the running one.
 func (s System) NewClient() (*Client, error) {
-	c := &Client{sys: s, slots: make(chan struct{}, maxCommands), memories: make(map[int]memory), knacks: make(map[knack]bool)}
+	c := &Client{
+		sys:          s,
+		limit:        make(chan struct{}, maxCommands),
+		memories:     make(map[int]memory),
+		capabilities: make(map[capability]bool),
+	}
 	c.sysfs = newSysfs(&c.sys)
 	c.driver = c.sys.newDriver()
 	c.finder = c.sys.Holders()
@@ -113,13 +117,13 @@ func (c *Client) ConnectIndex(ctx context.Context, index int, cfg Config) error 
 			return newError("connect", index, err)
 		}
 		// For EBUSY the kernel has not touched the sockets.
-		l, lifeErr := c.sysfs.Use(index)
-		if l.Connected {
+		use, useErr := c.sysfs.Use(index)
+		if use.Connected {
 			return newError("connect", index, fmt.Errorf("%w: it is connected already", err))
 		}
 		holders, _ := c.finder.Find(context.WithoutCancel(ctx), index) // who they are is known or not
 		busy := fmt.Errorf("%w: %w", &BusyError{Index: index, Holders: holders}, err)
-		if lifeErr != nil || time.Since(begin) >= patience(holders, connectPatience) {
+		if useErr != nil || time.Since(begin) >= patience(holders, connectPatience) {
 			return newError("connect", index, busy)
 		}
 		if err := pause.Wait(ctx, nil); err != nil {
@@ -151,7 +155,7 @@ func (c *Client) connect(ctx context.Context, index int, cfg Config) (int, error
 	}
 	later, cancel := delayed(ctx, answerGrace)
 	defer cancel()
-	connected, err := do(later, c.slots, func() (int, error) {
+	connected, err := do(later, c.limit, func() (int, error) {
 		fds, err := dupSockets(cfg.Sockets)
 		if err != nil {
 			return 0, err
@@ -192,72 +196,6 @@ func (c *Client) removable(index int, flags ClientFlags) error {
 		Reason: "before Linux 5.14 the next connect of the index could hang all of generic netlink"}
 }
 
-// examine looks whether a new device is what it was to be, and remembers what does not show.
-func (c *Client) examine(index int, cfg *Config) error {
-	l, err := c.connected(index)
-	if err != nil {
-		return fmt.Errorf("it came and went: %w", err)
-	}
-	if l.Identified && l.Identifier != cfg.Identifier {
-		return fmt.Errorf("it came and went: %w: its identifier is %q", ErrNotOwner, l.Identifier)
-	}
-	c.remember(index, l, func(m *memory) {
-		m.connected, m.identifier, m.mode = true, cfg.Identifier, c.driver.mode()
-		m.timed, m.timeout = true, cfg.Timeout
-	})
-	return c.check(index, cfg)
-}
-
-// check compares a new device with what it was to be. What a kernel makes of flags and a block size
-// does not change, so that each of their combinations is looked at once; always the size, and what
-// can be left of former users of the index.
-func (c *Client) check(index int, cfg *Config) error {
-	k := knack{cfg.Flags, cfg.blockSize()}
-	c.mu.Lock()
-	known := c.knacks[k]
-	c.mu.Unlock()
-	if known {
-		return c.checkPassing(index, cfg)
-	}
-	s, err := c.sysfs.settings(index)
-	if err == nil {
-		err = cfg.missing(s)
-	}
-	if err == nil {
-		c.mu.Lock()
-		c.knacks[k] = true
-		c.mu.Unlock()
-	}
-	return err
-}
-
-// checkPassing compares with what it was to be what of a new device is no matter of the kernel
-// alone.
-func (c *Client) checkPassing(index int, cfg *Config) error {
-	lack := shortfall{index: index}
-	size, err := c.sysfs.Size(index)
-	if err != nil {
-		return err
-	}
-	lack.check("size", cfg.Size, size)
-	if cfg.Flags&FlagSendFlush != 0 {
-		// In Linux 6.12 a cache that somebody switched off stays so from one use to the next
-		// (BLK_FLAG_WRITE_CACHE_DISABLED).
-		cached, err := c.sysfs.cached(index)
-		if err != nil {
-			return err
-		}
-		lack.check("flush", true, cached)
-	}
-	return errors.Join(lack.errs...)
-}
-
-// A knack is something that this kernel has been seen to do.
-type knack struct {
-	flags     Flags
-	blockSize int
-}
-
 // findIdentifier returns the index of the device that carries the identifier: it is connected, only
 // the kernel did not get its answer through. cause is why.
 func (c *Client) findIdentifier(identifier string, cause error) (int, error) {
@@ -269,7 +207,7 @@ func (c *Client) findIdentifier(identifier string, cause error) (int, error) {
 		return 0, errors.Join(cause, err)
 	}
 	for _, index := range indexes {
-		if l, err := c.sysfs.Use(index); err == nil && l.Identifier == identifier {
+		if use, err := c.sysfs.Use(index); err == nil && use.Identifier == identifier {
 			return index, nil
 		}
 	}
@@ -279,21 +217,21 @@ func (c *Client) findIdentifier(identifier string, cause error) (int, error) {
 // undoConnect disconnects a device that nobody waits for any more. Whoever may be probing it has a
 // moment to let go of it.
 func (c *Client) undoConnect(ctx context.Context, index int, identifier string) error {
-	l, err := c.sysfs.Use(index)
-	if err != nil || !l.Connected || l.Identified && l.Identifier != identifier {
+	use, err := c.sysfs.Use(index)
+	if err != nil || !use.Connected || use.Identified && use.Identifier != identifier {
 		return err // gone already, and perhaps another's by now
 	}
-	if !l.Identified && c.driver.mode() == ModeIoctl && !c.driver.serves(index) {
+	if !use.Identified && c.driver.mode() == ModeIoctl && !c.driver.serves(index) {
 		return nil // so it is
 	}
-	if err := c.disconnect(ctx, index, l); err != nil {
+	if err := c.disconnect(ctx, index, use); err != nil {
 		return err
 	}
-	return c.waitRelease(ctx, index, l)
+	return c.waitRelease(ctx, index, use)
 }
 
-// explainConnect adds to a refusal what is known of its reason. The kernel itself tells it to its
-// log alone.
+// explainConnect adds to a refusal what is known of its reason. The kernel itself tells it to no
+// more than its log.
 func explainConnect(err error, cfg *Config) error {
 	switch {
 	case errors.Is(err, syscall.EINVAL) && cfg.BlockSize > os.Getpagesize():
@@ -304,89 +242,6 @@ func explainConnect(err error, cfg *Config) error {
 			"not be going down; the kernel log has the reason)", err)
 	case errors.Is(err, syscall.EPERM):
 		return fmt.Errorf("%w (needs CAP_SYS_ADMIN in the initial user namespace)", err)
-	}
-	return err
-}
-
-// Drop disconnects a device that carries the identifier and drops what is cached of it: it gives
-// the kernel's bare command, after which what was written and not yet sent to the server is lost,
-// and I/O in flight fails, also for a mounted file system. It does not wait until the index is free
-// (see WaitFree). It is for a device whose content does not matter any more; Detach is the safe
-// way.
-//
-// The error matches os.ErrNotExist, ErrNotConnected or ErrNotOwner. Linux before 5.14 keeps no
-// identifiers: there a Client knows those that it has connected itself, and of the others the error
-// matches errors.ErrUnsupported. Of devices that were connected by ioctls a Client knows its own on
-// every kernel.
-//
-// The command can take for ever, when Timeout is 0 and the server has stopped reading; then only
-// ctx ends the wait, and every other control command of the machine waits as well.
-func (c *Client) Drop(ctx context.Context, index int, identifier string) error {
-	l, err := c.owned(index, identifier)
-	if err == nil {
-		err = c.disconnect(ctx, index, l)
-	}
-	return newError("disconnect", index, err)
-}
-
-// DropAny is Drop without regard to the identifier.
-func (c *Client) DropAny(ctx context.Context, index int) error {
-	l, err := c.connected(index)
-	if err == nil {
-		err = c.disconnect(ctx, index, l)
-	}
-	return newError("disconnect", index, err)
-}
-
-// connected returns the present use of the index, or why there is none.
-func (c *Client) connected(index int) (devices.Use, error) {
-	l, err := c.sysfs.Use(index)
-	if err == nil && !l.Connected {
-		err = ErrNotConnected
-	}
-	return l, err
-}
-
-// owned returns the present use of the index if the device carries the identifier.
-func (c *Client) owned(index int, identifier string) (devices.Use, error) {
-	l, err := c.connected(index)
-	if err != nil {
-		return l, err
-	}
-	switch m := c.recall(index, l); {
-	case l.Identified && l.Identifier != identifier:
-		return l, fmt.Errorf("%w: its identifier is %q", ErrNotOwner, l.Identifier)
-	case l.Identified || m.connected && m.identifier == identifier:
-		return l, nil
-	case m.connected:
-		return l, fmt.Errorf("%w: this client has connected it with the identifier %q", ErrNotOwner, m.identifier)
-	case c.sysfs.Identifiers:
-		return l, fmt.Errorf("%w: it was connected by ioctls", ErrNotOwner)
-	}
-	return l, fmt.Errorf("this kernel keeps no identifiers, and this client has not connected it with that one: %w", errors.ErrUnsupported)
-}
-
-// still returns why the index is no longer in the same use. Netlink has no command on a condition,
-// but for the identifier of a reconfigure, so that this look comes right before the command.
-func (c *Client) still(index int, l devices.Use) error {
-	now, err := c.connected(index)
-	if err == nil && now != l {
-		err = fmt.Errorf("%w: it was connected anew meanwhile", ErrNotOwner)
-	}
-	return err
-}
-
-// disconnect gives the command, if the index is still in that use, and notes that the device is on
-// its way out.
-func (c *Client) disconnect(ctx context.Context, index int, l devices.Use) error {
-	if err := c.reach(ctx); err != nil {
-		return err
-	}
-	_, err := do(ctx, c.slots, func() (struct{}, error) {
-		return struct{}{}, c.driver.disconnect(index, func() error { return c.still(index, l) })
-	}, nil)
-	if err == nil {
-		c.remember(index, l, func(m *memory) { m.disconnected = true })
 	}
 	return err
 }

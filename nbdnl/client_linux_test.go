@@ -71,7 +71,10 @@ func TestConnectRefusals(t *testing.T) {
 	}{
 		{"no privilege", syscall.EPERM, nil, []error{os.ErrPermission}, "CAP_SYS_ADMIN in the initial user namespace"},
 		{"bad for a reason that only the log has", syscall.EINVAL, nil, []error{syscall.EINVAL}, "kernel log"},
-		{"block size", syscall.EINVAL, func(c *nbdnl.Config) { c.BlockSize = 65536 }, []error{errors.ErrUnsupported, syscall.EINVAL}, "block size 65536 is more than this kernel takes"},
+		{
+			"block size", syscall.EINVAL, func(c *nbdnl.Config) { c.BlockSize = 65536 },
+			[]error{errors.ErrUnsupported, syscall.EINVAL}, "block size 65536 is more than this kernel takes",
+		},
 		{"no minors left", syscall.ENOSPC, nil, []error{syscall.ENOSPC}, "connect"},
 		{"unloading", syscall.ENODEV, nil, []error{os.ErrNotExist}, "connect"},
 		{"busy", syscall.EBUSY, nil, []error{nbdnl.ErrBusy, os.ErrExist}, "connect"},
@@ -226,7 +229,12 @@ func TestOldKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := nbdnl.Status{
-		Index: index, State: nbdnl.StateLive, Size: mebi, BlockSize: 512, Mode: nbdnl.ModeNetlink, Flags: nbdnl.FlagSendFlush,
+		Index:     index,
+		State:     nbdnl.StateLive,
+		Size:      mebi,
+		BlockSize: 512,
+		Mode:      nbdnl.ModeNetlink,
+		Flags:     nbdnl.FlagSendFlush,
 	}
 	if diff := cmp.Diff(want, w.status(index)); diff != "" {
 		t.Errorf("status (-want +got):\n%s", diff)
@@ -244,13 +252,14 @@ func TestOldKernelKnowsItsOwn(t *testing.T) {
 	cfg := unserved(t)
 	index := w.connect(cfg)
 	timeout := 7 * time.Second
+	update := nbdnl.Update{Timeout: &timeout}
 	w.wantError(w.Drop(t.Context(), index, "test:other"), nbdnl.ErrNotOwner)
-	w.wantDone("reconfigure", w.Reconfigure(t.Context(), index, cfg.Identifier, nbdnl.Update{Timeout: &timeout}))
+	w.wantReconfigured(index, cfg.Identifier, update)
 	w.wantDone("disconnect", w.Drop(t.Context(), index, cfg.Identifier))
 	theirs := unserved(t)
 	w.wantDone("connect by another", k.Client().ConnectIndex(t.Context(), index, theirs))
 	w.wantError(w.Drop(t.Context(), index, cfg.Identifier), errors.ErrUnsupported)
-	w.wantError(w.Reconfigure(t.Context(), index, cfg.Identifier, nbdnl.Update{Timeout: &timeout}), errors.ErrUnsupported)
+	w.wantError(w.Reconfigure(t.Context(), index, cfg.Identifier, update), errors.ErrUnsupported)
 	w.wantError(w.Detach(t.Context(), index, nbdnl.DetachOptions{Identifier: cfg.Identifier}), errors.ErrUnsupported)
 	w.wantState(index, nbdnl.StateLive)
 }

@@ -56,7 +56,10 @@ func (c *Config) validate() error {
 		return errors.New("no socket given")
 	}
 	if len(c.Sockets) > 1 && c.Flags&FlagCanMultiConn == 0 {
-		return fmt.Errorf("%d sockets need FlagCanMultiConn, the promise that a flush on one covers the writes on all", len(c.Sockets))
+		return fmt.Errorf(
+			"%d sockets need FlagCanMultiConn, the promise that a flush on one covers the writes on all",
+			len(c.Sockets),
+		)
 	}
 	block := c.blockSize()
 	return errors.Join(

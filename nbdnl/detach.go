@@ -75,11 +75,11 @@ func (c *Client) detach(ctx context.Context, index int, o DetachOptions) (err er
 		// keep apart are two that do this at once, and the identifier does too.
 	}
 
-	l, err := c.useFor(index, o)
+	use, err := c.useFor(index, o)
 	if err != nil {
 		return err
 	}
-	if !l.Identified && !c.driver.serves(index) { // netlink keeps no device open
+	if !use.Identified && !c.driver.serves(index) { // netlink keeps no device open
 		o.keeper = holder.Descriptor{PID: o.Server, FD: holder.AnyFD}
 	}
 	opened, lost, err := c.flush(ctx, index, o)
@@ -90,12 +90,12 @@ func (c *Client) detach(ctx context.Context, index int, o DetachOptions) (err er
 	lost = errors.Join(err, lost)
 	bounded, cancel := context.WithTimeout(ctx, commandPatience)
 	defer cancel()
-	if err := c.disconnect(bounded, index, l); err != nil {
+	if err := c.disconnect(bounded, index, use); err != nil {
 		return errors.Join(err, lost)
 	}
 	// While it is open the kernel keeps the device as it was.
 	opened.close()
-	if err := c.waitRelease(ctx, index, l); err != nil {
+	if err := c.waitRelease(ctx, index, use); err != nil {
 		return errors.Join(err, lost)
 	}
 	c.dropPartitions(ctx, index)
@@ -110,11 +110,11 @@ func (c *Client) useFor(index int, o DetachOptions) (devices.Use, error) {
 	if !o.Any {
 		return c.owned(index, o.Identifier)
 	}
-	l, err := c.connected(index)
-	if err == nil && o.Incarnation != 0 && l.Incarnation != o.Incarnation {
+	use, err := c.connected(index)
+	if err == nil && o.Incarnation != 0 && use.Incarnation != o.Incarnation {
 		err = fmt.Errorf("%w any more: its index is used anew", ErrNotConnected)
 	}
-	return l, err
+	return use, err
 }
 
 // flush opens the device, exclusively unless that is to be forced, and writes what is cached. It
@@ -241,11 +241,11 @@ func (c *Client) open(ctx context.Context, index, flag int) (Device, error) {
 }
 
 // waitRelease waits a little until the disconnected device is released.
-func (c *Client) waitRelease(ctx context.Context, index int, l devices.Use) error {
+func (c *Client) waitRelease(ctx context.Context, index int, use devices.Use) error {
 	begin := time.Now()
 	for limit := releasePatience; ; limit = proberPatience {
 		patient, cancel := context.WithDeadline(ctx, begin.Add(limit))
-		err := c.waitEnd(patient, index, l)
+		err := c.waitEnd(patient, index, use)
 		expired := ctx.Err() == nil && patient.Err() != nil
 		cancel()
 		if err == nil || !expired {
@@ -265,7 +265,7 @@ func (c *Client) dropPartitions(ctx context.Context, index int) {
 	if err != nil || len(partitions) == 0 {
 		return
 	}
-	if l, err := c.sysfs.Use(index); err != nil || l.Connected {
+	if use, err := c.sysfs.Use(index); err != nil || use.Connected {
 		return // somebody who does not claim has connected it
 	}
 	if dev, err := c.open(ctx, index, os.O_RDONLY); err == nil {
@@ -302,7 +302,8 @@ func (s *seizure) descriptor() holder.Descriptor {
 	}
 	var d holder.Descriptor
 	if raw, err := conn.SyscallConn(); err == nil {
-		_ = raw.Control(func(fd uintptr) { d = holder.Descriptor{PID: os.Getpid(), FD: int(fd)} }) // open until closed here
+		// It can't fail: the device is open until it is closed here.
+		_ = raw.Control(func(fd uintptr) { d = holder.Descriptor{PID: os.Getpid(), FD: int(fd)} })
 	}
 	return d
 }

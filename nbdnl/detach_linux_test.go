@@ -62,7 +62,8 @@ func TestDetachDeadForced(t *testing.T) {
 		cfg := unserved(t)
 		index := w.connect(cfg)
 		k.FailSync(index, syscall.EIO)
-		w.wantDone("detach", w.Detach(t.Context(), index, nbdnl.DetachOptions{Identifier: cfg.Identifier, Dead: true, Force: true}))
+		o := nbdnl.DetachOptions{Identifier: cfg.Identifier, Dead: true, Force: true}
+		w.wantDone("detach", w.Detach(t.Context(), index, o))
 		w.wantState(index, nbdnl.StateIdle)
 	}
 }
@@ -138,7 +139,11 @@ func TestDetachDeadHungVisible(t *testing.T) {
 			}
 			fds := k.Path(filepath.Join("proc", strconv.Itoa(os.Getpid()), "fd"))
 			link := filepath.Join(fds, strconv.Itoa(int(f.Fd())))
-			return visible{d, f, link}, errors.Join(os.MkdirAll(fds, 0o755), os.Symlink(k.Path(nbdnl.Path(index)), link))
+			err = errors.Join(
+				os.MkdirAll(fds, 0o755),
+				os.Symlink(k.Path(nbdnl.Path(index)), link),
+			)
+			return visible{d, f, link}, err
 		}
 		c := newClient(t, system)
 		w.wantDone("detach", c.Detach(t.Context(), index, nbdnl.DetachOptions{Identifier: cfg.Identifier, Dead: true}))
@@ -151,10 +156,12 @@ func TestDetachWithoutClaim(t *testing.T) {
 	w, k := fakeWorld(t, nbdnltest.Options{})
 	cfg := unserved(t)
 	index := w.connect(cfg)
-	if err := os.RemoveAll(k.Path("run/nbdctl")); err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(os.MkdirAll(k.Path("run"), 0o755), os.WriteFile(k.Path("run/nbdctl"), nil, 0o644)); err != nil {
+	err := errors.Join(
+		os.RemoveAll(k.Path("run/nbdctl")),
+		os.MkdirAll(k.Path("run"), 0o755),
+		os.WriteFile(k.Path("run/nbdctl"), nil, 0o644),
+	)
+	if err != nil {
 		t.Fatal(err)
 	}
 	o := nbdnl.DetachOptions{Identifier: cfg.Identifier}
@@ -285,7 +292,7 @@ func TestDetachIncarnation(t *testing.T) {
 	w.wantState(1, nbdnl.StateIdle)
 }
 
-// Lives without an identifier are told apart, too.
+// Uses without an identifier are told apart, too.
 func TestDetachIoctlIndexUsedAnew(t *testing.T) {
 	_, k := fakeWorld(t, nbdnltest.Options{})
 	k.ConnectIoctl(0, mebi)

@@ -28,7 +28,7 @@ func (c *Client) reach(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, errStuck)
 	defer cancel()
-	_, err := do(ctx, c.slots, func() (struct{}, error) { return struct{}{}, c.driver.find() }, nil)
+	_, err := do(ctx, c.limit, func() (struct{}, error) { return struct{}{}, c.driver.find() }, nil)
 	if errors.Is(err, ErrNoDriver) {
 		return c.explainNoDriver(err)
 	}
@@ -47,7 +47,10 @@ func (c *Client) explainNoDriver(err error) error {
 		return fmt.Errorf("%w that this network namespace can see: up to Linux 6.1 only the initial one can", err)
 	}
 	if c.driver.mode() == ModeIoctl {
-		return fmt.Errorf("%w: there is no device to make an ioctl on, for the nbd module is not loaded, or with nbds_max=0", err)
+		return fmt.Errorf(
+			"%w: there is no device to make an ioctl on, for the nbd module is not loaded, or with nbds_max=0",
+			err,
+		)
 	}
 	return fmt.Errorf("%w: the nbd module is not loaded", err)
 }

@@ -14,7 +14,7 @@ type Event struct {
 	Kind  EventKind
 	Index int
 	// Status is the device's after the event, and Previous the one before it. They come from sysfs
-	// alone: a device that is held but not connected is idle here. Of a device that was not there,
+	// only: a device that is held but not connected is idle here. Of a device that was not there,
 	// only the Index is set.
 	Status, Previous Status
 }

@@ -10,9 +10,10 @@ import (
 
 func TestChanges(t *testing.T) {
 	const index = 3
-	use := func(life Incarnation, change func(*Status)) sight {
+	use := func(incarnation Incarnation, change func(*Status)) sight {
 		s := sight{
-			exists: true, use: devices.Use{Connected: true, Incarnation: life},
+			exists: true,
+			use:    devices.Use{Connected: true, Incarnation: incarnation},
 			status: Status{Index: index, State: StateLive, Size: 4096, BlockSize: 512},
 		}
 		if change != nil {
@@ -21,6 +22,8 @@ func TestChanges(t *testing.T) {
 		return s
 	}
 	live := use(1, nil)
+	resizedBlocks := use(1, func(s *Status) { s.Size, s.BlockSize = 8192, 4096 })
+	connecting := use(1, func(s *Status) { s.State, s.Size = StateConnecting, 0 })
 	tests := []struct {
 		name          string
 		before, after sight
@@ -42,8 +45,8 @@ func TestChanges(t *testing.T) {
 		{"resize", live, use(1, func(s *Status) { s.Size = 8192 }), false, []EventKind{EventResize}},
 		{"read-only", live, use(1, func(s *Status) { s.ReadOnly = true }), false, []EventKind{EventState}},
 		{"flags", live, use(1, func(s *Status) { s.Flags = FlagSendTrim }), false, []EventKind{EventState}},
-		{"size and block size", live, use(1, func(s *Status) { s.Size, s.BlockSize = 8192, 4096 }), false, []EventKind{EventResize, EventState}},
-		{"without a size", live, use(1, func(s *Status) { s.State, s.Size = StateConnecting, 0 }), false, []EventKind{EventState}},
+		{"size and block size", live, resizedBlocks, false, []EventKind{EventResize, EventState}},
+		{"without a size", live, connecting, false, []EventKind{EventState}},
 		{"another owner by now", live, use(1, func(s *Status) { s.OwnerGone = true }), false, nil},
 		{"removed in use", live, none(index), false, []EventKind{EventDisconnect, EventRemove}},
 		{"removed", idle(index), none(index), false, []EventKind{EventRemove}},

@@ -96,7 +96,8 @@ func TestOpenExclusive(t *testing.T) {
 	if _, err := k.System().Open(nbdnl.Path(index), os.O_RDONLY|syscall.O_EXCL); !errors.Is(err, syscall.EBUSY) {
 		t.Errorf("open twice: %v", err)
 	}
-	if _, err := w.OpenExclusive(t.Context(), index); !errors.As(err, &busy) || busy.Holders[0].Kind != holder.Exclusive {
+	_, err = w.OpenExclusive(t.Context(), index)
+	if !errors.As(err, &busy) || busy.Holders[0].Kind != holder.Exclusive {
 		t.Errorf("open already: %v", err)
 	}
 	if err := d.Close(); err != nil {

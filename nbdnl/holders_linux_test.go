@@ -20,7 +20,11 @@ func TestHolders(t *testing.T) {
 	write := func(path, content string) {
 		t.Helper()
 		path = k.Path(path)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content), 0o644)); err != nil {
+		err := errors.Join(
+			os.MkdirAll(filepath.Dir(path), 0o755),
+			os.WriteFile(path, []byte(content), 0o644),
+		)
+		if err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -45,14 +49,20 @@ func TestHolders(t *testing.T) {
 	write("sys/block/nbd3/holders/md5", "")
 	write("sys/block/loop7/loop/backing_file", "/dev/nbd3\n")
 	write("sys/block/loop8/loop/backing_file", "/srv/nbd3\n")
-	write("proc/swaps", "Filename Type Size Used Priority\n/dev/nbd3p2                    partition\t4\t0\t-2\n/swap\\040file file 1 0 -3\n")
+	write("proc/swaps", "Filename Type Size Used Priority\n"+
+		"/dev/nbd3p2                    partition\t4\t0\t-2\n"+
+		"/swap\\040file file 1 0 -3\n")
 	k.Mount(3, "/mnt/own")
 	// Another mount namespace, which shares one mount and has one of its own, of a file system that
 	// shows a device number of its own.
 	write("proc/900/comm", "systemd-nspawn\n")
 	write("proc/900/mountinfo", "1 1 43:96 / /mnt/own rw - ext4 /dev/nbd3 rw\n"+
 		"2 1 0:77 / /srv rw - btrfs /dev/nbd3p2 rw\n3 1 0:78 / /x rw - tmpfs /dev/nbd4 rw\n")
-	if err := errors.Join(os.Mkdir(k.Path("proc/900/ns"), 0o755), os.Symlink("mnt:[2]", k.Path("proc/900/ns/mnt"))); err != nil {
+	err := errors.Join(
+		os.Mkdir(k.Path("proc/900/ns"), 0o755),
+		os.Symlink("mnt:[2]", k.Path("proc/900/ns/mnt")),
+	)
+	if err != nil {
 		t.Fatal(err)
 	}
 	k.Hold(3)
@@ -89,9 +99,13 @@ func TestHoldersOwn(t *testing.T) {
 	dir := k.Path(filepath.Join("proc", strconv.Itoa(os.Getpid())))
 	open := func(fd string) {
 		t.Helper()
-		if err := errors.Join(os.MkdirAll(filepath.Join(dir, "fd"), 0o755), os.MkdirAll(filepath.Join(dir, "fdinfo"), 0o755),
+		err := errors.Join(
+			os.MkdirAll(filepath.Join(dir, "fd"), 0o755),
+			os.MkdirAll(filepath.Join(dir, "fdinfo"), 0o755),
 			os.WriteFile(filepath.Join(dir, "fdinfo", fd), []byte("flags:\t0100000\n"), 0o644),
-			os.Symlink(k.Path(nbdnl.Path(index)), filepath.Join(dir, "fd", fd))); err != nil {
+			os.Symlink(k.Path(nbdnl.Path(index)), filepath.Join(dir, "fd", fd)),
+		)
+		if err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -37,7 +37,7 @@ func (c *Client) addIndex(ctx context.Context, index int) error {
 		return err
 	}
 	impossible := Config{Size: minBlockSize, BlockSize: 1}
-	_, err := do(ctx, c.slots, func() (int, error) { return c.driver.connect(index, &impossible, nil) }, nil)
+	_, err := do(ctx, c.limit, func() (int, error) { return c.driver.connect(index, &impossible, nil) }, nil)
 	if missing := c.sysfs.Exists(index); missing == nil || !errors.Is(missing, os.ErrNotExist) {
 		return missing
 	}

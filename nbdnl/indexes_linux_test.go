@@ -30,7 +30,8 @@ func TestAddIndex(t *testing.T) {
 	if err := c.AddIndex(t.Context(), 6); !errors.Is(err, syscall.ENOMEM) {
 		t.Errorf("error %v, want ENOMEM", err)
 	}
-	if err := nbdnltest.New(t, nbdnltest.Options{NoPrivilege: true}).Client().AddIndex(t.Context(), 20); !errors.Is(err, os.ErrPermission) {
+	c = nbdnltest.New(t, nbdnltest.Options{NoPrivilege: true}).Client()
+	if err := c.AddIndex(t.Context(), 20); !errors.Is(err, os.ErrPermission) {
 		t.Errorf("error %v, want ErrPermission", err)
 	}
 }

@@ -127,7 +127,13 @@ type shortfall struct {
 }
 
 func (l *shortfall) check(setting string, want, got any) {
-	if want != got {
-		l.errs = append(l.errs, &UnsupportedError{Index: l.index, Setting: setting, Want: fmt.Sprint(want), Got: fmt.Sprint(got)})
+	if want == got {
+		return
 	}
+	l.errs = append(l.errs, &UnsupportedError{
+		Index:   l.index,
+		Setting: setting,
+		Want:    fmt.Sprint(want),
+		Got:     fmt.Sprint(got),
+	})
 }

@@ -56,7 +56,8 @@ var errTaken error = syscall.EBUSY
 var errUnopened = errors.New("its node can't be opened")
 
 func (d *ioctlDriver) connect(index int, cfg *Config, fds []int) (int, error) {
-	if err := ioctlLacks(index, &Update{DeadConnTimeout: &cfg.DeadConnTimeout, ClientFlags: &cfg.ClientFlags}, 0); err != nil {
+	wanted := &Update{DeadConnTimeout: &cfg.DeadConnTimeout, ClientFlags: &cfg.ClientFlags}
+	if err := ioctlLacks(index, wanted, 0); err != nil {
 		return 0, err
 	}
 	if index != anyIndex {
@@ -81,14 +82,16 @@ func (d *ioctlDriver) connect(index int, cfg *Config, fds []int) (int, error) {
 	if closed != nil {
 		return 0, fmt.Errorf("no device is free that can be opened: %w", closed)
 	}
-	return 0, fmt.Errorf("%w: all %d devices are in use, and ioctls make no new ones (the module's parameter nbds_max does)",
-		ErrBusy, len(indexes))
+	return 0, fmt.Errorf(
+		"%w: all %d devices are in use, and ioctls make no new ones (the module's parameter nbds_max does)",
+		ErrBusy, len(indexes),
+	)
 }
 
 // startClaimed starts an idle device that nobody claims. Who loses the race for a device by ioctls
 // may not know it, and end the winner's; claims keep those apart who ask for them.
 func (d *ioctlDriver) startClaimed(index int, cfg *Config, fds []int) error {
-	if l, err := d.sysfs.Use(index); err != nil || l.Connected {
+	if use, err := d.sysfs.Use(index); err != nil || use.Connected {
 		return errors.Join(err, errTaken)
 	}
 	claimed, err := d.sys.Claims().TryClaim(index)
@@ -113,7 +116,14 @@ func (d *ioctlDriver) start(index int, cfg *Config, fds []int) error {
 	if err != nil {
 		return err
 	}
-	s := &session{driver: d, index: index, cfg: cfg, sockets: own, begun: make(chan struct{}), done: make(chan struct{})}
+	s := &session{
+		driver:  d,
+		index:   index,
+		cfg:     cfg,
+		sockets: own,
+		begun:   make(chan struct{}),
+		done:    make(chan struct{}),
+	}
 	if err := d.add(s); err != nil {
 		closeAll(own)
 		return err
@@ -185,7 +195,7 @@ func (s *System) disconnect(dev Device) error {
 // clear cuts the connections of the open device, and ends what is in flight.
 func (s *System) clear(dev Device) error { return s.ioctl(dev, ioctlClearSock, 0) }
 
-// reconfigure changes a device of this driver's, which alone are known to it.
+// reconfigure changes a device of this driver's. It knows no others.
 func (d *ioctlDriver) reconfigure(index int, _ string, u *Update, fds []int) error {
 	if err := ioctlLacks(index, u, len(fds)); err != nil {
 		return err
@@ -213,7 +223,8 @@ func ioctlLacks(index int, u *Update, sockets int) error {
 		lack("replacing connections", sockets, "a device connected by ioctls ends when its last connection dies")
 	}
 	if t := u.DeadConnTimeout; t != nil && *t != 0 {
-		lack("dead connection timeout", *t, "there is no ioctl for it, nor for a new connection that requests could wait for")
+		lack("dead connection timeout", *t,
+			"there is no ioctl for it, nor for a new connection that requests could wait for")
 	}
 	if f := u.ClientFlags; f != nil && *f != 0 {
 		lack("client flags", fmt.Sprintf("%#x", uint64(*f)), "there is no ioctl for them")
@@ -263,7 +274,10 @@ func (d *ioctlDriver) close() error {
 func ioctlSizes(size int64, block int) ([]ioctlRequest, error) {
 	blocks := uint64(size) / uint64(block)
 	if blocks > uint64(^uintptr(0)) || blocks > math.MaxInt64/uint64(block) {
-		return nil, fmt.Errorf("size %d is more than %d-byte blocks can be counted of here: %w", size, block, errors.ErrUnsupported)
+		return nil, fmt.Errorf(
+			"size %d is more than %d-byte blocks can be counted of here: %w",
+			size, block, errors.ErrUnsupported,
+		)
 	}
 	return []ioctlRequest{
 		{ioctlSetBlockSize, uintptr(block), "block size"},

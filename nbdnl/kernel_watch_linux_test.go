@@ -104,8 +104,10 @@ func TestKernelWaitFreeIsQuick(t *testing.T) {
 			t.Logf("WaitFree returns after %v, Next after %v", freed, seen)
 			// Polling at intervals of up to 50 ms would take 25 ms at the median, and on a slow
 			// machine longer.
-			if limit := 20*time.Millisecond + 20*readTime(t); freed[rounds/2] > limit || seen[rounds/2] > limit {
-				t.Errorf("half of the times WaitFree returns after %v or more, Next after %v, limit is %v", freed[rounds/2], seen[rounds/2], limit)
+			limit := 20*time.Millisecond + 20*readTime(t)
+			if waited, watched := freed[rounds/2], seen[rounds/2]; waited > limit || watched > limit {
+				t.Errorf("half of the times WaitFree returns after %v or more, Next after %v, limit is %v",
+					waited, watched, limit)
 			}
 		})
 	}

@@ -19,15 +19,15 @@ var errNoAnswer = errors.New("the kernel has not answered yet")
 // returns what it returns. When ctx ends first the error matches errNoAnswer, the goroutine goes
 // on, and passes what f returns in the end to late, if there is one.
 //
-// slots bounds the goroutines that are under way; it may be nil.
-func do[T any](ctx context.Context, slots chan struct{}, f func() (T, error), late func(T, error)) (T, error) {
+// limit has room for as many goroutines as may be under way; nil is no limit.
+func do[T any](ctx context.Context, limit chan struct{}, f func() (T, error), late func(T, error)) (T, error) {
 	var none T
 	if ctx.Err() != nil {
 		return none, context.Cause(ctx)
 	}
-	if slots != nil {
+	if limit != nil {
 		select {
-		case slots <- struct{}{}:
+		case limit <- struct{}{}:
 		case <-ctx.Done():
 			return none, fmt.Errorf("earlier commands are stuck in the kernel: %w", context.Cause(ctx))
 		}
@@ -41,8 +41,8 @@ func do[T any](ctx context.Context, slots chan struct{}, f func() (T, error), la
 	abandoned := make(chan struct{})
 	go func() {
 		value, err := f()
-		if slots != nil {
-			<-slots // before late, which may need one
+		if limit != nil {
+			<-limit // before late, which may give a command
 		}
 		select {
 		case answer <- outcome{value, err}:

@@ -41,40 +41,40 @@ func TestDo(t *testing.T) {
 	})
 	t.Run("bounds what is under way", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			slots := make(chan struct{}, 1)
+			limit := make(chan struct{}, 1)
 			stuck := make(chan struct{})
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
 			for range 3 {
-				if _, err := do(ctx, slots, func() (int, error) { <-stuck; return 0, nil }, nil); err == nil {
+				if _, err := do(ctx, limit, func() (int, error) { <-stuck; return 0, nil }, nil); err == nil {
 					t.Error("a stuck command has ended")
 				}
 			}
 			ran := false
 			ctx, cancel = context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
-			if _, err := do(ctx, slots, func() (int, error) { ran = true; return 0, nil }, nil); err == nil || ran {
+			if _, err := do(ctx, limit, func() (int, error) { ran = true; return 0, nil }, nil); err == nil || ran {
 				t.Error("a command ran beside the one that is stuck")
 			}
 			close(stuck)
-			if _, err := do(t.Context(), slots, func() (int, error) { return 0, nil }, nil); err != nil {
-				t.Errorf("the slot is not free again: %v", err)
+			if _, err := do(t.Context(), limit, func() (int, error) { return 0, nil }, nil); err != nil {
+				t.Errorf("the limit has no room again: %v", err)
 			}
 		})
 	})
 }
 
-// What is late may need the slot that it had.
-func TestDoLateNeedsSlot(t *testing.T) {
+// What is late may give a command within the same limit.
+func TestDoLateWithinLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		slots := make(chan struct{}, 1)
+		limit := make(chan struct{}, 1)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		undone := make(chan error, 1)
-		_, err := do(ctx, slots, func() (int, error) { time.Sleep(time.Minute); return 0, nil }, func(int, error) {
+		_, err := do(ctx, limit, func() (int, error) { time.Sleep(time.Minute); return 0, nil }, func(int, error) {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 			defer cancel()
-			_, err := do(ctx, slots, func() (int, error) { return 0, nil }, nil)
+			_, err := do(ctx, limit, func() (int, error) { return 0, nil }, nil)
 			undone <- err
 		})
 		if !errors.Is(err, errNoAnswer) {

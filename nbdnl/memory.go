@@ -23,23 +23,23 @@ type memory struct {
 }
 
 // recall returns what is known of that very use of the index.
-func (c *Client) recall(index int, l devices.Use) memory {
+func (c *Client) recall(index int, use devices.Use) memory {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if m := c.memories[index]; m.use == l {
+	if m := c.memories[index]; m.use == use {
 		return m
 	}
-	return memory{use: l}
+	return memory{use: use}
 }
 
 // remember changes what is known of that use of the index, which takes the place of an earlier one.
 // So there is at most one memory for each index.
-func (c *Client) remember(index int, l devices.Use, change func(*memory)) {
+func (c *Client) remember(index int, use devices.Use, change func(*memory)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	m := c.memories[index]
-	if m.use != l {
-		m = memory{use: l}
+	if m.use != use {
+		m = memory{use: use}
 	}
 	change(&m)
 	c.memories[index] = m
@@ -47,7 +47,7 @@ func (c *Client) remember(index int, l devices.Use, change func(*memory)) {
 
 // hasEnded reports whether this Client has disconnected this very use of the index, or has kept it
 // connected by ioctls and does so no more.
-func (c *Client) hasEnded(index int, l devices.Use) bool {
-	m := c.recall(index, l)
-	return l.Connected && (m.disconnected || m.connected && m.mode == ModeIoctl && !c.driver.serves(index))
+func (c *Client) hasEnded(index int, use devices.Use) bool {
+	m := c.recall(index, use)
+	return use.Connected && (m.disconnected || m.connected && m.mode == ModeIoctl && !c.driver.serves(index))
 }

@@ -104,7 +104,13 @@ func TestEncodeReconfigure(t *testing.T) {
 		{name: "nothing", want: attr(1, u32(5))},
 		{
 			name: "settings", identifier: "x:y",
-			update: Update{Size: &size, BlockSize: &block, Timeout: &timeout, DeadConnTimeout: &dead, ClientFlags: &flags},
+			update: Update{
+				Size:            &size,
+				BlockSize:       &block,
+				Timeout:         &timeout,
+				DeadConnTimeout: &dead,
+				ClientFlags:     &flags,
+			},
 			want: join(attr(1, u32(5)), attr(10, []byte("x:y\x00")),
 				attr(2, u64(4096)), attr(3, u64(4096)), attr(4, u64(9)), attr(8, u64(0)), attr(6, u64(0))),
 		},
@@ -157,20 +163,26 @@ func TestDecodeIndex(t *testing.T) {
 
 func TestDecodeLinkDead(t *testing.T) {
 	tests := []struct {
-		name string
-		in   genetlink.Message
-		want int
-		ok   bool
+		name    string
+		command uint8
+		version uint8
+		data    []byte
+		want    int
+		ok      bool
 	}{
-		{"the kernel's message", genetlink.Message{Header: genetlink.Header{Command: 4, Version: 1}, Data: attr(1, u32(3))}, 3, true},
-		{"another command", genetlink.Message{Header: genetlink.Header{Command: 5, Version: 1}, Data: attr(1, u32(3))}, 0, false},
-		{"no index", genetlink.Message{Header: genetlink.Header{Command: 4, Version: 1}}, 0, false},
-		{"beyond any device", genetlink.Message{Header: genetlink.Header{Command: 4}, Data: attr(1, u32(0xffffffff))}, 0, false},
-		{"cut off", genetlink.Message{Header: genetlink.Header{Command: 4}, Data: attr(1, u32(3))[:6]}, 0, false},
+		{"the kernel's message", 4, 1, attr(1, u32(3)), 3, true},
+		{"another command", 5, 1, attr(1, u32(3)), 0, false},
+		{"no index", 4, 1, nil, 0, false},
+		{"beyond any device", 4, 0, attr(1, u32(0xffffffff)), 0, false},
+		{"cut off", 4, 0, attr(1, u32(3))[:6], 0, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if got, ok := decodeLinkDead(tt.in); got != tt.want || ok != tt.ok {
+			in := genetlink.Message{
+				Header: genetlink.Header{Command: tt.command, Version: tt.version},
+				Data:   tt.data,
+			}
+			if got, ok := decodeLinkDead(in); got != tt.want || ok != tt.ok {
 				t.Errorf("got %d, %t, want %d, %t", got, ok, tt.want, tt.ok)
 			}
 		})
@@ -190,8 +202,16 @@ func TestDecodeStatus(t *testing.T) {
 		{name: "no such device", in: attr(9)},
 		{name: "one", in: attr(9, item(3, 1)), want: []deviceStatus{{3, true}}},
 		{name: "several", in: attr(9, item(0, 0), item(1, 1)), want: []deviceStatus{{0, false}, {1, true}}},
-		{name: "nested bits", in: attr(9|nested, attr(1|nested, attr(1, u32(3)), attr(2, []byte{1}))), want: []deviceStatus{{3, true}}},
-		{name: "unknown attributes", in: join(attr(5, u64(3)), attr(9, attr(8, u32(1)), item(3, 1))), want: []deviceStatus{{3, true}}},
+		{
+			name: "nested bits",
+			in:   attr(9|nested, attr(1|nested, attr(1, u32(3)), attr(2, []byte{1}))),
+			want: []deviceStatus{{3, true}},
+		},
+		{
+			name: "unknown attributes",
+			in:   join(attr(5, u64(3)), attr(9, attr(8, u32(1)), item(3, 1))),
+			want: []deviceStatus{{3, true}},
+		},
 		{name: "no index", in: attr(9, attr(1, attr(2, []byte{1}))), err: true},
 		{name: "connected of four bytes", in: attr(9, attr(1, attr(1, u32(1)), attr(2, u32(1)))), err: true},
 		{name: "cut off", in: attr(9, item(3, 1))[:14], err: true},
@@ -262,7 +282,8 @@ func FuzzDecodeLinkDead(f *testing.F) {
 }
 
 func FuzzParseUevent(f *testing.F) {
-	f.Add([]byte("change@/devices/virtual/block/nbd3\x00ACTION=change\x00SUBSYSTEM=block\x00DEVNAME=nbd3\x00SEQNUM=12\x00"))
+	f.Add([]byte("change@/devices/virtual/block/nbd3\x00" +
+		"ACTION=change\x00SUBSYSTEM=block\x00DEVNAME=nbd3\x00SEQNUM=12\x00"))
 	f.Add([]byte("libudev\x00\xfe\xed\xca\xfe"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		e := parseUevent(b)
@@ -277,7 +298,10 @@ func TestParseUevent(t *testing.T) {
 		in   string
 		want uevent
 	}{
-		{"change@/devices/virtual/block/nbd3\x00ACTION=change\x00DEVNAME=nbd3\x00DEVTYPE=disk\x00", uevent{"change", "nbd3"}},
+		{
+			"change@/devices/virtual/block/nbd3\x00ACTION=change\x00DEVNAME=nbd3\x00DEVTYPE=disk\x00",
+			uevent{"change", "nbd3"},
+		},
 		{"add@/devices/virtual/net/x\x00ACTION=add\x00SUBSYSTEM=net\x00", uevent{action: "add"}},
 		{"libudev\x00\xfe\xed\xca\xfe\x28DEVNAME=nbd3\x00", uevent{}},
 		{"", uevent{}},

@@ -49,7 +49,8 @@ func TestNames(t *testing.T) {
 		{nbdnl.StateIdle, "idle"}, {nbdnl.StateHeld, "held"}, {nbdnl.StateConnecting, "connecting"},
 		{nbdnl.StateLive, "live"}, {nbdnl.StateDegraded, "degraded"}, {nbdnl.StateWaiting, "waiting"},
 		{nbdnl.StateDisconnecting, "disconnecting"}, {nbdnl.StateOrphaned, "orphaned"},
-		{nbdnl.ModeNone, "none"}, {nbdnl.ModeNetlink, "netlink"}, {nbdnl.ModeIoctl, "ioctl"}, {nbdnl.ModeUnknown, "unknown"},
+		{nbdnl.ModeNone, "none"}, {nbdnl.ModeNetlink, "netlink"}, {nbdnl.ModeIoctl, "ioctl"},
+		{nbdnl.ModeUnknown, "unknown"},
 	}
 	for _, tt := range tests {
 		text, err := tt.value.MarshalText()

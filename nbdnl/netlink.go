@@ -167,7 +167,9 @@ func (d *netlinkDriver) execute(command uint8, flags netlink.HeaderFlags, attrs 
 }
 
 // transact sends a request and returns the reply to it.
-func (d *netlinkDriver) transact(conn *genetlink.Conn, m genetlink.Message, flags netlink.HeaderFlags) ([]genetlink.Message, error) {
+func (d *netlinkDriver) transact(
+	conn *genetlink.Conn, m genetlink.Message, flags netlink.HeaderFlags,
+) ([]genetlink.Message, error) {
 	d.mu.Lock()
 	family := d.family.ID
 	d.mu.Unlock()

@@ -42,11 +42,12 @@ func TestReconfigureUndone(t *testing.T) {
 				end()
 				k.Undo(tt.after)
 				update := nbdnl.Update{Sockets: unserved(t).Sockets, Timeout: &cfg.Timeout}
-				if diff := cmp.Diff([]int{0}, shutDown(t, w.Reconfigure(t.Context(), index, cfg.Identifier, update))); diff != "" {
+				err := w.Reconfigure(t.Context(), index, cfg.Identifier, update)
+				if diff := cmp.Diff([]int{0}, shutDown(t, err)); diff != "" {
 					t.Errorf("sockets (-want +got):\n%s", diff)
 				}
 				update.Sockets = unserved(t).Sockets
-				w.wantDone("reconfigure", w.Reconfigure(t.Context(), index, cfg.Identifier, update))
+				w.wantReconfigured(index, cfg.Identifier, update)
 			})
 		})
 	}
@@ -60,9 +61,17 @@ func TestReconfigureSettles(t *testing.T) {
 		undo     []time.Duration
 		min, max time.Duration
 	}{
-		{"all sleep", nbdnltest.Options{}, nil, 0, 20 * time.Millisecond},
-		{"no thread shows", nbdnltest.Options{HideThreads: true}, nil, 200 * time.Millisecond, 400 * time.Millisecond},
-		{"one does not come to rest", nbdnltest.Options{}, []time.Duration{time.Hour}, 500 * time.Millisecond, time.Second},
+		{name: "all sleep", max: 20 * time.Millisecond},
+		{
+			name: "no thread shows",
+			o:    nbdnltest.Options{HideThreads: true},
+			min:  200 * time.Millisecond, max: 400 * time.Millisecond,
+		},
+		{
+			name: "one does not come to rest",
+			undo: []time.Duration{time.Hour},
+			min:  500 * time.Millisecond, max: time.Second,
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -72,7 +81,7 @@ func TestReconfigureSettles(t *testing.T) {
 				end()
 				k.Undo(tt.undo...)
 				begin := time.Now()
-				w.wantDone("reconfigure", w.Reconfigure(t.Context(), index, cfg.Identifier, nbdnl.Update{Sockets: unserved(t).Sockets}))
+				w.wantReconfigured(index, cfg.Identifier, nbdnl.Update{Sockets: unserved(t).Sockets})
 				if took := time.Since(begin); took < tt.min || took > tt.max {
 					t.Errorf("it took %v, want %v to %v", took, tt.min, tt.max)
 				}
@@ -103,7 +112,7 @@ func TestReconfigureWaitsForReceiver(t *testing.T) {
 		end()
 		k.Undo(time.Hour)
 		next, endNext := ending(t)
-		w.wantDone("reconfigure", w.Reconfigure(t.Context(), index, cfg.Identifier, nbdnl.Update{Sockets: next.Sockets}))
+		w.wantReconfigured(index, cfg.Identifier, nbdnl.Update{Sockets: next.Sockets})
 		endNext()
 		before := k.Commands(nbdnltest.Reconfigure)
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
@@ -140,7 +149,9 @@ func TestWaitReceivers(t *testing.T) {
 				index := w.connect(cfg)
 				begin := time.Now()
 				err := w.WaitReceivers(t.Context(), index, 2)
-				if took := time.Since(begin); errors.Is(err, nbdnl.ErrStranded) != tt.stranded || (took >= time.Second) != tt.stranded {
+				took := time.Since(begin)
+				stranded, slow := errors.Is(err, nbdnl.ErrStranded), took >= time.Second
+				if stranded != tt.stranded || slow != tt.stranded {
 					t.Errorf("error %v after %v", err, took)
 				}
 			})

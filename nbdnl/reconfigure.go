@@ -44,7 +44,7 @@ func (c *Client) reconfigure(ctx context.Context, index int, identifier string, 
 	if err := u.validate(); err != nil {
 		return err
 	}
-	l, err := c.owned(index, identifier)
+	use, err := c.owned(index, identifier)
 	if err != nil {
 		return err
 	}
@@ -53,7 +53,7 @@ func (c *Client) reconfigure(ctx context.Context, index int, identifier string, 
 			return err
 		}
 	}
-	m := c.recall(index, l)
+	m := c.recall(index, use)
 	if m.disconnected {
 		return fmt.Errorf("%w, only held", ErrNotConnected)
 	}
@@ -66,13 +66,13 @@ func (c *Client) reconfigure(ctx context.Context, index int, identifier string, 
 	if len(u.Sockets) > 0 && u.Timeout == nil && m.timed {
 		u.Timeout = &m.timeout
 	}
-	pending, err := c.persist(ctx, index, l, identifier, u)
+	pending, err := c.persist(ctx, index, use, identifier, u)
 	if err = errors.Join(err, c.secure(ctx, index, u.Sockets, pending)); err != nil {
 		return err
 	}
 	s, now, err := c.look(index)
-	if err == nil && now != l {
-		err = c.still(index, l)
+	if err == nil && now != use {
+		err = c.still(index, use)
 	}
 	if err != nil {
 		return err
@@ -82,7 +82,7 @@ func (c *Client) reconfigure(ctx context.Context, index int, identifier string, 
 
 // persist gives the command until it is answered and each socket is taken, within reason. It
 // returns the positions of the sockets that were not, or that may not have been.
-func (c *Client) persist(ctx context.Context, index int, l devices.Use, identifier string, u Update) ([]int, error) {
+func (c *Client) persist(ctx context.Context, index int, use devices.Use, identifier string, u Update) ([]int, error) {
 	sockets, pending := u.Sockets, make([]int, len(u.Sockets))
 	for i := range pending {
 		pending[i] = i
@@ -106,7 +106,7 @@ func (c *Client) persist(ctx context.Context, index int, l devices.Use, identifi
 		for _, i := range pending {
 			u.Sockets = append(u.Sockets, sockets[i])
 		}
-		taken, err := c.update(ctx, index, l, identifier, u)
+		taken, err := c.update(ctx, index, use, identifier, u)
 		before := len(pending)
 		pending = untaken(pending, taken)
 		telling = telling || len(pending) < before
@@ -117,8 +117,11 @@ func (c *Client) persist(ctx context.Context, index int, l devices.Use, identifi
 		case err != nil && !answerLost:
 			return pending, err
 		case len(pending) > 0 && !telling:
-			return pending, errors.Join(fmt.Errorf("%w: the timeout of the device is not known here and may be 0, give it in the update",
-				ErrNotVerified), err)
+			unknown := fmt.Errorf(
+				"%w: the timeout of the device is not known here and may be 0, give it in the update",
+				ErrNotVerified,
+			)
+			return pending, errors.Join(unknown, err)
 		case answerLost && !lost:
 			lost = true // what is left in u can be done twice
 			continue
@@ -176,11 +179,11 @@ func untaken(pending []int, taken []bool) []int {
 // it has not set, that it was not, provided that there is a timeout. Where there is none, one is
 // lent to the device for the time of the command: TIMEOUT is obeyed before SOCKETS, and requests
 // that begin in between have it too, of weeks.
-func (c *Client) update(ctx context.Context, index int, l devices.Use, identifier string, u Update) ([]bool, error) {
+func (c *Client) update(ctx context.Context, index int, use devices.Use, identifier string, u Update) ([]bool, error) {
 	if err := c.reach(ctx); err != nil {
 		return nil, err
 	}
-	if l.Identified && c.driver.mode() == ModeIoctl {
+	if use.Identified && c.driver.mode() == ModeIoctl {
 		return nil, fmt.Errorf("it was connected by netlink, and ioctls can't change it: %w", errors.ErrUnsupported)
 	}
 	if len(u.Sockets) > 0 {
@@ -189,7 +192,7 @@ func (c *Client) update(ctx context.Context, index int, l devices.Use, identifie
 		ctx, cancel = delayed(ctx, answerGrace)
 		defer cancel()
 	}
-	taken, err := do(ctx, c.slots, func() (taken []bool, err error) {
+	taken, err := do(ctx, c.limit, func() (taken []bool, err error) {
 		fds, err := dupSockets(u.Sockets)
 		if err != nil {
 			return nil, err
@@ -199,7 +202,7 @@ func (c *Client) update(ctx context.Context, index int, l devices.Use, identifie
 		if err != nil {
 			return nil, err
 		}
-		if err := c.still(index, l); err != nil {
+		if err := c.still(index, use); err != nil {
 			return nil, errors.Join(err, restoreSendLimits(fds, limits, nil))
 		}
 		sent, lend := u, len(fds) > 0 && u.Timeout != nil && *u.Timeout == 0
@@ -216,7 +219,7 @@ func (c *Client) update(ctx context.Context, index int, l devices.Use, identifie
 		return taken, errors.Join(err, limitErr, restoreSendLimits(fds, limits, taken))
 	}, nil)
 	if err == nil && u.Timeout != nil {
-		c.remember(index, l, func(m *memory) { m.timed, m.timeout = true, *u.Timeout })
+		c.remember(index, use, func(m *memory) { m.timed, m.timeout = true, *u.Timeout })
 	}
 	return taken, err
 }

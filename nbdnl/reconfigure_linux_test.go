@@ -59,9 +59,9 @@ func TestReconfigureAnswerLost(t *testing.T) {
 		end()
 		k.Mute(nbdnltest.Reconfigure)
 		size := int64(4 * mebi)
-		w.wantDone("reconfigure", w.Reconfigure(t.Context(), index, cfg.Identifier, nbdnl.Update{Sockets: unserved(t).Sockets}))
+		w.wantReconfigured(index, cfg.Identifier, nbdnl.Update{Sockets: unserved(t).Sockets})
 		k.Mute(nbdnltest.Reconfigure)
-		w.wantDone("reconfigure", w.Reconfigure(t.Context(), index, cfg.Identifier, nbdnl.Update{Size: &size}))
+		w.wantReconfigured(index, cfg.Identifier, nbdnl.Update{Size: &size})
 		if n := k.Commands(nbdnltest.Reconfigure); n != 4 {
 			t.Errorf("%d commands, want each one twice", n)
 		}

@@ -32,12 +32,15 @@ var detachScenarios = []scenario{
 			w.Fatalf("detach of an open device: %v", err)
 		}
 		w.wantError(err, nbdnl.ErrBusy)
-		if h := busy.Holders[0]; h.Kind != holder.Process || h.PID == 0 || h.Comm == "" || h.Device != nbdnl.Path(index)[len("/dev/"):] {
+		h := busy.Holders[0]
+		known := h.Kind == holder.Process && h.PID != 0 && h.Comm != ""
+		if !known || h.Device != nbdnl.Path(index)[len("/dev/"):] {
 			w.Errorf("holder is %+v", h)
 		}
 		w.wantState(index, nbdnl.StateLive)
 		release()
-		w.wantDone("detach after release", w.Detach(w.Context(), index, nbdnl.DetachOptions{Identifier: cfg.Identifier}))
+		o := nbdnl.DetachOptions{Identifier: cfg.Identifier}
+		w.wantDone("detach after release", w.Detach(w.Context(), index, o))
 	}},
 	{"detach waits for a prober", nbdnl.ModeNone, func(w world) {
 		cfg := config(serve(w))

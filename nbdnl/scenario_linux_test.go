@@ -118,7 +118,14 @@ var connectScenarios = []scenario{
 		const required = nbdnl.FlagSendFlush | nbdnl.FlagSendFUA | nbdnl.FlagSendTrim
 		const offered = nbdnl.FlagSendWriteZeroes | nbdnl.FlagRotational
 		for _, flags := range []nbdnl.Flags{
-			0, nbdnl.FlagSendFlush, nbdnl.FlagSendTrim, required, required | offered, required | nbdnl.FlagReadOnly, nbdnl.FlagReadOnly, 0,
+			0,
+			nbdnl.FlagSendFlush,
+			nbdnl.FlagSendTrim,
+			required,
+			required | offered,
+			required | nbdnl.FlagReadOnly,
+			nbdnl.FlagReadOnly,
+			0,
 		} {
 			cfg := config(serve(w))
 			cfg.Flags = flags
@@ -176,8 +183,10 @@ var connectScenarios = []scenario{
 		index := w.connect(config(serve(w)))
 		timeout := time.Second
 		w.wantError(w.Drop(w.Context(), index, "test:other"), nbdnl.ErrNotOwner)
-		w.wantError(w.Detach(w.Context(), index, nbdnl.DetachOptions{Identifier: "test:other", Force: true}), nbdnl.ErrNotOwner)
-		w.wantError(w.Reconfigure(w.Context(), index, "test:other", nbdnl.Update{Timeout: &timeout}), nbdnl.ErrNotOwner)
+		forced := nbdnl.DetachOptions{Identifier: "test:other", Force: true}
+		w.wantError(w.Detach(w.Context(), index, forced), nbdnl.ErrNotOwner)
+		update := nbdnl.Update{Timeout: &timeout}
+		w.wantError(w.Reconfigure(w.Context(), index, "test:other", update), nbdnl.ErrNotOwner)
 		w.wantState(index, nbdnl.StateLive)
 		w.wantDone("disconnect any", w.DropAny(w.Context(), index))
 		w.wantState(index, nbdnl.StateIdle)

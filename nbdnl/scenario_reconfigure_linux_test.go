@@ -13,7 +13,7 @@ var reconfigureScenarios = []scenario{
 		cfg := config(serve(w))
 		index := w.connect(cfg)
 		size, timeout := int64(2*mebi), 9*time.Second
-		w.wantDone("reconfigure", w.Reconfigure(w.Context(), index, cfg.Identifier, nbdnl.Update{Size: &size, Timeout: &timeout}))
+		w.wantReconfigured(index, cfg.Identifier, nbdnl.Update{Size: &size, Timeout: &timeout})
 		if got := w.status(index).Size; got != size {
 			w.Errorf("size is %d, want %d", got, size)
 		}
@@ -31,7 +31,8 @@ var reconfigureScenarios = []scenario{
 		}
 		block = 1024
 		size := int64(4 * block)
-		w.wantDone("size and block size", w.Reconfigure(w.Context(), index, cfg.Identifier, nbdnl.Update{Size: &size, BlockSize: &block}))
+		both := nbdnl.Update{Size: &size, BlockSize: &block}
+		w.wantDone("size and block size", w.Reconfigure(w.Context(), index, cfg.Identifier, both))
 		block = 4096
 		w.wantDone("block size", w.Reconfigure(w.Context(), index, cfg.Identifier, nbdnl.Update{BlockSize: &block}))
 		if got := w.status(index); got.Size != size || got.BlockSize != block {
@@ -44,7 +45,7 @@ var reconfigureScenarios = []scenario{
 		cfg.DeadConnTimeout = 30 * time.Second
 		index := w.connect(cfg)
 		old.ours.Close()
-		w.wantDone("reconfigure", w.Reconfigure(w.Context(), index, cfg.Identifier, sockets(r)))
+		w.wantReconfigured(index, cfg.Identifier, sockets(r))
 		w.wantDone("disconnect", w.Drop(w.Context(), index, cfg.Identifier))
 		<-r.done
 	}},
@@ -57,7 +58,7 @@ var reconfigureScenarios = []scenario{
 		w.wantError(err, context.DeadlineExceeded)
 		w.wantDropped(err, 0)
 		time.AfterFunc(50*time.Millisecond, func() { old.ours.Close() })
-		w.wantDone("reconfigure", w.Reconfigure(w.Context(), index, cfg.Identifier, sockets(r)))
+		w.wantReconfigured(index, cfg.Identifier, sockets(r))
 		w.wantDone("disconnect", w.Drop(w.Context(), index, cfg.Identifier))
 		<-r.done
 	}},
@@ -89,7 +90,7 @@ var reconfigureScenarios = []scenario{
 		reconfigure := func(ctx context.Context) error { return w.Reconfigure(ctx, index, cfg.Identifier, sockets(r)) }
 		w.wantDropped(w.impatiently(nbdnl.ErrNoDeadConnection, reconfigure), 0)
 		old.ours.Close()
-		w.wantDone("reconfigure", w.Reconfigure(w.Context(), index, cfg.Identifier, sockets(r)))
+		w.wantReconfigured(index, cfg.Identifier, sockets(r))
 		w.wantNoSendLimit(r)
 		w.wantDone("disconnect", w.Drop(w.Context(), index, cfg.Identifier))
 		<-r.done

@@ -22,11 +22,11 @@ const (
 	endPatience = 3 * time.Second
 )
 
-// A session is the life of a device that was connected by ioctls: a thread that is in NBD_DO_IT for
-// as long as the device lives. The thread is the session's alone, and ends with it: the kernel lets
-// one thread only set up a device (nbd_add_socket), and any signal that reaches it in NBD_DO_IT,
-// such as those by which the Go runtime preempts goroutines, ends the device
-// (nbd_start_device_ioctl). So it takes none.
+// A session keeps a device connected by ioctls: a thread that is in NBD_DO_IT for as long as the
+// device lives. Nothing else runs in the thread, and it ends with the session: the kernel lets one
+// thread only set up a device (nbd_add_socket), and any signal that reaches it in NBD_DO_IT, such
+// as those by which the Go runtime preempts goroutines, ends the device (nbd_start_device_ioctl).
+// So it takes none.
 //
 // What can't be kept from it are the end of the process and what stops it: SIGSTOP, Ctrl-Z in a
 // terminal, a frozen control group, or a machine that is suspended. Each of them ends the device.
@@ -103,7 +103,8 @@ func (s *session) setUp() error {
 	if err != nil {
 		return err
 	}
-	holders, err := sys.Holders().Find(context.Background(), s.index, holder.Descriptor{PID: os.Getpid(), FD: holder.AnyFD})
+	own := holder.Descriptor{PID: os.Getpid(), FD: holder.AnyFD}
+	holders, err := sys.Holders().Find(context.Background(), s.index, own)
 	if err != nil {
 		return err
 	}
@@ -128,15 +129,15 @@ func (s *session) setUp() error {
 
 // taken reports whether the device is connected.
 func (s *session) taken() bool {
-	l, err := s.driver.sysfs.Use(s.index)
-	return err != nil || l.Connected
+	use, err := s.driver.sysfs.Use(s.index)
+	return err != nil || use.Connected
 }
 
 // started reports whether the device has been this session's. NBD_DO_IT says EBUSY, too, when a
 // stop signal has ended the device, for the kernel then begins the call anew.
 func (s *session) started() bool {
-	l, err := s.driver.sysfs.Use(s.index)
-	return s.shown.Load() || err == nil && l.TID != 0 && l.TID == s.tid
+	use, err := s.driver.sysfs.Use(s.index)
+	return s.shown.Load() || err == nil && use.TID != 0 && use.TID == s.tid
 }
 
 // wait returns when the kernel shows the device, or when it has come to nothing.
@@ -168,11 +169,11 @@ func (s *session) wait() error {
 
 // shows reports whether the kernel shows the device as it will be: `pid` comes before the size.
 func (s *session) shows() (bool, error) {
-	l, err := s.driver.sysfs.Use(s.index)
-	if err != nil || !l.Connected {
+	use, err := s.driver.sysfs.Use(s.index)
+	if err != nil || !use.Connected {
 		return false, err
 	}
-	if l.TID != 0 && s.driver.sys.root().InitialPIDs() && l.TID != s.tid {
+	if use.TID != 0 && s.driver.sys.root().InitialPIDs() && use.TID != s.tid {
 		return false, nil // another's, which NBD_DO_IT is about to say
 	}
 	size, err := s.driver.sysfs.Size(s.index)

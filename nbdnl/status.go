@@ -116,7 +116,7 @@ func (c *Client) idleOrHeld(ctx context.Context, index int) (State, error) {
 	if err := c.reach(ctx); err != nil {
 		return StateIdle, err
 	}
-	held, err := do(ctx, c.slots, func() (bool, error) { return c.driver.configured(index) }, nil)
+	held, err := do(ctx, c.limit, func() (bool, error) { return c.driver.configured(index) }, nil)
 	if held {
 		return StateHeld, err
 	}
@@ -154,7 +154,7 @@ func (c *Client) look(index int) (Status, devices.Use, error) {
 	}
 }
 
-func (c *Client) statusIn(index int, l devices.Use) (Status, error) {
+func (c *Client) statusIn(index int, use devices.Use) (Status, error) {
 	block, err := c.sysfs.Number(index, "queue/logical_block_size")
 	if err != nil {
 		return Status{}, err
@@ -164,7 +164,7 @@ func (c *Client) statusIn(index int, l devices.Use) (Status, error) {
 		return Status{}, err
 	}
 	s := Status{Index: index, BlockSize: int(block), ReadOnly: ro != 0}
-	if !l.Connected {
+	if !use.Connected {
 		return s, nil
 	}
 	if s.Size, err = c.sysfs.Size(index); err != nil {
@@ -173,12 +173,12 @@ func (c *Client) statusIn(index int, l devices.Use) (Status, error) {
 	if s.Flags, err = c.sysfs.flags(index); err != nil {
 		return Status{}, err
 	}
-	s.Identifier, s.HasIdentifier = l.Identifier, l.Identified
-	s.OwnerTID = l.TID
-	s.OwnerPID, s.OwnerGone = c.sys.root().ProcessOf(l.TID)
-	s.Mode = c.modeOf(index, l)
+	s.Identifier, s.HasIdentifier = use.Identifier, use.Identified
+	s.OwnerTID = use.TID
+	s.OwnerPID, s.OwnerGone = c.sys.root().ProcessOf(use.TID)
+	s.Mode = c.modeOf(index, use)
 	switch {
-	case c.hasEnded(index, l):
+	case c.hasEnded(index, use):
 		s.State = StateDisconnecting
 	case s.Size == 0:
 		// `pid` comes before the size at connect, and goes after it at the end.
@@ -189,14 +189,14 @@ func (c *Client) statusIn(index int, l devices.Use) (Status, error) {
 	return s, nil
 }
 
-func (c *Client) modeOf(index int, l devices.Use) Mode {
+func (c *Client) modeOf(index int, use devices.Use) Mode {
 	switch {
-	case l.Identified:
+	case use.Identified:
 		return ModeNetlink
 	case c.sysfs.Identifiers:
 		return ModeIoctl
 	}
-	if m := c.recall(index, l); m.connected {
+	if m := c.recall(index, use); m.connected {
 		return m.mode
 	}
 	return ModeUnknown

@@ -36,7 +36,7 @@ func TestKernelTrap07SocketDropped(t *testing.T) {
 	first.ours.Close()
 	w.dead(l, index)
 	next := observe(t)
-	w.wantDone("reconfigure", w.Reconfigure(t.Context(), index, cfg.Identifier, nbdnl.Update{Sockets: kernelEnds(next)}))
+	w.wantReconfigured(index, cfg.Identifier, nbdnl.Update{Sockets: kernelEnds(next)})
 	next.kernel.Close()
 	f := w.open(index, os.O_RDONLY|syscall.O_DIRECT)
 	w.wantDone("read", w.within("read", soon, w.read(f, elsewhere)))
@@ -264,7 +264,8 @@ func TestKernelTrap28Flush(t *testing.T) {
 			flushes += n
 		}
 		if writes != 1 || flushes != tt.flushes {
-			t.Errorf("flags %b, %d connections: %d writes and %d flushes, want 1 and %d", tt.flags, tt.witnesses, writes, flushes, tt.flushes)
+			t.Errorf("flags %b, %d connections: %d writes and %d flushes, want 1 and %d",
+				tt.flags, tt.witnesses, writes, flushes, tt.flushes)
 		}
 		f.Close()
 		w.wantDetached(index, cfg.Identifier)

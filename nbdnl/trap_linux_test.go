@@ -121,7 +121,9 @@ func (k rawKernel) encode(index int, socks []syscall.Conn, attrs []attribute) (d
 }
 
 // command gives a command and returns the kernel's answer to it.
-func (k rawKernel) command(c nbdnltest.Command, index int, socks []syscall.Conn, attrs ...attribute) ([]genetlink.Message, error) {
+func (k rawKernel) command(
+	c nbdnltest.Command, index int, socks []syscall.Conn, attrs ...attribute,
+) ([]genetlink.Message, error) {
 	k.Helper()
 	m := genetlink.Message{Header: genetlink.Header{Command: uint8(c), Version: 1}, Data: k.encode(index, socks, attrs)}
 	flags := netlink.Request

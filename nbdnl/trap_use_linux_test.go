@@ -121,7 +121,8 @@ func TestKernelTrap12DisconnectDropsCached(t *testing.T) {
 	w.wantDetached(index, cfg.Identifier)
 	<-r.done
 	if !r.begins(data) || r.unflushed.Load() != 0 {
-		t.Errorf("what was cached before Detach has arrived: %t, but for %d bytes it is flushed", r.begins(data), r.unflushed.Load())
+		t.Errorf("what was cached before Detach has arrived: %t, but for %d bytes it is flushed",
+			r.begins(data), r.unflushed.Load())
 	}
 }
 
@@ -142,7 +143,7 @@ func TestKernelTrap13DisconnectOnClose(t *testing.T) {
 	index = w.connect(cfg)
 	user := w.open(index, os.O_RDONLY)
 	flags := nbdnl.DisconnectOnClose
-	w.wantDone("reconfigure", w.Reconfigure(t.Context(), index, cfg.Identifier, nbdnl.Update{ClientFlags: &flags}))
+	w.wantReconfigured(index, cfg.Identifier, nbdnl.Update{ClientFlags: &flags})
 	w.open(index, os.O_RDONLY).Close()
 	w.wantState(index, nbdnl.StateLive)
 	user.Close()
@@ -243,7 +244,8 @@ func TestKernelTrap16StalePartitions(t *testing.T) {
 		index := w.connect(cfg)
 		w.open(index, os.O_RDONLY).Close() // scans
 		exists := func() bool {
-			_, err := os.Stat(filepath.Join("/sys/block", filepath.Base(nbdnl.Path(index)), filepath.Base(nbdnl.Path(index))+"p1"))
+			disk := filepath.Base(nbdnl.Path(index))
+			_, err := os.Stat(filepath.Join("/sys/block", disk, disk+"p1"))
 			return err == nil
 		}
 		if !exists() {
@@ -327,7 +329,8 @@ func TestKernelTrap30ReasonInLog(t *testing.T) {
 	index := w.idle()
 	s, other := observe(t), observe(t)
 	// FlagCanMultiConn is missing, which package nbdnl would not let pass.
-	_, err = k.command(nbdnltest.Connect, index, kernelEnds(s, other), number(nbdAttrSize, mebi), number(nbdAttrFlags, 1))
+	size, flags := number(nbdAttrSize, mebi), number(nbdAttrFlags, 1)
+	_, err = k.command(nbdnltest.Connect, index, kernelEnds(s, other), size, flags)
 	if !errors.Is(err, syscall.EINVAL) {
 		t.Errorf("error is %v, want EINVAL", err)
 	}

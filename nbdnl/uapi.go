@@ -23,7 +23,7 @@ const (
 	cmdConnect     = 1 // NBD_CMD_CONNECT
 	cmdDisconnect  = 2 // NBD_CMD_DISCONNECT
 	cmdReconfigure = 3 // NBD_CMD_RECONFIGURE
-	cmdLinkDead    = 4 // NBD_CMD_LINK_DEAD, which only the kernel sends, with an index alone
+	cmdLinkDead    = 4 // NBD_CMD_LINK_DEAD, which only the kernel sends, with nothing but an index
 	cmdStatus      = 5 // NBD_CMD_STATUS
 )
 

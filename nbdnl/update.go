@@ -41,7 +41,8 @@ func (u *Update) validate() error {
 	if u.Size != nil && len(u.Sockets) > 0 {
 		// nbd_genl_reconfigure sets the size first, which waits for requests that hang on the very
 		// connections the sockets are to replace.
-		errs = append(errs, errors.New("size and sockets in one update can deadlock the kernel: send the sockets first"))
+		errs = append(errs,
+			errors.New("size and sockets in one update can deadlock the kernel: send the sockets first"))
 	}
 	return errors.Join(errs...)
 }

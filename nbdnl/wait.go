@@ -16,21 +16,21 @@ import (
 //
 // The index may still not be free for the next ConnectIndex, if somebody opens it while it is idle.
 func (c *Client) WaitFree(ctx context.Context, index int) error {
-	l, err := c.sysfs.Use(index)
-	if err == nil && l.Connected {
-		err = c.waitEnd(ctx, index, l)
+	use, err := c.sysfs.Use(index)
+	if err == nil && use.Connected {
+		err = c.waitEnd(ctx, index, use)
 	}
 	return newError("wait", index, err)
 }
 
-// waitEnd waits until l is over.
-func (c *Client) waitEnd(ctx context.Context, index int, l devices.Use) error {
+// waitEnd waits until use is over.
+func (c *Client) waitEnd(ctx context.Context, index int, use devices.Use) error {
 	over := func() (bool, error) {
 		now, err := c.sysfs.Use(index)
 		if errors.Is(err, os.ErrNotExist) {
 			return true, nil
 		}
-		return now != l, err
+		return now != use, err
 	}
 	if end, err := over(); end || err != nil {
 		return err

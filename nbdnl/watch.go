@@ -32,7 +32,7 @@ type Watch struct {
 	client *Client
 	ctx    context.Context
 	cancel context.CancelCauseFunc
-	notes  *notebook
+	events *eventQueue
 	blind  bool // there are no uevents
 	deaths deathSource
 	deaf   bool // the driver may have come anew, so that deaths is to join again
@@ -60,10 +60,10 @@ func (c *Client) Watch(ctx context.Context) (*Watch, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	w := &Watch{
 		client: c, ctx: ctx, cancel: cancel,
-		notes: newNotebook(), pause: backoff.New(),
+		events: newEventQueue(), pause: backoff.New(),
 		seen: make(map[int]sight), dead: make(map[int]bool), unsettled: make(map[int]time.Time),
 	}
-	// What happens from here on is noted, and so is not lost after the first look.
+	// What happens from here on is queued, and so is not lost after the first look.
 	err := w.subscribe()
 	if err == nil {
 		err = w.lookFirst()
@@ -89,7 +89,7 @@ func (w *Watch) Next() (Event, error) {
 			return Event{}, newError("watch", anyIndex, err)
 		}
 		if err := w.look(all); err != nil {
-			w.notes.changeAll() // what was noted is to be looked at still
+			w.events.changeAll() // what was queued is to be looked at still
 			return Event{}, newError("watch", anyIndex, err)
 		}
 	}
@@ -109,13 +109,13 @@ func (w *Watch) Close() {
 	})
 }
 
-// subscribe opens what the kernel says and begins to note it.
+// subscribe opens what the kernel says and begins to queue it.
 func (w *Watch) subscribe() error {
 	c := w.client
 	if err := c.reach(w.ctx); err != nil {
 		return err
 	}
-	deaths, err := do(w.ctx, c.slots, c.driver.deaths, func(d deathSource, err error) {
+	deaths, err := do(w.ctx, c.limit, c.driver.deaths, func(d deathSource, err error) {
 		if err == nil {
 			_ = d.Close()
 		}
@@ -127,7 +127,7 @@ func (w *Watch) subscribe() error {
 	w.read(deaths, func() error {
 		index, err := deaths.Read()
 		if err == nil && index != anyIndex {
-			w.notes.death(index)
+			w.events.death(index)
 		}
 		return err
 	})
@@ -144,7 +144,7 @@ func (w *Watch) subscribe() error {
 		}
 		e := parseUevent(buf[:n])
 		if index, ok := names.Index(e.device); ok {
-			w.notes.change(index, e.action == "add")
+			w.events.change(index, e.action == "add")
 		}
 		return nil
 	})
@@ -159,7 +159,7 @@ func (w *Watch) read(source io.Closer, next func() error) {
 			err := next()
 			switch {
 			case errors.Is(err, syscall.ENOBUFS):
-				w.notes.changeAll() // the kernel has dropped some
+				w.events.changeAll() // the kernel has dropped some
 			case err != nil:
 				w.cancel(fmt.Errorf("the kernel's events have ended: %w", err))
 				return
@@ -174,7 +174,7 @@ func (w *Watch) wait() (all bool, err error) {
 		return false, err
 	}
 	if len(w.unsettled) > 0 {
-		return false, w.pause.Wait(w.ctx, w.notes.wake)
+		return false, w.pause.Wait(w.ctx, w.events.wake)
 	}
 	var tick <-chan time.Time
 	if w.blind {
@@ -183,7 +183,7 @@ func (w *Watch) wait() (all bool, err error) {
 		tick = timer.C
 	}
 	select {
-	case <-w.notes.wake:
+	case <-w.events.wake:
 	case <-tick:
 		all = true
 	case <-w.ctx.Done():
@@ -220,19 +220,19 @@ func (w *Watch) lookFirst() error {
 
 // look looks at the devices of which there is something new, or at all.
 func (w *Watch) look(all bool) error {
-	n := w.notes.take()
-	maps.Copy(w.dead, n.dead)
-	due := slices.Collect(maps.Keys(n.changed))
+	queued := w.events.take()
+	maps.Copy(w.dead, queued.dead)
+	due := slices.Collect(maps.Keys(queued.changed))
 	due = slices.AppendSeq(due, maps.Keys(w.dead))
 	due = slices.AppendSeq(due, maps.Keys(w.unsettled))
-	if all || n.all {
+	if all || queued.all {
 		indexes, err := w.client.sysfs.Indexes()
 		if err != nil {
 			return err
 		}
 		due = slices.AppendSeq(append(due, indexes...), maps.Keys(w.seen))
 	}
-	w.deaf = w.deaf || n.all || n.added
+	w.deaf = w.deaf || queued.all || queued.added
 	if err := w.join(); err != nil {
 		return err
 	}
@@ -254,7 +254,7 @@ func (w *Watch) join() error {
 	// Whoever is stuck in the kernel must not keep the watch from what sysfs shows.
 	ctx, cancel := context.WithTimeout(w.ctx, joinPatience)
 	defer cancel()
-	_, err := do(ctx, w.client.slots, func() (struct{}, error) { return struct{}{}, w.deaths.Join() }, nil)
+	_, err := do(ctx, w.client.limit, func() (struct{}, error) { return struct{}{}, w.deaths.Join() }, nil)
 	if errors.Is(err, ErrNoDriver) {
 		err = nil // it has gone since, and announces itself when it comes back
 	}
@@ -305,9 +305,9 @@ func settling(s sight) bool { return s.use.Connected && s.status.Size == 0 }
 
 // sight looks at an index.
 func (w *Watch) sight(index int) (sight, error) {
-	s, l, err := w.client.look(index)
+	s, use, err := w.client.look(index)
 	if errors.Is(err, os.ErrNotExist) {
 		return none(index), nil
 	}
-	return sight{exists: true, use: l, status: s}, err
+	return sight{exists: true, use: use, status: s}, err
 }

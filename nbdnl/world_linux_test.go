@@ -89,8 +89,10 @@ func (w world) status(index int) nbdnl.Status {
 func (w world) wantState(index int, want nbdnl.State) {
 	w.Helper()
 	s := w.status(index)
-	for patience := time.Now().Add(3 * time.Second); s.State != want && time.Now().Before(patience); s = w.status(index) {
+	patience := time.Now().Add(3 * time.Second)
+	for s.State != want && time.Now().Before(patience) {
 		<-time.After(5 * time.Millisecond)
+		s = w.status(index)
 	}
 	if s.State != want {
 		w.Errorf("%s is %v, want %v", nbdnl.Path(index), s.State, want)
@@ -139,6 +141,12 @@ func (w world) wantDone(what string, err error) {
 	}
 }
 
+// wantReconfigured changes a device that carries the identifier.
+func (w world) wantReconfigured(index int, identifier string, u nbdnl.Update) {
+	w.Helper()
+	w.wantDone("reconfigure", w.Reconfigure(w.Context(), index, identifier, u))
+}
+
 // carries reports whether the status is that of a device with the configuration's identifier, which
 // not all kernels keep, and of no device that was connected by ioctls.
 func carries(s nbdnl.Status, cfg nbdnl.Config) bool {
@@ -170,7 +178,8 @@ func (w world) wantNoSendLimit(r *responder) {
 		w.Fatal(err)
 	}
 	_ = raw.Control(func(fd uintptr) {
-		if tv, err := unix.GetsockoptTimeval(int(fd), unix.SOL_SOCKET, unix.SO_SNDTIMEO); err != nil || *tv != (unix.Timeval{}) {
+		tv, err := unix.GetsockoptTimeval(int(fd), unix.SOL_SOCKET, unix.SO_SNDTIMEO)
+		if err != nil || *tv != (unix.Timeval{}) {
 			w.Errorf("limit of sends is %v, %v", tv, err)
 		}
 	})

@@ -119,7 +119,10 @@ func TestWrongBackends(t *testing.T) {
 		{&oddBlocks{newDisk(diskSize), backends.BlockSizes{Minimum: 3}}, "Promises", "powers of two"},
 		{&oddBlocks{newDisk(diskSize), backends.BlockSizes{Minimum: 4096}}, "Promises", "no multiple of the smallest"},
 		{&oddBlocks{newDisk(1 << 20), backends.BlockSizes{Minimum: 4096, Preferred: 512}}, "Promises", "below minimum"},
-		{&oddBlocks{newDisk(1 << 20), backends.BlockSizes{Minimum: 4096, Maximum: 5000}}, "Promises", "multiple of minimum"},
+		{
+			&oddBlocks{newDisk(1 << 20), backends.BlockSizes{Minimum: 4096, Maximum: 5000}},
+			"Promises", "multiple of minimum",
+		},
 		{&fickle{disk: newDisk(diskSize)}, "Promises", "Probe: "},
 		{&syncFails{newDisk(diskSize)}, "Promises", "Sync with nothing to do"},
 

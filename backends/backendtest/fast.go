@@ -242,7 +242,8 @@ func (m *model) brokenWrite(off int64, p []byte) bool {
 	}
 	for i, c := range got {
 		if old := m.at(off, n)[i]; c != old && c != p[i] {
-			m.Errorf("WriteAtFrom broken off: byte %d is %#02x, neither %#02x as before nor %#02x", off+int64(i), c, old, p[i])
+			m.Errorf("WriteAtFrom broken off: byte %d is %#02x, neither %#02x as before nor %#02x",
+				off+int64(i), c, old, p[i])
 			return false
 		}
 	}

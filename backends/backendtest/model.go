@@ -76,7 +76,8 @@ func (m *model) trim(off, n int64) bool {
 			}
 			i += next
 			if m.opts.TrimZeroes || got[i] != want[i] {
-				m.Errorf("Trim: byte %d is %#02x, was %#02x, and may be zero or, without TrimZeroes, that", off+int64(i), got[i], want[i])
+				m.Errorf("Trim: byte %d is %#02x, was %#02x, and may be zero or, without TrimZeroes, that",
+					off+int64(i), got[i], want[i])
 				return false
 			}
 			if bytes.Equal(got[i:], want[i:]) {

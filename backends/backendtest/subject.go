@@ -160,7 +160,8 @@ func (s *subject) equal(after string, off int64, got, want []byte) bool {
 	if i < 0 {
 		return true
 	}
-	s.Errorf("%s: byte %d (%d of the %d at %d) is %#02x, want %#02x", after, off+int64(i), i, len(want), off, got[i], want[i])
+	s.Errorf("%s: byte %d (%d of the %d at %d) is %#02x, want %#02x",
+		after, off+int64(i), i, len(want), off, got[i], want[i])
 	return false
 }
 

@@ -24,7 +24,8 @@ func cached(fd int, off int64, n int) bool {
 	pageSize := int64(os.Getpagesize())
 	first, last := off/pageSize, (off+int64(n)-1)/pageSize
 	pages := uint64(last - first + 1)
+	whole := unix.CachestatRange{Off: uint64(first * pageSize), Len: pages * uint64(pageSize)}
 	var have unix.Cachestat_t
-	err := unix.Cachestat(uint(fd), &unix.CachestatRange{Off: uint64(first * pageSize), Len: pages * uint64(pageSize)}, &have, 0)
+	err := unix.Cachestat(uint(fd), &whole, &have, 0)
 	return err == nil && have.Cache >= pages
 }

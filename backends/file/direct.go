@@ -15,8 +15,8 @@ type direct struct {
 	unit   int64   // bytes, of which offsets and lengths are multiples; a power of two
 	memory uintptr // bytes, of which addresses are multiples; a power of two
 
-	slots chan struct{} // has one for each bounce that is lent
-	idle  sync.Pool     // of *bounce
+	lent chan struct{} // has an element for each bounce that is lent
+	idle sync.Pool     // of *bounce
 }
 
 const (
@@ -32,19 +32,19 @@ const (
 type bounce struct{ p []byte }
 
 func newDirect(unit int64, memory uintptr) *direct {
-	d := &direct{unit: unit, memory: memory, slots: make(chan struct{}, maxBounces)}
+	d := &direct{unit: unit, memory: memory, lent: make(chan struct{}, maxBounces)}
 	d.idle.New = func() any { return &bounce{alignedMemory(max(bounceSize, int(unit)), memory)} }
 	return d
 }
 
 func (d *direct) borrow() *bounce {
-	d.slots <- struct{}{}
+	d.lent <- struct{}{}
 	return d.idle.Get().(*bounce)
 }
 
 func (d *direct) giveBack(b *bounce) {
 	d.idle.Put(b)
-	<-d.slots
+	<-d.lent
 }
 
 // read has do read into p, or into other memory piece by piece.

@@ -42,7 +42,8 @@ func TestBouncesAreBounded(t *testing.T) {
 			t.Errorf("%d requests have a bounce, want %d", n, maxBounces)
 		}
 		// Those whose memory suits do not wait for the others.
-		if n, err := d.read(alignedMemory(4096, 512), 0, func(p []byte, off int64) (int, error) { return len(p), nil }); n != 4096 || err != nil {
+		all := func(p []byte, off int64) (int, error) { return len(p), nil }
+		if n, err := d.read(alignedMemory(4096, 512), 0, all); n != 4096 || err != nil {
 			t.Errorf("%d, %v", n, err)
 		}
 		close(disk)
@@ -57,7 +58,15 @@ func TestMultiple(t *testing.T) {
 	for _, tt := range []struct {
 		unit    int64
 		n, want int
-	}{{512, 0, 512}, {512, 1, 512}, {512, 512, 512}, {512, 4096, 4096}, {4096, 512, 4096}, {4096, 1000, 512_000}, {512, 3, 1536}} {
+	}{
+		{512, 0, 512},
+		{512, 1, 512},
+		{512, 3, 1536},
+		{512, 512, 512},
+		{512, 4096, 4096},
+		{4096, 512, 4096},
+		{4096, 1000, 512_000},
+	} {
 		if got := newDirect(tt.unit, 512).multiple(tt.n); got != tt.want {
 			t.Errorf("of %d and %d: %d, want %d", tt.unit, tt.n, got, tt.want)
 		}

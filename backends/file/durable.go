@@ -32,8 +32,8 @@ func (d *durable) sync(sync func() error) error {
 	return d.err
 }
 
-// alone is sync for one that nobody shares.
-func (d *durable) alone(sync func() error) error {
+// unshared is sync for a sync that no other call shares.
+func (d *durable) unshared(sync func() error) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.err == nil {

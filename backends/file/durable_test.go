@@ -71,10 +71,10 @@ func TestSyncErrorStays(t *testing.T) {
 // An error that a sync of another kind is told of is told to no later one, so it stays, too.
 func TestResizeErrorStays(t *testing.T) {
 	var d durable
-	if err := d.alone(func() error { return syscall.EIO }); !errors.Is(err, syscall.EIO) {
+	if err := d.unshared(func() error { return syscall.EIO }); !errors.Is(err, syscall.EIO) {
 		t.Errorf("%v, want EIO", err)
 	}
-	for name, sync := range map[string]func(func() error) error{"sync": d.sync, "alone": d.alone} {
+	for name, sync := range map[string]func(func() error) error{"sync": d.sync, "unshared": d.unshared} {
 		if err := sync(func() error { return nil }); !errors.Is(err, syscall.EIO) {
 			t.Errorf("%s thereafter: %v, want EIO", name, err)
 		}

@@ -98,8 +98,11 @@ func (e *TailError) Error() string {
 	unit := int64(e.BlockSize)
 	tail := e.Have % unit
 	whole := e.Have - tail
-	s := fmt.Sprintf("file: %s: it can't grow: the last %d of its %d bytes are less than a block of %d, are not part of the device, "+
-		"and would be lost; cut them off first (truncate -s %d)", e.Path, tail, e.Have, e.BlockSize, whole)
+	s := fmt.Sprintf(
+		"file: %s: it can't grow: the last %d of its %d bytes are less than a block of %d, "+
+			"are not part of the device, and would be lost; cut them off first (truncate -s %d)",
+		e.Path, tail, e.Have, e.BlockSize, whole,
+	)
 	if whole > math.MaxInt64-unit {
 		return s
 	}

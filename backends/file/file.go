@@ -208,7 +208,8 @@ func (f *File) Close() error { return f.f.Close() }
 // the file grow.
 func (f *File) check(off, n int64) error {
 	if off < 0 || n < 0 || off > f.size.Load()-n {
-		return fmt.Errorf("file: %s: %d bytes at %d are not inside the %d bytes of the device: %w", f.path, n, off, f.size.Load(), syscall.ENOSPC)
+		return fmt.Errorf("file: %s: %d bytes at %d are not inside the %d bytes of the device: %w",
+			f.path, n, off, f.size.Load(), syscall.ENOSPC)
 	}
 	return nil
 }

@@ -55,7 +55,8 @@ func testHolesGiveSpaceBack(t *testing.T, direct bool) {
 	}
 	again := sectors(t, path)
 	if full < size/512 || half > full*5/8 || quarter > full*3/8 || again < size/512 {
-		t.Errorf("sectors: %d, half trimmed %d, a quarter more zeroed %d, zeroed without holes %d", full, half, quarter, again)
+		t.Errorf("sectors: %d, half trimmed %d, a quarter more zeroed %d, zeroed without holes %d",
+			full, half, quarter, again)
 	}
 	if st, _ := os.Stat(path); st.Size() != size {
 		t.Errorf("the file is %d bytes long now", st.Size())
@@ -163,7 +164,10 @@ func TestDiscardUnderOthers(t *testing.T) {
 				f, err := file.Open(path, file.Options{Create: w%2 == 0, Size: 4096})
 				var size *file.SizeError
 				switch {
-				case errors.Is(err, file.ErrLocked), errors.As(err, &size), errors.Is(err, fs.ErrExist), errors.Is(err, fs.ErrNotExist):
+				case errors.Is(err, file.ErrLocked),
+					errors.As(err, &size),
+					errors.Is(err, fs.ErrExist),
+					errors.Is(err, fs.ErrNotExist):
 					continue
 				case err != nil:
 					t.Error(err)
@@ -264,7 +268,8 @@ func TestLocksOfQEMU(t *testing.T) {
 		f, err := file.Open(path, file.Options{ReadOnly: tt.readOnly})
 		var locked *file.LockedError
 		if got := errors.As(err, &locked); got != tt.conflict || got && len(locked.Holders) != 1 {
-			t.Errorf("we, read-only %v, after qemu as %s: %v, want a conflict: %v", tt.readOnly, tt.who, err, tt.conflict)
+			t.Errorf("we, read-only %v, after qemu as %s: %v, want a conflict: %v",
+				tt.readOnly, tt.who, err, tt.conflict)
 		}
 		if err == nil {
 			f.Close()

@@ -60,6 +60,10 @@ func bothWays(t *testing.T, test func(t *testing.T, direct bool)) {
 func TestConformance(t *testing.T) { bothWays(t, testConformance) }
 
 func testConformance(t *testing.T, direct bool) {
+	create := func(t testing.TB, size int64) *file.File {
+		path := filepath.Join(t.TempDir(), "disk.img")
+		return open(t, path, file.Options{Create: true, Size: size, Direct: direct})
+	}
 	reopen := func(t testing.TB, b backends.Backend) backends.Backend {
 		if err := b.(*file.File).Close(); err != nil {
 			t.Fatal(err)
@@ -72,7 +76,7 @@ func testConformance(t *testing.T, direct bool) {
 		}
 		t.Run(name, func(t *testing.T) {
 			backendtest.Test(t, func(t testing.TB) backends.Backend {
-				return open(t, filepath.Join(t.TempDir(), "disk.img"), file.Options{Create: true, Size: size, Direct: direct})
+				return create(t, size)
 			}, backendtest.Options{Operations: 200, TrimZeroes: true, Reopen: reopen})
 		})
 	}
@@ -84,7 +88,7 @@ func testConformance(t *testing.T, direct bool) {
 	})
 	t.Run("nothing supported", func(t *testing.T) {
 		backendtest.Test(t, func(t testing.TB) backends.Backend {
-			f := open(t, filepath.Join(t.TempDir(), "disk.img"), file.Options{Create: true, Size: 1 << 20, Direct: direct})
+			f := create(t, 1<<20)
 			f.WithoutSupport()
 			return f
 		}, backendtest.Options{Operations: 200, Reopen: reopen})
@@ -144,7 +148,11 @@ func TestOutside(t *testing.T) {
 		_, werr := f.WriteAt(make([]byte, n), off)
 		_, ferr := f.WriteAtFUA(make([]byte, n), off)
 		for call, err := range map[string]error{
-			"WriteAt": werr, "WriteAtFUA": ferr, "Trim": f.Trim(off, n), "Zero": f.Zero(off, n, 0), "Extents": f.Extents(off, n, nil),
+			"WriteAt":    werr,
+			"WriteAtFUA": ferr,
+			"Trim":       f.Trim(off, n),
+			"Zero":       f.Zero(off, n, 0),
+			"Extents":    f.Extents(off, n, nil),
 		} {
 			if err == nil {
 				t.Errorf("%s %d+%d: no error", call, off, n)
@@ -269,8 +277,13 @@ func testClosed(t *testing.T, direct bool) {
 	_, rerr := f.ReadAt(p, 0)
 	_, werr := f.WriteAt(p, 0)
 	for call, err := range map[string]error{
-		"ReadAt": rerr, "WriteAt": werr, "Sync": f.Sync(), "Trim": f.Trim(0, 512), "Zero": f.Zero(0, 512, 0), "Close": f.Close(),
+		"ReadAt":  rerr,
+		"WriteAt": werr,
+		"Sync":    f.Sync(),
+		"Trim":    f.Trim(0, 512),
+		"Zero":    f.Zero(0, 512, 0),
 		"Extents": f.Extents(0, 512, nil),
+		"Close":   f.Close(),
 	} {
 		if !errors.Is(err, fs.ErrClosed) {
 			t.Errorf("%s after Close: %v", call, err)

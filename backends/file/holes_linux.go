@@ -43,7 +43,10 @@ func (f *File) zeroExtent(off, n int64) error {
 func (f *File) discardRange(off, n int64) error {
 	r := [2]uint64{uint64(off), uint64(n)}
 	return f.control(func(fd int) error {
-		if _, _, err := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.BLKDISCARD, uintptr(unsafe.Pointer(&r))); err != 0 {
+		_, _, err := unix.Syscall(
+			unix.SYS_IOCTL, uintptr(fd), unix.BLKDISCARD, uintptr(unsafe.Pointer(&r)),
+		)
+		if err != 0 {
 			return err
 		}
 		return nil

@@ -90,7 +90,8 @@ func (f *File) lockers() []Holder {
 	var own string // which may have got some of the locks by now
 	f.raw.Control(func(fd uintptr) { own = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd) })
 	dev := uint64(st.Dev)
-	inode := fmt.Sprintf(" %02x:%02x:%d ", unix.Major(dev), unix.Minor(dev), st.Ino) // as in lock_get_status of fs/locks.c
+	// As in lock_get_status of fs/locks.c.
+	inode := fmt.Sprintf(" %02x:%02x:%d ", unix.Major(dev), unix.Minor(dev), st.Ino)
 	return holders(func(fd string) bool {
 		if fd == own {
 			return false

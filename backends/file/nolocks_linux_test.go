@@ -23,7 +23,8 @@ func TestNoLocks(t *testing.T) {
 		for _, readOnly := range []bool{false, true} {
 			_, err := file.Open(path, file.Options{ReadOnly: readOnly})
 			var none *file.NoLocksError
-			if !errors.As(err, &none) || none.Path != path || none.Err != errno || !errors.Is(err, errors.ErrUnsupported) ||
+			if !errors.As(err, &none) || none.Path != path || none.Err != errno ||
+				!errors.Is(err, errors.ErrUnsupported) ||
 				!strings.Contains(err.Error(), "its file system has no locks") {
 				t.Errorf("%v: %v, want a NoLocksError", errno, err)
 			}

@@ -16,7 +16,10 @@ func readNoWait(fd int, p []byte, off int64) (int, error) {
 	v := unix.Iovec{Base: unsafe.SliceData(p)}
 	v.SetLen(len(p))
 	for {
-		n, _, e := unix.RawSyscall6(unix.SYS_PREADV2, uintptr(fd), uintptr(unsafe.Pointer(&v)), 1, uintptr(off), 0, unix.RWF_NOWAIT)
+		n, _, e := unix.RawSyscall6(
+			unix.SYS_PREADV2,
+			uintptr(fd), uintptr(unsafe.Pointer(&v)), 1, uintptr(off), 0, unix.RWF_NOWAIT,
+		)
 		switch e {
 		case 0:
 			return int(n), nil

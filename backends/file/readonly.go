@@ -53,8 +53,10 @@ func tooLong(err error, size int64) error {
 		return err
 	}
 	if limit, ok := sizeLimit(); ok && size > limit {
-		return fmt.Errorf("a size of %d bytes: this process may write the first %d bytes of a file only (ulimit -f): %w",
-			size, limit, syscall.EFBIG)
+		return fmt.Errorf(
+			"a size of %d bytes: this process may write the first %d bytes of a file only (ulimit -f): %w",
+			size, limit, syscall.EFBIG,
+		)
 	}
 	return fmt.Errorf("a size of %d bytes: its file system has no files that long: %w", size, syscall.EFBIG)
 }

@@ -31,7 +31,11 @@ func (f *File) checkWritable(size int64) error {
 			return &ReadOnlyError{Path: f.path, Reason: reason, Err: unix.EFBIG}
 		}
 		if f.sealed() {
-			return &ReadOnlyError{Path: f.path, Reason: "its memory is sealed against writes (F_SEAL_WRITE)", Err: unix.EPERM}
+			return &ReadOnlyError{
+				Path:   f.path,
+				Reason: "its memory is sealed against writes (F_SEAL_WRITE)",
+				Err:    unix.EPERM,
+			}
 		}
 	}
 	// A write of nothing changes nothing, and is refused as one of something would be:

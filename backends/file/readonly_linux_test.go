@@ -133,7 +133,8 @@ func asNobody(t *testing.T, name string) {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	self, err := os.ReadFile("/proc/self/exe")
 	if err == nil {
-		err = errors.Join(os.WriteFile(filepath.Join(dir, "test"), self, 0o755), os.Chmod(dir, 0o777), os.Chmod(filepath.Join(dir, "test"), 0o755))
+		test := filepath.Join(dir, "test")
+		err = errors.Join(os.WriteFile(test, self, 0o755), os.Chmod(dir, 0o777), os.Chmod(test, 0o755))
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -159,13 +160,16 @@ func TestReadOnlyLimit(t *testing.T) {
 	withLimit(t, limit)
 
 	_, err := file.Open(path, file.Options{})
-	wantReadOnly(t, err, path, syscall.EFBIG, "the first 16777216 bytes of a file only (ulimit -f), and it has 33554432")
+	wantReadOnly(t, err, path, syscall.EFBIG,
+		"the first 16777216 bytes of a file only (ulimit -f), and it has 33554432")
 	ro, err := file.Open(path, file.Options{ReadOnly: true})
 	wantReadable(t, ro, err)
 
 	created := filepath.Join(t.TempDir(), "disk.img")
 	_, err = file.Open(created, file.Options{Create: true, Size: 2 * limit})
-	if !errors.Is(err, syscall.EFBIG) || !strings.Contains(err.Error(), "a size of 33554432 bytes") || !strings.Contains(err.Error(), "ulimit -f") {
+	if !errors.Is(err, syscall.EFBIG) ||
+		!strings.Contains(err.Error(), "a size of 33554432 bytes") ||
+		!strings.Contains(err.Error(), "ulimit -f") {
 		t.Errorf("created: %v", err)
 	}
 	if _, err := os.Stat(created); !errors.Is(err, fs.ErrNotExist) {
@@ -176,7 +180,8 @@ func TestReadOnlyLimit(t *testing.T) {
 	if err := f.Resize(limit); err != nil {
 		t.Error(err)
 	}
-	if err := f.Resize(limit + 1); !errors.Is(err, syscall.EFBIG) || !strings.Contains(err.Error(), "ulimit -f") || f.Size() != limit {
+	err = f.Resize(limit + 1)
+	if !errors.Is(err, syscall.EFBIG) || !strings.Contains(err.Error(), "ulimit -f") || f.Size() != limit {
 		t.Errorf("resize beyond the limit: size %d, %v", f.Size(), err)
 	}
 	if _, err := f.WriteAt([]byte{1}, limit-1); err != nil {
@@ -224,7 +229,8 @@ func TestNoFileThatLong(t *testing.T) {
 		f.Discard()
 		t.Skip("this file system has them")
 	}
-	if !errors.Is(err, syscall.EFBIG) || !strings.Contains(err.Error(), "a size of 9223372036854775807 bytes: its file system has no files that long") {
+	says := "a size of 9223372036854775807 bytes: its file system has no files that long"
+	if !errors.Is(err, syscall.EFBIG) || !strings.Contains(err.Error(), says) {
 		t.Error(err)
 	}
 }

@@ -80,7 +80,7 @@ func (f *File) Resize(size int64) error {
 	}
 	switch old, tail := f.size.Load(), f.tail.Load(); {
 	case length == size: // Somebody else has made it so, or a Resize that could not sync.
-		if err := f.durable.alone(f.syncAll); err != nil {
+		if err := f.durable.unshared(f.syncAll); err != nil {
 			return err
 		}
 	case length != old && length != old+tail:
@@ -102,7 +102,7 @@ func (f *File) Resize(size int64) error {
 func (f *File) truncate(old, size int64) error {
 	err := f.f.Truncate(size)
 	if err == nil {
-		err = f.durable.alone(f.syncAll)
+		err = f.durable.unshared(f.syncAll)
 	}
 	if err == nil {
 		return nil

@@ -2,7 +2,7 @@ package memory
 
 // NewOnHeap is New with the store of systems without memfd.
 func NewOnHeap(size int64, opts Options) (*Memory, error) {
-	s, err := newHeapStore(size, newBudget(opts.Limit))
+	s, err := newHeapStore(size, newLimit(opts.Limit))
 	if err != nil {
 		return nil, err
 	}

@@ -12,8 +12,8 @@ import (
 // few addresses to map one. A chunk that is not there is a hole; Trim drops
 // chunks, and the garbage collector keeps those that a reply still refers to.
 type heapStore struct {
-	budget *budget
-	table  atomic.Pointer[table]
+	limit *limit
+	table atomic.Pointer[table]
 
 	mu sync.Mutex // held while a table or a region comes into being
 }
@@ -29,8 +29,8 @@ const (
 	maxRegions   = 1 << 20 // 1 PiB; the table of regions itself is not sparse
 )
 
-func newHeapStore(size int64, b *budget) (store, error) {
-	s := &heapStore{budget: b}
+func newHeapStore(size int64, l *limit) (store, error) {
+	s := &heapStore{limit: l}
 	s.table.Store(new(table))
 	if err := s.grow(size); err != nil {
 		return nil, err
@@ -51,7 +51,7 @@ func (s *heapStore) grow(size int64) error {
 	if regions > maxRegions {
 		return syscall.EFBIG
 	}
-	if err := s.budget.take((regions - int64(len(old))) * 8); err != nil {
+	if err := s.limit.take((regions - int64(len(old))) * 8); err != nil {
 		return err
 	}
 	long := make(table, regions)
@@ -99,12 +99,12 @@ func (s *heapStore) provide(off, n int64) (p []byte, length int64, err error) {
 		if p, length = s.piece(off, n); p != nil {
 			return p, length, nil
 		}
-		if err := s.budget.take(chunkSize); err != nil {
+		if err := s.limit.take(chunkSize); err != nil {
 			return nil, 0, err
 		}
 		r := s.region(off / chunkSize / regionChunks)
 		if !r[off/chunkSize%regionChunks].CompareAndSwap(nil, new(chunk)) {
-			s.budget.give(chunkSize) // another write to the chunk was first
+			s.limit.give(chunkSize) // another write to the chunk was first
 		}
 	}
 }
@@ -188,7 +188,7 @@ func (s *heapStore) trim(off, n int64, last bool) error {
 		b, length := s.piece(off, n)
 		if b != nil && (len(b) == chunkSize || last && off%chunkSize == 0 && length == n) {
 			if s.region(off / chunkSize / regionChunks)[off/chunkSize%regionChunks].Swap(nil) != nil {
-				s.budget.give(chunkSize)
+				s.limit.give(chunkSize)
 			}
 		} else {
 			clear(b)
@@ -227,7 +227,7 @@ func (s *heapStore) run(off, n int64) (length int64, used bool) {
 }
 
 func (s *heapStore) used() int64 {
-	return s.budget.inUse() - int64(len(*s.table.Load()))*8
+	return s.limit.inUse() - int64(len(*s.table.Load()))*8
 }
 
 func (s *heapStore) close() error {

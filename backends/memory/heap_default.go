@@ -2,4 +2,4 @@
 
 package memory
 
-func newStore(size int64, b *budget) (store, error) { return newHeapStore(size, b) }
+func newStore(size int64, l *limit) (store, error) { return newHeapStore(size, l) }

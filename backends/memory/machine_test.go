@@ -23,9 +23,15 @@ func TestSpare(t *testing.T) {
 		{"no MemAvailable", files{"proc/meminfo": "MemTotal: 8388608 kB\n"}, 0, false},
 		{"foreign bytes", files{"proc/meminfo": "MemTotal: x kB\nMemAvailable: 99999999999999999999 kB\n"}, 0, false},
 		{"machine alone", meminfo, machineSpare, true},
-		{"small machine", files{"proc/meminfo": "MemTotal: 262144 kB\nMemAvailable: 131072 kB\n"}, 128<<20 - 32<<20, true},
-		{"large machine", files{"proc/meminfo": "MemTotal: 1073741824 kB\nMemAvailable: 1073741824 kB\n"}, 1024*gib - gib, true},
-		{"full machine", files{"proc/meminfo": "MemTotal: 8388608 kB\nMemAvailable: 1024 kB\n"}, 1<<20 - gib/2, true},
+		{"small machine", files{
+			"proc/meminfo": "MemTotal: 262144 kB\nMemAvailable: 131072 kB\n",
+		}, 128<<20 - 32<<20, true},
+		{"large machine", files{
+			"proc/meminfo": "MemTotal: 1073741824 kB\nMemAvailable: 1073741824 kB\n",
+		}, 1024*gib - gib, true},
+		{"full machine", files{
+			"proc/meminfo": "MemTotal: 8388608 kB\nMemAvailable: 1024 kB\n",
+		}, 1<<20 - gib/2, true},
 		{"version 1 only", with(meminfo, files{"proc/self/cgroup": "4:memory:/a\n"}), machineSpare, true},
 		{"no limits", with(meminfo, files{
 			"proc/self/cgroup":                 "0::/a/b\n",
@@ -49,7 +55,8 @@ func TestSpare(t *testing.T) {
 			"proc/self/cgroup":               "0::/a\n",
 			"sys/fs/cgroup/a/memory.max":     "1073741824\n",
 			"sys/fs/cgroup/a/memory.current": "1073741824\n",
-			"sys/fs/cgroup/a/memory.stat":    "anon 1\nactive_file 268435456\ninactive_file 134217728\nslab_reclaimable 134217728\n",
+			"sys/fs/cgroup/a/memory.stat": "anon 1\nactive_file 268435456\n" +
+				"inactive_file 134217728\nslab_reclaimable 134217728\n",
 		}), 512<<20 - 64<<20, true},
 		{"the parent's limit", with(meminfo, files{
 			"proc/self/cgroup":                 "0::/a/b\n",
@@ -100,7 +107,8 @@ func TestSpareOfThisMachine(t *testing.T) {
 func FuzzSpare(f *testing.F) {
 	f.Add("MemTotal: 8388608 kB\nMemAvailable: 4194304 kB\n", "0::/a\n", "1073741824\n", "active_file 5\n")
 	f.Add("MemTotal:\nMemAvailable: -1 kB", "0::", "max", "")
-	f.Add("MemTotal: 9007199254740991 kB\nMemAvailable: 9007199254740991 kB\n", "0::/../x\n0::/y", "9223372036854775807", "active_file 9007199254740991")
+	f.Add("MemTotal: 9007199254740991 kB\nMemAvailable: 9007199254740991 kB\n",
+		"0::/../x\n0::/y", "9223372036854775807", "active_file 9007199254740991")
 	f.Fuzz(func(t *testing.T, meminfo, cgroup, number, stat string) {
 		root := fstest.MapFS{
 			"proc/meminfo":                   {Data: []byte(meminfo)},

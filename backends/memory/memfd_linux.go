@@ -33,8 +33,8 @@ const punchHole = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
 //
 // A chunk is dropped only by a trim of the whole of it. A write to it at the same
 // time overlaps, and which of the two wins is undefined: at worst the bit stays
-// set on a chunk without memory, which then comes from page faults, in the
-// budget but not from fallocate.
+// set on a chunk without memory, which then comes from page faults, within the
+// limit but not from fallocate.
 //
 // Chunks are allocated by fallocate, which says ENOSPC where a page fault could
 // only kill. Holes are answered from the bit, because reading them through a
@@ -43,7 +43,7 @@ const punchHole = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
 // Nothing is ever unmapped or moved while the store can be reached, so what a
 // reply refers to is always readable, and always the same place of the device.
 type memfdStore struct {
-	budget *budget
+	limit  *limit
 	data   *memfd
 	bits   *memfd
 	extent atomic.Pointer[extent]
@@ -63,10 +63,10 @@ type extent struct {
 	windows []atomic.Pointer[window]
 }
 
-func newStore(size int64, b *budget) (store, error) { return newMemfdStore(size, b) }
+func newStore(size int64, l *limit) (store, error) { return newMemfdStore(size, l) }
 
-func newMemfdStore(size int64, b *budget) (_ *memfdStore, err error) {
-	s := &memfdStore{budget: b, maps: new(mappings)}
+func newMemfdStore(size int64, l *limit) (_ *memfdStore, err error) {
+	s := &memfdStore{limit: l, maps: new(mappings)}
 	s.extent.Store(new(extent))
 	runtime.AddCleanup(s, (*mappings).unmap, s.maps)
 	defer func() {
@@ -104,11 +104,11 @@ func (s *memfdStore) grow(size int64) error {
 		return nil // It was as long as that before.
 	}
 	if more := e.overhead() - old.overhead(); more > 0 {
-		if err := s.budget.take(more); err != nil {
+		if err := s.limit.take(more); err != nil {
 			return err
 		}
 		if err := s.mapBits(e, old.overhead()); err != nil {
-			s.budget.give(more)
+			s.limit.give(more)
 			return err
 		}
 	}
@@ -267,7 +267,7 @@ func (s *memfdStore) allocate(lo, hi int64) (taken int64, err error) {
 	for c := lo; c < hi; {
 		n, used := s.extent.Load().bits.run(c, min(hi, c+allocateSize/chunkSize))
 		if !used {
-			if err = s.budget.take(n * chunkSize); err == nil {
+			if err = s.limit.take(n * chunkSize); err == nil {
 				taken += n * chunkSize
 				err = s.data.fallocate(0, c*chunkSize, n*chunkSize)
 			}
@@ -287,7 +287,7 @@ func (s *memfdStore) allocate(lo, hi int64) (taken int64, err error) {
 // the difference: another write may have been first, or a trim have cleared more.
 func (s *memfdStore) mark(lo, hi, taken int64) {
 	if d := taken - s.extent.Load().bits.set(lo, hi)*chunkSize; d != 0 {
-		s.budget.give(d)
+		s.limit.give(d)
 	}
 }
 
@@ -321,7 +321,7 @@ func (s *memfdStore) drop(lo, hi int64) error {
 		s.mark(lo, hi, cleared) // which is always safe: content, or zeros
 		return err
 	}
-	s.budget.give(cleared)
+	s.limit.give(cleared)
 	return nil
 }
 
@@ -357,7 +357,7 @@ func (s *memfdStore) fill(off, n int64) error {
 }
 
 func (s *memfdStore) used() int64 {
-	return s.budget.inUse() - s.extent.Load().overhead()
+	return s.limit.inUse() - s.extent.Load().overhead()
 }
 
 // close drops the memory and closes the files. The mappings go with the store.
@@ -368,6 +368,6 @@ func (s *memfdStore) close() error {
 		s.data.fallocate(punchHole, 0, e.chunks*chunkSize),
 		s.bits.fallocate(punchHole, 0, e.overhead()),
 	)
-	s.budget.give(cleared * chunkSize)
+	s.limit.give(cleared * chunkSize)
 	return errors.Join(err, s.data.close(), s.bits.close())
 }

@@ -23,7 +23,7 @@ import (
 
 func newMemfd(t testing.TB, size int64) (*Memory, *memfdStore) {
 	t.Helper()
-	s, err := newMemfdStore(size, newBudget(0))
+	s, err := newMemfdStore(size, newLimit(0))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +119,7 @@ func TestUsedIsTrue(t *testing.T) {
 	}
 }
 
-// Requests that overlap leave the bits, the content and the budget in step.
+// Requests that overlap leave the bits, the content and the limit in step.
 func TestOverlapsKeepInvariant(t *testing.T) {
 	const size = 8 * chunkSize
 	m, s := newMemfd(t, size)

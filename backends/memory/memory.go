@@ -79,7 +79,7 @@ func New(size int64, opts Options) (*Memory, error) {
 	if opts.Limit < 0 {
 		return nil, fmt.Errorf("memory: limit %d: negative: %w", opts.Limit, fs.ErrInvalid)
 	}
-	s, err := newStore(size, newBudget(opts.Limit))
+	s, err := newStore(size, newLimit(opts.Limit))
 	if err != nil {
 		return nil, fmt.Errorf("memory: device of %d bytes: %w", size, err)
 	}
@@ -123,7 +123,8 @@ func (m *Memory) check(off, n int64) error {
 		return fs.ErrClosed
 	}
 	if size := m.size.Load(); off < 0 || n < 0 || off > size-n {
-		return fmt.Errorf("memory: %d bytes at %d are not inside the %d bytes of the device: %w", n, off, size, syscall.ENOSPC)
+		return fmt.Errorf("memory: %d bytes at %d are not inside the %d bytes of the device: %w",
+			n, off, size, syscall.ENOSPC)
 	}
 	return nil
 }

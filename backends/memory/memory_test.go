@@ -200,7 +200,9 @@ func TestFullWriteIsAllOrNothing(t *testing.T) {
 
 func TestOutside(t *testing.T) {
 	forStores(t, 1000, memory.Options{}, func(t *testing.T, m *memory.Memory) {
-		for _, r := range [][2]int64{{-1, 1}, {-1 << 63, 1}, {1000, 1}, {999, 2}, {1 << 62, 1}, {0, 1001}, {1<<63 - 1, 10}} {
+		for _, r := range [][2]int64{
+			{-1, 1}, {-1 << 63, 1}, {1000, 1}, {999, 2}, {1 << 62, 1}, {0, 1001}, {1<<63 - 1, 10},
+		} {
 			off, n := r[0], r[1]
 			if _, err := m.WriteAt(make([]byte, n), off); err == nil {
 				t.Errorf("WriteAt %d+%d: no error", off, n)

@@ -71,7 +71,8 @@ func (s *memfdStore) open(i int64) *window {
 		return w
 	}
 	w := new(window)
-	if spare, err := unix.Mmap(-1, 0, spareAddresses, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_NORESERVE); err == nil {
+	const reserved = unix.MAP_PRIVATE | unix.MAP_ANON | unix.MAP_NORESERVE
+	if spare, err := unix.Mmap(-1, 0, spareAddresses, unix.PROT_NONE, reserved); err == nil {
 		if p, err := s.maps.add(s.data, i*windowSize, windowSize); err == nil {
 			unix.Madvise(p, unix.MADV_DONTDUMP) // a disk in a core file helps nobody
 			w.bytes = p

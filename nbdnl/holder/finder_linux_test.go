@@ -21,7 +21,11 @@ func TestFind(t *testing.T) {
 	write := func(name, content string) {
 		t.Helper()
 		path := root.Path(name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content), 0o644)); err != nil {
+		err := errors.Join(
+			os.MkdirAll(filepath.Dir(path), 0o755),
+			os.WriteFile(path, []byte(content), 0o644),
+		)
+		if err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -34,9 +34,21 @@ func files(t *testing.T, content map[string]string) machine.Root {
 
 func TestRelease(t *testing.T) {
 	for name, want := range map[string][3]int{
-		"6.1.0-31-amd64": {6, 1, 0}, "5.10.223": {5, 10, 223}, "7.2-rc1": {7, 2, 0}, "6": {6, 0, 0}, "": {}, "x.y": {}, "next": {},
-		"6.12.107+deb13-amd64": {6, 12, 107}, "6.18.44-fc-v782": {6, 18, 44}, "6.": {6, 0, 0}, "6.1.": {6, 1, 0},
-		"5.10.223-cloud": {5, 10, 223}, "six.one": {}, ".1": {}, "99999999999999999999.1": {},
+		"6.1.0-31-amd64":         {6, 1, 0},
+		"5.10.223":               {5, 10, 223},
+		"5.10.223-cloud":         {5, 10, 223},
+		"6.12.107+deb13-amd64":   {6, 12, 107},
+		"6.18.44-fc-v782":        {6, 18, 44},
+		"7.2-rc1":                {7, 2, 0},
+		"6":                      {6, 0, 0},
+		"6.":                     {6, 0, 0},
+		"6.1.":                   {6, 1, 0},
+		"":                       {},
+		"x.y":                    {},
+		"next":                   {},
+		"six.one":                {},
+		".1":                     {},
+		"99999999999999999999.1": {},
 	} {
 		want := machine.Release{Name: name, Major: want[0], Minor: want[1], Patch: want[2]}
 		if got := machine.ParseRelease(name); got != want || got.Known() != (want.Major != 0) {
@@ -58,7 +70,11 @@ func TestReleaseBefore(t *testing.T) {
 		major, minor, patch int
 		want                bool
 	}{
-		{"6.12.0", 6, 2, 0, false}, {"6.1.9", 6, 1, 10, true}, {"6.1.0", 6, 1, 0, false}, {"5.19.0", 6, 0, 0, true}, {"next", 2, 6, 0, true},
+		{"6.12.0", 6, 2, 0, false},
+		{"6.1.9", 6, 1, 10, true},
+		{"6.1.0", 6, 1, 0, false},
+		{"5.19.0", 6, 0, 0, true},
+		{"next", 2, 6, 0, true},
 	}
 	for _, tt := range tests {
 		if got := machine.ParseRelease(tt.name).Before(tt.major, tt.minor, tt.patch); got != tt.want {
@@ -73,10 +89,12 @@ func TestParseMount(t *testing.T) {
 		want machine.Mount
 		ok   bool
 	}{
-		{`36 35 43:96 / /mnt rw - ext4 /dev/nbd3 rw`, machine.Mount{ID: 36, Number: "43:96", Point: "/mnt", Type: "ext4", Source: "/dev/nbd3"}, true},
+		{`36 35 43:96 / /mnt rw - ext4 /dev/nbd3 rw`,
+			machine.Mount{ID: 36, Number: "43:96", Point: "/mnt", Type: "ext4", Source: "/dev/nbd3"}, true},
 		{`36 35 43:96 /sub /a\040b\134c rw shared:1 master:2 - ext4 /dev/nbd3 rw`,
 			machine.Mount{ID: 36, Number: "43:96", Point: `/a b\c`, Type: "ext4", Source: "/dev/nbd3"}, true},
-		{`36 35 43:96 / /odd\9\04 rw - ext4 s rw`, machine.Mount{ID: 36, Number: "43:96", Point: `/odd\9\04`, Type: "ext4", Source: "s"}, true},
+		{`36 35 43:96 / /odd\9\04 rw - ext4 s rw`,
+			machine.Mount{ID: 36, Number: "43:96", Point: `/odd\9\04`, Type: "ext4", Source: "s"}, true},
 		{`7 35 0:40 / /tab\011and\043 rw - btrfs /dev/mapper/a\012b rw`,
 			machine.Mount{ID: 7, Number: "0:40", Point: "/tab\tand#", Type: "btrfs", Source: "/dev/mapper/a\nb"}, true},
 		{`x 35 43:96 / /mnt rw - ext4 /dev/nbd3 rw`, machine.Mount{}, false},
@@ -110,10 +128,16 @@ func FuzzParseMount(f *testing.F) {
 // TestMounts holds that each mount namespace is looked at once, and this process's first.
 func TestMounts(t *testing.T) {
 	root := files(t, map[string]string{
-		"proc/self/ns/mnt": "->mnt:[1]", "proc/self/mountinfo": "1 0 8:1 / / rw - ext4 /dev/sda1 rw\nnonsense\n",
-		"proc/10/ns/mnt": "->mnt:[1]", "proc/10/mountinfo": "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n",
-		"proc/9/ns/mnt": "->mnt:[2]", "proc/9/mountinfo": "2 0 8:1 / /a rw - ext4 /dev/sda1 rw\n3 0 0:5 / /b rw - tmpfs none rw\n",
-		"proc/11/ns/mnt": "->mnt:[2]", "proc/sys/kernel/osrelease": "6.1.0\n", "proc/12/ns/mnt": "->mnt:[3]",
+		"proc/sys/kernel/osrelease": "6.1.0\n",
+
+		"proc/self/ns/mnt":    "->mnt:[1]",
+		"proc/self/mountinfo": "1 0 8:1 / / rw - ext4 /dev/sda1 rw\nnonsense\n",
+		"proc/9/ns/mnt":       "->mnt:[2]",
+		"proc/9/mountinfo":    "2 0 8:1 / /a rw - ext4 /dev/sda1 rw\n3 0 0:5 / /b rw - tmpfs none rw\n",
+		"proc/10/ns/mnt":      "->mnt:[1]",
+		"proc/10/mountinfo":   "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n",
+		"proc/11/ns/mnt":      "->mnt:[2]",
+		"proc/12/ns/mnt":      "->mnt:[3]",
 	})
 	want := []machine.Mount{
 		{ID: 1, Number: "8:1", Point: "/", Type: "ext4", Source: "/dev/sda1"},
@@ -135,7 +159,10 @@ func TestMounts(t *testing.T) {
 }
 
 func TestProcessOf(t *testing.T) {
-	initial := map[string]string{"proc/self/ns/pid": "->pid:[4026531836]", "proc/21/status": "Name:\tx\nTgid:\t20\nPid:\t21\n"}
+	initial := map[string]string{
+		"proc/self/ns/pid": "->pid:[4026531836]",
+		"proc/21/status":   "Name:\tx\nTgid:\t20\nPid:\t21\n",
+	}
 	tests := []struct {
 		tid  int
 		pid  int
@@ -166,7 +193,8 @@ func TestIncarnation(t *testing.T) {
 	if err != nil || machine.Incarnation(read) != first {
 		t.Errorf("%s was read as %d, %v", written, read, err)
 	}
-	if again, content, err := machine.ReadIncarnation(root.Path("sys/a"), true); again != first || string(content) != "7\n" || err != nil {
+	again, content, err := machine.ReadIncarnation(root.Path("sys/a"), true)
+	if again != first || string(content) != "7\n" || err != nil {
 		t.Errorf("read %d, %q, %v", again, content, err)
 	}
 	if link, err := machine.IncarnationOf(root.Path("sys/link")); link == first || err != nil {

@@ -43,27 +43,47 @@ var (
 	// Identifiers: the kernel keeps the name that a connect gives a device, and shows it in sysfs.
 	Identifiers = &Feature{name: "identifiers", changes: []version{{6, 1}}, probe: probeIdentifiers}
 	// StreamSockets: a connect refuses sockets that are no streams.
-	StreamSockets = &Feature{name: "refusal of sockets that are no streams", changes: []version{{6, 1}}, probe: probeStreamSockets}
+	StreamSockets = &Feature{
+		name:    "refusal of sockets that are no streams",
+		changes: []version{{6, 1}},
+		probe:   probeStreamSockets,
+	}
 	// PositiveSizes: a connect refuses sizes of 2^63 bytes and more.
-	PositiveSizes = &Feature{name: "refusal of sizes from 2^63 bytes on", changes: []version{{6, 1}}, probe: probePositiveSizes}
+	PositiveSizes = &Feature{
+		name:    "refusal of sizes from 2^63 bytes on",
+		changes: []version{{6, 1}},
+		probe:   probePositiveSizes,
+	}
 	// Waking: a disconnect ends the wait of requests for a new connection. Without, it waits as
 	// long as they do, under the lock of all generic netlink: not to be tried out.
 	Waking = &Feature{name: "disconnects that end the wait for a connection", changes: []version{{6, 1}}}
 	// ForgetsTrim: a device that has ended does not go on to offer the trims of the one before.
-	ForgetsTrim = &Feature{name: "trim limits that end with the device", changes: []version{{6, 1}, {6, 12}, {7, 3}}, probe: probeForgetsTrim}
+	ForgetsTrim = &Feature{
+		name:    "trim limits that end with the device",
+		changes: []version{{6, 1}, {6, 12}, {7, 3}},
+		probe:   probeForgetsTrim,
+	}
 	// Removal: a device that goes with its last user does not keep other commands waiting. Without,
 	// a connect of its index sleeps under the lock of all generic netlink, for good if it is the
 	// last user who wants to connect: not to be tried out.
 	Removal = &Feature{name: "removal of devices that does not hang", changes: []version{{6, 1}}}
 	// ForgetsZeroes: a device whose server does not offer write-zeroes requests has none that the
 	// former user's did.
-	ForgetsZeroes = &Feature{name: "write-zeroes that end with the device", changes: []version{{}, {6, 12}, {7, 3}}, probe: probeForgetsZeroes}
+	ForgetsZeroes = &Feature{
+		name:    "write-zeroes that end with the device",
+		changes: []version{{}, {6, 12}, {7, 3}},
+		probe:   probeForgetsZeroes,
+	}
 	// WriteZeroes: ranges are zeroed by a request of that kind.
 	WriteZeroes = &Feature{name: "write-zeroes requests", changes: []version{{6, 12}}, probe: probeWriteZeroes}
 	// Rotational: the server can say that its disk rotates.
 	Rotational = &Feature{name: "rotational disks", changes: []version{{6, 12}}, probe: probeRotational}
 	// Namespaces: the family can be found from every network namespace.
-	Namespaces = &Feature{name: "use from other network namespaces", changes: []version{{6, 12}}, probe: probeNamespaces}
+	Namespaces = &Feature{
+		name:    "use from other network namespaces",
+		changes: []version{{6, 12}},
+		probe:   probeNamespaces,
+	}
 	// Autoload: who asks for the family by its name makes the kernel load the module.
 	Autoload = &Feature{name: "loading by the family's name", changes: []version{{6, 12}}}
 	// WaitsForRequests: a new size waits for the requests that are in flight.
@@ -72,12 +92,27 @@ var (
 	// index too.
 	StickyCache = &Feature{name: "caches that stay switched off", changes: []version{{6, 12}}}
 	// LargeBlocks: blocks may be larger than a page.
-	LargeBlocks = &Feature{name: "blocks larger than a page", changes: []version{{7, 2}}, config: hugePages, probe: probeLargeBlocks}
+	LargeBlocks = &Feature{
+		name:    "blocks larger than a page",
+		changes: []version{{7, 2}},
+		config:  hugePages,
+		probe:   probeLargeBlocks,
+	}
 )
 
 // Features are all that can be asked for.
 var Features = []*Feature{
-	Identifiers, StreamSockets, PositiveSizes, Removal, Waking, ForgetsTrim, ForgetsZeroes, WriteZeroes, Rotational, Namespaces, LargeBlocks,
+	Identifiers,
+	StreamSockets,
+	PositiveSizes,
+	Removal,
+	Waking,
+	ForgetsTrim,
+	ForgetsZeroes,
+	WriteZeroes,
+	Rotational,
+	Namespaces,
+	LargeBlocks,
 }
 
 // In reports whether the running kernel has the feature, which it tries out once.

@@ -21,7 +21,12 @@ const requireEnv = "NBD_TEST_REQUIRE"
 // Where the environment variable NBD_TEST_REQUIRE is 1 the test fails instead.
 func RequireKernel(t testing.TB) {
 	t.Helper()
-	err := kernelUsable()
+	require(t, kernelUsable())
+}
+
+// require skips or fails the test if err says that the kernel is of no use to it.
+func require(t testing.TB, err error) {
+	t.Helper()
 	switch {
 	case err == nil:
 	case os.Getenv(requireEnv) == "1":

@@ -60,7 +60,8 @@ func (p probe) run(look func(dir string) error) error {
 		_, err = conn.Execute(m, family.ID, flags)
 		return err
 	}
-	if err := execute(Connect, netlink.Request, func(ae *netlink.AttributeEncoder) { p.encode(ae, ends[1]) }); err != nil {
+	err = execute(Connect, netlink.Request, func(ae *netlink.AttributeEncoder) { p.encode(ae, ends[1]) })
+	if err != nil {
 		return err
 	}
 	if look != nil {

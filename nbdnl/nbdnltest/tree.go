@@ -103,7 +103,8 @@ func (t *tree) process(pid int, comm string, index int) {
 
 // mount shows a mount of a device; unmount hides it.
 func (t *tree) mount(index int, point string) {
-	line := fmt.Sprintf("60 1 %s / %s rw,relatime shared:1 - ext4 /dev/%s rw\n", number(index, 0), escape(point), name(index))
+	line := fmt.Sprintf("60 1 %s / %s rw,relatime shared:1 - ext4 /dev/%s rw\n",
+		number(index, 0), escape(point), name(index))
 	t.write(t.read("proc/self/mountinfo")+line, "proc/self/mountinfo")
 }
 

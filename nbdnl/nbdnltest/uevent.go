@@ -21,7 +21,12 @@ type ueventReader struct {
 }
 
 func (k *Kernel) openUevents() (io.ReadCloser, error) {
-	r := &ueventReader{kernel: k, events: make(chan []byte, maxQueued), lost: make(chan struct{}, 1), closed: make(chan struct{})}
+	r := &ueventReader{
+		kernel: k,
+		events: make(chan []byte, maxQueued),
+		lost:   make(chan struct{}, 1),
+		closed: make(chan struct{}),
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.readers[r] = true

@@ -167,7 +167,8 @@ func AppendOptionReply(b []byte, o Option, t OptionReply, data []byte) []byte {
 func CheckString(s string) error {
 	switch {
 	case len(s) > MaxString:
-		return fmt.Errorf("%d bytes, which begin with %q: the protocol has no string above %d", len(s), s[:32], MaxString)
+		return fmt.Errorf("%d bytes, which begin with %q: the protocol has no string above %d",
+			len(s), s[:32], MaxString)
 	case !utf8.ValidString(s):
 		return fmt.Errorf("%q is not UTF-8", s)
 	case strings.ContainsRune(s, 0):

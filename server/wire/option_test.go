@@ -17,7 +17,8 @@ func TestGreeting(t *testing.T) {
 	if f, err := wire.DecodeGreeting((*[wire.GreetingSize]byte)([]byte(want))); err != nil || f != 3 {
 		t.Errorf("flags %d, error %v", f, err)
 	}
-	for _, said := range []string{"NBDMAGIC\x00\x00\x42\x02\x81\x86\x12\x53\x00\x00", "SSH-2.0-OpenSSH_9.2"} { // The first is oldstyle.
+	const oldstyle = "NBDMAGIC\x00\x00\x42\x02\x81\x86\x12\x53\x00\x00"
+	for _, said := range []string{oldstyle, "SSH-2.0-OpenSSH_9.2"} {
 		if f, err := wire.DecodeGreeting((*[wire.GreetingSize]byte)([]byte(said))); err == nil {
 			t.Errorf("%q gave flags %d", said, f)
 		}
@@ -36,7 +37,8 @@ func TestOption(t *testing.T) {
 		t.Errorf("option %q, want %q", got, want)
 	}
 	var h wire.OptionHeader
-	if err := h.Decode((*[wire.OptionSize]byte)([]byte(want))); err != nil || h != (wire.OptionHeader{Option: wire.OptGo, Length: 4}) {
+	if err := h.Decode((*[wire.OptionSize]byte)([]byte(want))); err != nil ||
+		h != (wire.OptionHeader{Option: wire.OptGo, Length: 4}) {
 		t.Errorf("option %+v, error %v", h, err)
 	}
 	want = "\x00\x03\xe8\x89\x04\x55\x65\xa9\x00\x00\x00\x03\x80\x00\x00\x06\x00\x00\x00\x02no"
@@ -72,8 +74,16 @@ func TestInfo(t *testing.T) {
 	if !got.Asks(wire.InfoBlockSize) || got.Asks(wire.InfoDescription) {
 		t.Error("what is asked for is not known")
 	}
-	for _, bad := range []string{"", "\x00\x00\x00", "\x00\x00\x00\x04dis", "\x00\x00\x00\x04disk", "\x00\x00\x00\x04disk\x00",
-		data[:len(data)-1], data + "\x00", "\xff\xff\xff\xffdisk\x00\x00"} {
+	for _, bad := range []string{
+		"",
+		"\x00\x00\x00",
+		"\x00\x00\x00\x04dis",
+		"\x00\x00\x00\x04disk",
+		"\x00\x00\x00\x04disk\x00",
+		"\xff\xff\xff\xffdisk\x00\x00",
+		data[:len(data)-1],
+		data + "\x00",
+	} {
 		if got, ok := wire.ParseInfoRequest([]byte(bad)); ok {
 			t.Errorf("%q gave %+v", bad, got)
 		}
@@ -82,12 +92,14 @@ func TestInfo(t *testing.T) {
 		got  []byte
 		want string
 	}{
-		{wire.AppendInfoExport(nil, 1<<33, wire.FlagHasFlags|wire.FlagCanMultiConn), "\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x01\x01"},
+		{wire.AppendInfoExport(nil, 1<<33, wire.FlagHasFlags|wire.FlagCanMultiConn),
+			"\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x01\x01"},
 		{wire.AppendInfoBlockSize(nil, wire.BlockSizes{Minimum: 512, Preferred: 4096, Maximum: 32 << 20}),
 			"\x00\x03\x00\x00\x02\x00\x00\x00\x10\x00\x02\x00\x00\x00"},
 		{wire.AppendServer(nil, "disk"), "\x00\x00\x00\x04disk"},
 		{wire.AppendExportName(nil, 512, wire.FlagHasFlags, true), "\x00\x00\x00\x00\x00\x00\x02\x00\x00\x01"},
-		{wire.AppendExportName(nil, 512, wire.FlagHasFlags, false)[:12], "\x00\x00\x00\x00\x00\x00\x02\x00\x00\x01\x00\x00"},
+		{wire.AppendExportName(nil, 512, wire.FlagHasFlags, false)[:12],
+			"\x00\x00\x00\x00\x00\x00\x02\x00\x00\x01\x00\x00"},
 	} {
 		if string(tt.got) != tt.want {
 			t.Errorf("%q, want %q", tt.got, tt.want)
@@ -112,7 +124,8 @@ func FuzzParse(f *testing.F) {
 		if r, ok := wire.ParseInfoRequest(data); ok && !bytes.Equal(r.Append(nil), data) {
 			t.Errorf("% x became % x", data, r.Append(nil))
 		}
-		if name, details, ok := wire.ParseServer(data); ok && !bytes.Equal(append(wire.AppendServer(nil, name), details...), data) {
+		if name, details, ok := wire.ParseServer(data); ok &&
+			!bytes.Equal(append(wire.AppendServer(nil, name), details...), data) {
 			t.Errorf("% x became %q and %q", data, name, details)
 		}
 		kind, rest, ok := wire.ParseInfo(data)
@@ -123,7 +136,8 @@ func FuzzParse(f *testing.F) {
 			!bytes.Equal(wire.AppendInfoExport(nil, size, flags), data) {
 			t.Errorf("% x became size %d and flags %v", data, size, flags)
 		}
-		if s, ok := wire.ParseBlockSizes(rest); ok && kind == wire.InfoBlockSize && !bytes.Equal(wire.AppendInfoBlockSize(nil, s), data) {
+		if s, ok := wire.ParseBlockSizes(rest); ok && kind == wire.InfoBlockSize &&
+			!bytes.Equal(wire.AppendInfoBlockSize(nil, s), data) {
 			t.Errorf("% x became %+v", data, s)
 		}
 	})

@@ -28,7 +28,12 @@ func TestSimpleReply(t *testing.T) {
 }
 
 func TestChunk(t *testing.T) {
-	chunk := wire.Chunk{Flags: wire.ChunkDone, Type: wire.ChunkErrorOffset, Cookie: 0x0102030405060708, Length: 0x01020304}
+	chunk := wire.Chunk{
+		Flags:  wire.ChunkDone,
+		Type:   wire.ChunkErrorOffset,
+		Cookie: 0x0102030405060708,
+		Length: 0x01020304,
+	}
 	want := []byte{
 		0x66, 0x8e, 0x33, 0xef, // magic
 		0x00, 0x01, // flags
@@ -93,7 +98,8 @@ func FuzzReply(f *testing.F) {
 			}
 		}
 		var c wire.Chunk
-		if len(b) >= wire.ChunkSize && c.Decode((*[wire.ChunkSize]byte)(b)) == nil && !bytes.HasPrefix(b, c.Append(nil)) {
+		if len(b) >= wire.ChunkSize && c.Decode((*[wire.ChunkSize]byte)(b)) == nil &&
+			!bytes.HasPrefix(b, c.Append(nil)) {
 			t.Errorf("% x became % x", b, c.Append(nil))
 		}
 		if len(b) >= wire.ExtendedChunkSize && c.DecodeExtended((*[wire.ExtendedChunkSize]byte)(b)) == nil &&

@@ -63,8 +63,9 @@ func TestDecodeRequest(t *testing.T) {
 // TestDecodeWide holds that a length beyond 32 bits survives where there is room for it.
 func TestDecodeWide(t *testing.T) {
 	want := wire.Request{Command: wire.CmdTrim, Cookie: 9, Offset: 1 << 40, Length: 1<<63 + 1}
+	sent := (*[wire.ExtendedRequestSize]byte)(want.AppendExtended(nil))
 	var got wire.Request
-	if err := got.DecodeExtended((*[wire.ExtendedRequestSize]byte)(want.AppendExtended(nil))); err != nil || got != want {
+	if err := got.DecodeExtended(sent); err != nil || got != want {
 		t.Errorf("request %+v, error %v, want %+v", got, err, want)
 	}
 }
@@ -95,7 +96,14 @@ func TestCommandString(t *testing.T) {
 // bytes.
 func FuzzRequest(f *testing.F) {
 	f.Add((&wire.Request{Command: wire.CmdRead, Cookie: 1, Length: 4096}).Append(nil))
-	f.Add((&wire.Request{Flags: 0xffff, Command: 0xffff, Cookie: 1<<64 - 1, Offset: 1<<64 - 1, Length: 1<<64 - 1}).AppendExtended(nil))
+	largest := wire.Request{
+		Flags:   0xffff,
+		Command: 0xffff,
+		Cookie:  1<<64 - 1,
+		Offset:  1<<64 - 1,
+		Length:  1<<64 - 1,
+	}
+	f.Add(largest.AppendExtended(nil))
 	f.Add(make([]byte, wire.RequestSize))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var r wire.Request

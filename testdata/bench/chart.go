@@ -20,6 +20,9 @@ var bars = []struct{ on, title string }{
 	{"memory/sw1m-q8", "1M write, 8 in flight"},
 }
 
+const chartTitle = "Throughput on one processor, as a share of the floor: " +
+	"a C program that does nothing but the work"
+
 // Of the chart, in pixels.
 const (
 	chartWidth  = 860
@@ -31,7 +34,12 @@ const (
 )
 
 var colours = map[string]string{
-	"nbdctl": "#0969da", "nbdkit": "#9a6700", "nbdkit -t 1": "#d4a72c", "qemu-nbd": "#cf6a4c", "nbd-server": "#8250df", "go-nbd": "#57606a",
+	"nbdctl":      "#0969da",
+	"nbdkit":      "#9a6700",
+	"nbdkit -t 1": "#d4a72c",
+	"qemu-nbd":    "#cf6a4c",
+	"nbd-server":  "#8250df",
+	"go-nbd":      "#57606a",
 }
 
 // chart draws the requests in a second of CPU time of all servers as a share of the floor's: with
@@ -47,14 +55,16 @@ func chart(results []*result) []byte {
 		}
 	}
 	var out strings.Builder
-	fmt.Fprintf(&out, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="12">`+"\n", chartWidth, y+24)
+	fmt.Fprintf(&out, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" `+
+		`font-family="sans-serif" font-size="12">`+"\n", chartWidth, y+24)
 	fmt.Fprintf(&out, `<rect width="100%%" height="100%%" fill="#ffffff"/>`+"\n")
-	fmt.Fprintf(&out, `<text x="16" y="24" font-size="15" fill="#1f2328">Throughput on one processor, as a share of the floor: a C program that does nothing but the work</text>`+"\n")
+	fmt.Fprintf(&out, `<text x="16" y="24" font-size="15" fill="#1f2328">%s</text>`+"\n", chartTitle)
 	drawLegend(&out)
 	for _, share := range []float64{0, 0.25, 0.5, 0.75, 1} {
 		x := chartLeft + share*chartUnit
-		fmt.Fprintf(&out, `<line x1="%.0f" x2="%.0f" y1="%d" y2="%d" stroke="#d0d7de"/><text x="%.0f" y="%d" text-anchor="middle" fill="#57606a">%g</text>`+"\n",
-			x, x, chartTop-6, y, x, y+16, share)
+		fmt.Fprintf(&out, `<line x1="%.0f" x2="%.0f" y1="%d" y2="%d" stroke="#d0d7de"/>`, x, x, chartTop-6, y)
+		fmt.Fprintf(&out, `<text x="%.0f" y="%d" text-anchor="middle" fill="#57606a">%g</text>`+"\n",
+			x, y+16, share)
 	}
 	out.WriteString(b.String())
 	out.WriteString("</svg>\n")
@@ -64,7 +74,8 @@ func chart(results []*result) []byte {
 func drawLegend(out *strings.Builder) {
 	x := 16
 	for _, name := range []string{"nbdctl", "nbdkit", "nbdkit -t 1", "qemu-nbd", "nbd-server", "go-nbd"} {
-		fmt.Fprintf(out, `<rect x="%d" y="36" width="10" height="10" fill="%s"/><text x="%d" y="45" fill="#1f2328">%s</text>`+"\n", x, colours[name], x+14, name)
+		fmt.Fprintf(out, `<rect x="%d" y="36" width="10" height="10" fill="%s"/>`, x, colours[name])
+		fmt.Fprintf(out, `<text x="%d" y="45" fill="#1f2328">%s</text>`+"\n", x+14, name)
 		x += 34 + 7*len(name)
 	}
 }
@@ -81,10 +92,12 @@ func drawGroup(out *strings.Builder, r *result, title string, y int) int {
 		fmt.Fprintf(out, `<rect x="%d" y="%d" width="%.1f" height="%d" fill="%s"><title>%s: %.2f</title></rect>`+"\n",
 			chartLeft, y, width, barHeight-1, colours[s.Name], html.EscapeString(s.Name), ratio.Median)
 		if s.Role == ours {
-			fmt.Fprintf(out, `<text x="%.1f" y="%d" font-size="10" fill="#1f2328">%.2f</text>`+"\n", chartLeft+width+4, y+barHeight-1, ratio.Median)
+			fmt.Fprintf(out, `<text x="%.1f" y="%d" font-size="10" fill="#1f2328">%.2f</text>`+"\n",
+				chartLeft+width+4, y+barHeight-1, ratio.Median)
 		}
 		y += barHeight
 	}
-	fmt.Fprintf(out, `<text x="%d" y="%d" text-anchor="end" fill="#1f2328">%s</text>`+"\n", chartLeft-10, (began+y)/2+4, html.EscapeString(title))
+	fmt.Fprintf(out, `<text x="%d" y="%d" text-anchor="end" fill="#1f2328">%s</text>`+"\n",
+		chartLeft-10, (began+y)/2+4, html.EscapeString(title))
 	return y + groupMargin
 }

@@ -44,13 +44,16 @@ func attachNbdctl(flags ...string) func(context.Context, *workspace, string) (st
 // attachNbdctlBy has another program run nbdctl.
 func attachNbdctlBy(by, flags []string) func(context.Context, *workspace, string) (string, func() error, error) {
 	return func(ctx context.Context, w *workspace, _ string) (string, func() error, error) {
-		connect := slices.Concat(by, []string{w.path("nbdctl"), "connect", "--size", fmt.Sprint(deviceSize), "memory"}, flags)
-		out, err := output(ctx, connect...)
+		nbdctl := w.path("nbdctl")
+		connect := []string{nbdctl, "connect", "--size", fmt.Sprint(deviceSize), "memory"}
+		out, err := output(ctx, slices.Concat(by, connect, flags)...)
 		if err != nil {
 			return "", nil, err
 		}
 		path := strings.TrimSpace(out)
-		return path, func() error { return run(context.WithoutCancel(ctx), "/", w.path("nbdctl"), "disconnect", path) }, nil
+		return path, func() error {
+			return run(context.WithoutCancel(ctx), "/", nbdctl, "disconnect", path)
+		}, nil
 	}
 }
 
@@ -126,7 +129,9 @@ func verifyDevice(path string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, syscall.Close(fd)) }()
-	buf, err := syscall.Mmap(-1, 0, block, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANONYMOUS) // O_DIRECT wants it aligned.
+	// A mapping, since O_DIRECT wants it aligned.
+	const prot, flags = syscall.PROT_READ | syscall.PROT_WRITE, syscall.MAP_PRIVATE | syscall.MAP_ANONYMOUS
+	buf, err := syscall.Mmap(-1, 0, block, prot, flags)
 	if err != nil {
 		return err
 	}

@@ -34,15 +34,17 @@ type yardstick struct {
 var (
 	ofFloor     = yardstick{name: "of floor", other: theFloorOf}
 	ofPeer      = yardstick{name: "of best peer", other: (*result).best}
-	ofNbdkit    = yardstick{name: "of nbdkit", other: func(r *result, _ metric) *serverResult { return r.named("nbdkit") }}
+	ofNbdkit    = yardstick{name: "of nbdkit", other: nbdkitOf}
 	cpuFloor    = yardstick{name: "CPU of floor", less: true, number: serverCPU, other: theFloorOf}
-	cpuCheapest = yardstick{name: "CPU of cheapest peer", less: true, number: serverCPU,
-		other: func(r *result, _ metric) *serverResult { return r.cheapest() }}
+	cpuCheapest = yardstick{name: "CPU of cheapest peer", less: true, number: serverCPU, other: cheapestOf}
 	cpuPeer     = yardstick{name: "CPU of best peer", less: true, number: serverCPU, other: (*result).best}
-	allocations = yardstick{name: "allocations per request", less: true, number: func(s sample) float64 { return s.Allocations }}
+	allocations = yardstick{name: "allocations per request", less: true, number: allocated}
 )
 
 func theFloorOf(r *result, _ metric) *serverResult { return r.first(floor) }
+func nbdkitOf(r *result, _ metric) *serverResult   { return r.named("nbdkit") }
+func cheapestOf(r *result, _ metric) *serverResult { return r.cheapest() }
+func allocated(s sample) float64                   { return s.Allocations }
 
 // of is the number of a server of r.
 func (y yardstick) of(s *serverResult, r *result, rate metric) (spread, bool) {
@@ -60,42 +62,100 @@ func (y yardstick) of(s *serverResult, r *result, rate metric) (spread, bool) {
 const noAllocation = 0.01
 
 var goals = []goal{
-	{1, "memory, 4k random reads, 32 in flight", []condition{{"memory/rr4k-q32", ofPeer, 4}, {"memory/rr4k-q32", ofFloor, 0.92}}},
-	{2, "memory, 4k random writes, 32 in flight", []condition{{"memory/rw4k-q32", ofPeer, 4.5}, {"memory/rw4k-q32", ofFloor, 0.88}}},
-	{3, "memory, 4k, 70 % reads, 32 in flight", []condition{{"memory/mix4k-q32", ofPeer, 4}}},
+	{1, "memory, 4k random reads, 32 in flight", []condition{
+		{"memory/rr4k-q32", ofPeer, 4},
+		{"memory/rr4k-q32", ofFloor, 0.92},
+	}},
+	{2, "memory, 4k random writes, 32 in flight", []condition{
+		{"memory/rw4k-q32", ofPeer, 4.5},
+		{"memory/rw4k-q32", ofFloor, 0.88},
+	}},
+	{3, "memory, 4k, 70 % reads, 32 in flight", []condition{
+		{"memory/mix4k-q32", ofPeer, 4},
+	}},
 	{4, "CPU time for 4k, 32 in flight", []condition{
-		{"memory/rr4k-q32", cpuFloor, 1.15}, {"memory/rr4k-q32", cpuCheapest, 1. / 4},
-		{"memory/rw4k-q32", cpuFloor, 1.2}, {"memory/rw4k-q32", cpuCheapest, 1. / 4}}},
+		{"memory/rr4k-q32", cpuFloor, 1.15},
+		{"memory/rr4k-q32", cpuCheapest, 1. / 4},
+		{"memory/rw4k-q32", cpuFloor, 1.2},
+		{"memory/rw4k-q32", cpuCheapest, 1. / 4},
+	}},
 	{5, "4k, 32 in flight, framed as the kernel does", []condition{
-		{"memory/rr4k-q32-k", ofPeer, 1.6}, {"memory/rr4k-q32-k", cpuFloor, 1.1}, {"memory/rr4k-q32-k", cpuCheapest, 1 / 1.8},
-		{"memory/rw4k-q32-k", ofPeer, 1.9}, {"memory/rw4k-q32-k", cpuFloor, 1.1}, {"memory/rw4k-q32-k", cpuCheapest, 1 / 1.8}}},
-	{6, "4k reads, one in flight", []condition{{"memory/rr4k-q1", ofPeer, 1.15}, {"memory/rr4k-q1", ofFloor, 0.85}, {"memory/rr4k-q1", cpuFloor, 1.25}}},
+		{"memory/rr4k-q32-k", ofPeer, 1.6},
+		{"memory/rr4k-q32-k", cpuFloor, 1.1},
+		{"memory/rr4k-q32-k", cpuCheapest, 1 / 1.8},
+		{"memory/rw4k-q32-k", ofPeer, 1.9},
+		{"memory/rw4k-q32-k", cpuFloor, 1.1},
+		{"memory/rw4k-q32-k", cpuCheapest, 1 / 1.8},
+	}},
+	{6, "4k reads, one in flight", []condition{
+		{"memory/rr4k-q1", ofPeer, 1.15},
+		{"memory/rr4k-q1", ofFloor, 0.85},
+		{"memory/rr4k-q1", cpuFloor, 1.25},
+	}},
 	{7, "128k, 16 in flight", []condition{
-		{"memory/rr128k-q16", ofPeer, 1.1}, {"memory/rr128k-q16", ofFloor, 0.93}, {"memory/rr128k-q16", cpuCheapest, 1 / 1.25},
-		{"memory/rw128k-q16", ofPeer, 1.1}, {"memory/rw128k-q16", ofFloor, 1}}},
+		{"memory/rr128k-q16", ofPeer, 1.1},
+		{"memory/rr128k-q16", ofFloor, 0.93},
+		{"memory/rr128k-q16", cpuCheapest, 1 / 1.25},
+		{"memory/rw128k-q16", ofPeer, 1.1},
+		{"memory/rw128k-q16", ofFloor, 1},
+	}},
 	{8, "1M sequential, 8 in flight", []condition{
-		{"memory/sr1m-q8", ofPeer, 1.1}, {"memory/sr1m-q8", ofFloor, 0.93}, {"memory/sw1m-q8", ofPeer, 1.3}, {"memory/sw1m-q8", ofFloor, 0.93}}},
+		{"memory/sr1m-q8", ofPeer, 1.1},
+		{"memory/sr1m-q8", ofFloor, 0.93},
+		{"memory/sw1m-q8", ofPeer, 1.3},
+		{"memory/sw1m-q8", ofFloor, 0.93},
+	}},
 	{9, "4 connections, 4k, 32 in flight, all processors", []condition{
-		{"memory-unpinned/rr4k-q32-c4", ofPeer, 3.5}, {"memory-unpinned/rr4k-q32-c4", ofFloor, 0.8},
-		{"memory-unpinned/rw4k-q32-c4", ofPeer, 4}, {"memory-unpinned/rw4k-q32-c4", ofFloor, 0.8}}},
+		{"memory-unpinned/rr4k-q32-c4", ofPeer, 3.5},
+		{"memory-unpinned/rr4k-q32-c4", ofFloor, 0.8},
+		{"memory-unpinned/rw4k-q32-c4", ofPeer, 4},
+		{"memory-unpinned/rw4k-q32-c4", ofFloor, 0.8},
+	}},
 	{10, "file in the page cache, 4k, 32 in flight", []condition{
-		{"file/rr4k-q32", ofPeer, 3.5}, {"file/rw4k-q32", ofPeer, 2}, {"file/mix4k-q32", ofPeer, 2}}},
+		{"file/rr4k-q32", ofPeer, 3.5},
+		{"file/rw4k-q32", ofPeer, 2},
+		{"file/mix4k-q32", ofPeer, 2},
+	}},
 	{11, "file in the page cache, large reads", []condition{
-		{"file/rr128k-q16", ofPeer, 1.3}, {"file/rr128k-q16", cpuPeer, 1 / 2.5}, {"file/sr1m-q8", ofPeer, 1.2}, {"file/sr1m-q8", cpuPeer, 1 / 2.5}}},
+		{"file/rr128k-q16", ofPeer, 1.3},
+		{"file/rr128k-q16", cpuPeer, 1 / 2.5},
+		{"file/sr1m-q8", ofPeer, 1.2},
+		{"file/sr1m-q8", cpuPeer, 1 / 2.5},
+	}},
 	{12, "file, large writes", []condition{
-		{"file/rw128k-q16", ofPeer, 0.95}, {"file/sw1m-q8", ofPeer, 0.95}, {"file-unpinned/sw1m-q8", ofPeer, 1.1}}},
+		{"file/rw128k-q16", ofPeer, 0.95},
+		{"file/sw1m-q8", ofPeer, 0.95},
+		{"file-unpinned/sw1m-q8", ofPeer, 1.1},
+	}},
 	{13, "TCP to the same machine", []condition{
-		{"tcp/rr4k-q32", ofNbdkit, 4}, {"tcp/rw4k-q32", ofNbdkit, 4}, {"tcp/rr128k-q16", ofNbdkit, 1.15}, {"tcp/rw128k-q16", ofNbdkit, 1.15}}},
+		{"tcp/rr4k-q32", ofNbdkit, 4},
+		{"tcp/rw4k-q32", ofNbdkit, 4},
+		{"tcp/rr128k-q16", ofNbdkit, 1.15},
+		{"tcp/rw128k-q16", ofNbdkit, 1.15},
+	}},
 	{14, "a backend that takes 200 µs; floor: a goroutine for each request", []condition{
-		{"sleep/rr4k-q32", ofFloor, 0.9}, {"sleep/rw4k-q32", ofFloor, 0.9},
-		{"nanosleep-unpinned/rr4k-q32", ofFloor, 0.9}, {"nanosleep-unpinned/rw4k-q32", ofFloor, 0.9}}},
+		{"sleep/rr4k-q32", ofFloor, 0.9},
+		{"sleep/rw4k-q32", ofFloor, 0.9},
+		{"nanosleep-unpinned/rr4k-q32", ofFloor, 0.9},
+		{"nanosleep-unpinned/rw4k-q32", ofFloor, 0.9},
+	}},
 	{15, "no allocation for a request; GOGC=10 (floor: off)", []condition{
-		{"allocations/rr4k-q1", allocations, noAllocation}, {"allocations/rr4k-q32", allocations, noAllocation}, {"allocations/rw4k-q32", allocations, noAllocation},
-		{"allocations/rr128k-q16", allocations, noAllocation}, {"allocations/rw128k-q16", allocations, noAllocation},
-		{"allocations/sr1m-q8", allocations, noAllocation}, {"allocations/sw1m-q8", allocations, noAllocation},
-		{"gogc/rr4k-q32", ofFloor, 0.97}, {"gogc/rw4k-q32", ofFloor, 0.97}}},
+		{"allocations/rr4k-q1", allocations, noAllocation},
+		{"allocations/rr4k-q32", allocations, noAllocation},
+		{"allocations/rw4k-q32", allocations, noAllocation},
+		{"allocations/rr128k-q16", allocations, noAllocation},
+		{"allocations/rw128k-q16", allocations, noAllocation},
+		{"allocations/sr1m-q8", allocations, noAllocation},
+		{"allocations/sw1m-q8", allocations, noAllocation},
+		{"gogc/rr4k-q32", ofFloor, 0.97},
+		{"gogc/rw4k-q32", ofFloor, 0.97},
+	}},
 	{16, "a backend of ReadAt and WriteAt alone", []condition{
-		{"plain/rr4k-q32", ofFloor, 0.9}, {"plain/rw4k-q32", ofFloor, 0.9}, {"plain/sr1m-q8", ofFloor, 0.75}, {"plain/sw1m-q8", ofFloor, 0.75}}},
+		{"plain/rr4k-q32", ofFloor, 0.9},
+		{"plain/rw4k-q32", ofFloor, 0.9},
+		{"plain/sr1m-q8", ofFloor, 0.75},
+		{"plain/sw1m-q8", ofFloor, 0.75},
+	}},
 }
 
 // An outcome is what became of a goal.
@@ -136,7 +196,9 @@ func (c check) String() string {
 	if !c.Met {
 		mark += " (!)"
 	}
-	return fmt.Sprintf("%s %s %s%.3g: %.3g [%.3g–%.3g]%s", c.Case, c.What, sign, c.Limit, c.Measured.Median, c.Measured.Low, c.Measured.High, mark)
+	m := c.Measured
+	return fmt.Sprintf("%s %s %s%.3g: %.3g [%.3g–%.3g]%s",
+		c.Case, c.What, sign, c.Limit, m.Median, m.Low, m.High, mark)
 }
 
 // judge holds the results against the goals. Of a goal that was selected in part only that part

@@ -43,18 +43,31 @@ func TestSpreadOf(t *testing.T) {
 
 func TestJudge(t *testing.T) {
 	const on = "memory/rr4k-q32" // goals 1 and 4
+	theFloor := servers("f", floor, 100)
 	tests := []struct {
 		name    string
 		servers []*serverResult
 		one     string
 		four    string
 	}{
-		{"fast", []*serverResult{servers("f", floor, 100), servers("n", ours, 95), servers("p", peer, 20)}, "yes", "yes"},
-		{"below the floor", []*serverResult{servers("f", floor, 100), servers("n", ours, 90), servers("p", peer, 20)}, "no", "yes"},
-		{"the best of the peers counts", []*serverResult{servers("f", floor, 100), servers("n", ours, 95), servers("p", peer, 20), servers("q", peer, 50)}, "no", "no"},
-		{"a peer without a number", []*serverResult{servers("f", floor, 100), servers("n", ours, 95), servers("p", peer, 20), servers("q", peer)}, "yes", "yes"},
-		{"no peer", []*serverResult{servers("f", floor, 100), servers("n", ours, 95)}, "no", "no"},
-		{"failed", []*serverResult{servers("f", floor, 100), servers("n", ours), servers("p", peer, 20)}, "no", "no"},
+		{"fast", []*serverResult{
+			theFloor, servers("n", ours, 95), servers("p", peer, 20),
+		}, "yes", "yes"},
+		{"below the floor", []*serverResult{
+			theFloor, servers("n", ours, 90), servers("p", peer, 20),
+		}, "no", "yes"},
+		{"the best of the peers counts", []*serverResult{
+			theFloor, servers("n", ours, 95), servers("p", peer, 20), servers("q", peer, 50),
+		}, "no", "no"},
+		{"a peer without a number", []*serverResult{
+			theFloor, servers("n", ours, 95), servers("p", peer, 20), servers("q", peer),
+		}, "yes", "yes"},
+		{"no peer", []*serverResult{
+			theFloor, servers("n", ours, 95),
+		}, "no", "no"},
+		{"failed", []*serverResult{
+			theFloor, servers("n", ours), servers("p", peer, 20),
+		}, "no", "no"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

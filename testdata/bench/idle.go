@@ -28,7 +28,14 @@ type idle struct {
 
 // measureIdle measures one server after the other; they do not disturb each other.
 func measureIdle(ctx context.Context, o options, w *workspace) ([]idle, error) {
-	servers := []server{nbdctlMemory("nbdctl", ours), nbdkitMemory, nbdkitMemorySingle, qemuNBD(), nbdServer(), goNBD("memory")}
+	servers := []server{
+		nbdctlMemory("nbdctl", ours),
+		nbdkitMemory,
+		nbdkitMemorySingle,
+		qemuNBD(),
+		nbdServer(),
+		goNBD("memory"),
+	}
 	var all []idle
 	for _, s := range servers {
 		v := idle{Server: s.name}

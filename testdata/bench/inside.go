@@ -119,9 +119,22 @@ func fio(ctx context.Context, path string, l load, timed time.Duration) (sample,
 	if l.writes() {
 		kind = "randwrite"
 	}
-	out, err := output(ctx, "fio", "--output-format=json", "--name="+l.name, "--filename="+path, "--ioengine=libaio", "--direct=1", "--thread",
-		"--rw="+kind, fmt.Sprintf("--bs=%d", l.block), fmt.Sprintf("--iodepth=%d", l.depth), fmt.Sprintf("--size=%d", deviceSize),
-		"--norandommap", "--randrepeat=0", "--time_based", fmt.Sprintf("--runtime=%dms", timed.Milliseconds()), "--ramp_time=50ms")
+	out, err := output(ctx, "fio", "--output-format=json",
+		"--name="+l.name,
+		"--filename="+path,
+		"--ioengine=libaio",
+		"--direct=1",
+		"--thread",
+		"--rw="+kind,
+		fmt.Sprintf("--bs=%d", l.block),
+		fmt.Sprintf("--iodepth=%d", l.depth),
+		fmt.Sprintf("--size=%d", deviceSize),
+		"--norandommap",
+		"--randrepeat=0",
+		"--time_based",
+		fmt.Sprintf("--runtime=%dms", timed.Milliseconds()),
+		"--ramp_time=50ms",
+	)
 	if err != nil {
 		return sample{}, err
 	}

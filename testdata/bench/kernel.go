@@ -61,8 +61,11 @@ func measureKernel(ctx context.Context, o options, w *workspace) ([]*result, err
 	}
 	const file = "kernel.json"
 	began := time.Now()
-	cmd := exec.CommandContext(ctx, filepath.Join(w.tree, "testdata/lab/uml"), "--mem", "2G", "--disk", "0", "--timeout", "900", "--out", w.dir, "--",
-		self, "-inside", "/mnt/out/"+file, "-out", w.dir, "-cases", o.wanted.String(), "-rounds", strconv.Itoa(o.alternations), "-fio", o.fio.String())
+	cmd := exec.CommandContext(ctx, filepath.Join(w.tree, "testdata/lab/uml"),
+		"--mem", "2G", "--disk", "0", "--timeout", "900", "--out", w.dir,
+		"--", self, "-inside", "/mnt/out/"+file, "-out", w.dir, "-cases", o.wanted.String(),
+		"-rounds", strconv.Itoa(o.alternations), "-fio", o.fio.String(),
+	)
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // The lab takes its machine along.
 	cmd.WaitDelay = startPatience

@@ -25,7 +25,12 @@ type load struct {
 func (l load) writes() bool { return l.reads < 100 }
 
 func (l load) flags() []string {
-	flags := []string{"-q", strconv.Itoa(l.depth), "-b", strconv.Itoa(l.block), "-r", strconv.Itoa(l.reads), "-c", strconv.Itoa(max(l.connections, 1))}
+	flags := []string{
+		"-q", strconv.Itoa(l.depth),
+		"-b", strconv.Itoa(l.block),
+		"-r", strconv.Itoa(l.reads),
+		"-c", strconv.Itoa(max(l.connections, 1)),
+	}
 	if l.sequential {
 		flags = append(flags, "-s")
 	}
@@ -79,7 +84,14 @@ const patience = 60 * time.Second
 func (c client) loadgen(ctx context.Context, mode string, p *process, flags ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.warm+c.timed+patience)
 	defer cancel()
-	argv := []string{c.w.path("loadgen"), mode, "-a", p.at.url(), "-n", p.export, "-p", strconv.Itoa(p.pid), "-S", strconv.FormatInt(c.space, 10), "-P", strconv.Itoa(c.cpu)}
+	argv := []string{
+		c.w.path("loadgen"), mode,
+		"-a", p.at.url(),
+		"-n", p.export,
+		"-p", strconv.Itoa(p.pid),
+		"-S", strconv.FormatInt(c.space, 10),
+		"-P", strconv.Itoa(c.cpu),
+	}
 	argv = pin(append(argv, flags...), c.cpu)
 	out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).Output()
 	var exit *exec.ExitError

@@ -56,7 +56,9 @@ func (f *faulty) serve(t *testing.T, l net.Listener) {
 			if _, err := s.Handshake(nc); err != nil {
 				return
 			}
-			if err := f.transmit(nc); err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
+			err := f.transmit(nc)
+			gone := errors.Is(err, io.EOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
+			if err != nil && !gone {
 				t.Error(err)
 			}
 		}()
@@ -70,7 +72,9 @@ func (f *faulty) transmit(nc net.Conn) error {
 		if _, err := io.ReadFull(in, head[:]); err != nil {
 			return err
 		}
-		command, offset, length := binary.BigEndian.Uint16(head[6:]), binary.BigEndian.Uint64(head[16:]), binary.BigEndian.Uint32(head[24:])
+		command := binary.BigEndian.Uint16(head[6:])
+		offset := binary.BigEndian.Uint64(head[16:])
+		length := binary.BigEndian.Uint32(head[24:])
 		if command > 1 {
 			if command == 2 {
 				return nil
@@ -116,7 +120,10 @@ func TestLoadgenFindsFaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	argv := []string{"gcc", "-std=gnu17", "-O2", "-pthread", "-o", w.path("loadgen"), "loadgen.c", "loop.c", "client.c", "cpu.c", "verify.c"}
+	argv := []string{
+		"gcc", "-std=gnu17", "-O2", "-pthread", "-o", w.path("loadgen"),
+		"loadgen.c", "loop.c", "client.c", "cpu.c", "verify.c",
+	}
 	if err := run(t.Context(), sources, argv...); err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +152,10 @@ func TestLoadgenFindsFaults(t *testing.T) {
 		{"large write lost", rw128k, lost, "which had been written"},
 		{"verified, write lost", load{}, lost, "wrong data"},
 		{"write read back, in the middle", rw4k, flip(middle), "which had been written"},
-		{"error", rr4k, func(a *answer) { a.reply = append(a.reply[:0:0], a.reply[:16]...); a.reply[7] = 5 }, "error 5"},
+		{"error", rr4k, func(a *answer) {
+			a.reply = append(a.reply[:0:0], a.reply[:16]...)
+			a.reply[7] = 5
+		}, "error 5"},
 		{"magic", rr4k, func(a *answer) { a.reply[0]++ }, "magic"},
 		{"cookie", rr4k, func(a *answer) { a.reply[15]++ }, "not made"},
 		{"two replies", rw4k, func(a *answer) { a.twice = true }, "not made"},

@@ -40,12 +40,20 @@ type options struct {
 
 func main() {
 	log.SetFlags(0)
-	o := options{rounds: 7, warm: 50 * time.Millisecond, timed: 150 * time.Millisecond, space: 512 << 20, alternations: 3, fio: 400 * time.Millisecond}
+	o := options{
+		rounds:       7,
+		warm:         50 * time.Millisecond,
+		timed:        150 * time.Millisecond,
+		space:        512 << 20,
+		alternations: 3,
+		fio:          400 * time.Millisecond,
+	}
 	quick := flag.Bool("quick", false, "short rounds and few of them: to see that it works, not to compare")
 	cases := flag.String("cases", "", "`regexp` of the cases to run, such as memory/rr4k; default: all")
 	inside := flag.String("inside", "", "be the part that runs in a kernel with nbd, and write to `file`")
 	rounds := flag.Int("rounds", 0, "rounds of each case, instead of the usual number")
-	flag.StringVar(&o.base, "base", "", "`directory` of an earlier commit of the repository, to be measured beside this one instead of the peers")
+	flag.StringVar(&o.base, "base", "",
+		"`directory` of an earlier commit of the repository, to be measured beside this one instead of the peers")
 	flag.DurationVar(&o.fio, "fio", o.fio, "time of each load inside")
 	flag.IntVar(&o.cpu, "cpu", 0, "processor of the pinned suites")
 	flag.StringVar(&o.out, "out", ".bin/bench", "`directory` for programs, images and results; on a disk")

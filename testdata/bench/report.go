@@ -47,7 +47,9 @@ func thisMachine() machine {
 }
 
 func (r *report) print(out io.Writer) error {
-	fmt.Fprintf(out, "%d × %s, Linux %s, %s; %d rounds; %.0f s\n\n", r.Machine.Processors, r.Machine.CPU, r.Machine.Kernel, r.Machine.Go, r.Rounds, r.Seconds)
+	m := r.Machine
+	fmt.Fprintf(out, "%d × %s, Linux %s, %s; %d rounds; %.0f s\n\n",
+		m.Processors, m.CPU, m.Kernel, m.Go, r.Rounds, r.Seconds)
 	others, growing := splitGrowth(r.Results)
 	if err := printTable(out, others); err != nil {
 		return err
@@ -64,8 +66,10 @@ func (r *report) print(out io.Writer) error {
 			return err
 		}
 	}
-	fmt.Fprintf(out, "\ngoals (medians of the ratios of each round [min–max]; where by CPU time is another, others were at work)\n%s", goalsTable(r.Goals))
-	fmt.Fprintf(out, "\nothers kept %.2f of the processors busy meanwhile (mean); on a quiet machine it is none\n", r.disturbance())
+	fmt.Fprintf(out, "\ngoals (medians of the ratios of each round [min–max]; "+
+		"where by CPU time is another, others were at work)\n%s", goalsTable(r.Goals))
+	fmt.Fprintf(out, "\nothers kept %.2f of the processors busy meanwhile (mean); on a quiet machine it is none\n",
+		r.disturbance())
 	if r.Quick {
 		fmt.Fprintln(out, "quick: these numbers are for nothing but to see that it works")
 	}

@@ -24,7 +24,9 @@ func nbdctlMemory(name string, r role, env ...string) server {
 // nbdctlBuilt is nbdctl over memory, by the program of that name in the workspace.
 func nbdctlBuilt(program, name string, r role, env ...string) server {
 	return server{name: name, role: r, env: env, command: func(w *workspace, at place) ([]string, error) {
-		return []string{w.path(program), "serve", "--listen", at.url(), "--size", strconv.Itoa(exportSize), "memory"}, nil
+		return []string{
+			w.path(program), "serve", "--listen", at.url(), "--size", strconv.Itoa(exportSize), "memory",
+		}, nil
 	}}
 }
 
@@ -83,7 +85,7 @@ func qemuNBD() server {
 // nbdServer has no store in memory either. Told to stay in the foreground it would serve a single
 // client.
 func nbdServer() server {
-	return server{name: "nbd-server", role: peer, export: "bench", daemon: true, command: func(w *workspace, at place) ([]string, error) {
+	command := func(w *workspace, at place) ([]string, error) {
 		path, err := image(at.image, at.used)
 		if err != nil {
 			return nil, err
@@ -91,7 +93,8 @@ func nbdServer() server {
 		config := at.image + ".conf"
 		text := fmt.Sprintf("[generic]\nunixsock = %s\n[bench]\nexportname = %s\n", at.address, path)
 		return []string{"nbd-server", "-C", config, "-p", at.pidFile}, os.WriteFile(config, []byte(text), 0o644)
-	}}
+	}
+	return server{name: "nbd-server", role: peer, export: "bench", daemon: true, command: command}
 }
 
 func goNBD(kind string) server {

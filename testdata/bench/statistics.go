@@ -81,7 +81,8 @@ func (r *result) best(rate metric) *serverResult {
 
 // cheapest returns the peer that takes the least CPU time for a request, by median.
 func (r *result) cheapest() *serverResult {
-	return r.extreme(func(a, b *serverResult) bool { return metric(serverCPU).of(a).Median < metric(serverCPU).of(b).Median })
+	cost := func(s *serverResult) float64 { return metric(serverCPU).of(s).Median }
+	return r.extreme(func(a, b *serverResult) bool { return cost(a) < cost(b) })
 }
 
 func (r *result) extreme(better func(a, b *serverResult) bool) *serverResult {

@@ -70,7 +70,11 @@ type contest struct {
 // runSuite starts the servers, checks that they keep data, takes turns with them for each load, and
 // checks again. A server that fails anywhere has no numbers. An error is not about a server.
 func runSuite(ctx context.Context, s suite, o options, w *workspace) (_ []*result, err error) {
-	c := &contest{suite: s, rounds: o.rounds, client: client{w: w, cpu: o.cpu, space: o.space, warm: o.warm, timed: o.timed}}
+	c := &contest{
+		suite:  s,
+		rounds: o.rounds,
+		client: client{w: w, cpu: o.cpu, space: o.space, warm: o.warm, timed: o.timed},
+	}
 	if !s.pinned {
 		c.cpu = -1
 	}

@@ -7,8 +7,24 @@ var (
 
 // suites lists all that is measured with loadgen, in the order of the table.
 func suites() []suite {
-	memory := []server{theFloor, nbdctlMemory("nbdctl", ours), nbdkitMemory, nbdkitMemorySingle, qemuNBD(), nbdServer(), goNBD("memory")}
-	file := []server{theFileFloor, nbdctlFile("nbdctl", "nbdctl", ours), nbdkit("nbdkit", "file"), nbdkit("nbdkit -t 1", "file", "1"), qemuNBD(), nbdServer(), goNBD("file")}
+	memory := []server{
+		theFloor,
+		nbdctlMemory("nbdctl", ours),
+		nbdkitMemory,
+		nbdkitMemorySingle,
+		qemuNBD(),
+		nbdServer(),
+		goNBD("memory"),
+	}
+	file := []server{
+		theFileFloor,
+		nbdctlFile("nbdctl", "nbdctl", ours),
+		nbdkit("nbdkit", "file"),
+		nbdkit("nbdkit -t 1", "file", "1"),
+		qemuNBD(),
+		nbdServer(),
+		goNBD("file"),
+	}
 	return []suite{
 		{name: "memory", network: "unix", pinned: true, servers: memory,
 			loads: []load{rr4kQ1, rr4k, rw4k, mix4k, rr4kK, rw4kK, rr128k, rw128k, sr1m, sw1m}},
@@ -19,14 +35,22 @@ func suites() []suite {
 		{name: "file-unpinned", network: "unix", onDisk: true, servers: file,
 			loads: []load{sw1m}},
 		{name: "tcp", network: "tcp", pinned: true,
-			servers: []server{theFloor, nbdctlMemory("nbdctl", ours), nbdkitMemory, nbdkitMemorySingle, goNBD("memory")},
-			loads:   []load{rr4k, rw4k, rr128k, rw128k}},
+			servers: []server{
+				theFloor, nbdctlMemory("nbdctl", ours), nbdkitMemory, nbdkitMemorySingle, goNBD("memory"),
+			},
+			loads: []load{rr4k, rw4k, rr128k, rw128k}},
 		{name: "sleep", network: "unix", pinned: true, waits: true,
-			servers: []server{goServer("goroutines", floor, []string{"-goroutines"}, "sleep"), goServer("nbdctl", ours, nil, "sleep")},
-			loads:   []load{rr4k, rw4k}},
+			servers: []server{
+				goServer("goroutines", floor, []string{"-goroutines"}, "sleep"),
+				goServer("nbdctl", ours, nil, "sleep"),
+			},
+			loads: []load{rr4k, rw4k}},
 		{name: "nanosleep-unpinned", network: "unix",
-			servers: []server{goServer("goroutines", floor, []string{"-goroutines"}, "nanosleep"), goServer("nbdctl", ours, nil, "nanosleep")},
-			loads:   []load{rr4k, rw4k}},
+			servers: []server{
+				goServer("goroutines", floor, []string{"-goroutines"}, "nanosleep"),
+				goServer("nbdctl", ours, nil, "nanosleep"),
+			},
+			loads: []load{rr4k, rw4k}},
 		{name: "plain", network: "unix", pinned: true,
 			servers: []server{theFloor, goServer("nbdctl", ours, nil, "plain")},
 			loads:   []load{rr4k, rw4k, sr1m, sw1m}},
@@ -50,11 +74,19 @@ func baseSuites() []suite {
 			servers: []server{theFloor, nbdctlMemory("nbdctl", ours), nbdctlBuilt("base-nbdctl", "base", variant)},
 			loads:   []load{rr4k, rw4k, mix4k, rr4kQ1, rr128k, rw128k}},
 		{name: "file", network: "unix", onDisk: true, pinned: true,
-			servers: []server{theFileFloor, nbdctlFile("nbdctl", "nbdctl", ours), nbdctlFile("base-nbdctl", "base", variant)},
-			loads:   []load{rr4k, rw4k, rr128k, sr1m}},
+			servers: []server{
+				theFileFloor,
+				nbdctlFile("nbdctl", "nbdctl", ours),
+				nbdctlFile("base-nbdctl", "base", variant),
+			},
+			loads: []load{rr4k, rw4k, rr128k, sr1m}},
 		{name: "plain", network: "unix", pinned: true,
-			servers: []server{theFloor, goServer("nbdctl", ours, nil, "plain"), goServerBuilt("base-goserver", "base", variant, nil, "plain")},
-			loads:   []load{rr4k, rw4k}},
+			servers: []server{
+				theFloor,
+				goServer("nbdctl", ours, nil, "plain"),
+				goServerBuilt("base-goserver", "base", variant, nil, "plain"),
+			},
+			loads: []load{rr4k, rw4k}},
 		{name: "allocations", network: "unix", pinned: true, once: true, counts: true,
 			servers: []server{goServer("nbdctl", ours, nil, "memory")},
 			loads:   []load{rr4kQ1, rr4k, rw4k, rr128k, rw128k}},

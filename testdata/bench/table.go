@@ -10,7 +10,8 @@ import (
 // printTable prints a line for each server of each case.
 func printTable(out io.Writer, results []*result) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "case\tserver\tmedian\tmin–max\tof floor\tnbdctl/it\tmin–max\tCPU µs\tof floor\tp50 µs\tp99 µs")
+	fmt.Fprintln(w, "case\tserver\tmedian\tmin–max\tof floor\tnbdctl/it\tmin–max\t"+
+		"CPU µs\tof floor\tp50 µs\tp99 µs")
 	for _, r := range results {
 		for _, s := range r.Servers {
 			if len(s.Samples) == 0 {

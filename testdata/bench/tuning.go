@@ -52,7 +52,8 @@ func attachTuned(setting, value string) func(context.Context, *workspace, string
 		if err != nil || setting == "" {
 			return path, detach, err
 		}
-		if err := os.WriteFile(filepath.Join("/sys/block", filepath.Base(path), setting), []byte(value), 0o644); err != nil {
+		file := filepath.Join("/sys/block", filepath.Base(path), setting)
+		if err := os.WriteFile(file, []byte(value), 0o644); err != nil {
 			return "", nil, errors.Join(err, detach())
 		}
 		return path, detach, nil
@@ -68,7 +69,10 @@ func attachNarrow(value string) func(context.Context, *workspace, string) (strin
 			return "", nil, err
 		}
 		// The server's end is to be as ever.
-		err = errors.Join(os.WriteFile(sendBuffersMost, []byte("1048576"), 0o644), os.WriteFile(sendBuffers, []byte(value), 0o644))
+		err = errors.Join(
+			os.WriteFile(sendBuffersMost, []byte("1048576"), 0o644),
+			os.WriteFile(sendBuffers, []byte(value), 0o644),
+		)
 		if err != nil {
 			return "", nil, err
 		}

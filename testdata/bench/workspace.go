@@ -37,18 +37,22 @@ func newWorkspace(ctx context.Context, tree, base, dir string) (*workspace, erro
 }
 
 func (w *workspace) build(ctx context.Context) error {
-	load := filepath.Join(w.tree, "testdata/bench/load")
+	bench := filepath.Join(w.tree, "testdata/bench")
+	load := filepath.Join(bench, "load")
 	cc := []string{"gcc", "-std=gnu17", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"}
 	steps := [][]string{
 		append(cc, w.path("floor"), "floor.c"),
 		append(cc, w.path("loadgen"), "loadgen.c", "loop.c", "client.c", "cpu.c", "verify.c"),
 		{"go", "-C", w.tree, "build", "-trimpath", "-o", w.path("nbdctl"), "./cmd/nbdctl"},
-		{"go", "-C", filepath.Join(w.tree, "testdata/bench"), "build", "-o", w.path("goserver"), "./goserver"},
+		{"go", "-C", bench, "build", "-o", w.path("goserver"), "./goserver"},
 	}
 	if w.base != "" {
+		nbdctl, goserver := w.path("base-nbdctl"), w.path("base-goserver")
+		baseBench := filepath.Join(w.base, "testdata/bench")
 		steps = append(steps,
-			[]string{"go", "-C", w.base, "build", "-trimpath", "-buildvcs=false", "-o", w.path("base-nbdctl"), "./cmd/nbdctl"},
-			[]string{"go", "-C", filepath.Join(w.base, "testdata/bench"), "build", "-o", w.path("base-goserver"), "./goserver"})
+			[]string{"go", "-C", w.base, "build", "-trimpath", "-buildvcs=false", "-o", nbdctl, "./cmd/nbdctl"},
+			[]string{"go", "-C", baseBench, "build", "-o", goserver, "./goserver"},
+		)
 	}
 	for _, argv := range steps {
 		if err := run(ctx, load, argv...); err != nil {
@@ -56,7 +60,7 @@ func (w *workspace) build(ctx context.Context) error {
 		}
 	}
 	// The peer comes from elsewhere. Without it the others are still worth a run.
-	w.goNBD = run(ctx, load, "go", "-C", filepath.Join(w.tree, "testdata/bench"), "build", "-o", w.path("gonbd"), "./gonbd")
+	w.goNBD = run(ctx, load, "go", "-C", bench, "build", "-o", w.path("gonbd"), "./gonbd")
 	return nil
 }
 

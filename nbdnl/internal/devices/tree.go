@@ -132,7 +132,7 @@ func (t Tree) Use(index int) (Use, error) {
 
 func (t Tree) ownerPath(index int) string { return filepath.Join(t.Dir(index), "pid") }
 
-// owner reads the `pid` file alone.
+// owner reads no more than the `pid` file.
 func (t Tree) owner(index int) (Use, error) {
 	now, pid, err := machine.ReadIncarnation(t.ownerPath(index), t.readTID)
 	if gone(err) {

@@ -17,7 +17,11 @@ func tree(t *testing.T, files map[string]string) machine.Root {
 	root := machine.Root(t.TempDir())
 	for name, content := range files {
 		path := root.Path(name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content), 0o644)); err != nil {
+		err := errors.Join(
+			os.MkdirAll(filepath.Dir(path), 0o755),
+			os.WriteFile(path, []byte(content), 0o644),
+		)
+		if err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -41,7 +45,11 @@ func TestUse(t *testing.T) {
 		{"unknown", false, 0, false, false},
 	}
 	for _, tt := range tests {
-		files := map[string]string{"proc/sys/kernel/osrelease": tt.release + "\n", "sys/block/nbd3/pid": "77\n", "sys/block/nbd4/size": "8\n"}
+		files := map[string]string{
+			"proc/sys/kernel/osrelease": tt.release + "\n",
+			"sys/block/nbd3/pid":        "77\n",
+			"sys/block/nbd4/size":       "8\n",
+		}
 		if tt.backend {
 			files["sys/block/nbd3/backend"] = "test:1\n"
 		}
@@ -50,8 +58,16 @@ func TestUse(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !u.Connected || u.Incarnation == 0 || u.Incarnation != d.Incarnation(3) || u.TID != tt.tid || u.Identified != tt.identified ||
-			u.Identified != (u.Identifier == "test:1") || d.Identifiers != tt.identifiers {
+		want := devices.Use{
+			Connected:   true,
+			Incarnation: d.Incarnation(3),
+			TID:         tt.tid,
+			Identified:  tt.identified,
+		}
+		if tt.identified {
+			want.Identifier = "test:1"
+		}
+		if u != want || u.Incarnation == 0 || d.Identifiers != tt.identifiers {
 			t.Errorf("%+v: use %+v, identifiers %t", tt, u, d.Identifiers)
 		}
 		if again, err := d.Use(3); again != u || err != nil {

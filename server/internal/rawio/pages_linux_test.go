@@ -64,8 +64,10 @@ func TestSendPages(t *testing.T) {
 	nc, peer := socketpair(t)
 	c := New(nc)
 	var p Pages
-	for _, r := range []struct{ off, n int }{{0, 1}, {4095, 2}, {0, 64 << 10}, {0, 1 << 20}, {1, 1 << 20}, {4095, 1<<20 + 2},
-		{1000, 3<<20 - 1000}, {3<<20 - 1, 1}} {
+	for _, r := range []struct{ off, n int }{
+		{0, 1}, {4095, 2}, {0, 64 << 10}, {0, 1 << 20}, {1, 1 << 20}, {4095, 1<<20 + 2},
+		{1000, 3<<20 - 1000}, {3<<20 - 1, 1},
+	} {
 		if err := p.Take(f, int64(r.off), r.n); err != nil || p.Len() != r.n {
 			t.Fatalf("%d bytes at %d: %d taken, %v", r.n, r.off, p.Len(), err)
 		}

@@ -259,7 +259,9 @@ func (c *socket) trySendPages(fd uintptr) bool {
 			if part.left < p.left {
 				flags |= unix.SPLICE_F_MORE
 			}
-			n, _, e := syscall.RawSyscall6(syscall.SYS_SPLICE, uintptr(part.pipe.r), 0, fd, 0, uintptr(part.left), flags)
+			n, _, e := syscall.RawSyscall6(
+				syscall.SYS_SPLICE, uintptr(part.pipe.r), 0, fd, 0, uintptr(part.left), flags,
+			)
 			switch {
 			case e == syscall.EINTR:
 			case e == syscall.EAGAIN:

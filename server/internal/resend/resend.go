@@ -206,8 +206,10 @@ func (j *Judge) Overdue(now time.Duration, requests []Request) []int {
 	var due []int
 	for i, r := range requests {
 		limit := p.limit(r)
-		late := now >= end-p.margin() && now >= r.Arrived+p.grace(r) && r.Repeated() && limit <= r.Arrived+p.Resend && r.Arrived+p.Resend > r.First+p.Total+strayed
-		if now >= limit || late {
+		again := r.Arrived + p.Resend // when the client would send it once more
+		lastMoment := now >= end-p.margin() && now >= r.Arrived+p.grace(r)
+		tooLateAgain := r.Repeated() && limit <= again && again > r.First+p.Total+strayed
+		if now >= limit || lastMoment && tooLateAgain {
 			due = append(due, i)
 		}
 	}

@@ -30,6 +30,9 @@ func TestJudge(t *testing.T) {
 	long.Length = 8192
 	write := key(0)
 	write.Op = 1
+	first := []resend.Request{request(0, 97*s, 97*s)}
+	repeated := []resend.Request{request(0, 97*s, 91*s)}
+	two := []resend.Request{request(0, 97*s, 97*s), request(0, 98*s, 98*s)}
 	tests := []struct {
 		name     string
 		patience resend.Patience
@@ -37,20 +40,19 @@ func TestJudge(t *testing.T) {
 		blind    bool
 		arrivals []arrival // after a death at 100 s
 	}{
-		{"a repetition", patience, []resend.Request{request(0, 97*s, 97*s)}, false, []arrival{{101 * s, key(0), 97 * s}}},
-		{"is found once", patience, []resend.Request{request(0, 97*s, 97*s)}, false,
+		{"a repetition", patience, first, false, []arrival{{101 * s, key(0), 97 * s}}},
+		{"is found once", patience, first, false,
 			[]arrival{{101 * s, key(0), 97 * s}, {102 * s, key(0), 102 * s}}},
-		{"twice the same", patience, []resend.Request{request(0, 97*s, 97*s), request(0, 98*s, 98*s)}, false,
+		{"twice the same", patience, two, false,
 			[]arrival{{101 * s, key(0), 97 * s}, {102 * s, key(0), 98 * s}}},
-		{"of a repetition", patience, []resend.Request{request(0, 97*s, 91*s)}, false, []arrival{{101 * s, key(0), 91 * s}}},
-		{"another offset, length or operation", patience, []resend.Request{request(0, 97*s, 97*s)}, false,
+		{"of a repetition", patience, repeated, false, []arrival{{101 * s, key(0), 91 * s}}},
+		{"another offset, length or operation", patience, first, false,
 			[]arrival{{101 * s, key(4096), 101 * s}, {101 * s, long, 101 * s}, {101 * s, write, 101 * s}}},
-		{"as late as can be", patience, []resend.Request{request(0, 97*s, 97*s)}, false, []arrival{{120*s - 1, key(0), 97 * s}}},
-		{"too late", patience, []resend.Request{request(0, 97*s, 97*s)}, false, []arrival{{120 * s, key(0), 120 * s}}},
+		{"as late as can be", patience, first, false, []arrival{{120*s - 1, key(0), 97 * s}}},
+		{"too late", patience, first, false, []arrival{{120 * s, key(0), 120 * s}}},
 		{"unknown, as long as it may be a repetition", patience, nil, true,
 			[]arrival{{101 * s, key(0), 98 * s}, {105*s - 1, key(0), 102*s - 1}, {105 * s, key(0), 105 * s}}},
-		{"nobody repeats anything", resend.Patience{}, []resend.Request{request(0, 97*s, 97*s)}, true,
-			[]arrival{{101 * s, key(0), 101 * s}}},
+		{"nobody repeats anything", resend.Patience{}, first, true, []arrival{{101 * s, key(0), 101 * s}}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -133,9 +135,11 @@ func TestOverdue(t *testing.T) {
 		due      []int
 	}{
 		{"a first time is left to the client", patience, 200 * s, []resend.Request{request(0, 100*s, 100*s)}, nil},
-		{"a repetition before its time", patience, 109*s + 999*time.Millisecond, []resend.Request{request(0, 108*s, 90*s)}, nil},
+		{"a repetition before its time", patience, 109*s + 999*time.Millisecond,
+			[]resend.Request{request(0, 108*s, 90*s)}, nil},
 		{"a repetition after its time", patience, 110 * s, []resend.Request{request(0, 108*s, 90*s)}, []int{0}},
-		{"one that comes after its time has a moment", patience, 111*s - 1, []resend.Request{request(0, 110*s, 80*s)}, nil},
+		{"one that comes after its time has a moment", patience, 111*s - 1,
+			[]resend.Request{request(0, 110*s, 80*s)}, nil},
 		{"and no more", patience, 111 * s, []resend.Request{request(0, 110*s, 80*s)}, []int{0}},
 		{"one that would cost the connection at the last moment", patience, 109*s + 625*time.Millisecond,
 			[]resend.Request{request(0, 107*s, 90*s)}, []int{0}},
@@ -170,7 +174,9 @@ func TestStuck(t *testing.T) {
 	j.SetPatience(patience)
 	j.Lost(100*s, nil, false)
 	j.SetStuck([]resend.Key{key(8192)})
-	for off, suspect := range map[uint64]bool{0: false, 4096: false, 4097: true, 8192: true, 12287: true, 12288: false} {
+	for off, suspect := range map[uint64]bool{
+		0: false, 4096: false, 4097: true, 8192: true, 12287: true, 12288: false,
+	} {
 		if r := j.Judge(101*s, key(off)); r.Suspect != suspect {
 			t.Errorf("at %d: %+v", off, r)
 		}
@@ -191,7 +197,12 @@ func TestStuck(t *testing.T) {
 // every request is answered at the latest 10 s after timeout and dead timeout.
 func TestBound(t *testing.T) {
 	for _, tt := range []struct{ timeout, dead, stagger time.Duration }{
-		{1 * s, 1 * s, s / 10}, {3 * s, 10 * s, s / 2}, {30 * s, 0, 3 * s}, {30 * s, 10 * s, 7 * s}, {30 * s, 60 * s, 11 * s}, {90 * s, 30 * s, 29 * s},
+		{1 * s, 1 * s, s / 10},
+		{3 * s, 10 * s, s / 2},
+		{30 * s, 0, 3 * s},
+		{30 * s, 10 * s, 7 * s},
+		{30 * s, 60 * s, 11 * s},
+		{90 * s, 30 * s, 29 * s},
 	} {
 		var j resend.Judge
 		p := resend.Patience{Resend: tt.timeout, Total: tt.timeout + tt.dead + 7*s}
@@ -246,7 +257,8 @@ func TestBound(t *testing.T) {
 				requests[i].answered = true
 				delete(inFlight, i)
 				if took, limit := now-requests[i].first, tt.timeout+tt.dead+10*s; took > limit {
-					t.Errorf("timeout %v, dead timeout %v: request %d was answered after %v, want %v", tt.timeout, tt.dead, i, took, limit)
+					t.Errorf("timeout %v, dead timeout %v: request %d was answered after %v, want %v",
+						tt.timeout, tt.dead, i, took, limit)
 				} else if took < tt.timeout {
 					t.Errorf("timeout %v: request %d was answered after %v", tt.timeout, i, took)
 				}

@@ -74,8 +74,9 @@ func (b *bare) connect(_ context.Context, i, connections int) (func() error, tim
 	if err != nil {
 		return nil, 0, errors.Join(err, closeEnds())
 	}
+	request := genetlink.Message{Header: genetlink.Header{Command: 1, Version: 1}, Data: attrs}
 	began := time.Now()
-	_, err = conn.Execute(genetlink.Message{Header: genetlink.Header{Command: 1, Version: 1}, Data: attrs}, b.family, netlink.Request)
+	_, err = conn.Execute(request, b.family, netlink.Request)
 	took := time.Since(began)
 	if err != nil {
 		return nil, 0, errors.Join(err, closeEnds())

@@ -69,9 +69,16 @@ func contenders(ctx context.Context) ([]contender, func(), error) {
 	}
 	s := &server.Server{Exports: map[string]*server.Export{"": e}}
 	go s.Serve(l)
-	all := []contender{b, &pooled{pool, "nbdctl unopened", true}, &pooled{pool, "nbdctl", false}, nbdClient{socket}, qemuNBD{dir}}
+	all := []contender{
+		b,
+		&pooled{pool, "nbdctl unopened", true},
+		&pooled{pool, "nbdctl", false},
+		nbdClient{socket},
+		qemuNBD{dir},
+	}
 	return all, func() {
-		_ = errors.Join(s.Close(), m.Close(), pool.Close(), client.Close(), os.RemoveAll(dir)) // The machine is at its end.
+		// An error would be nobody's: the machine is at its end.
+		_ = errors.Join(s.Close(), m.Close(), pool.Close(), client.Close(), os.RemoveAll(dir))
 	}, nil
 }
 

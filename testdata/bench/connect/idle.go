@@ -27,7 +27,8 @@ func (disk) Sync() error                             { return nil }
 // grows with their number.
 func measureIdle(ctx context.Context, to io.Writer) error {
 	out := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(out, "\nidle devices\tconnections\tresident KiB\tper device\tper connection\tgoroutines\tper device\theap and stacks KiB per device")
+	fmt.Fprintln(out, "\nidle devices\tconnections\tresident KiB\tper device\tper connection\t"+
+		"goroutines\tper device\theap and stacks KiB per device")
 	for _, t := range []struct{ devices, connections int }{{1, 1}, {16, 1}, {64, 1}, {256, 1}, {64, 4}} {
 		if err := idleDevices(ctx, out, t.devices, t.connections); err != nil {
 			return err
@@ -60,11 +61,15 @@ func idleDevices(ctx context.Context, out io.Writer, devices, connections int) (
 	if err != nil {
 		return err
 	}
-	n := devices
 	resident, memory := after.resident-before.resident, after.memory-before.memory
-	fmt.Fprintf(out, "%d\t%d\t%d\t%.1f\t%.1f\t%d\t%.1f\t%.1f\n", n, connections, resident, float64(resident)/float64(n),
-		float64(resident)/float64(n*connections), after.goroutines-before.goroutines, float64(after.goroutines-before.goroutines)/float64(n),
-		float64(memory)/float64(n))
+	goroutines := after.goroutines - before.goroutines
+	per := func(total, n int) float64 { return float64(total) / float64(n) }
+	fmt.Fprintf(out, "%d\t%d\t%d\t%.1f\t%.1f\t%d\t%.1f\t%.1f\n",
+		devices, connections,
+		resident, per(resident, devices), per(resident, devices*connections),
+		goroutines, per(goroutines, devices),
+		per(memory, devices),
+	)
 	return nil
 }
 

@@ -66,7 +66,8 @@ func run(ctx context.Context, rounds, side int, only string, idle bool) error {
 	}
 	defer closeAll()
 	if only != "" {
-		all = slices.DeleteFunc(all, func(c contender) bool { return !slices.Contains(strings.Split(only, ","), c.name()) })
+		wanted := strings.Split(only, ",")
+		all = slices.DeleteFunc(all, func(c contender) bool { return !slices.Contains(wanted, c.name()) })
 	}
 	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
 	if err != nil {
@@ -75,7 +76,12 @@ func run(ctx context.Context, rounds, side int, only string, idle bool) error {
 	fmt.Printf("Linux %s\n", strings.TrimSpace(string(release)))
 	fmt.Printf(line, "devices", "by", "connect p50 ms", "p99", "of bare", "disconnect p50 ms", "p99", "of bare")
 	for _, t := range []trial{
-		{1, 1, rounds}, {2, 1, rounds}, {4, 1, rounds}, {8, 1, rounds}, {1, 16, max(2, rounds/5)}, {1, 64, max(2, rounds/10)},
+		{1, 1, rounds},
+		{2, 1, rounds},
+		{4, 1, rounds},
+		{8, 1, rounds},
+		{1, 16, max(2, rounds/5)},
+		{1, 64, max(2, rounds/10)},
 	} {
 		if t.parallel > side {
 			continue

@@ -16,7 +16,8 @@ type readerWriterAt interface {
 type plain []byte
 
 func newPlain(size int64) (plain, error) {
-	return syscall.Mmap(-1, 0, int(size), syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANONYMOUS)
+	const prot, flags = syscall.PROT_READ | syscall.PROT_WRITE, syscall.MAP_PRIVATE | syscall.MAP_ANONYMOUS
+	return syscall.Mmap(-1, 0, int(size), prot, flags)
 }
 
 func (p plain) Size() int64 { return int64(len(p)) }

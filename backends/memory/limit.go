@@ -18,10 +18,10 @@ const (
 	leaseTime = time.Second
 )
 
-// A budget decides whether a store may take more memory. It is asked before, for
+// A limit decides whether a store may take more memory. It is asked before, for
 // afterwards there is only the out-of-memory killer.
-type budget struct {
-	limit int64                         // bytes; 0: as much as spare says
+type limit struct {
+	bytes int64                         // 0: as much as spare says
 	spare func() (bytes int64, ok bool) // not ok: nobody knows
 
 	// mu guards the rest.
@@ -31,48 +31,48 @@ type budget struct {
 	until time.Time
 }
 
-func newBudget(limit int64) *budget {
-	return &budget{limit: limit, spare: hostMachine().spare}
+func newLimit(bytes int64) *limit {
+	return &limit{bytes: bytes, spare: hostMachine().spare}
 }
 
 // take asks for n bytes. The error is ENOSPC.
-func (b *budget) take(n int64) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.limit > 0 {
-		if n > b.limit-b.used {
-			return fmt.Errorf("%d of %d bytes are in use, %d more are needed: %w", b.used, b.limit, n, syscall.ENOSPC)
+func (l *limit) take(n int64) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.bytes > 0 {
+		if n > l.bytes-l.used {
+			return fmt.Errorf("%d of %d bytes are in use, %d more are needed: %w", l.used, l.bytes, n, syscall.ENOSPC)
 		}
-		b.used += n
+		l.used += n
 		return nil
 	}
-	if now := time.Now(); n > b.lease || now.After(b.until) {
-		spare, ok := b.spare()
+	if now := time.Now(); n > l.lease || now.After(l.until) {
+		spare, ok := l.spare()
 		if ok && n > spare {
-			b.lease = 0
+			l.lease = 0
 			return fmt.Errorf("the machine can spare %d bytes, %d are needed: %w", max(spare, 0), n, syscall.ENOSPC)
 		}
-		b.lease, b.until = leaseSize, now.Add(leaseTime)
+		l.lease, l.until = leaseSize, now.Add(leaseTime)
 		if ok {
-			b.lease = min(b.lease, spare/16)
+			l.lease = min(l.lease, spare/16)
 		}
-		b.lease = max(b.lease, n)
+		l.lease = max(l.lease, n)
 	}
-	b.lease -= n
-	b.used += n
+	l.lease -= n
+	l.used += n
 	return nil
 }
 
 // give returns n bytes to the machine; negative ones have been used without
 // asking.
-func (b *budget) give(n int64) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.used -= n
+func (l *limit) give(n int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.used -= n
 }
 
-func (b *budget) inUse() int64 {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.used
+func (l *limit) inUse() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.used
 }

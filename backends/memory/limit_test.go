@@ -8,36 +8,41 @@ import (
 	"time"
 )
 
-func TestBudgetLimit(t *testing.T) {
-	b := newBudget(100)
+func TestLimitBytes(t *testing.T) {
+	l := newLimit(100)
 	for _, step := range []struct {
 		take int64
 		want error
 		used int64
 	}{
-		{60, nil, 60}, {41, syscall.ENOSPC, 60}, {40, nil, 100}, {1, syscall.ENOSPC, 100}, {-30, nil, 70}, {30, nil, 100},
+		{60, nil, 60},
+		{41, syscall.ENOSPC, 60},
+		{40, nil, 100},
+		{1, syscall.ENOSPC, 100},
+		{-30, nil, 70},
+		{30, nil, 100},
 	} {
 		var err error
 		if step.take < 0 {
-			b.give(-step.take)
+			l.give(-step.take)
 		} else {
-			err = b.take(step.take)
+			err = l.take(step.take)
 		}
-		if !errors.Is(err, step.want) || b.inUse() != step.used {
-			t.Fatalf("take %d: %v and %d in use, want %v and %d", step.take, err, b.inUse(), step.want, step.used)
+		if !errors.Is(err, step.want) || l.inUse() != step.used {
+			t.Fatalf("take %d: %v and %d in use, want %v and %d", step.take, err, l.inUse(), step.want, step.used)
 		}
 	}
 }
 
 // The machine is asked once in a lease, when the lease is old, and whenever it
 // might have to be no.
-func TestBudgetAsksTheMachine(t *testing.T) {
+func TestLimitAsksTheMachine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		asked, spare := 0, int64(1<<30)
-		b := &budget{spare: func() (int64, bool) { asked++; return spare, true }}
+		l := &limit{spare: func() (int64, bool) { asked++; return spare, true }}
 		take := func(n int64, want error, wantAsked int) {
 			t.Helper()
-			if err := b.take(n); !errors.Is(err, want) || asked != wantAsked {
+			if err := l.take(n); !errors.Is(err, want) || asked != wantAsked {
 				t.Fatalf("take %d: %v after %d questions, want %v after %d", n, err, asked, want, wantAsked)
 			}
 		}
@@ -59,15 +64,15 @@ func TestBudgetAsksTheMachine(t *testing.T) {
 		spare = -5
 		time.Sleep(leaseTime + 1)
 		take(1, syscall.ENOSPC, 9)
-		if got, want := b.inUse(), int64(18<<20+3<<19+16<<20+1); got != want {
+		if got, want := l.inUse(), int64(18<<20+3<<19+16<<20+1); got != want {
 			t.Errorf("%d in use, want %d", got, want)
 		}
 	})
 }
 
-func TestBudgetWithoutKnowledge(t *testing.T) {
-	b := &budget{spare: func() (int64, bool) { return 0, false }}
-	if err := b.take(1 << 40); err != nil {
+func TestLimitWithoutKnowledge(t *testing.T) {
+	l := &limit{spare: func() (int64, bool) { return 0, false }}
+	if err := l.take(1 << 40); err != nil {
 		t.Errorf("nobody knows what the machine has: %v", err)
 	}
 }
