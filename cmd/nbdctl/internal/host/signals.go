@@ -1,6 +1,8 @@
 package host
 
 import (
+	"context"
+	"fmt"
 	"os"
 	"os/signal"
 	"slices"
@@ -15,4 +17,26 @@ import (
 // runtime has taken it over already.
 func Heeded(signals ...os.Signal) []os.Signal {
 	return slices.DeleteFunc(signals, func(s os.Signal) bool { return s != syscall.SIGTERM && signal.Ignored(s) })
+}
+
+// withSignals is a context that the next signal ends, with the signal in its
+// cause. The returned function leaves signals to others from then on, and
+// returns the one that came, if any; it may be called again.
+func withSignals(ctx context.Context, signals <-chan os.Signal) (context.Context, func() os.Signal) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	finished := make(chan struct{})
+	var came os.Signal
+	go func() {
+		defer close(finished)
+		select {
+		case came = <-signals:
+			cancel(fmt.Errorf("interrupted by %s", came))
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() os.Signal {
+		cancel(context.Canceled)
+		<-finished
+		return came
+	}
 }

@@ -97,7 +97,8 @@ func Spawn(ctx context.Context, spec Spec, image int) (*Spawned, []string, error
 		rerr = context.Cause(ctx)
 	}
 	if errors.Is(rerr, os.ErrDeadlineExceeded) {
-		err = fmt.Errorf("%w; pid %d is still undoing what it did: see nbdctl list", context.Cause(ctx), cmd.Process.Pid)
+		err = fmt.Errorf("%w; pid %d is still undoing what it did: see nbdctl list",
+			context.Cause(ctx), cmd.Process.Pid)
 		return nil, warnings, errors.Join(err, s.accept.Close())
 	}
 	if err = errors.Join(err, rerr); err != nil {
@@ -156,7 +157,7 @@ func start(image int, secrets bool) (_ *exec.Cmd, _ *pipes, err error) {
 	// A session of its own: the terminal's Ctrl-C and hang-up are not for it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	// What the caller has open, a lock or the pipe of a test runner, must not
-	// stay open for the life of the device.
+	// stay open for as long as the device is connected.
 	if err = closeOnExec(); err != nil {
 		return nil, nil, err
 	}
