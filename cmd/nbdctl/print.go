@@ -38,8 +38,8 @@ func lossNote(l *host.Loss) string {
 // orphanAdvice says what an orphan is and what to do about it.
 func orphanAdvice(v inventory.View) string {
 	if !v.Owner.Ours {
-		return fmt.Sprintf("the program that served it has ended without disconnecting, all I/O on it fails; it may take it back when it "+
-			"runs again, else nbdctl disconnect --force %s frees it", v.Name)
+		return fmt.Sprintf("the program that served it has ended without disconnecting, all I/O on it fails; "+
+			"it may take it back when it runs again, else nbdctl disconnect --force %s frees it", v.Name)
 	}
 	who := "the process that served it"
 	if v.Owner.PID != nil {
