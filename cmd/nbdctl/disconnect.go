@@ -66,8 +66,8 @@ func disconnectOne(ctx context.Context, c *cli.Context, client *nbdnl.Client, d 
 	if err := allowed(d, force); err != nil {
 		return nil, err
 	}
-	// Asked while the process is there to tell. What is lost from here on, the
-	// detach hears of.
+	// The process is asked while it is there to tell. The detach hears of what is
+	// lost from here on.
 	loss = lost(ctx, d)
 	if loss != nil && force {
 		warn(c, []string{loss.Error()}) // as all that forcing costs
@@ -84,7 +84,7 @@ func disconnectOne(ctx context.Context, c *cli.Context, client *nbdnl.Client, d 
 // those who made them have been told. A process that does not answer, or is too
 // old to know, is no obstacle.
 func lost(ctx context.Context, d inventory.Device) error {
-	if d.Entry == nil || !d.Entry.Alive {
+	if d.Entry == nil || !d.Entry.Alive || d.Stopped {
 		return nil
 	}
 	loss, err := d.Entry.Loss(ctx)
@@ -105,6 +105,9 @@ func takeDown(ctx context.Context, c *cli.Context, client *nbdnl.Client, d inven
 	if errors.As(err, &busy) {
 		if errors.Is(err, nbdnl.ErrNotWritten) { // of which the kernel tells once
 			loss = fmt.Errorf("nbd%d: %w", d.Index, nbdnl.ErrNotWritten)
+		}
+		if busy.Disconnected && d.Stopped { // The process has it open, and cannot close it.
+			return loss, fmt.Errorf("%w; %s; nbdctl kick nbd%d frees it", busy, stoppedServer(d.Entry.PID), d.Index)
 		}
 		return loss, fmt.Errorf("%w; unmount or close it, or use --force", busy)
 	}

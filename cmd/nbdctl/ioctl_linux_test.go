@@ -96,6 +96,45 @@ func TestKernelIoctlStopped(t *testing.T) {
 	}
 }
 
+// TestKernelIoctlStoppedShown shows that a device whose process is stopped is named as the orphan
+// that it is, and that a disconnect, which can't free it, says so and tells of no loss.
+func TestKernelIoctlStoppedShown(t *testing.T) {
+	requireKernel(t, afterEnd)
+	dev := connected(t, "--ioctl", "memory", "--size", "64M", "--timeout", "2s")
+	holder, err := os.Open(dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid := kill(t, dev, syscall.SIGSTOP)
+	advice := []string{fmt.Sprintf("pid %d, which serves it, is stopped", pid), "nbdctl kick " + filepath.Base(dev)}
+	// While somebody has it open, the kernel shows its size as before; then none.
+	for _, closed := range []bool{false, true} {
+		if closed {
+			holder.Close()
+		}
+		orphaned := func() bool { return listed(t, dev)["state"] == "orphaned" }
+		eventually(t, orphaned, "%s orphaned, closed %t", dev, closed)
+		if d := statusOf(t, dev); d["connections_alive"] != 0.0 || d["state"] != "orphaned" {
+			t.Errorf("closed %t: status shows %v", closed, d)
+		}
+		if r := nbdctl(t, "list"); !r.ended(exit.OK, advice...) {
+			t.Errorf("closed %t: list says %q", closed, r.stderr)
+		}
+		if out := must(t, "status", dev); !containsAll(out, advice...) {
+			t.Errorf("closed %t: status shows\n%s", closed, out)
+		}
+	}
+	r := nbdctl(t, "disconnect", dev)
+	if !r.ended(exit.Busy, advice...) || strings.Contains(r.stderr, "written") {
+		t.Errorf("disconnect: code %d, %q", r.code, r.stderr)
+	}
+	must(t, "kick", dev)
+	if d := listed(t, dev); d != nil {
+		t.Errorf("list shows %v", d)
+	}
+	awaitNoServer(t)
+}
+
 // TestKernelIoctlHeld shows that a device is disconnected in order: not while it
 // is mounted, by force nonetheless, and that its own process holds it for nobody.
 func TestKernelIoctlHeld(t *testing.T) {
