@@ -47,8 +47,8 @@ func (e *Entry) Change(ctx context.Context, c Change) (*Status, error) {
 	return e.ask(ctx, request{Op: opChange, Change: &c})
 }
 
-// Loss asks the process of e what writes were lost since the connect, that the
-// kernel may have acknowledged. One of an older nbdctl tells it once.
+// Loss asks the process of e which writes were lost since the connect. The kernel
+// may have acknowledged them. A process of an older nbdctl tells it once.
 func (e *Entry) Loss(ctx context.Context) (string, error) {
 	ctx, cancel := within(ctx, controlTimeout)
 	defer cancel()

@@ -17,8 +17,8 @@ import (
 type Change struct {
 	// Size in bytes.
 	Size *int64 `json:"size,omitempty"`
-	// From is the size in bytes that Size was reckoned from, which must be the
-	// device's still; nil for a Size that was given as such.
+	// From is the size in bytes that Size was reckoned from, nil if Size was given
+	// as such. The device must still have that size.
 	From *int64 `json:"from,omitempty"`
 	// Force cuts off the end of a device although somebody holds it.
 	Force bool `json:"force,omitempty"`
@@ -66,8 +66,8 @@ func (h *Host) answer(ctx context.Context, device *blockdev.Device, req request)
 	return h.status(device), nil
 }
 
-// change makes the change. Of one that asks for several things, what was done
-// before an error stays done.
+// change makes the change. It may ask for several things; what was done before an
+// error stays done.
 func (h *Host) change(ctx context.Context, device *blockdev.Device, c Change) error {
 	if c.Timeout != nil || c.DeadTimeout != nil {
 		if err := device.Reconfigure(ctx, blockdev.Update{Timeout: c.Timeout, DeadTimeout: c.DeadTimeout}); err != nil {

@@ -14,10 +14,10 @@ import (
 	"github.com/nbdctl/nbdctl/server"
 )
 
-// The control protocol: one JSON request and one JSON response per connection
-// to the Unix socket ctl. Both carry the version; a process answers what it
-// knows of an older or newer asker's request and says "unknown operation" to
-// the rest, so that every nbdctl can query the devices of every other.
+// The control protocol has one JSON request and one JSON response per connection
+// to the Unix socket ctl. Both carry the version. A process answers what it knows
+// of an older or newer asker's request, and says "unknown operation" to the rest.
+// So every nbdctl can query the devices of every other.
 const (
 	controlVersion = 1
 	controlLimit   = 1 << 20 // bytes of one message

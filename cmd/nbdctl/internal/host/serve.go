@@ -237,8 +237,8 @@ const insistence = 10 * time.Second
 // already, or nil.
 func (h *Host) serve(ctx context.Context, device *blockdev.Device, first os.Signal) error {
 	defer h.control.close()
-	// The orderly end that a signal asked for: at most one at a time, for it
-	// may take as long as it takes to write what is cached.
+	// A signal asks for an orderly end. It may take as long as it takes to write
+	// what is cached, so there is at most one at a time.
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan error, 1)
 	asked := false

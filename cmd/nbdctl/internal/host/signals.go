@@ -9,12 +9,12 @@ import (
 	"syscall"
 )
 
-// Heeded returns those of the signals that the process may take over. One that was
-// ignored when it started is not among them: nohup and a shell that starts a command in
-// the background say so that the signals of a terminal are not for it. The Go runtime
-// keeps that until the signal is notified of (os/signal, "Default behavior of signals in
-// Go programs"), and so does what is executed. Of SIGTERM nobody says so, and the
-// runtime has taken it over already.
+// Heeded returns those of the signals that the process may take over. A signal that was
+// ignored when the process started is not among them: nohup, and a shell that starts a
+// command in the background, ignore the signals of a terminal for it. The Go runtime
+// leaves such a signal ignored until signal.Notify (os/signal, "Default behavior of
+// signals in Go programs"), and so do programs that are executed. SIGTERM is always among
+// them: nobody ignores it so, and the runtime has taken it over already.
 func Heeded(signals ...os.Signal) []os.Signal {
 	return slices.DeleteFunc(signals, func(s os.Signal) bool { return s != syscall.SIGTERM && signal.Ignored(s) })
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 )
 
-// Before it is complete and while it is being removed, a directory has one of
-// these before its name, and no list shows it.
+// A directory has one of these before its name while it is being made or removed.
+// No list shows it then.
 const (
 	newPrefix  = ".new-"
 	gonePrefix = ".gone-"
@@ -108,8 +108,8 @@ func LockPath(ctx context.Context, path string) (unlock func() error, err error)
 		if err := lock(f); err != nil {
 			return nil, errors.Join(err, f.Close())
 		}
-		// The holder before us removes the file before it lets go: a lock on
-		// a file that is no longer at its path keeps nobody out.
+		// The holder before us removes the file before it lets go. A lock on a file
+		// that is no longer at its path keeps nobody out.
 		mine, err1 := f.Stat()
 		theirs, err2 := os.Stat(path)
 		if err1 != nil || err2 != nil || !os.SameFile(mine, theirs) {

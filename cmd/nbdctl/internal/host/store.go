@@ -131,8 +131,8 @@ func (e *Entry) waiting(err error) error {
 }
 
 // Sweep removes the directories of processes that ended without doing it
-// themselves and whose device is no more; connected says which still are.
-// What can't be read, or was never completed, belongs to no device.
+// themselves, and whose device is not connected any more. What can't be read, or
+// was never completed, belongs to no device.
 func (s *Store) Sweep(ctx context.Context, connected func(Entry) bool) (err error) {
 	// Not while somebody makes a directory, whose lock is not taken yet.
 	unlock, err := s.lock(ctx)
