@@ -43,7 +43,8 @@ func TestKernelChurnUdev(t *testing.T) {
 		t.Fatal(err)
 	}
 	// A prober that comes as the device ends gets to know.
-	requireKernel(t, `I/O error, dev nbd\d+, sector \d+ op 0x0:\(READ\)|Buffer I/O error on dev nbd\d+, logical block \d+, async page read`)
+	requireKernel(t, `I/O error, dev nbd\d+, sector \d+ op 0x0:\(READ\)`,
+		`Buffer I/O error on dev nbd\d+, logical block \d+, async page read`)
 	sh(t, udevd+" start")
 	defer sh(t, udevd+" stop")
 	churn(t)
@@ -82,7 +83,8 @@ func churn(t *testing.T) {
 			t.Fatalf("%d of %d %s", len(d), churnRounds, name)
 		}
 		slices.Sort(d)
-		t.Logf("%d %s: median %s, worst %s", len(d), name, d[len(d)/2].Round(time.Microsecond), d[len(d)-1].Round(time.Microsecond))
+		median, worst := d[len(d)/2].Round(time.Microsecond), d[len(d)-1].Round(time.Microsecond)
+		t.Logf("%d %s: median %s, worst %s", len(d), name, median, worst)
 	}
 	// One lost megabyte a round would be 200; what the kernel itself caches moves by a few.
 	if lost := before - available(t); lost > 20<<10 {
@@ -110,7 +112,8 @@ func churnRun(rounds int) error {
 	for range rounds {
 		var stdout, stderr bytes.Buffer
 		start := time.Now()
-		if code := run(context.Background(), []string{"connect", "memory", "--size", "64M"}, &stdout, &stderr); code != exit.OK {
+		connect := []string{"connect", "memory", "--size", "64M"}
+		if code := run(context.Background(), connect, &stdout, &stderr); code != exit.OK {
 			return fmt.Errorf("connect: code %d: %s", code, &stderr)
 		}
 		times.Connect = append(times.Connect, time.Since(start))
@@ -202,7 +205,7 @@ func TestKernelDisconnectDuringConnect(t *testing.T) {
 			}
 		}
 		r := <-done
-		between := r.code == int(exit.NotFound) && strings.Contains(r.stderr, "/dev/nbd3 was disconnected before it was ready")
+		between := r.ended(exit.NotFound, "/dev/nbd3 was disconnected before it was ready")
 		if !between && (r.code != int(exit.OK) || r.stdout != "/dev/nbd3\n") {
 			t.Errorf("round %d: connect: code %d, %q, %s", i, r.code, r.stdout, r.stderr)
 		}
@@ -306,7 +309,8 @@ func TestKernelConnectUnread(t *testing.T) {
 				return
 			}
 			dir := os.Getenv("NBDCTL_STATE_DIR")
-			eventually(t, func() bool { return len(listJSON(t))+len(serving(t, dir)) == 0 }, "the end of device and process")
+			ended := func() bool { return len(listJSON(t))+len(serving(t, dir)) == 0 }
+			eventually(t, ended, "the end of device and process")
 			if _, err := os.Stat(image); err == nil {
 				t.Error("the image that it created is still there")
 			}

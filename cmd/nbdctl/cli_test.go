@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -53,7 +52,8 @@ func TestSpec(t *testing.T) {
 		Label: "scratch", Index: &index, Kind: "memory", Options: []string{"limit=1G"}, Size: 512 << 20,
 		ReadOnly: true, BlockSize: 4096, Connections: 4, Timeout: 60e9, DeadTimeout: 120e9,
 	}
-	const flags = "--name scratch --device /dev/nbd5 -o limit=1G --size 512M --read-only --block-size 4k --connections 4 --timeout 60s --dead-timeout 2m"
+	const flags = "--name scratch --device /dev/nbd5 -o limit=1G --size 512M --read-only --block-size 4k " +
+		"--connections 4 --timeout 60s --dead-timeout 2m"
 	for _, line := range []string{"connect " + flags + " memory", "connect memory " + flags} {
 		if diff := cmp.Diff(want, parse(t, line)); diff != "" {
 			t.Errorf("%s:\n%s", line, diff)
@@ -102,7 +102,9 @@ func parse(t *testing.T, line string) (spec host.Spec) {
 // TestNoName shows that an empty name, as of a shell's empty variable, means no device.
 func TestNoName(t *testing.T) {
 	t.Setenv("NBDCTL_STATE_DIR", filepath.Join(t.TempDir(), "state"))
-	for _, line := range []string{"status", "stats", "kick", "disconnect", "resize - 1M", "reconfigure --timeout 5s -"} {
+	for _, line := range []string{
+		"status", "stats", "kick", "disconnect", "resize - 1M", "reconfigure --timeout 5s -",
+	} {
 		args := strings.Fields(line)
 		if i := slices.Index(args, "-"); i >= 0 {
 			args[i] = ""
@@ -121,7 +123,10 @@ func TestListDamaged(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("NBDCTL_STATE_DIR", dir)
 	record := filepath.Join(dir, "6ba7b810-9dad-11d1-80b4-00c04fd430c8")
-	if err := errors.Join(os.Mkdir(record, 0o755), os.WriteFile(filepath.Join(record, "state.json"), nil, 0o644)); err != nil {
+	if err := os.Mkdir(record, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(record, "state.json"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	var stdout, stderr bytes.Buffer
@@ -136,7 +141,7 @@ func TestListDamaged(t *testing.T) {
 }
 
 // TestUsageErrors shows that what is valid on no machine fails before
-// anything is touched, with code 2, on stderr alone, naming what was wrong.
+// anything is touched, with code 2, only on stderr, naming what was wrong.
 func TestUsageErrors(t *testing.T) {
 	t.Setenv("NBDCTL_STATE_DIR", filepath.Join(t.TempDir(), "state"))
 	for _, tt := range []struct{ line, says string }{
@@ -164,7 +169,10 @@ func TestUsageErrors(t *testing.T) {
 		{"connect memory --size 1M --connections many", "--connections many"},
 		{"connect memory --size 1M --timeout 0", "--timeout 0: a duration is whole seconds from 1s to 24h"},
 		{"connect memory --size 1M --timeout 1500ms", "--timeout 1500ms"},
-		{"connect memory --size 1M --dead-timeout 25h", "--dead-timeout 25h: a duration is whole seconds from 0s to 24h"},
+		{
+			"connect memory --size 1M --dead-timeout 25h",
+			"--dead-timeout 25h: a duration is whole seconds from 0s to 24h",
+		},
 		{"connect memory --size 1M --ioctl --dead-timeout 1s", "--ioctl: has no --dead-timeout"},
 		{"connect memory --size 1M --device sda", "--device sda"},
 		{"connect memory --size 1M --name nbd7", "--name nbd7"},

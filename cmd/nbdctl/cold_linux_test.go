@@ -82,7 +82,8 @@ func TestKernelColdFile(t *testing.T) {
 		n := 4096 << (5 * (i % 2)) // 4 KiB, 128 KiB
 		off := size/4 + i<<22
 		go func() {
-			p, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE) // aligned, as O_DIRECT wants it
+			// A mapping is aligned, as O_DIRECT wants it.
+			p, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
 			if err == nil {
 				_, err = unix.Pread(fd, p, int64(off))
 			}
@@ -92,10 +93,14 @@ func TestKernelColdFile(t *testing.T) {
 			ended <- err
 		}()
 	}
-	eventually(t, func() bool { return inFlight(t, dev) == cold && disk.waiting.Load() > 0 }, "%d reads at the server, and some at the disk", cold)
+	waiting := func() bool { return inFlight(t, dev) == cold && disk.waiting.Load() > 0 }
+	eventually(t, waiting, "%d reads at the server, and some at the disk", cold)
 
-	sh(t, "fio --name=hot --filename="+dev+" --size=1M --ioengine=libaio --direct=1 --iodepth=16 --rw=randread --bs=4k --loops=4 --minimal "+
-		"--name=large --filename="+dev+" --stonewall --size=1M --ioengine=libaio --direct=1 --iodepth=4 --rw=read --bs=128k --loops=4")
+	sh(t, "fio --minimal "+
+		"--name=hot --filename="+dev+" --size=1M --ioengine=libaio --direct=1 "+
+		"--iodepth=16 --rw=randread --bs=4k --loops=4 "+
+		"--name=large --filename="+dev+" --stonewall --size=1M --ioengine=libaio --direct=1 "+
+		"--iodepth=4 --rw=read --bs=128k --loops=4")
 	sh(t, "dd if="+dev+" bs=64k count=16 iflag=direct status=none >/tmp/hot; head -c 1M "+image+" | cmp - /tmp/hot")
 	if n := inFlight(t, dev); n != cold || len(ended) != 0 {
 		t.Errorf("%d cold reads have ended before their disk has answered, %d are in flight", len(ended), n)

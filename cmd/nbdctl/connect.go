@@ -24,17 +24,33 @@ const connectTimeout = 2 * time.Minute
 
 func connectCommand() *cli.Command {
 	return &cli.Command{
-		Name:        "connect",
-		Usage:       "make a backend a block device",
-		ArgsUsage:   "KIND [ARG]",
-		Description: "Prints the path of the device once it is usable. A process in the background serves it.\n\n" + backends(),
+		Name:      "connect",
+		Usage:     "make a backend a block device",
+		ArgsUsage: "KIND [ARG]",
+		Description: "Prints the path of the device once it is usable. A process in the background serves it.\n\n" +
+			backends(),
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "device", Usage: "connect `NBDN` (nbd5, /dev/nbd5 or 5) instead of any free one"},
-			&cli.StringFlag{Name: "connections", Value: "1", Usage: "connections to the kernel, `N` from 1 to 64; more than processors are of no use"},
-			&cli.StringFlag{Name: "timeout", Value: "30s", Usage: "fail a request that takes longer, 1s to 24h, whole seconds"},
-			&cli.StringFlag{Name: "dead-timeout", Value: "0s", Usage: "hold requests for so long after all connections died, 0s to 24h"},
+			&cli.StringFlag{
+				Name:  "connections",
+				Value: "1",
+				Usage: "connections to the kernel, `N` from 1 to 64; more than processors are of no use",
+			},
+			&cli.StringFlag{
+				Name:  "timeout",
+				Value: "30s",
+				Usage: "fail a request that takes longer, 1s to 24h, whole seconds",
+			},
+			&cli.StringFlag{
+				Name:  "dead-timeout",
+				Value: "0s",
+				Usage: "hold requests for so long after all connections died, 0s to 24h",
+			},
 			&cli.StringFlag{Name: "name", Usage: "a `NAME` of your own for the device, to find it again"},
-			&cli.BoolFlag{Name: "ioctl", Usage: "connect by ioctls, as is done anyway where netlink is out of sight; no --dead-timeout then"},
+			&cli.BoolFlag{
+				Name:  "ioctl",
+				Usage: "connect by ioctls, as is done anyway where netlink is out of sight; no --dead-timeout then",
+			},
 			&cli.BoolFlag{Name: "foreground", Usage: "serve in the foreground until disconnected or interrupted"},
 			&cli.BoolFlag{Name: "json", Usage: "print the device as JSON, as status --json does"},
 		}, backendFlags...),
@@ -80,8 +96,8 @@ func connect(c *cli.Context) error {
 	if c.Bool("foreground") {
 		return connectForeground(c, in.Store, spec)
 	}
-	// A reader of our output that has gone is an error like any other here:
-	// it makes the connect undone.
+	// A reader of our output that has gone is an error like any other here: the
+	// connect is undone.
 	signal.Ignore(syscall.SIGPIPE)
 	defer signal.Reset(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(ctx, host.Heeded(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)...)
@@ -94,9 +110,9 @@ func connect(c *cli.Context) error {
 	if err := printConnected(ctx, c, spawned.Record); err != nil {
 		return errors.Join(err, spawned.Reject())
 	}
-	// It has succeeded: neither a late Ctrl-C nor the terminal's end may say otherwise. They are
-	// still taken, and go nowhere: signal.Ignore would end the process if another thread was about
-	// to handle one (runtime.sigfwdgo).
+	// The connect has succeeded: neither a late Ctrl-C nor the terminal's end may say otherwise.
+	// Such signals are still taken, and go nowhere. With signal.Ignore the process would end if
+	// another thread was about to handle one (runtime.sigfwdgo).
 	signal.Notify(make(chan os.Signal, 1), host.Heeded(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)...)
 	return spawned.Accept()
 }
@@ -114,7 +130,8 @@ func vacant(ctx context.Context, in *inventory.Inventory, spec host.Spec) error 
 	if err != nil || !d.Connected() {
 		return err
 	}
-	return exit.With(exit.Busy, "--device: nbd%d is connected already, by %s; leave --device out to get any free one", d.Index, d.Connector())
+	return exit.With(exit.Busy, "--device: nbd%d is connected already, by %s; leave --device out to get any free one",
+		d.Index, d.Connector())
 }
 
 // connectForeground serves in this process. A first Ctrl-C asks for an orderly
@@ -138,8 +155,8 @@ func connectForeground(c *cli.Context, store *host.Store, spec host.Spec) error 
 	return h.Serve(c.Context)
 }
 
-// printConnected prints what connect promises: the device path alone, or the
-// JSON object.
+// printConnected prints what connect promises: nothing but the device path, or
+// the JSON object.
 func printConnected(ctx context.Context, c *cli.Context, r *host.Record) error {
 	if !c.Bool("json") {
 		_, err := fmt.Fprintf(c.App.Writer, "/dev/%s\n", r.Device())

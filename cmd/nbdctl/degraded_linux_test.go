@@ -15,12 +15,18 @@ func TestKernelDegraded(t *testing.T) {
 	defer sh(t, "dmsetup remove --noudevsync hanging")
 	dev := connected(t, "file", "/dev/mapper/hanging", "--timeout", "10s", "--connections", "2", "--read-only")
 	events := watching(t)
-	expect(t, events, dev, map[string]any{"event": "present", "state": "live", "connections": 2.0, "connections_alive": 2.0})
+	expect(t, events, dev, map[string]any{
+		"event":             "present",
+		"state":             "live",
+		"connections":       2.0,
+		"connections_alive": 2.0,
+	})
 
 	sh(t, "dmsetup suspend hanging")
 	reader := stuckReader(t, dev)
 	// For how long it is degraded is a matter of moments.
-	if e := expect(t, events, dev, map[string]any{"event": "link-dead"}); e["state"] != "live" && e["state"] != "degraded" {
+	e := expect(t, events, dev, map[string]any{"event": "link-dead"})
+	if e["state"] != "live" && e["state"] != "degraded" {
 		t.Errorf("it is %v", e["state"])
 	}
 	log := statusOf(t, dev)["log"].(string)
@@ -29,7 +35,8 @@ func TestKernelDegraded(t *testing.T) {
 		return err == nil && strings.Contains(string(said), "connection replaced")
 	}
 	eventually(t, replaced, "another connection in the place of the dead one")
-	eventually(t, func() bool { d := listed(t, dev); return d["state"] == "live" && d["connections_alive"] == 2.0 }, "two connections")
+	mended := func() bool { d := listed(t, dev); return d["state"] == "live" && d["connections_alive"] == 2.0 }
+	eventually(t, mended, "two connections")
 	sh(t, "dmsetup resume hanging")
 	if r := <-reader; r.code != 0 {
 		t.Errorf("the reader was failed: %s", r.stderr)

@@ -53,13 +53,14 @@ func imageDescriptor(s host.Spec) int {
 	return descriptorAt(s.Arg)
 }
 
-// checkDescriptor refuses an image that is no descriptor which the user has opened for
-// it: what the process has opened itself must not be taken for one, and what it prints
+// checkDescriptor refuses an image on a descriptor that the user has not opened for it.
+// What the process has opened itself must not be taken for an image, and what it prints
 // would overwrite one.
 func checkDescriptor(command string, s host.Spec) error {
 	switch n := imageDescriptor(s); {
 	case n == 1 || n == 2:
-		return exit.Usagef("%s is where %s prints to; pass the image as another descriptor: nbdctl %s file /dev/stdin <>disk.img", s.Arg, command, command)
+		return exit.Usagef("%s is where %s prints to; "+
+			"pass the image as another descriptor: nbdctl %[2]s file /dev/stdin <>disk.img", s.Arg, command)
 	case n >= 0 && !host.Inherited(n):
 		return fmt.Errorf("%s: nbdctl was started without a descriptor %d", s.Arg, n)
 	}

@@ -32,7 +32,8 @@ type line struct {
 }
 
 func (l line) String() string {
-	return fmt.Sprintf("%s %s: %s; why %s; do %s; fixed %s", l.Result, l.Check, l.Seen, orDash(l.Why), orDash(l.Remedy), orDash(l.Fixed))
+	return fmt.Sprintf("%s %s: %s; why %s; do %s; fixed %s",
+		l.Result, l.Check, l.Seen, orDash(l.Why), orDash(l.Remedy), orDash(l.Fixed))
 }
 
 // diagnosis is what doctor found, by the names of the checks.
@@ -121,7 +122,13 @@ func reload(t *testing.T) {
 func sameMachine(t *testing.T) (check func()) {
 	t.Helper()
 	look := func() string {
-		return sh(t, `cd /sys/block; for d in nbd*; do cd $d; grep -H . size ro queue/scheduler queue/max_sectors_kb queue/rotational queue/discard_max_bytes queue/write_zeroes_max_bytes queue/minimum_io_size | sed "s/^/$d /"; cd ..; done`)
+		return sh(t, `cd /sys/block
+for d in nbd*; do
+	cd $d
+	grep -H . size ro queue/scheduler queue/max_sectors_kb queue/rotational queue/discard_max_bytes \
+		queue/write_zeroes_max_bytes queue/minimum_io_size | sed "s/^/$d /"
+	cd ..
+done`)
 	}
 	before := look()
 	return func() {

@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 )
 
 // TestKernelDirect shows that an image with -o direct=on leaves nothing in the page
@@ -18,16 +20,20 @@ func TestKernelDirect(t *testing.T) {
 			dev := connected(t, "file", image, "--create", "--size", "64M", "-o", "direct="+direct)
 			// Everything past the cache of the device itself, so that what is cached is the
 			// image's.
-			sh(t, "fio --name=traffic --filename="+dev+" --size=8M --ioengine=libaio --direct=1 --iodepth=32 --rw=randwrite --bsrange=512-256k "+
-				"--verify=crc32c --do_verify=1 --verify_fatal=1 --fsync=64 --minimal")
-			sh(t, "dd if=/dev/urandom of="+dev+" bs=1M count=16 seek=32 oflag=direct,dsync status=none; dd if="+dev+" of=/tmp/written bs=1M iflag=direct status=none")
-			if cached := number(t, "fincore --noheadings --bytes --output RES "+image); direct == "on" && cached != 0 || direct == "off" && cached < 16<<20 {
+			sh(t, "fio --name=traffic --filename="+dev+" --size=8M --minimal "+
+				"--ioengine=libaio --direct=1 --iodepth=32 --rw=randwrite --bsrange=512-256k "+
+				"--verify=crc32c --do_verify=1 --verify_fatal=1 --fsync=64")
+			sh(t, "dd if=/dev/urandom of="+dev+" bs=1M count=16 seek=32 oflag=direct,dsync status=none")
+			sh(t, "dd if="+dev+" of=/tmp/written bs=1M iflag=direct status=none")
+			cached := number(t, "fincore --noheadings --bytes --output RES "+image)
+			if direct == "on" && cached != 0 || direct == "off" && cached < 16<<20 {
 				t.Errorf("%d bytes of the image are in the page cache", cached)
 			}
 			sh(t, "cmp /tmp/written "+image)
 
 			before := number(t, "stat -c %b "+image)
-			sh(t, "blkdiscard -o 32M -l 16M "+dev+"; dd if=/dev/zero of=/tmp/written bs=1M count=16 seek=32 conv=notrunc status=none")
+			sh(t, "blkdiscard -o 32M -l 16M "+dev)
+			sh(t, "dd if=/dev/zero of=/tmp/written bs=1M count=16 seek=32 conv=notrunc status=none")
 			if after := number(t, "sync "+image+"; stat -c %b "+image); after > before-16<<11 {
 				t.Errorf("%d sectors are allocated after a trim of 16 MiB, %d before", after, before)
 			}
@@ -35,7 +41,8 @@ func TestKernelDirect(t *testing.T) {
 			sh(t, "truncate -s 96M /tmp/written; dd if="+dev+" bs=1M iflag=direct status=none | cmp - /tmp/written")
 			sh(t, "printf end | dd of="+dev+" bs=512 seek=$((96*2048-1)) conv=sync oflag=direct status=none")
 			must(t, "disconnect", dev)
-			sh(t, "printf end | dd of=/tmp/written bs=512 seek=$((96*2048-1)) conv=sync,notrunc status=none; cmp /tmp/written "+image)
+			sh(t, "printf end | dd of=/tmp/written bs=512 seek=$((96*2048-1)) conv=sync,notrunc status=none")
+			sh(t, "cmp /tmp/written "+image)
 		})
 	}
 }
@@ -47,7 +54,7 @@ func TestKernelDirectImpossible(t *testing.T) {
 	dir := t.TempDir() // in the lab this is in memory
 	image := filepath.Join(dir, "disk.img")
 	r := nbdctl(t, "connect", "file", image, "--create", "--size", "1M", "-o", "direct=on")
-	if r.code != 5 || !strings.Contains(r.stderr, "no direct I/O") || !strings.Contains(r.stderr, "leave out -o direct") {
+	if !r.ended(exit.Unsupported, "no direct I/O", "leave out -o direct") {
 		t.Errorf("exit code %d: %s", r.code, r.stderr)
 	}
 	if left := files(t, dir); len(left) != 0 {
@@ -78,15 +85,16 @@ func TestKernelDirectBlocks(t *testing.T) {
 	image := dir + "/mnt/disk.img"
 
 	r := nbdctl(t, "connect", "file", image, "-o", "direct=on", "--block-size", "512")
-	if r.code != 1 || !strings.Contains(r.stderr, "blocks of 4096 bytes") || !strings.Contains(r.stderr, "--block-size must be") {
+	if !r.ended(exit.Failure, "blocks of 4096 bytes", "--block-size must be") {
 		t.Errorf("exit code %d: %s", r.code, r.stderr)
 	}
 	r = nbdctl(t, "connect", "file", image, "-o", "direct=on")
-	if r.code != 0 || !strings.Contains(r.stderr, "blocks of 4096 bytes") || !strings.Contains(r.stderr, "its last 512 bytes") {
+	if !r.ended(exit.OK, "blocks of 4096 bytes", "its last 512 bytes") {
 		t.Fatalf("exit code %d: %s", r.code, r.stderr)
 	}
 	dev := strings.TrimSpace(r.stdout)
-	if size, block := sysfs(t, dev, "size"), sysfs(t, dev, "queue/logical_block_size"); size != "32768" || block != "4096" {
+	size, block := sysfs(t, dev, "size"), sysfs(t, dev, "queue/logical_block_size")
+	if size != "32768" || block != "4096" {
 		t.Errorf("%s sectors in blocks of %s bytes", size, block)
 	}
 	verify(t, dev, 8)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -14,15 +15,20 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
+const disconnectDescription = `
+Of several devices those go first that are stored on others of them.
+
+A device that is mounted, held or not ours is refused. With --force it is disconnected all the same: a file
+system above loses what it has not written yet, gets an I/O error from every access, and must be
+unmounted before the device can be used again.
+`
+
 func disconnectCommand() *cli.Command {
 	return &cli.Command{
-		Name:      "disconnect",
-		Usage:     "flush devices, disconnect them and wait until they are gone",
-		ArgsUsage: "DEVICE... | --all",
-		Description: "Of several devices those go first that are stored on others of them.\n\n" +
-			"A device that is mounted, held or not ours is refused. With --force it is disconnected all the same: a file\n" +
-			"system above loses what it has not written yet, gets an I/O error from every access, and must be\n" +
-			"unmounted before the device can be used again.",
+		Name:        "disconnect",
+		Usage:       "flush devices, disconnect them and wait until they are gone",
+		ArgsUsage:   "DEVICE... | --all",
+		Description: strings.TrimSpace(disconnectDescription),
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "all", Usage: "every device that nbdctl connected"},
 			&cli.BoolFlag{Name: "force", Usage: "also a device that is mounted, held or, if named, not ours"},
@@ -60,25 +66,25 @@ func disconnectOne(ctx context.Context, c *cli.Context, client *nbdnl.Client, d 
 	if err := allowed(d, force); err != nil {
 		return nil, err
 	}
-	// Asked while the process is there to tell. What is lost from here on, the
-	// detach hears of.
+	// The process is asked while it is there to tell. The detach hears of what is
+	// lost from here on.
 	loss = lost(ctx, d)
 	if loss != nil && force {
 		warn(c, []string{loss.Error()}) // as all that forcing costs
 		loss = nil
 	}
-	unwritten, err := takeDown(ctx, c, client, d, force)
+	unwritten, err := takeDown(ctx, c, client, d)
 	if loss == nil {
 		loss = unwritten // Else it is the same, in less detail.
 	}
 	return loss, err
 }
 
-// lost tells which writes to the device have failed. Whether those who made them
-// know, the kernel alone does. A process that does not answer, or is too old to
-// know, is no obstacle.
+// lost tells which writes to the device have failed. Only the kernel knows whether
+// those who made them have been told. A process that does not answer, or is too
+// old to know, is no obstacle.
 func lost(ctx context.Context, d inventory.Device) error {
-	if d.Entry == nil || !d.Entry.Alive {
+	if d.Entry == nil || !d.Entry.Alive || d.Stopped {
 		return nil
 	}
 	loss, err := d.Entry.Loss(ctx)
@@ -89,9 +95,9 @@ func lost(ctx context.Context, d inventory.Device) error {
 }
 
 // takeDown detaches the device and waits for the process that served it. loss is
-// what was cached of it and could not be written, when the device has gone.
-func takeDown(ctx context.Context, c *cli.Context, client *nbdnl.Client, d inventory.Device, force bool) (loss, err error) {
-	free, err := detach(ctx, c, client, d, force)
+// what was cached of the device and could not be written before the device went.
+func takeDown(ctx context.Context, c *cli.Context, client *nbdnl.Client, d inventory.Device) (loss, err error) {
+	free, err := detach(ctx, c, client, d)
 	if free {
 		loss, err = err, nil
 	}
@@ -100,13 +106,17 @@ func takeDown(ctx context.Context, c *cli.Context, client *nbdnl.Client, d inven
 		if errors.Is(err, nbdnl.ErrNotWritten) { // of which the kernel tells once
 			loss = fmt.Errorf("nbd%d: %w", d.Index, nbdnl.ErrNotWritten)
 		}
+		if busy.Disconnected && d.Stopped { // The process has it open, and cannot close it.
+			return loss, fmt.Errorf("%w; %s; nbdctl kick nbd%d frees it", busy, stoppedServer(d.Entry.PID), d.Index)
+		}
 		return loss, fmt.Errorf("%w; unmount or close it, or use --force", busy)
 	}
 	if err != nil || !free {
 		return nil, err // or a warning has said so; the process stays as long as its device
 	}
 	if d.Entry != nil {
-		ctx, cancel := context.WithTimeoutCause(ctx, endPatience, fmt.Errorf("not within %s; it may be stopped, or stuck in its backend", endPatience))
+		late := fmt.Errorf("not within %s; it may be stopped, or stuck in its backend", endPatience)
+		ctx, cancel := context.WithTimeoutCause(ctx, endPatience, late)
 		defer cancel()
 		if err := d.Entry.Wait(ctx); err != nil {
 			return loss, fmt.Errorf("nbd%d is disconnected, but %w", d.Index, err)
@@ -116,18 +126,19 @@ func takeDown(ctx context.Context, c *cli.Context, client *nbdnl.Client, d inven
 	return loss, err
 }
 
-// detach takes the device away and tells whether its index is free, even if not
-// all could be written that was cached. What forcing it cost is a warning: it was
-// asked for.
-func detach(ctx context.Context, c *cli.Context, client *nbdnl.Client, d inventory.Device, force bool) (free bool, err error) {
+// detach takes the device away and tells whether its index is free. The index may
+// be free although not all could be written that was cached. What --force cost is
+// a warning: it was asked for.
+func detach(ctx context.Context, c *cli.Context, client *nbdnl.Client, d inventory.Device) (free bool, err error) {
+	force := c.Bool("force")
 	err = client.Detach(ctx, d.Index, nbdnl.DetachOptions{
 		Identifier:  d.Identifier,
 		Any:         !d.HasIdentifier,
 		Incarnation: d.Incarnation,
 		Server:      d.Server(),
 		Force:       force,
-		// No server is left to write anything to, which is no reason to keep
-		// the device. Its users are.
+		// No server is left to write anything to. That is no reason to keep the
+		// device; its users are.
 		Dead: d.State() == nbdnl.StateOrphaned,
 	})
 	if err == nil || !force && !errors.Is(err, nbdnl.ErrNotWritten) {
@@ -156,11 +167,13 @@ func allowed(d inventory.Device, force bool) error {
 		return d.NotConnected()
 	}
 	if d.Left && !force {
-		return exit.With(exit.Permission, "nbd%d is not ours: a program that has ended connected it, and may take it back when it runs again; "+
-			"use --force to disconnect it here", d.Index)
+		return exit.With(exit.Permission,
+			"nbd%d is not ours: a program that has ended connected it, and may take it back when it runs again; "+
+				"use --force to disconnect it here", d.Index)
 	}
 	if !d.Ours() && !force {
-		return exit.With(exit.Permission, "nbd%d is not ours: %s connected it; disconnect it there, or use --force", d.Index, d.Connector())
+		return exit.With(exit.Permission, "nbd%d is not ours: %s connected it; disconnect it there, or use --force",
+			d.Index, d.Connector())
 	}
 	return privileged("disconnect")
 }

@@ -14,16 +14,23 @@ import (
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/inventory"
 )
 
+const doctorDescription = `
+Prints a line for each check: its result (ok, warning, problem, or unknown for what could not be looked at), its name,
+what was seen, why it matters, and what to do. For some of it nbdctl makes a device of a megabyte of memory, several
+times, and removes it again; the kernel's log tells of it. The exit code is 0 if nothing is a problem; else 4 for want
+of privilege, before 5 for want of a driver, before 1 for anything else.
+`
+
 func doctorCommand() *cli.Command {
 	return &cli.Command{
-		Name:  "doctor",
-		Usage: "find out what keeps devices from working on this machine, and what to do about it",
-		Description: "Prints a line for each check: its result (ok, warning, problem, or unknown for what could not be looked at), its name,\n" +
-			"what was seen, why it matters, and what to do. For some of it nbdctl makes a device of a megabyte of memory, several\n" +
-			"times, and removes it again; the kernel's log tells of it. The exit code is 0 if nothing is a problem; else 4 for want\n" +
-			"of privilege, before 5 for want of a driver, before 1 for anything else.",
+		Name:        "doctor",
+		Usage:       "find out what keeps devices from working on this machine, and what to do about it",
+		Description: strings.TrimSpace(doctorDescription),
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "fix", Usage: "also load the module, end devices of nbdctl whose process was killed, and remove their state"},
+			&cli.BoolFlag{
+				Name:  "fix",
+				Usage: "also load the module, end devices of nbdctl whose process was killed, and remove their state",
+			},
 			&cli.BoolFlag{Name: "json", Usage: "print a JSON array"},
 		},
 		OnUsageError: onUsageError,

@@ -28,8 +28,7 @@ func notLoaded() bool {
 }
 
 // noDevices returns nil if there is certainly no device of the driver below a root directory, or
-// why that is not known. A driver that does not show may be hidden along with its devices, as where
-// /sys is not mounted.
+// why that is not known. Where /sys is not mounted, a driver and its devices are hidden.
 func noDevices(root string) error {
 	entries, err := os.ReadDir(filepath.Join(root, "sys/block"))
 	if err != nil {
@@ -128,7 +127,7 @@ func leftoversCheck(in *inventory.Inventory) doctor.Check {
 	}}
 }
 
-// orphan is the finding about a device of ours whose process has ended.
+// orphan is the finding about a device of ours that nobody serves any more.
 func orphan(ctx context.Context, in *inventory.Inventory, d inventory.Device) doctor.Finding {
 	f := doctor.Finding{
 		Result: doctor.Problem,
@@ -137,14 +136,19 @@ func orphan(ctx context.Context, in *inventory.Inventory, d inventory.Device) do
 		Why:    "every access to it fails, and its index is taken",
 		Remedy: fmt.Sprintf("nbdctl disconnect nbd%d", d.Index),
 	}
+	if d.Stopped {
+		f.Seen = fmt.Sprintf("nbd%d is orphaned: %s", d.Index, stoppedServer(d.Entry.PID))
+		f.Remedy = fmt.Sprintf("nbdctl kick nbd%d", d.Index)
+		return f
+	}
 	if holders, err := holder.Find(ctx, d.Index); err != nil || len(holders) > 0 {
 		f.Seen += ", and it is in use: " + users(ctx, d.Index)
 		f.Remedy = fmt.Sprintf("unmount or close it, then nbdctl disconnect nbd%d", d.Index)
 		return f
 	}
 	if !d.HasIdentifier {
-		// Without a mark in the kernel it could be another's who has taken the
-		// index since; that is for somebody to decide who knows.
+		// Without a mark in the kernel the device could be of another program that has
+		// taken the index since. Only its user knows.
 		return f
 	}
 	f.Fix = func() (string, error) {
@@ -203,8 +207,8 @@ func staleState(ctx context.Context, in *inventory.Inventory, damaged error) doc
 	}
 	f.Fix = func() (string, error) {
 		if notLoaded() {
-			// Without a driver there is no device that a record could belong to, provided that it
-			// would show.
+			// Without a driver no record belongs to a device. But a driver may be there and not
+			// show.
 			if err := noDevices("/"); err != nil {
 				return "", err
 			}

@@ -26,8 +26,8 @@ func TestKernelDoctorLeftovers(t *testing.T) {
 	// Without identifiers an index could be another's by now, which is for its user to know.
 	identifiers := nbdnltest.Identifiers.In(t)
 	foreign := stranger(t)
-	free, held, gone := connected(t, "memory", "--size", "1M"), connected(t, "memory", "--size", "1M"), connected(t, "memory", "--size", "1M")
-	alive := connected(t, "memory", "--size", "1M")
+	small := func() string { return connected(t, "memory", "--size", "1M") }
+	free, held, gone, alive := small(), small(), small(), small()
 	holder, err := os.Open(held)
 	if err != nil {
 		t.Fatal(err)
@@ -69,10 +69,12 @@ func TestKernelDoctorLeftovers(t *testing.T) {
 		if d.code != exit.Failure || len(d.lines["leftovers"]) != 3 {
 			t.Errorf("code %d, %v", d.code, d.lines["leftovers"])
 		}
-		if l := find(d, about(free)...); l.Result != "problem" || l.Fixable != identifiers || *l.Remedy != "nbdctl disconnect "+filepath.Base(free) {
+		l := find(d, about(free)...)
+		if l.Result != "problem" || l.Fixable != identifiers || *l.Remedy != "nbdctl disconnect "+filepath.Base(free) {
 			t.Error(l)
 		}
-		if l := find(d, append(about(held), fmt.Sprintf("process %d", os.Getpid()))...); l.Result != "problem" || l.Fixable {
+		l = find(d, append(about(held), fmt.Sprintf("process %d", os.Getpid()))...)
+		if l.Result != "problem" || l.Fixable {
 			t.Error(l)
 		}
 		if l := find(d, "records of processes that were killed"); l.Result != "warning" || !l.Fixable {
@@ -81,7 +83,9 @@ func TestKernelDoctorLeftovers(t *testing.T) {
 	}
 
 	if !identifiers {
-		if d := doctorRun(t, "--fix"); d.code != exit.Failure || listed(t, free) == nil || *find(d, "records of processes").Fixed != "records removed" {
+		d := doctorRun(t, "--fix")
+		fixed := *find(d, "records of processes").Fixed
+		if d.code != exit.Failure || listed(t, free) == nil || fixed != "records removed" {
 			t.Errorf("code %d, %v", d.code, d.lines["leftovers"])
 		}
 		must(t, "disconnect", free)
@@ -92,7 +96,8 @@ func TestKernelDoctorLeftovers(t *testing.T) {
 		return
 	}
 	d := doctorRun(t, "--fix")
-	if d.code != exit.Failure || *find(d, about(free)...).Fixed != filepath.Base(free)+" disconnected" || find(d, about(held)...).Fixed != nil {
+	fixed := *find(d, about(free)...).Fixed
+	if d.code != exit.Failure || fixed != filepath.Base(free)+" disconnected" || find(d, about(held)...).Fixed != nil {
 		t.Errorf("code %d, %v", d.code, d.lines["leftovers"])
 	}
 	if *find(d, "records of processes").Fixed != "records removed" {
@@ -210,7 +215,8 @@ func TestKernelDoctorTaken(t *testing.T) {
 				t.Error(l)
 			}
 		}
-		if l := listed(t, "/dev/"+target); l == nil || l["state"] != "live" || sh(t, "cat /sys/block/"+target+"/queue/max_sectors_kb") != "1024" {
+		l := listed(t, "/dev/"+target)
+		if l == nil || l["state"] != "live" || sysfs(t, target, "queue/max_sectors_kb") != "1024" {
 			t.Errorf("the other program's device is %v", l)
 		}
 		if _, err := os.Stat("/sys/block/nbd17"); err == nil {
@@ -250,8 +256,9 @@ func TestKernelDoctorOpener(t *testing.T) {
 	if d.code != exit.OK {
 		t.Errorf("code %d", d.code)
 	}
+	by := fmt.Sprintf("process %d (sleep)", holder.Process.Pid)
 	if !slices.ContainsFunc(d.lines["held"], func(l line) bool {
-		return l.Result == "warning" && strings.HasPrefix(l.Seen, "nbd3 is open") && strings.Contains(l.Seen, fmt.Sprintf("process %d (sleep)", holder.Process.Pid))
+		return l.Result == "warning" && strings.HasPrefix(l.Seen, "nbd3 is open") && strings.Contains(l.Seen, by)
 	}) {
 		t.Errorf("held: %v", d.lines["held"])
 	}

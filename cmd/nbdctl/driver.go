@@ -39,8 +39,10 @@ func loadDriver(ctx context.Context) error {
 		return fmt.Errorf("loading the nbd module: %w", context.Cause(ctx))
 	}
 	if _, err := os.Stat("/sys/module/nbd"); err == nil {
-		return exit.With(exit.Unsupported, "the nbd module is loaded, without devices, and the netlink family that could make some "+
-			"does not show in this network namespace (kernels up to 6.1 have it in the first one only); run nbdctl there: nsenter --net=/proc/1/ns/net nbdctl …")
+		return exit.With(exit.Unsupported,
+			"the nbd module is loaded, without devices, and the netlink family that could make some "+
+				"does not show in this network namespace (kernels up to 6.1 have it in the first one only); "+
+				"run nbdctl there: nsenter --net=/proc/1/ns/net nbdctl …")
 	}
 	reason := strings.TrimSpace(said.String())
 	if reason == "" {
@@ -86,5 +88,6 @@ func privileged(command string) error {
 			}
 		}
 	}
-	return exit.With(exit.Permission, "%s needs the capability CAP_SYS_ADMIN; run it as root (sudo nbdctl %s …)", command, command)
+	return exit.With(exit.Permission, "%s needs the capability CAP_SYS_ADMIN; run it as root (sudo nbdctl %[1]s …)",
+		command)
 }

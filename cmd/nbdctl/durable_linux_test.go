@@ -19,9 +19,11 @@ func TestKernelSameBytes(t *testing.T) {
 	dev := connected(t, "file", through, "--create", "--size", "64M")
 	for _, target := range []string{direct, dev} {
 		// The same seed: the same writes, trims and zeroes at the same places.
-		sh(t, "fio --name=same --filename="+target+" --size=64M --ioengine=psync --rw=randwrite --bsrange=512-64k --bsrange=4k-64k "+
-			"--io_size=32M --randseed=4711 --refill_buffers=1 --buffer_pattern=0xfeedface --end_fsync=1 --minimal")
-		sh(t, "head -c 100000 /dev/zero | tr '\\0' '\\252' | dd of="+target+" bs=1000 seek=777 conv=notrunc,fsync status=none")
+		sh(t, "fio --name=same --filename="+target+" --size=64M --minimal --ioengine=psync --rw=randwrite "+
+			"--bsrange=512-64k --bsrange=4k-64k --io_size=32M --randseed=4711 "+
+			"--refill_buffers=1 --buffer_pattern=0xfeedface --end_fsync=1")
+		sh(t, "head -c 100000 /dev/zero | tr '\\0' '\\252' | "+
+			"dd of="+target+" bs=1000 seek=777 conv=notrunc,fsync status=none")
 	}
 	must(t, "disconnect", dev)
 	sh(t, "qemu-img compare -f raw -F raw "+direct+" "+through)
@@ -41,7 +43,8 @@ func TestKernelFlushIsDurable(t *testing.T) {
 	for _, direct := range []string{"off", "on"} {
 		t.Run("direct="+direct, func(t *testing.T) {
 			requireKernel(t, `I/O error|Other side returned error`)
-			flushIsDurable(t, "file", filepath.Join(imageDir(t), "disk.img"), "--create", "--size", "64M", "-o", "direct="+direct)
+			image := filepath.Join(imageDir(t), "disk.img")
+			flushIsDurable(t, "file", image, "--create", "--size", "64M", "-o", "direct="+direct)
 		})
 	}
 }
@@ -59,7 +62,8 @@ func flushIsDurable(t *testing.T, args ...string) {
 		}
 	})
 	t.Run("FUA", func(t *testing.T) {
-		trace := traced(t, pid, "-e trace=pwrite64,pwritev2,fdatasync", "dd if=/dev/zero of="+dev+" bs=4k count=1 oflag=direct,dsync status=none", 0)
+		synchronous := "dd if=/dev/zero of=" + dev + " bs=4k count=1 oflag=direct,dsync status=none"
+		trace := traced(t, pid, "-e trace=pwrite64,pwritev2,fdatasync", synchronous, 0)
 		if !strings.Contains(trace, "RWF_DSYNC") {
 			t.Errorf("a synchronous write is not written with RWF_DSYNC:\n%s", trace)
 		}
@@ -73,7 +77,8 @@ func flushIsDurable(t *testing.T, args ...string) {
 	})
 	t.Run("failed", func(t *testing.T) {
 		traced(t, pid, "-e trace=fdatasync -e inject=fdatasync:error=EIO", fmt.Sprintf(write, 3), 1)
-		if e, ok := statusOf(t, dev)["last_error"].(map[string]any); !ok || e["op"] != "flush" || !strings.Contains(e["error"].(string), "input/output error") {
+		e, ok := statusOf(t, dev)["last_error"].(map[string]any)
+		if !ok || e["op"] != "flush" || !strings.Contains(e["error"].(string), "input/output error") {
 			t.Errorf("status has the last error %v", statusOf(t, dev)["last_error"])
 		}
 	})

@@ -42,8 +42,10 @@ func TestHelpIsAName(t *testing.T) {
 			line := strings.ReplaceAll(tt.line, "?", word)
 			var stdout, stderr bytes.Buffer
 			code := run(t.Context(), strings.Fields(line), &stdout, &stderr)
-			if says := strings.ReplaceAll(tt.says, "?", word); code != tt.code || stdout.Len() != 0 || !strings.Contains(stderr.String(), says) {
-				t.Errorf("%s: exit code %d, want %d; stdout %q; stderr %q, want %q", line, code, tt.code, &stdout, &stderr, says)
+			says := strings.ReplaceAll(tt.says, "?", word)
+			if code != tt.code || stdout.Len() != 0 || !strings.Contains(stderr.String(), says) {
+				t.Errorf("%s: exit code %d, want %d; stdout %q; stderr %q, want %q",
+					line, code, tt.code, &stdout, &stderr, says)
 			}
 		}
 	}
@@ -52,17 +54,20 @@ func TestHelpIsAName(t *testing.T) {
 // TestHelpForOne holds that help is asked for by a flag anywhere on the line, and
 // that what there is no help for is an error.
 func TestHelpForOne(t *testing.T) {
+	const usage = "nbdctl disconnect [command options] DEVICE..."
 	for _, line := range []string{
 		"help disconnect", "h disconnect", "--help disconnect", "disconnect -h", "disconnect --help=true",
 		"disconnect nbd0 --help", "disconnect --force nbd0 --help", "disconnect --help nbd0", "disconnect --help help",
 	} {
 		var stdout, stderr bytes.Buffer
 		code := run(t.Context(), strings.Fields(line), &stdout, &stderr)
-		if code != exit.OK || !strings.Contains(stdout.String(), "nbdctl disconnect [command options] DEVICE...") || stderr.Len() != 0 {
+		if code != exit.OK || !strings.Contains(stdout.String(), usage) || stderr.Len() != 0 {
 			t.Errorf("%s: exit code %d, stdout %q, stderr %q", line, code, &stdout, &stderr)
 		}
 	}
-	for _, line := range []string{"help nonsense", "--help nonsense", "nonsense --help", "help " + host.Command, "help connect x"} {
+	for _, line := range []string{
+		"help nonsense", "--help nonsense", "nonsense --help", "help " + host.Command, "help connect x",
+	} {
 		var stdout, stderr bytes.Buffer
 		code := run(t.Context(), strings.Fields(line), &stdout, &stderr)
 		if code != exit.Usage || stdout.Len() != 0 || stderr.Len() == 0 {

@@ -21,7 +21,8 @@ const (
 	// nbd_clear_que has failed their requests, and are no news (nbd_handle_reply).
 	afterEnd = `I/O error|beyond EOD|Dead connection|timed out|` +
 		`Unexpected reply \(|Suspicious reply|Command already handled|no io inflight|` +
-		`Receive control failed|Send control failed|Request send failed|Send disconnect failed|Attempted send on invalid socket`
+		`Receive control failed|Send control failed|Request send failed|Send disconnect failed|` +
+		`Attempted send on invalid socket`
 	fileSystemLost = `EXT4-fs|JBD2|Aborting journal`
 )
 
@@ -30,8 +31,7 @@ const (
 func TestKernelIoctlKilled(t *testing.T) {
 	requireKernel(t, afterEnd)
 	dev := connected(t, "--ioctl", "memory", "--size", "64M")
-	fio := command(t, "fio", "--name=load", "--filename="+dev, "--size=64M", "--ioengine=libaio", "--direct=1", "--iodepth=32",
-		"--rw=randwrite", "--bs=4k", "--time_based", "--runtime=100", "--minimal")
+	fio := fioLoad(t, dev)
 	ended := make(chan result, 1)
 	before := writes(t, dev) // of former users of the index
 	go func() { ended <- finish(t, fio) }()
@@ -96,6 +96,45 @@ func TestKernelIoctlStopped(t *testing.T) {
 	}
 }
 
+// TestKernelIoctlStoppedShown shows that a device whose process is stopped is named as the orphan
+// that it is, and that a disconnect, which can't free it, says so and tells of no loss.
+func TestKernelIoctlStoppedShown(t *testing.T) {
+	requireKernel(t, afterEnd)
+	dev := connected(t, "--ioctl", "memory", "--size", "64M", "--timeout", "2s")
+	holder, err := os.Open(dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid := kill(t, dev, syscall.SIGSTOP)
+	advice := []string{fmt.Sprintf("pid %d, which serves it, is stopped", pid), "nbdctl kick " + filepath.Base(dev)}
+	// While somebody has it open, the kernel shows its size as before; then none.
+	for _, closed := range []bool{false, true} {
+		if closed {
+			holder.Close()
+		}
+		orphaned := func() bool { return listed(t, dev)["state"] == "orphaned" }
+		eventually(t, orphaned, "%s orphaned, closed %t", dev, closed)
+		if d := statusOf(t, dev); d["connections_alive"] != 0.0 || d["state"] != "orphaned" {
+			t.Errorf("closed %t: status shows %v", closed, d)
+		}
+		if r := nbdctl(t, "list"); !r.ended(exit.OK, advice...) {
+			t.Errorf("closed %t: list says %q", closed, r.stderr)
+		}
+		if out := must(t, "status", dev); !containsAll(out, advice...) {
+			t.Errorf("closed %t: status shows\n%s", closed, out)
+		}
+	}
+	r := nbdctl(t, "disconnect", dev)
+	if !r.ended(exit.Busy, advice...) || strings.Contains(r.stderr, "written") {
+		t.Errorf("disconnect: code %d, %q", r.code, r.stderr)
+	}
+	must(t, "kick", dev)
+	if d := listed(t, dev); d != nil {
+		t.Errorf("list shows %v", d)
+	}
+	awaitNoServer(t)
+}
+
 // TestKernelIoctlHeld shows that a device is disconnected in order: not while it
 // is mounted, by force nonetheless, and that its own process holds it for nobody.
 func TestKernelIoctlHeld(t *testing.T) {
@@ -120,7 +159,7 @@ func TestKernelIoctlHeld(t *testing.T) {
 	}
 	sh(t, "umount "+mnt)
 	eventually(t, func() bool { return listed(t, dev) == nil }, "%s free", dev)
-	eventually(t, func() bool { return len(serving(t, os.Getenv("NBDCTL_STATE_DIR"))) == 0 }, "the end of the serving process")
+	awaitNoServer(t)
 }
 
 // TestKernelIoctlChanges shows what can be changed in a device connected by
@@ -131,7 +170,8 @@ func TestKernelIoctlChanges(t *testing.T) {
 	mnt := t.TempDir()
 	sh(t, "mkfs.ext4 -q "+dev+"; mount "+dev+" "+mnt)
 	must(t, "resize", dev, "128M")
-	sh(t, "resize2fs "+dev+" 2>/dev/null; head -c 80000000 /dev/urandom >"+mnt+"/data; sync; umount "+mnt+"; fsck.ext4 -fn "+dev)
+	sh(t, "resize2fs "+dev+" 2>/dev/null; head -c 80000000 /dev/urandom >"+mnt+"/data; sync; umount "+mnt)
+	sh(t, "fsck.ext4 -fn "+dev)
 	if r := nbdctl(t, "resize", dev, "32M"); r.code != 0 {
 		t.Errorf("shrinking: code %d, %s", r.code, r.stderr)
 	}
@@ -142,7 +182,7 @@ func TestKernelIoctlChanges(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r := nbdctl(t, "resize", dev, "16M"); r.code != int(exit.Busy) || !strings.Contains(r.stderr, fmt.Sprintf("process %d ", os.Getpid())) {
+	if r := nbdctl(t, "resize", dev, "16M"); !r.ended(exit.Busy, fmt.Sprintf("process %d ", os.Getpid())) {
 		t.Errorf("shrinking what is open: code %d, %q", r.code, r.stderr)
 	}
 	holder.Close()
@@ -154,8 +194,11 @@ func TestKernelIoctlChanges(t *testing.T) {
 	if r.code != int(exit.Unsupported) || !strings.Contains(r.stderr, "ioctl") {
 		t.Errorf("reconfigure: code %d, %q", r.code, r.stderr)
 	}
-	if d := statusOf(t, dev); d["state"] != "live" || d["timeout"] != 12.0 || d["dead_timeout"] != 0.0 || d["identifier"] != nil {
-		t.Errorf("status is %v", d)
+	d := statusOf(t, dev)
+	for key, want := range map[string]any{"state": "live", "timeout": 12.0, "dead_timeout": 0.0, "identifier": nil} {
+		if d[key] != want {
+			t.Errorf("status says %s: %v, want %v", key, d[key], want)
+		}
 	}
 	must(t, "disconnect", dev)
 }
@@ -171,7 +214,7 @@ func TestKernelIoctlKicked(t *testing.T) {
 }
 
 // TestKernelSideBySide has a device by netlink, one by ioctls, and a stranger's
-// of each: each is shown as what it is, and only ours go with the others left alone.
+// of each: each is shown as what it is, and only ours go.
 func TestKernelSideBySide(t *testing.T) {
 	requireKernel(t)
 	byNetlink, byIoctl := connected(t, "memory", "--size", "16M"), connected(t, "--ioctl", "memory", "--size", "16M")
@@ -180,7 +223,12 @@ func TestKernelSideBySide(t *testing.T) {
 	sh(t, "truncate -s 1M "+image+"; qemu-nbd --fork -f raw -c /dev/nbd7 "+image)
 	defer sh(t, "qemu-nbd -d /dev/nbd7 >/dev/null")
 	eventually(t, func() bool { return listed(t, "/dev/nbd7") != nil }, "nbd7 connected by qemu-nbd")
-	wants := map[string]string{byNetlink: "netlink true", byIoctl: "ioctl true", strangers: "netlink false", "/dev/nbd7": "ioctl false"}
+	wants := map[string]string{
+		byNetlink:   "netlink true",
+		byIoctl:     "ioctl true",
+		strangers:   "netlink false",
+		"/dev/nbd7": "ioctl false",
+	}
 	if !nbdnltest.Identifiers.In(t) { // nor can be told how strangers' were connected
 		wants[strangers], wants["/dev/nbd7"] = "<nil> false", "<nil> false"
 	}
@@ -194,7 +242,7 @@ func TestKernelSideBySide(t *testing.T) {
 		verify(t, dev, 8)
 	}
 	for _, dev := range []string{strangers, "/dev/nbd7"} {
-		if r := nbdctl(t, "disconnect", dev); r.code != int(exit.Permission) || !strings.Contains(r.stderr, "not ours") {
+		if r := nbdctl(t, "disconnect", dev); !r.ended(exit.Permission, "not ours") {
 			t.Errorf("disconnect of %s: code %d, %q", dev, r.code, r.stderr)
 		}
 	}

@@ -16,14 +16,18 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl/holder"
 )
 
+const kickDescription = `
+Programs that wait for the device get an I/O error within seconds, whatever is stuck: the backend, the serving
+process, or the kernel in a disconnect of it. What was not written yet is lost, and the device has ended; a file
+system above must be unmounted. Where nothing is stuck, use nbdctl disconnect.
+`
+
 func kickCommand() *cli.Command {
 	return &cli.Command{
-		Name:      "kick",
-		Usage:     "end a device whose I/O is stuck",
-		ArgsUsage: "DEVICE",
-		Description: "Programs that wait for the device get an I/O error within seconds, whatever is stuck: the backend, the serving\n" +
-			"process, or the kernel in a disconnect of it. What was not written yet is lost, and the device has ended; a file\n" +
-			"system above must be unmounted. Where nothing is stuck, use nbdctl disconnect.",
+		Name:         "kick",
+		Usage:        "end a device whose I/O is stuck",
+		ArgsUsage:    "DEVICE",
+		Description:  strings.TrimSpace(kickDescription),
 		OnUsageError: onUsageError,
 		Action:       kick,
 	}
@@ -91,7 +95,8 @@ func unstick(ctx context.Context, d inventory.Device) (answered bool, err error)
 	if err != nil && ctx.Err() != nil && d.Entry != nil {
 		// A disconnect of another device, on which we have no hold, is stuck.
 		spec := d.Entry.Spec
-		err = fmt.Errorf("nbd%d: its connections were cut, so that its requests fail when they are %s old, but it could not be disconnected: %w",
+		err = fmt.Errorf("nbd%d: its connections were cut, so that its requests fail when they are %s old, "+
+			"but it could not be disconnected: %w",
 			d.Index, quantity.FormatSeconds(spec.Timeout+spec.DeadTimeout), err)
 	}
 	return false, err
@@ -113,12 +118,14 @@ func settle(ctx context.Context, c *cli.Context, d inventory.Device, answered bo
 		}
 	}
 	if err := waitEnd(ctx, client, d); err != nil {
-		warn(c, []string{fmt.Sprintf("nbd%d is disconnected, and not free before who uses it lets go: %s", d.Index, users(ctx, d.Index))})
+		warn(c, []string{fmt.Sprintf("nbd%d is disconnected, and not free before who uses it lets go: %s",
+			d.Index, users(ctx, d.Index))})
 	} else if d.Entry != nil && answered {
 		ctx, cancel := context.WithTimeoutCause(ctx, kickPatience, fmt.Errorf("not within %s", kickPatience))
 		defer cancel()
 		if err := d.Entry.Wait(ctx); err != nil {
-			warn(c, []string{fmt.Sprintf("nbd%d is disconnected, but %v; it ends when its backend lets it", d.Index, err)})
+			warn(c, []string{fmt.Sprintf("nbd%d is disconnected, but %v; it ends when its backend lets it",
+				d.Index, err)})
 		}
 	}
 	_, err = fmt.Fprintf(c.App.Writer, "nbd%d kicked\n", d.Index)

@@ -12,8 +12,9 @@ import (
 )
 
 // kickNoise are the lines of the kernel's log that stuck and failed requests leave.
-const kickNoise = `I/O error|Connection timed out|Dead connection|Receive control failed|Send control failed|Send disconnect failed|` +
-	`Request send failed|shutting down sockets|timed out|Send data failed|Attempted send on invalid socket|Possible stuck request`
+const kickNoise = `I/O error|Connection timed out|Dead connection|Receive control failed|Send control failed|` +
+	`Send disconnect failed|Request send failed|shutting down sockets|timed out|Send data failed|` +
+	`Attempted send on invalid socket|Possible stuck request`
 
 // begin starts cmd, and returns where its result comes.
 func begin(t *testing.T, cmd *exec.Cmd) <-chan result {
@@ -36,8 +37,14 @@ func stuckReader(t *testing.T, dev string) <-chan result {
 	t.Helper()
 	// Not where the partition scan has read, which may be cached.
 	ended := begin(t, command(t, "dd", "if="+dev, "of=/dev/null", "bs=4k", "count=1", "skip=500", "iflag=direct"))
-	eventually(t, func() bool { return strings.TrimSpace(sysfs(t, dev, "inflight")) != "0        0" }, "the read to hang")
+	eventually(t, func() bool { return hasInFlight(t, dev) }, "the read to hang")
 	return ended
+}
+
+// hasInFlight tells whether the kernel waits for the end of any request to dev.
+func hasInFlight(t *testing.T, dev string) bool {
+	t.Helper()
+	return strings.Join(strings.Fields(sysfs(t, dev, "inflight")), " ") != "0 0"
 }
 
 // kicked kicks dev and holds that the reader then fails, all in bounded time.

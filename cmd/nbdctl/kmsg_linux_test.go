@@ -30,7 +30,9 @@ func openKernelLog(t testing.TB) *kernelLog {
 var suspicious = regexp.MustCompile(`^(block )?nbd|I/O error|blocked for more than|WARNING|BUG|Oops|stall`)
 
 // ordinary are those that an orderly life of a device brings.
-var ordinary = regexp.MustCompile(`^block nbd\d+: (NBD_DISCONNECT|shutting down sockets|Disconnected due to user request\.)$|^nbd\d+: detected capacity change|^ ?nbd\d+: p\d|^nbd: registered device`)
+var ordinary = regexp.MustCompile(
+	`^block nbd\d+: (NBD_DISCONNECT|shutting down sockets|Disconnected due to user request\.)$|` +
+		`^nbd\d+: detected capacity change|^ ?nbd\d+: p\d|^nbd: registered device`)
 
 // repeated says that a line came too often: as this is of lines that were said, they are judged.
 var repeated = regexp.MustCompile(`callbacks suppressed$`)
@@ -43,7 +45,8 @@ func (l *kernelLog) check(t testing.TB, allowed []string) {
 		known = append(known, regexp.MustCompile(a), repeated)
 	}
 	l.lines(t, func(line string) {
-		if suspicious.MatchString(line) && !slices.ContainsFunc(known, func(r *regexp.Regexp) bool { return r.MatchString(line) }) {
+		matches := func(r *regexp.Regexp) bool { return r.MatchString(line) }
+		if suspicious.MatchString(line) && !slices.ContainsFunc(known, matches) {
 			t.Errorf("the kernel says: %s", line)
 		}
 	})

@@ -47,10 +47,11 @@ func unixEndpoint(v, path string) (endpoint, error) {
 	case err != nil:
 		return endpoint{}, fmt.Errorf("--listen %s: no working directory: %w", v, err)
 	case !utf8.ValidString(abs):
-		return endpoint{}, exit.Usagef("--listen unix:%q: a path must be valid UTF-8: some clients read no other from a URI", path)
+		return endpoint{}, exit.Usagef("--listen unix:%q: a path must be valid UTF-8: "+
+			"some clients read no other from a URI", path)
 	case len(abs) > maxSocketPath:
-		return endpoint{}, exit.Usagef("--listen %s: %s has %d bytes, and the path of a socket at most %d; choose a shorter one",
-			v, abs, len(abs), maxSocketPath)
+		return endpoint{}, exit.Usagef("--listen %s: %s has %d bytes, and the path of a socket at most %d; "+
+			"choose a shorter one", v, abs, len(abs), maxSocketPath)
 	}
 	if st, err := os.Lstat(abs); err == nil && st.Mode().Type() != fs.ModeSocket {
 		return endpoint{}, notSocket(abs, st.Mode())
@@ -64,7 +65,8 @@ func tcpEndpoint(v, address string) (endpoint, error) {
 	host, port, err := net.SplitHostPort(address)
 	var bad *net.AddrError
 	if errors.As(err, &bad) {
-		return endpoint{}, exit.Usagef("--listen %s: must be tcp:HOST:PORT, with an IPv6 address in brackets: %s", v, bad.Err)
+		return endpoint{}, exit.Usagef("--listen %s: must be tcp:HOST:PORT, with an IPv6 address in brackets: %s",
+			v, bad.Err)
 	}
 	if err := checkPort(port); err != nil {
 		return endpoint{}, exit.Usagef("--listen %s: %w", v, err)
@@ -73,7 +75,8 @@ func tcpEndpoint(v, address string) (endpoint, error) {
 	if ip, err := netip.ParseAddr(host); err == nil {
 		switch {
 		case ip.Is6() && ip.IsLinkLocalUnicast() && ip.Zone() == "":
-			return endpoint{}, exit.Usagef("--listen %s: an address of one link needs the interface to it: [%s%%eth0]", v, host)
+			return endpoint{}, exit.Usagef("--listen %s: an address of one link needs the interface to it: [%s%%eth0]",
+				v, host)
 		case ip.Is4():
 			network = "tcp4"
 		case !ip.Is4In6():
@@ -140,7 +143,8 @@ func checkExportName(name string) error {
 	case !utf8.ValidString(name):
 		return exit.Usagef("--name %q: must be valid UTF-8", name)
 	case len(name) > maxExportName:
-		return exit.Usagef("--name %.20s...: has %d bytes; the name of an export has at most %d", name, len(name), maxExportName)
+		return exit.Usagef("--name %.20s...: has %d bytes; the name of an export has at most %d",
+			name, len(name), maxExportName)
 	}
 	return nil
 }

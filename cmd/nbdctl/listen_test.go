@@ -47,8 +47,14 @@ func TestExportURI(t *testing.T) {
 		want string
 	}{
 		{&net.UnixAddr{Name: "/run/disk.sock", Net: "unix"}, "", "nbd+unix:///?socket=/run/disk.sock"},
-		{&net.UnixAddr{Name: "/a b&c+d%e?f#g", Net: "unix"}, "a&b+c %d?e#f/ü", "nbd+unix:///a%26b%2Bc%20%25d%3Fe%23f%2F%C3%BC?socket=/a%20b%26c%2Bd%25e%3Ff%23g"},
-		{&net.UnixAddr{Name: "/x/@x;=\n'\"", Net: "unix"}, "$(id)", "nbd+unix:///%24%28id%29?socket=/x/%40x%3B%3D%0A%27%22"},
+		{
+			&net.UnixAddr{Name: "/a b&c+d%e?f#g", Net: "unix"}, "a&b+c %d?e#f/ü",
+			"nbd+unix:///a%26b%2Bc%20%25d%3Fe%23f%2F%C3%BC?socket=/a%20b%26c%2Bd%25e%3Ff%23g",
+		},
+		{
+			&net.UnixAddr{Name: "/x/@x;=\n'\"", Net: "unix"}, "$(id)",
+			"nbd+unix:///%24%28id%29?socket=/x/%40x%3B%3D%0A%27%22",
+		},
 		{&net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 10809}, "disk", "nbd://192.0.2.1:10809/disk"},
 		{&net.TCPAddr{IP: net.IPv4zero, Port: 1}, "", "nbd://127.0.0.1:1/"},
 		{&net.TCPAddr{IP: net.IPv6unspecified, Port: 1}, "", "nbd://[::1]:1/"},

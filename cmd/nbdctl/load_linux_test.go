@@ -71,11 +71,18 @@ func TestKernelHeavyJournal(t *testing.T) {
 			}()
 			var writers []<-chan result
 			for w := range 3 {
-				writers = append(writers, begin(t, command(t, "sh", "-c", fmt.Sprintf("n=0; until test -e %s/stop; do n=$((n+1)); "+
-					"head -c 300000 /dev/urandom >%s/next%d && dd if=%s/next%d of=%s/file%d.$((n %% 4)) conv=fsync bs=64k status=none && "+
-					"mv %s/next%d %s/copy%d.$((n %% 4)) || exit 1; done", tmp, tmp, w, tmp, w, mnt, w, tmp, w, tmp, w))))
+				writer := command(t, "sh", "-c", `n=0
+until test -e $TMP/stop; do
+	n=$((n+1))
+	head -c 300000 /dev/urandom >$TMP/next$W &&
+	dd if=$TMP/next$W of=$MNT/file$W.$((n % 4)) conv=fsync bs=64k status=none &&
+	mv $TMP/next$W $TMP/copy$W.$((n % 4)) || exit 1
+done`)
+				writer.Env = append(os.Environ(), "TMP="+tmp, "MNT="+mnt, fmt.Sprintf("W=%d", w))
+				writers = append(writers, begin(t, writer))
 			}
-			eventually(t, func() bool { _, err := os.Stat(tmp + "/copy0.2"); return err == nil }, "the journal to have work")
+			working := func() bool { _, err := os.Stat(tmp + "/copy0.2"); return err == nil }
+			eventually(t, working, "the journal to have work")
 			stop := func() {
 				if err := os.WriteFile(tmp+"/stop", nil, 0o600); err != nil {
 					t.Fatal(err)
@@ -93,11 +100,12 @@ func TestKernelHeavyJournal(t *testing.T) {
 				mounted = false
 				must(t, "disconnect", dev)
 				sh(t, "e2fsck -fn "+image+" >/dev/null 2>&1")
-				sh(t, fmt.Sprintf("cd %s; for f in copy*; do debugfs -R \"cat /file${f#copy}\" %s 2>/dev/null | cmp - $f; done", tmp, image))
+				sh(t, "cd "+tmp+"; IMAGE="+image+`
+for f in copy*; do debugfs -R "cat /file${f#copy}" $IMAGE 2>/dev/null | cmp - $f; done`)
 				return
 			}
 			kill(t, dev, syscall.SIGSTOP)
-			eventually(t, func() bool { return strings.TrimSpace(sysfs(t, dev, "inflight")) != "0        0" }, "the journal to hang")
+			eventually(t, func() bool { return hasInFlight(t, dev) }, "the journal to hang")
 			refusedSoon(t, dev, "mount of")
 			start := time.Now()
 			kicking := begin(t, nbdctlCommand(t, "kick", dev))
@@ -127,7 +135,8 @@ func TestKernelHeavyJournal(t *testing.T) {
 func TestKernelDisconnectStuckBackend(t *testing.T) {
 	requireKernel(t, kickNoise)
 	loop := loopDevice(t, "4M", "")
-	sh(t, "modprobe -q dm-mod || true; dmsetup create --noudevsync hanging --table '0 8192 linear "+loop+" 0'; dmsetup mknodes")
+	sh(t, "modprobe -q dm-mod || true")
+	sh(t, "dmsetup create --noudevsync hanging --table '0 8192 linear "+loop+" 0'; dmsetup mknodes")
 	defer sh(t, "dmsetup remove --noudevsync hanging")
 	dev := connected(t, "file", "/dev/mapper/hanging", "--timeout", "2s")
 	sh(t, "dd if=/dev/urandom of="+dev+" bs=64k count=4 oflag=direct conv=fsync status=none")

@@ -140,7 +140,9 @@ func foreground(t *testing.T, args ...string) (fg *exec.Cmd, said *lockedBuffer,
 		t.Fatal(err)
 	}
 	said.await(t, "/dev/nbd")
-	return fg, said, strings.TrimSpace(strings.SplitN(said.String()[strings.Index(said.String(), "/dev/nbd"):], "\n", 2)[0])
+	_, after, _ := strings.Cut(said.String(), "/dev/nbd")
+	index, _, _ := strings.Cut(after, "\n")
+	return fg, said, "/dev/nbd" + strings.TrimSpace(index)
 }
 
 // wantLossShown checks that list and status show the loss, to people and to scripts.
@@ -148,7 +150,8 @@ func wantLossShown(t *testing.T, dev string) {
 	t.Helper()
 	for _, v := range []map[string]any{listed(t, dev), statusOf(t, dev)} {
 		loss, _ := v["loss"].(map[string]any)
-		if said, _ := loss["error"].(string); !strings.Contains(said, "no space left on device") || loss["time"] == nil {
+		said, _ := loss["error"].(string)
+		if !strings.Contains(said, "no space left on device") || loss["time"] == nil {
 			t.Errorf("the loss is %v", v["loss"])
 		}
 	}

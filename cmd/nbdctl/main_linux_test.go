@@ -238,7 +238,8 @@ func serving(t testing.TB, dir string) (found []string) {
 		proc := filepath.Dir(path)
 		env, _ := os.ReadFile(path)
 		comm, _ := os.ReadFile(filepath.Join(proc, "comm"))
-		if strings.TrimSpace(string(comm)) == "nbdctl" && slices.Contains(strings.Split(string(env), "\x00"), "NBDCTL_STATE_DIR="+dir) {
+		variables := strings.Split(string(env), "\x00")
+		if strings.TrimSpace(string(comm)) == "nbdctl" && slices.Contains(variables, "NBDCTL_STATE_DIR="+dir) {
 			found = append(found, filepath.Base(proc))
 		}
 	}

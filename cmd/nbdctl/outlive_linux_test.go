@@ -92,7 +92,8 @@ func TestServeIgnored(t *testing.T) {
 		{`trap "" HUP INT; exec "$@"`, all},
 	} {
 		for _, s := range append(all, syscall.SIGTERM) {
-			cmd := inShell(nbdctlCommand(t, "serve", "memory", "--size", "1M", "--listen", "tcp:127.0.0.1:0"), tt.script)
+			serve := nbdctlCommand(t, "serve", "memory", "--size", "1M", "--listen", "tcp:127.0.0.1:0")
+			cmd := inShell(serve, tt.script)
 			uri := started(t, cmd)
 			if got := ignored(t, cmd.Process.Pid, all...); fmt.Sprint(got) != fmt.Sprint(tt.ignore) {
 				t.Errorf("%s: ignores %v, want %v", tt.script, got, tt.ignore)
@@ -161,7 +162,8 @@ func TestServeTerminal(t *testing.T) {
 	for _, ignore := range []string{"", `trap "" HUP; `} {
 		tty := openTerminal(t)
 		socket := filepath.Join(dir, "s")
-		cmd := inShell(nbdctlCommand(t, "serve", "memory", "--size", "1M", "--listen", "unix:"+socket), ignore+`exec "$@"`)
+		serve := nbdctlCommand(t, "serve", "memory", "--size", "1M", "--listen", "unix:"+socket)
+		cmd := inShell(serve, ignore+`exec "$@"`)
 		tty.lead(cmd)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
@@ -208,7 +210,8 @@ func TestServeSurroundings(t *testing.T) {
 	} {
 		dir := shortDir(t)
 		socket, image := filepath.Join(dir, "s"), filepath.Join(dir, "disk.img")
-		cmd := inShell(nbdctlCommand(t, "serve", "file", image, "--create", "--size", "1M", "--listen", "unix:"+socket), script)
+		serve := nbdctlCommand(t, "serve", "file", image, "--create", "--size", "1M", "--listen", "unix:"+socket)
+		cmd := inShell(serve, script)
 		cmd.Dir = dir
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)

@@ -66,8 +66,9 @@ func shown(t *testing.T) []inventory.View {
 	record := func(index int, alive bool, phase, mode, more string) {
 		t.Helper()
 		write(filepath.Join(uuid(index), "lock"), "")
-		write(filepath.Join(uuid(index), "state.json"), fmt.Sprintf(`{"version": 1, "uuid": %q, "identifier": "nbdctl:%[1]s", "phase": %q, "pid": %d,
-			"index": %d, "mode": %q, "since": "2026-11-23T03:14:15Z", "size": %d, "block_size": 512, "log": "/run/nbdctl/%[1]s/log", %[7]s}`,
+		write(filepath.Join(uuid(index), "state.json"), fmt.Sprintf(`{"version": 1,
+			"uuid": %q, "identifier": "nbdctl:%[1]s", "phase": %q, "pid": %d, "index": %d, "mode": %q,
+			"since": "2026-11-23T03:14:15Z", "size": %d, "block_size": 512, "log": "/run/nbdctl/%[1]s/log", %[7]s}`,
 			uuid(index), phase, os.Getpid(), index, mode, int64(index+1)<<20, more))
 		if !alive {
 			return
@@ -83,7 +84,8 @@ func shown(t *testing.T) []inventory.View {
 	}
 	connect(0, "nbdctl:"+uuid(0), nbdnl.FlagSendFlush|nbdnl.FlagSendFUA|nbdnl.FlagSendTrim|nbdnl.FlagSendWriteZeroes)
 	record(0, true, "live", "netlink", `"serving": 1,
-		"spec": {"label": "build", "kind": "file", "arg": "/root/a\nb & c.img", "connections": 1, "timeout": 30000000000, "dead_timeout": 120000000000},
+		"spec": {"label": "build", "kind": "file", "arg": "/root/a\nb & c.img", "connections": 1,
+			"timeout": 30000000000, "dead_timeout": 120000000000},
 		"loss": {"time": "2026-11-23T04:05:06Z", "error": "write at 0, 512 bytes: no space left on device"}`)
 	connect(1, "nbdctl:"+uuid(1), nbdnl.FlagSendFlush)
 	record(1, false, "live", "netlink",
@@ -94,11 +96,13 @@ func shown(t *testing.T) []inventory.View {
 	t.Cleanup(release)
 	k.ConnectIoctl(5, 6<<20)
 	record(5, true, "live", "ioctl",
-		`"serving": 2, "spec": {"kind": "memory", "ioctl": true, "connections": 2, "timeout": 60000000000, "dead_timeout": 0}`)
+		`"serving": 2, "spec": {"kind": "memory", "ioctl": true, "connections": 2,
+			"timeout": 60000000000, "dead_timeout": 0}`)
 	connect(6, "nbdctl:"+uuid(6), 0)
 	connect(7, "nbdctl:"+uuid(7), nbdnl.FlagReadOnly)
 	record(7, true, "degraded", "netlink", `"serving": 1,
-		"spec": {"kind": "file", "arg": "/srv/golden.img", "read_only": true, "connections": 2, "timeout": 90000000000, "dead_timeout": 7000000000}`)
+		"spec": {"kind": "file", "arg": "/srv/golden.img", "read_only": true, "connections": 2,
+			"timeout": 90000000000, "dead_timeout": 7000000000}`)
 	connect(8, "other:8", nbdnl.FlagSendFlush)
 	return viewsOf(t, k)
 }

@@ -38,8 +38,12 @@ func lossNote(l *host.Loss) string {
 // orphanAdvice says what an orphan is and what to do about it.
 func orphanAdvice(v inventory.View) string {
 	if !v.Owner.Ours {
-		return fmt.Sprintf("the program that served it has ended without disconnecting, all I/O on it fails; it may take it back when it "+
-			"runs again, else nbdctl disconnect --force %s frees it", v.Name)
+		return fmt.Sprintf("the program that served it has ended without disconnecting, all I/O on it fails; "+
+			"it may take it back when it runs again, else nbdctl disconnect --force %s frees it", v.Name)
+	}
+	if v.Stopped {
+		return fmt.Sprintf("%s, and the kernel has ended the device with that: all I/O on it fails; "+
+			"nbdctl kick %s frees it", stoppedServer(*v.Owner.PID), v.Name)
 	}
 	who := "the process that served it"
 	if v.Owner.PID != nil {
@@ -49,16 +53,19 @@ func orphanAdvice(v inventory.View) string {
 		v.Name)
 }
 
+// stoppedServer says of the process that serves a device that it is stopped.
+func stoppedServer(pid int) string { return fmt.Sprintf("pid %d, which serves it, is stopped", pid) }
+
 // printTable prints the views for people. What is not known is a dash.
 func printTable(w io.Writer, views []inventory.View) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "NAME\tSTATE\tSIZE\tBACKEND\tLABEL\tMODE\tCONNS\tBLOCK\tRO\tTIMEOUT\tOWNER\tSINCE")
 	for _, v := range views {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, shownState(v),
-			quantity.FormatSize(v.Size),
-			printable(v.Backend), orDash(v.Label), orDash(v.Mode), connections(v), orDash(v.BlockSize),
-			yesNo(v.ReadOnly),
-			timeouts(v), owner(v), since(v.Since))
+		columns := []string{
+			v.Name, shownState(v), quantity.FormatSize(v.Size), printable(v.Backend), orDash(v.Label), orDash(v.Mode),
+			connections(v), orDash(v.BlockSize), yesNo(v.ReadOnly), timeouts(v), owner(v), since(v.Since),
+		}
+		fmt.Fprintln(t, strings.Join(columns, "\t"))
 	}
 	return t.Flush()
 }

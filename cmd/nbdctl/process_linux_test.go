@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 )
 
 // runCommand is what the test binary does in place of testing: it is nbdctl, or
@@ -32,6 +34,17 @@ func runCommand() {
 		os.Exit(1)
 	}
 	os.Exit(0)
+}
+
+// ended tells whether the command ended with that code and has all these words on its standard
+// error.
+func (r result) ended(code exit.Code, words ...string) bool {
+	return r.code == int(code) && containsAll(r.stderr, words...)
+}
+
+// containsAll tells whether s has all these words.
+func containsAll(s string, words ...string) bool {
+	return !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(s, w) })
 }
 
 // A lockedBuffer collects what a running command writes.
@@ -73,6 +86,13 @@ func eventually(t testing.TB, done func() bool, what string, args ...any) {
 			t.Fatalf("waited in vain for "+what, args...)
 		}
 	}
+}
+
+// awaitNoServer waits until no process of the test serves a device any more.
+func awaitNoServer(t testing.TB) {
+	t.Helper()
+	dir := os.Getenv("NBDCTL_STATE_DIR")
+	eventually(t, func() bool { return len(serving(t, dir)) == 0 }, "the end of the serving process")
 }
 
 // interrupt sends what Ctrl-C sends.

@@ -31,7 +31,9 @@ func TestKernelReadOnlyBacking(t *testing.T) {
 		code       exit.Code
 		make       func(t *testing.T) string
 	}{
-		{"read-only loop device", block, exit.Failure, func(t *testing.T) string { return loopDevice(t, "4M", "--read-only") }},
+		{"read-only loop device", block, exit.Failure, func(t *testing.T) string {
+			return loopDevice(t, "4M", "--read-only")
+		}},
 		{"set read-only", block, exit.Failure, func(t *testing.T) string {
 			loop := loopDevice(t, "4M", "")
 			sh(t, "blockdev --setro "+loop)
@@ -46,7 +48,9 @@ func TestKernelReadOnlyBacking(t *testing.T) {
 		}},
 		{"read-only table of the device mapper", block, exit.Failure, func(t *testing.T) string {
 			loop := loopDevice(t, "4M", "")
-			sh(t, "modprobe -q dm-mod || true; dmsetup create --readonly --noudevsync read-only --table '0 8192 linear "+loop+" 0'; dmsetup mknodes")
+			sh(t, "modprobe -q dm-mod || true")
+			sh(t, "dmsetup create --readonly --noudevsync read-only --table '0 8192 linear "+loop+" 0'")
+			sh(t, "dmsetup mknodes")
 			t.Cleanup(func() { sh(t, "dmsetup remove --noudevsync read-only") })
 			return "/dev/mapper/read-only"
 		}},
@@ -61,8 +65,12 @@ func TestKernelReadOnlyBacking(t *testing.T) {
 			t.Cleanup(func() { sh(t, "umount "+dir) })
 			return dir + "/disk.img"
 		}},
-		{"immutable", "it is immutable (chattr +i)", exit.Permission, func(t *testing.T) string { return attributed(t, "i") }},
-		{"append-only", "it is append-only (chattr +a)", exit.Permission, func(t *testing.T) string { return attributed(t, "a") }},
+		{"immutable", "it is immutable (chattr +i)", exit.Permission, func(t *testing.T) string {
+			return attributed(t, "i")
+		}},
+		{"append-only", "it is append-only (chattr +a)", exit.Permission, func(t *testing.T) string {
+			return attributed(t, "a")
+		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			path := tt.make(t)
@@ -78,7 +86,8 @@ func TestKernelReadOnlyBacking(t *testing.T) {
 			if got := sysfs(t, dev, "ro"); got != "1" {
 				t.Errorf("the kernel says ro: %s", got)
 			}
-			sh(t, "dd if="+dev+" of=/dev/null bs=1M iflag=direct status=none; ! dd if=/dev/zero of="+dev+" bs=4k count=1 status=none 2>/dev/null")
+			sh(t, "dd if="+dev+" of=/dev/null bs=1M iflag=direct status=none")
+			sh(t, "! dd if=/dev/zero of="+dev+" bs=4k count=1 status=none 2>/dev/null")
 			must(t, "disconnect", dev)
 		})
 	}
@@ -97,7 +106,8 @@ func attributed(t *testing.T, attribute string) string {
 func TestKernelSwapFile(t *testing.T) {
 	requireKernel(t)
 	image := filepath.Join(imageDir(t), "swap")
-	sh(t, "dd if=/dev/zero of="+image+" bs=1M count=4 status=none; chmod 600 "+image+"; mkswap "+image+"; swapon "+image)
+	sh(t, "dd if=/dev/zero of="+image+" bs=1M count=4 status=none; chmod 600 "+image)
+	sh(t, "mkswap "+image+"; swapon "+image)
 	r := nbdctl(t, "connect", "file", image)
 	if want := "nbdctl: file: " + image + ": in use as swap space\n"; r.code != int(exit.Busy) || r.stderr != want {
 		t.Errorf("exit code %d, %q, want %d, %q", r.code, r.stderr, exit.Busy, want)
@@ -128,7 +138,8 @@ func TestKernelTurnsReadOnly(t *testing.T) {
 			requireKernel(t, `I/O error|rite error|EXT4-fs|JBD2|Other side returned error`)
 			backing, turn := tt.make(t)
 			dev := connected(t, "file", backing)
-			sh(t, "dd if=/dev/urandom of=/tmp/written bs=64k count=1 status=none; dd if=/tmp/written of="+dev+" conv=fsync status=none")
+			sh(t, "dd if=/dev/urandom of=/tmp/written bs=64k count=1 status=none")
+			sh(t, "dd if=/tmp/written of="+dev+" conv=fsync status=none")
 			sh(t, turn)
 			r := finish(t, command(t, "dd", "if=/dev/urandom", "of="+dev, "bs=64k", "count=1", "seek=8", "conv=fsync"))
 			if r.code == 0 || !strings.Contains(r.stderr, "Input/output error") {
@@ -171,8 +182,9 @@ func TestKernelFileLimit(t *testing.T) {
 	limited.Args = append([]string{"bash", "-c", `ulimit -f 1024; exec "$0" "$@"`, limited.Path}, limited.Args[1:]...)
 	limited.Path = "/bin/bash"
 	r := finish(t, limited)
-	want := "nbdctl: file: " + image + ": it can't be written: this process may write the first 1048576 bytes of a file only (ulimit -f), " +
-		"and it has 8388608; use --read-only\n"
+	want := "nbdctl: file: " + image + ": it can't be written: " +
+		"this process may write the first 1048576 bytes of a file only (ulimit -f), and it has 8388608; " +
+		"use --read-only\n"
 	if r.code != int(exit.Failure) || r.stderr != want {
 		t.Errorf("exit code %d, %q, want %q", r.code, r.stderr, want)
 	}
@@ -180,8 +192,10 @@ func TestKernelFileLimit(t *testing.T) {
 	dev := connected(t, "file", image)
 	pid := strconv.Itoa(int(listed(t, dev)["owner"].(map[string]any)["pid"].(float64)))
 	sh(t, "prlimit --pid "+pid+" --fsize=1048576:1048576")
-	sh(t, "dd if=/dev/urandom of=/tmp/written bs=64k count=16 status=none; dd if=/tmp/written of="+dev+" oflag=direct conv=fsync status=none")
-	if r := finish(t, command(t, "dd", "if=/dev/zero", "of="+dev, "bs=64k", "count=1", "seek=16", "conv=fsync")); r.code == 0 {
+	sh(t, "dd if=/dev/urandom of=/tmp/written bs=64k count=16 status=none")
+	sh(t, "dd if=/tmp/written of="+dev+" oflag=direct conv=fsync status=none")
+	beyond := command(t, "dd", "if=/dev/zero", "of="+dev, "bs=64k", "count=1", "seek=16", "conv=fsync")
+	if r := finish(t, beyond); r.code == 0 {
 		t.Error("a write beyond the limit was acknowledged")
 	}
 	e, ok := statusOf(t, dev)["last_error"].(map[string]any)

@@ -19,7 +19,10 @@ func reconfigureCommand() *cli.Command {
 		Description: "They hold for the requests that come from then on. For the size see nbdctl resize.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "timeout", Usage: "fail a request that takes longer, 1s to 24h, whole seconds"},
-			&cli.StringFlag{Name: "dead-timeout", Usage: "hold requests for so long after all connections died, 0s to 24h"},
+			&cli.StringFlag{
+				Name:  "dead-timeout",
+				Usage: "hold requests for so long after all connections died, 0s to 24h",
+			},
 			&cli.BoolFlag{Name: "json", Usage: "print the device as JSON, as status --json does"},
 		},
 		OnUsageError: onUsageError,
@@ -49,8 +52,11 @@ func reconfigure(c *cli.Context) error {
 	if change.Timeout == nil && change.DeadTimeout == nil {
 		return exit.Usagef("reconfigure needs --timeout or --dead-timeout")
 	}
-	return changeDevice(c, c.Args().First(), func(*host.Entry) (host.Change, error) { return change, nil }, func(s *host.Status) string {
+	changeOf := func(*host.Entry) (host.Change, error) { return change, nil }
+	say := func(s *host.Status) string {
+		spec := s.Record.Spec
 		return fmt.Sprintf("%s has timeout %s, dead timeout %s", s.Record.Device(),
-			quantity.FormatSeconds(s.Record.Spec.Timeout), quantity.FormatSeconds(s.Record.Spec.DeadTimeout))
-	})
+			quantity.FormatSeconds(spec.Timeout), quantity.FormatSeconds(spec.DeadTimeout))
+	}
+	return changeDevice(c, c.Args().First(), changeOf, say)
 }

@@ -14,14 +14,18 @@ import (
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/quantity"
 )
 
+const resizeDescription = `
+SIZE is 20G, or +5G or -512M for so much more or less. A file system above does not follow by itself: after
+growing run resize2fs or xfs_growfs; before shrinking make it smaller first, for what lies beyond the new
+end is lost. A device that is mounted or held is not made shorter, except with --force.
+`
+
 func resizeCommand() *cli.Command {
 	return &cli.Command{
-		Name:      "resize",
-		Usage:     "make a device and its backing object longer or shorter, while in use",
-		ArgsUsage: "DEVICE SIZE",
-		Description: "SIZE is 20G, or +5G or -512M for so much more or less. A file system above does not follow by itself: after\n" +
-			"growing run resize2fs or xfs_growfs; before shrinking make it smaller first, for what lies beyond the new\n" +
-			"end is lost. A device that is mounted or held is not made shorter, except with --force.",
+		Name:        "resize",
+		Usage:       "make a device and its backing object longer or shorter, while in use",
+		ArgsUsage:   "DEVICE SIZE",
+		Description: strings.TrimSpace(resizeDescription),
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "force", Usage: "make it shorter although it is mounted or held"},
 			&cli.BoolFlag{Name: "json", Usage: "print the device as JSON, as status --json does"},
@@ -40,24 +44,28 @@ func resize(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	return changeDevice(c, name, func(e *host.Entry) (host.Change, error) {
+	changeOf := func(e *host.Entry) (host.Change, error) {
 		n, err := parse(e.Size)
 		switch {
 		case err != nil:
 			return host.Change{}, exit.Usagef("resize %s %s: %w", name, size, err)
 		case n <= 0:
-			return host.Change{}, exit.Usagef("resize %s %s: nothing would be left of %s", name, size, quantity.FormatSize(e.Size))
-		case e.BlockSize > 0 && n%int64(e.BlockSize) != 0: // of which a record may not tell
-			return host.Change{}, exit.Usagef("resize %s %s: %d bytes are not a multiple of the block size %d", name, size, n, e.BlockSize)
+			return host.Change{}, exit.Usagef("resize %s %s: nothing would be left of %s",
+				name, size, quantity.FormatSize(e.Size))
+		case e.BlockSize > 0 && n%int64(e.BlockSize) != 0: // A record may have no block size.
+			return host.Change{}, exit.Usagef("resize %s %s: %d bytes are not a multiple of the block size %d",
+				name, size, n, e.BlockSize)
 		}
 		change := host.Change{Size: &n, Force: c.Bool("force")}
 		if strings.HasPrefix(size, "+") || strings.HasPrefix(size, "-") {
 			change.From = &e.Size
 		}
 		return change, nil
-	}, func(s *host.Status) string {
+	}
+	say := func(s *host.Status) string {
 		return fmt.Sprintf("%s is %s (%d bytes)", s.Record.Device(), quantity.FormatSize(s.Record.Size), s.Record.Size)
-	})
+	}
+	return changeDevice(c, name, changeOf, say)
 }
 
 // sizeArgument reads a size, or a difference to one.
@@ -85,7 +93,12 @@ func sizeArgument(name, v string) (func(int64) (int64, error), error) {
 
 // changeDevice has the process that serves the device called name change it,
 // and says what came of it.
-func changeDevice(c *cli.Context, name string, changeOf func(*host.Entry) (host.Change, error), say func(*host.Status) string) error {
+func changeDevice(
+	c *cli.Context,
+	name string,
+	changeOf func(*host.Entry) (host.Change, error),
+	say func(*host.Status) string,
+) error {
 	ctx, stop := interruptible(c)
 	defer stop()
 	d, err := served(ctx, c.Command.Name, name)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -16,16 +17,24 @@ import (
 	"github.com/nbdctl/nbdctl/server"
 )
 
+const serveDescription = `
+Prints the NBD URI once it listens, and serves until interrupted: then every request that was received is
+answered and written data are made durable. Neither asks who a client is nor encrypts: who can reach
+the socket has the data.
+`
+
 func serveCommand() *cli.Command {
 	return &cli.Command{
-		Name:      "serve",
-		Usage:     "offer a backend to NBD clients, without a device",
-		ArgsUsage: "KIND [ARG]",
-		Description: "Prints the NBD URI once it listens, and serves until interrupted: then every request that was received is\n" +
-			"answered and written data are made durable. Neither asks who a client is nor encrypts: who can reach\n" +
-			"the socket has the data.\n\n" + backends(),
+		Name:        "serve",
+		Usage:       "offer a backend to NBD clients, without a device",
+		ArgsUsage:   "KIND [ARG]",
+		Description: strings.TrimSpace(serveDescription) + "\n\n" + backends(),
 		Flags: append([]cli.Flag{
-			&cli.StringFlag{Name: "listen", Usage: "where: `ADDRESS` is unix:PATH or tcp:HOST:PORT; 0.0.0.0 is all of IPv4, [::] all of IPv6, no HOST both"},
+			&cli.StringFlag{
+				Name: "listen",
+				Usage: "where: `ADDRESS` is unix:PATH or tcp:HOST:PORT; " +
+					"0.0.0.0 is all of IPv4, [::] all of IPv6, no HOST both",
+			},
 			&cli.StringFlag{Name: "name", Usage: "`NAME` of the export; clients that name none get it too"},
 		}, backendFlags...),
 		OnUsageError: onUsageError,
@@ -80,13 +89,24 @@ func oddEnd(size int64) []string {
 	if size%host.DefaultBlockSize == 0 {
 		return nil
 	}
-	return []string{fmt.Sprintf("the export has %d bytes, which is no multiple of %d: QEMU hangs when it reads its end; "+
-		"with --block-size %[2]d it ends at the last multiple", size, host.DefaultBlockSize)}
+	return []string{fmt.Sprintf("the export has %d bytes, which is no multiple of %d: "+
+		"QEMU hangs when it reads its end; with --block-size %[2]d it ends at the last multiple",
+		size, host.DefaultBlockSize)}
 }
 
 // offer listens and says so.
-func offer(c *cli.Context, spec host.Spec, backing *host.Backing, at endpoint, logger *slog.Logger) (net.Listener, *server.Server, error) {
-	export, err := server.NewExport(backing.Backend, server.Options{ReadOnly: spec.ReadOnly, BlockSize: spec.BlockSize, Logger: logger})
+func offer(
+	c *cli.Context,
+	spec host.Spec,
+	backing *host.Backing,
+	at endpoint,
+	logger *slog.Logger,
+) (net.Listener, *server.Server, error) {
+	export, err := server.NewExport(backing.Backend, server.Options{
+		ReadOnly:  spec.ReadOnly,
+		BlockSize: spec.BlockSize,
+		Logger:    logger,
+	})
 	if err != nil {
 		return nil, nil, err
 	}

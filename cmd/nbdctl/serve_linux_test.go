@@ -40,14 +40,17 @@ func TestServe(t *testing.T) {
 	tools(t, "qemu-img", "qemu-nbd", "qemu-io")
 	dir := shortDir(t)
 	for _, listen := range []string{"unix:" + filepath.Join(dir, "s"), "tcp:127.0.0.1:0"} {
-		source, image := filepath.Join(dir, "source"), filepath.Join(dir, strings.SplitN(listen, ":", 2)[0]+".img")
+		network, address, _ := strings.Cut(listen, ":")
+		source, image := filepath.Join(dir, "source"), filepath.Join(dir, network+".img")
 		sh(t, "head -c 3M /dev/urandom >"+source+"; truncate -s 16M "+source+"; head -c 1M /dev/urandom >>"+source)
-		cmd, uri, stderr := serveFor(t, "file", image, "--create", "--size", "17M", "--listen", listen, "--name", "a disk")
+		cmd, uri, stderr := serveFor(t,
+			"file", image, "--create", "--size", "17M", "--listen", listen, "--name", "a disk")
 		sh(t, "qemu-img convert -n -f raw -O raw "+source+" '"+uri+"'")
 		sh(t, "qemu-img compare -f raw -F raw "+source+" '"+uri+"'")
-		sh(t, "qemu-io -f raw -c 'write -P 0xaa 4M 64k' -c flush -c 'discard 5M 1M' -c 'write -z 0 64k' -c 'write -f -P 0xbb 1M 4k' -c 'read -P 0xaa 4M 64k' '"+uri+"'")
-		if strings.HasPrefix(listen, "unix:") {
-			if out := sh(t, "qemu-nbd -L -k "+strings.TrimPrefix(listen, "unix:")); !strings.Contains(out, "'a disk'") || !strings.Contains(out, "17825792") {
+		sh(t, "qemu-io -f raw -c 'write -P 0xaa 4M 64k' -c flush -c 'discard 5M 1M' -c 'write -z 0 64k' "+
+			"-c 'write -f -P 0xbb 1M 4k' -c 'read -P 0xaa 4M 64k' '"+uri+"'")
+		if network == "unix" {
+			if out := sh(t, "qemu-nbd -L -k "+address); !containsAll(out, "'a disk'", "17825792") {
 				t.Errorf("the list of exports is\n%s", out)
 			}
 			if r := nbdctl(t, "serve", "memory", "--size", "1M", "--listen", listen); r.code != int(exit.Busy) {

@@ -30,7 +30,8 @@ func mainJob(t *testing.T, mode string, flags ...string) {
 			return []string{"file", "--create", "--size", "256M", filepath.Join(imageDir(t), "disk.img")}
 		}},
 		{"file, direct", func(t *testing.T) []string {
-			return []string{"file", "-o", "direct=on", "--create", "--size", "256M", filepath.Join(imageDir(t), "disk.img")}
+			image := filepath.Join(imageDir(t), "disk.img")
+			return []string{"file", "-o", "direct=on", "--create", "--size", "256M", image}
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -38,8 +39,19 @@ func mainJob(t *testing.T, mode string, flags ...string) {
 			args := append(flags, tt.args(t)...)
 			dev := connected(t, args...)
 			d := listed(t, dev)
-			want := map[string]any{"state": "live", "size": float64(256 << 20), "block_size": 512.0, "read_only": false,
-				"mode": mode, "connections": 1.0, "connections_alive": 1.0, "timeout": 30.0, "dead_timeout": 0.0, "label": nil, "path": dev}
+			want := map[string]any{
+				"state":             "live",
+				"size":              float64(256 << 20),
+				"block_size":        512.0,
+				"read_only":         false,
+				"mode":              mode,
+				"connections":       1.0,
+				"connections_alive": 1.0,
+				"timeout":           30.0,
+				"dead_timeout":      0.0,
+				"label":             nil,
+				"path":              dev,
+			}
 			for key, v := range want {
 				if d[key] != v {
 					t.Errorf("list says %s: %v, want %v", key, d[key], v)
@@ -57,7 +69,8 @@ func mainJob(t *testing.T, mode string, flags ...string) {
 			if tt.name != "memory" {
 				image := args[len(args)-1]
 				sh(t, "e2fsck -fn "+image)
-				if got, want := sh(t, "debugfs -R 'cat /data' "+image+" 2>/dev/null | sha256sum"), sh(t, "sha256sum </tmp/data"); got != want {
+				got := sh(t, "debugfs -R 'cat /data' "+image+" 2>/dev/null | sha256sum")
+				if want := sh(t, "sha256sum </tmp/data"); got != want {
 					t.Errorf("the image has other data than were written: %s, want %s", got, want)
 				}
 			}
@@ -68,8 +81,10 @@ func mainJob(t *testing.T, mode string, flags ...string) {
 // verify runs fio's crc32c verification over the first megabytes of dev.
 func verify(t *testing.T, dev string, megabytes int) {
 	t.Helper()
-	sh(t, fmt.Sprintf("fio --name=verify --filename=%s --size=%dM --ioengine=libaio --direct=1 --iodepth=32 --rw=randwrite --bsrange=4k-128k "+
-		"--verify=crc32c --do_verify=1 --verify_fatal=1 --verify_backlog=256 --random_generator=tausworthe64 --minimal", dev, megabytes))
+	sh(t, fmt.Sprintf("fio --name=verify --filename=%s --size=%dM --minimal "+
+		"--ioengine=libaio --direct=1 --iodepth=32 --rw=randwrite --bsrange=4k-128k "+
+		"--verify=crc32c --do_verify=1 --verify_fatal=1 --verify_backlog=256 --random_generator=tausworthe64",
+		dev, megabytes))
 }
 
 // fileSystem makes one, writes /tmp/data to it, and reads it back from the
@@ -94,20 +109,38 @@ func TestKernelFlags(t *testing.T) {
 	requireKernel(t)
 	image := filepath.Join(imageDir(t), "disk.img")
 	sh(t, "truncate -s 64M "+image)
-	dev := connected(t, "file", image, "--device", "nbd5", "--block-size", "4096", "--connections", "2", "--timeout", "45s",
-		"--dead-timeout", "2m", "--read-only", "--name", "golden")
+	dev := connected(t, "file", image, "--device", "nbd5", "--block-size", "4096", "--connections", "2",
+		"--timeout", "45s", "--dead-timeout", "2m", "--read-only", "--name", "golden")
 	if dev != "/dev/nbd5" {
 		t.Errorf("--device nbd5 gives %s", dev)
 	}
 	status := statusOf(t, "golden")
-	for key, want := range map[string]any{"name": "nbd5", "index": 5.0, "path": "/dev/nbd5", "state": "live", "size": float64(64 << 20),
-		"block_size": 4096.0, "connections": 2.0, "read_only": true, "timeout": 45.0, "dead_timeout": 120.0, "label": "golden",
-		"backend": "file " + image, "mode": "netlink", "last_error": nil} {
+	for key, want := range map[string]any{
+		"name":         "nbd5",
+		"index":        5.0,
+		"path":         "/dev/nbd5",
+		"state":        "live",
+		"size":         float64(64 << 20),
+		"block_size":   4096.0,
+		"connections":  2.0,
+		"read_only":    true,
+		"timeout":      45.0,
+		"dead_timeout": 120.0,
+		"label":        "golden",
+		"backend":      "file " + image,
+		"mode":         "netlink",
+		"last_error":   nil,
+	} {
 		if status[key] != want {
 			t.Errorf("status says %s: %v, want %v", key, status[key], want)
 		}
 	}
-	attributes := map[string]string{"size": "131072", "ro": "1", "queue/logical_block_size": "4096", "queue/max_sectors_kb": "1024"}
+	attributes := map[string]string{
+		"size":                     "131072",
+		"ro":                       "1",
+		"queue/logical_block_size": "4096",
+		"queue/max_sectors_kb":     "1024",
+	}
 	identifier, _ := status["identifier"].(string)
 	if nbdnltest.Identifiers.In(t) {
 		attributes["backend"] = identifier
@@ -129,10 +162,13 @@ func TestKernelFlags(t *testing.T) {
 	if log, ok := status["log"].(string); !ok || !strings.Contains(sh(t, "cat "+log), "msg=connected") {
 		t.Errorf("the log %v does not tell of the connect", status["log"])
 	}
-	if r := finish(t, command(t, "dd", "if=/dev/zero", "of="+dev, "bs=4096", "count=1", "oflag=direct")); r.code == 0 {
+	write := command(t, "dd", "if=/dev/zero", "of="+dev, "bs=4096", "count=1", "oflag=direct")
+	if r := finish(t, write); r.code == 0 {
 		t.Error("a read-only device can be written")
 	}
-	for _, word := range []string{"nbd5", "live", "64M", "file " + image, "golden", "netlink", "4096", "yes", "45s+2m"} {
+	for _, word := range []string{
+		"nbd5", "live", "64M", "file " + image, "golden", "netlink", "4096", "yes", "45s+2m",
+	} {
 		if table := must(t, "list"); !strings.Contains(table, word) {
 			t.Errorf("list does not show %q:\n%s", word, table)
 		}
@@ -149,8 +185,11 @@ func TestKernelJSON(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer must(t, "disconnect", connect["path"].(string))
-	keys := []string{"name", "index", "path", "state", "size", "block_size", "label", "backend", "mode", "connections", "connections_alive", "read_only",
-		"features", "timeout", "dead_timeout", "identifier", "since", "owner", "loss"}
+	keys := []string{
+		"name", "index", "path", "state", "size", "block_size", "label", "backend", "mode",
+		"connections", "connections_alive", "read_only", "features", "timeout", "dead_timeout",
+		"identifier", "since", "owner", "loss",
+	}
 	more := append(keys, "log", "last_error", "traffic", "holders")
 	all := listJSON(t, "--all")
 	if len(all) < 2 {
@@ -196,7 +235,7 @@ func TestKernelPartitions(t *testing.T) {
 }
 
 // TestKernelTail shows that the part of a block at the end of an image is
-// left out, with a warning, and left alone.
+// left out, with a warning, and not touched.
 func TestKernelTail(t *testing.T) {
 	requireKernel(t)
 	image := filepath.Join(imageDir(t), "disk.img")

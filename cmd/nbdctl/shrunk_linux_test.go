@@ -34,13 +34,15 @@ func TestKernelShrunkImage(t *testing.T) {
 	dir := imageDir(t)
 	image, fresh, mnt := filepath.Join(dir, "disk.img"), filepath.Join(dir, "new.img"), t.TempDir()
 	sh(t, fmt.Sprintf("truncate -s 48M %s; mkfs.ext4 -qF %[1]s", fresh))
-	sh(t, fmt.Sprintf("mount -o loop %s %s && head -c 24M /dev/urandom >%[2]s/data; umount %[2]s; cp %[1]s %[3]s", fresh, mnt, image))
+	sh(t, fmt.Sprintf("mount -o loop %s %s && head -c 24M /dev/urandom >%[2]s/data; umount %[2]s", fresh, mnt))
+	sh(t, fmt.Sprintf("cp %s %s", fresh, image))
 	dev := connected(t, "file", image, "--connections", "2", "--read-only")
 	sh(t, "mount -o ro,noload "+dev+" "+mnt)
 	defer finish(t, command(t, "umount", mnt))
 
 	const rounds = 25
-	done := begin(t, command(t, "sh", "-c", fmt.Sprintf("for i in $(seq %d); do cp %s %s || exit 1; done", rounds, fresh, image)))
+	copying := fmt.Sprintf("for i in $(seq %d); do cp %s %s || exit 1; done", rounds, fresh, image)
+	done := begin(t, command(t, "sh", "-c", copying))
 	failed, reads := 0, 0
 	for over := false; !over; {
 		select {
@@ -67,7 +69,8 @@ func TestKernelShrunkImage(t *testing.T) {
 	}
 	t.Logf("%d of %d readers were failed", failed, reads)
 	wantLive(t, dev, 2)
-	if got, want := sh(t, "dd if="+dev+" bs=1M iflag=direct status=none | sha256sum"), sh(t, "sha256sum <"+fresh); got != want {
+	got := sh(t, "dd if="+dev+" bs=1M iflag=direct status=none | sha256sum")
+	if want := sh(t, "sha256sum <"+fresh); got != want {
 		t.Error("the device has something else than the image")
 	}
 	sh(t, "umount "+mnt)

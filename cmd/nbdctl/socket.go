@@ -103,7 +103,8 @@ func removeStale(path string, lockErr error) error {
 	case !errors.Is(err, syscall.ECONNREFUSED):
 		return inUse(path)
 	case lockErr != nil:
-		return fmt.Errorf("--listen: nobody listens on the socket %s, and it could not be locked: %w; remove it", path, lockErr)
+		return fmt.Errorf("--listen: nobody listens on the socket %s, and it could not be locked: %w; remove it",
+			path, lockErr)
 	}
 	return os.Remove(path)
 }
@@ -126,5 +127,6 @@ func notSocket(path string, mode fs.FileMode) error {
 			what += ", which does not exist"
 		}
 	}
-	return exit.Usagef("--listen: %s is %s; name a path at which there is nothing, or the socket of a server that has ended", path, what)
+	return exit.Usagef("--listen: %s is %s; "+
+		"name a path at which there is nothing, or the socket of a server that has ended", path, what)
 }

@@ -53,11 +53,22 @@ func specOf(c *cli.Context) (host.Spec, error) {
 
 // backendFlags are those of every command that serves a backend.
 var backendFlags = []cli.Flag{
-	&cli.StringFlag{Name: "size", Usage: "`SIZE` of the device: 512M, 10GiB, 4k, 1048576; default: that of the backing object"},
-	&cli.StringFlag{Name: "block-size", Usage: "logical block `SIZE`: a power of two, 512 to 65536 (default: 512, of serve 1, or what the backing device has)"},
+	&cli.StringFlag{
+		Name:  "size",
+		Usage: "`SIZE` of the device: 512M, 10GiB, 4k, 1048576; default: that of the backing object",
+	},
+	&cli.StringFlag{
+		Name: "block-size",
+		Usage: "logical block `SIZE`: a power of two, 512 to 65536 " +
+			"(default: 512, of serve 1, or what the backing device has)",
+	},
 	&cli.BoolFlag{Name: "read-only", Usage: "refuse writes"},
 	&cli.BoolFlag{Name: "create", Usage: "make the backing object, of --size, if it does not exist"},
-	&cli.StringSliceFlag{Name: "option", Aliases: []string{"o"}, Usage: "an option of the backend, `KEY=VALUE`; may be repeated"},
+	&cli.StringSliceFlag{
+		Name:    "option",
+		Aliases: []string{"o"},
+		Usage:   "an option of the backend, `KEY=VALUE`; may be repeated",
+	},
 }
 
 // backendOf reads them, and the arguments: the backend and what it takes. A size is a
@@ -169,7 +180,8 @@ func checkMultiple(size int64, block int) error {
 	if more := int64(block) - over; more <= math.MaxInt64-size {
 		near = append(near, strconv.FormatInt(size+more, 10))
 	}
-	return exit.Usagef("--size %d: must be a multiple of the block size %d, as %s", size, block, strings.Join(near, " or "))
+	return exit.Usagef("--size %d: must be a multiple of the block size %d, as %s",
+		size, block, strings.Join(near, " or "))
 }
 
 func readConnections(c *cli.Context, s *host.Spec) (err error) {
@@ -209,7 +221,8 @@ func checkLabel(c *cli.Context, label string) error {
 		return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-", r)
 	}) < 0
 	if !ok || label == "" || len(label) > maxLabel || label[0] == '-' {
-		return exit.Usagef("--name %q: must be 1 to %d letters, digits, dots, dashes and underscores, not beginning with a dash", label, maxLabel)
+		return exit.Usagef("--name %q: must be 1 to %d letters, digits, dots, dashes and underscores, "+
+			"not beginning with a dash", label, maxLabel)
 	}
 	return nil
 }

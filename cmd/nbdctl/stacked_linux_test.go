@@ -45,7 +45,8 @@ func TestKernelStackedDevices(t *testing.T) {
 				args = append(args, word)
 			}
 			r := nbdctl(t, args...)
-			want := fmt.Sprintf("%s disconnected\n%s disconnected\n%s disconnected\n", name(devices[2]), name(devices[1]), name(devices[0]))
+			want := fmt.Sprintf("%s disconnected\n%s disconnected\n%s disconnected\n",
+				name(devices[2]), name(devices[1]), name(devices[0]))
 			if r.code != 0 || r.stdout != want || r.stderr != "" {
 				t.Errorf("code %d, stdout %q, stderr %q; want %q", r.code, r.stdout, r.stderr, want)
 			}
@@ -66,14 +67,29 @@ func TestKernelStackedDevices(t *testing.T) {
 // mounted of it, keeps that device and no other, and is named.
 func TestKernelStackedHeld(t *testing.T) {
 	for _, tt := range []struct {
-		name, set, unset string // with the lowest device in $DEV; set prints what the upper one is to be stored on
-		holder           string
+		name string
+		// set and unset are done with the lowest device in $DEV. set prints what the upper one is to be
+		// stored on.
+		set, unset string
+		holder     string
 	}{
-		{"mount", "mkfs.ext4 -q $DEV; mkdir -p /tmp/stacked; mount $DEV /tmp/stacked; truncate -s 4M /tmp/stacked/disk.img; echo /tmp/stacked/disk.img",
-			"umount /tmp/stacked", "mount of NAME at /tmp/stacked"},
-		{"device mapper", "modprobe -q dm-mod || true; echo 0 8192 linear $DEV 0 | dmsetup create --noudevsync stacked; dmsetup mknodes; echo /dev/mapper/stacked",
-			"dmsetup remove --noudevsync stacked", "device stacked on NAME"},
-		{"loop device", "losetup --find --show $DEV >/tmp/loop; cat /tmp/loop", "losetup --detach $(cat /tmp/loop)", "on NAME"},
+		{
+			"mount",
+			"mkfs.ext4 -q $DEV; mkdir -p /tmp/stacked; mount $DEV /tmp/stacked; " +
+				"truncate -s 4M /tmp/stacked/disk.img; echo /tmp/stacked/disk.img",
+			"umount /tmp/stacked", "mount of NAME at /tmp/stacked",
+		},
+		{
+			"device mapper",
+			"modprobe -q dm-mod || true; echo 0 8192 linear $DEV 0 | dmsetup create --noudevsync stacked; " +
+				"dmsetup mknodes; echo /dev/mapper/stacked",
+			"dmsetup remove --noudevsync stacked", "device stacked on NAME",
+		},
+		{
+			"loop device",
+			"losetup --find --show $DEV >/tmp/loop; cat /tmp/loop",
+			"losetup --detach $(cat /tmp/loop)", "on NAME",
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			requireKernel(t)
@@ -82,7 +98,7 @@ func TestKernelStackedHeld(t *testing.T) {
 			storage := sh(t, "DEV="+ground+"; "+tt.set)
 			upper := connected(t, "file", storage)
 			r := nbdctl(t, "disconnect", "--all")
-			if r.code != int(exit.Busy) || !strings.Contains(r.stderr, strings.ReplaceAll(tt.holder, "NAME", name(ground))) {
+			if !r.ended(exit.Busy, strings.ReplaceAll(tt.holder, "NAME", name(ground))) {
 				t.Errorf("code %d, stderr %q, want that %s is held by %q", r.code, r.stderr, ground, tt.holder)
 			}
 			for _, dev := range []string{upper, other} {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -16,16 +17,23 @@ import (
 	"github.com/nbdctl/nbdctl/server"
 )
 
+const statsDescription = `
+Counts are since connect, or with --watch since the line before. A request's time runs from when it was received
+to when its reply was ready: it is the backend's. 99% of the requests took no longer than p99. The last line says how
+many requests wait, and the oldest for how long; if that grows, the backend hangs.
+`
+
 func statsCommand() *cli.Command {
 	return &cli.Command{
-		Name:      "stats",
-		Usage:     "show how many requests a device had and how long they took",
-		ArgsUsage: "DEVICE",
-		Description: "Counts are since connect, or with --watch since the line before. A request's time runs from when it was received\n" +
-			"to when its reply was ready: it is the backend's. 99% of the requests took no longer than p99. The last line says how\n" +
-			"many requests wait, and the oldest for how long; if that grows, the backend hangs.",
+		Name:        "stats",
+		Usage:       "show how many requests a device had and how long they took",
+		ArgsUsage:   "DEVICE",
+		Description: strings.TrimSpace(statsDescription),
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "watch", Usage: "print what was new in each interval, until interrupted or the device has gone"},
+			&cli.BoolFlag{
+				Name:  "watch",
+				Usage: "print what was new in each interval, until interrupted or the device has gone",
+			},
 			&cli.StringFlag{Name: "interval", Value: "1s", Usage: "of --watch, 1s to 24h, whole seconds"},
 			&cli.BoolFlag{Name: "json", Usage: "print a JSON object, with --watch one a line"},
 		},
@@ -204,14 +212,16 @@ func printStats(w io.Writer, v *statsView) error {
 		total, per = "REQUESTS/S\tBYTES/S", *v.Seconds
 	}
 	fmt.Fprintf(t, "%s %s\t%s\tERRORS\tMEAN\tP50\tP99\tMAX\n", v.Name, v.Time.Local().Format(time.TimeOnly), total)
+	names := [...]string{"read", "write", "flush", "trim", "write zeroes"}
 	idle := true
 	for i, op := range v.Total.operations() {
 		if op.Requests == 0 {
 			continue
 		}
 		idle = false
-		fmt.Fprintf(t, "%s\t%.0f\t%s\t%d\t%s\t%s\t%s\t%s\n", [...]string{"read", "write", "flush", "trim", "write zeroes"}[i],
-			float64(op.Requests)/per, quantity.FormatSize(int64(float64(op.Bytes)/per)), op.Errors,
+		requests, bytes := float64(op.Requests)/per, float64(op.Bytes)/per
+		fmt.Fprintf(t, "%s\t%.0f\t%s\t%d\t%s\t%s\t%s\t%s\n",
+			names[i], requests, quantity.FormatSize(int64(bytes)), op.Errors,
 			short(op.MeanNS), short(op.P50NS), short(op.P99NS), short(op.MaxNS))
 	}
 	if err := t.Flush(); err != nil {

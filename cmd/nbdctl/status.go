@@ -90,7 +90,8 @@ func printStatus(w io.Writer, v *inventory.Full) error {
 		line("loss", lossNote(v.Loss))
 	}
 	if e := v.LastError; e != nil {
-		line("last error", fmt.Sprintf("%s: %s at %d, %d bytes: %s", e.Time.Local().Format(time.DateTime), e.Op, e.Offset, e.Length, e.Error))
+		when := e.Time.Local().Format(time.DateTime)
+		line("last error", fmt.Sprintf("%s: %s at %d, %d bytes: %s", when, e.Op, e.Offset, e.Length, e.Error))
 	}
 	if v.Unanswered != nil && !errors.Is(v.Unanswered, fs.ErrPermission) {
 		line("note", v.Unanswered.Error())

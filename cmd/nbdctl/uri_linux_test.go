@@ -51,7 +51,8 @@ func TestServeURI(t *testing.T) {
 		} else if e := info.Exports[0]; e.Name != tt.name || e.Size != 3<<20 {
 			t.Errorf("nbdinfo %s: export %q of %d bytes", uri, e.Name, e.Size)
 		}
-		if r := finish(t, command(t, "qemu-img", "info", uri)); r.code != 0 || !strings.Contains(r.stdout, "3145728 bytes") {
+		r = finish(t, command(t, "qemu-img", "info", uri))
+		if r.code != 0 || !strings.Contains(r.stdout, "3145728 bytes") {
 			t.Errorf("qemu-img info %s: %d, %s%s", uri, r.code, r.stdout, r.stderr)
 		}
 		if err := cmd.Process.Kill(); err != nil {
@@ -84,7 +85,8 @@ func linkLocal(t testing.TB) string {
 	for _, i := range interfaces {
 		addrs, _ := i.Addrs()
 		for _, a := range addrs {
-			if n, ok := a.(*net.IPNet); ok && n.IP.To4() == nil && n.IP.IsLinkLocalUnicast() && i.Flags&net.FlagUp != 0 {
+			n, ok := a.(*net.IPNet)
+			if ok && n.IP.To4() == nil && n.IP.IsLinkLocalUnicast() && i.Flags&net.FlagUp != 0 {
 				return n.IP.String() + "%" + i.Name
 			}
 		}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"testing"
 )
 
@@ -17,8 +16,17 @@ type stretch struct {
 
 // stretches cover one request at a time and as many as the kernel sends, from a sector
 // up to the longest request that it makes.
-var stretches = []stretch{{"512-512", 1, 1}, {"512-8k", 32, 2}, {"4k-4k", 1, 1}, {"4k-4k", 32, 2}, {"4k-4k", 128, 2}, {"64k-64k", 8, 4}, {"128k-128k", 32, 8},
-	{"1m-1m", 4, 16}, {"512-1m", 32, 16}}
+var stretches = []stretch{
+	{"512-512", 1, 1},
+	{"512-8k", 32, 2},
+	{"4k-4k", 1, 1},
+	{"4k-4k", 32, 2},
+	{"4k-4k", 128, 2},
+	{"64k-64k", 8, 4},
+	{"128k-128k", 32, 8},
+	{"1m-1m", 4, 16},
+	{"512-1m", 32, 16},
+}
 
 // TestKernelVerify has fio write, and verify by checksum what it reads back, on
 // every backend, with requests of all lengths at all depths; images once more from a
@@ -38,7 +46,10 @@ func TestKernelVerify(t *testing.T) {
 			}
 			args = append(args, "--connections", fmt.Sprint(connections))
 			dev := connected(t, args...)
-			if out := finish(t, commandFor(t, 2*patience, "fio", verifyJobs(dev, connections, "--do_verify=1")...)); out.code != 0 {
+			fio := func(how string) result {
+				return finish(t, commandFor(t, 2*patience, "fio", verifyJobs(dev, connections, how)...))
+			}
+			if out := fio("--do_verify=1"); out.code != 0 {
 				t.Fatalf("fio: exit code %d\n%s%s", out.code, out.stdout, out.stderr)
 			}
 			for i, c := range statusOf(t, dev)["traffic"].([]any) {
@@ -49,13 +60,14 @@ func TestKernelVerify(t *testing.T) {
 			if backend != "memory" {
 				must(t, "disconnect", dev)
 				dev = connected(t, args...)
-				if out := finish(t, commandFor(t, 2*patience, "fio", verifyJobs(dev, connections, "--verify_only=1")...)); out.code != 0 {
+				if out := fio("--verify_only=1"); out.code != 0 {
 					t.Errorf("fio, once more: exit code %d\n%s%s", out.code, out.stdout, out.stderr)
 				}
 			}
 			if backend == "memory" { // The checks can fail: a few bytes in the middle of a stretch are others.
-				sh(t, "printf 'never written' | dd of="+dev+" bs=1 seek=2100000 conv=notrunc,fsync status=none; blockdev --flushbufs "+dev)
-				if out := finish(t, commandFor(t, 2*patience, "fio", verifyJobs(dev, connections, "--verify_only=1")...)); out.code == 0 {
+				sh(t, "printf 'never written' | dd of="+dev+" bs=1 seek=2100000 conv=notrunc,fsync status=none")
+				sh(t, "blockdev --flushbufs "+dev)
+				if out := fio("--verify_only=1"); out.code == 0 {
 					t.Error("fio verifies what was not written")
 				}
 			}
@@ -67,13 +79,21 @@ func TestKernelVerify(t *testing.T) {
 // verifyJobs are the stretches one after the other, with as many jobs at a time as there
 // are connections.
 func verifyJobs(dev string, jobs int, how string) []string {
-	args := strings.Fields(how + " --filename=" + dev + " --ioengine=libaio --direct=1 --rw=randwrite --verify=crc32c --verify_fatal=1 --verify_state_save=0 --randseed=4711 --minimal")
+	args := []string{
+		how, "--filename=" + dev, "--minimal",
+		"--ioengine=libaio", "--direct=1", "--rw=randwrite", "--randseed=4711",
+		"--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0",
+	}
 	offset := 0 // KiB
 	for i, s := range stretches {
 		for cpu := range jobs {
 			size := s.size << 10 / jobs
-			args = append(args, fmt.Sprintf("--name=%d-%d", i, cpu), fmt.Sprintf("--offset=%dk", offset), fmt.Sprintf("--size=%dk", size),
-				"--bsrange="+s.block, fmt.Sprintf("--iodepth=%d", s.depth))
+			args = append(args,
+				fmt.Sprintf("--name=%d-%d", i, cpu),
+				fmt.Sprintf("--offset=%dk", offset),
+				fmt.Sprintf("--size=%dk", size),
+				fmt.Sprintf("--iodepth=%d", s.depth),
+				"--bsrange="+s.block)
 			if jobs > 1 {
 				args = append(args, fmt.Sprintf("--cpus_allowed=%d", cpu))
 			}

@@ -55,7 +55,7 @@ var pseudoVersion = regexp.MustCompile(`^v[0-9]+\.[0-9]+\.[0-9]+-(?:.*\.)?([0-9]
 const dirty = "+dirty"
 
 // buildOf reads what the Go command recorded; info is nil if it recorded nothing. With go install
-// of a version there is the version alone, with go build in a checkout all of it.
+// of a version that is the version only, with go build in a checkout all of it.
 func buildOf(info *debug.BuildInfo) (b build) {
 	if info == nil {
 		return b

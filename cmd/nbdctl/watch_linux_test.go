@@ -100,7 +100,12 @@ func TestKernelWatch(t *testing.T) {
 
 	t.Run("stranger", func(t *testing.T) {
 		other := stranger(t)
-		expect(t, events, other, map[string]any{"event": "connect", "state": "live", "backend": nil, "size": float64(1 << 20)})
+		expect(t, events, other, map[string]any{
+			"event":   "connect",
+			"state":   "live",
+			"backend": nil,
+			"size":    float64(1 << 20),
+		})
 	})
 	// Which is disconnected when its test ends.
 	for e := range events {

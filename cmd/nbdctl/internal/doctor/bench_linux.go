@@ -20,9 +20,9 @@ const (
 	deviceSize = 1 << 20
 	// deviceTimeout is what the kernel has by itself: an index keeps that of its last user.
 	deviceTimeout = 30 * time.Second
-	// lifePatience bounds the life of one device, endPatience its end.
-	lifePatience = 10 * time.Second
-	endPatience  = 20 * time.Second
+	// connectPatience bounds the making of one device, endPatience its end.
+	connectPatience = 10 * time.Second
+	endPatience     = 20 * time.Second
 )
 
 // A bench is the index on which devices are made to see how they do.
@@ -101,8 +101,8 @@ func (m *Machine) nextIndex() int {
 	return last + 1
 }
 
-// queueSettings are those that connecting a device with nbdctl changes, on some
-// kernels for longer than it lives.
+// queueSettings are those that connecting a device with nbdctl changes. On some
+// kernels they stay changed after the disconnect.
 var queueSettings = []string{"max_sectors_kb", "scheduler", "discard_max_bytes"}
 
 func (m *Machine) readSettings(index int) map[string]string {
@@ -151,9 +151,9 @@ func (m *Machine) removeState() {
 	}
 }
 
-// life connects a device of memory over Unix sockets, as many as its flags
-// allow, looks at it, and ends it.
-func (b *bench) life(ctx context.Context, cfg nbdnl.Config, look func(nbdnl.Status)) (err error) {
+// cycle connects a device of memory, looks at it, and ends it. The device has
+// as many Unix sockets as its flags allow.
+func (b *bench) cycle(ctx context.Context, cfg nbdnl.Config, look func(nbdnl.Status)) (err error) {
 	if cfg.BlockSize == 0 {
 		cfg.BlockSize = host.DefaultBlockSize
 	}
@@ -167,12 +167,17 @@ func (b *bench) life(ctx context.Context, cfg nbdnl.Config, look func(nbdnl.Stat
 	}
 	defer func() { err = errors.Join(err, links.close()) }()
 	cfg.Sockets = links.kernel
-	return b.lifeOver(ctx, cfg, look, b.end)
+	return b.cycleOver(ctx, cfg, look, b.end)
 }
 
-// lifeOver is life with the sockets of cfg, and with a way of its own to end
+// cycleOver is cycle with the sockets of cfg, and with a way of its own to end
 // the device.
-func (b *bench) lifeOver(ctx context.Context, cfg nbdnl.Config, look func(nbdnl.Status), end func(identifier string) error) (err error) {
+func (b *bench) cycleOver(
+	ctx context.Context,
+	cfg nbdnl.Config,
+	look func(nbdnl.Status),
+	end func(identifier string) error,
+) (err error) {
 	cfg = trialConfig(cfg)
 	for {
 		b.settle(ctx)
@@ -199,7 +204,8 @@ func trialConfig(cfg nbdnl.Config) nbdnl.Config {
 	if cfg.BlockSize == 0 {
 		cfg.BlockSize = host.DefaultBlockSize
 	}
-	cfg.Size, cfg.Timeout, cfg.Identifier = deviceSize, deviceTimeout, nbdnl.NewIdentifier(host.IdentifierPrefix)
+	cfg.Size, cfg.Timeout = deviceSize, deviceTimeout
+	cfg.Identifier = nbdnl.NewIdentifier(host.IdentifierPrefix)
 	return cfg
 }
 
@@ -242,7 +248,7 @@ func (b *bench) end(identifier string) error {
 	}
 	switch {
 	case err == nil, errors.Is(err, nbdnl.ErrNotConnected), errors.Is(err, fs.ErrNotExist):
-		return nil // which is what a device that goes as a whole may look like
+		return nil // a device that goes as a whole may look like that
 	}
 	return b.cut(identifier)
 }

@@ -26,7 +26,11 @@ func TestCode(t *testing.T) {
 		{exit.OK, []Finding{ok("fine"), warning("odd"), unknown("privilege")}},
 		{exit.Failure, []Finding{problem(exit.Failure, "an orphan"), warning("odd")}},
 		{exit.Unsupported, []Finding{problem(exit.Failure, "an orphan"), problem(exit.Unsupported, "no module")}},
-		{exit.Permission, []Finding{problem(exit.Permission, "no privilege"), problem(exit.Unsupported, "no module"), problem(exit.Failure, "an orphan")}},
+		{exit.Permission, []Finding{
+			problem(exit.Permission, "no privilege"),
+			problem(exit.Unsupported, "no module"),
+			problem(exit.Failure, "an orphan"),
+		}},
 	} {
 		if got := Code(tt.findings); got != tt.want {
 			t.Errorf("%v: code %d, want %d", tt.findings, got, tt.want)
@@ -58,18 +62,27 @@ func TestMend(t *testing.T) {
 		return append(findings, warning("an oddity"))
 	}}
 	examine := func(fix bool) (lines []string, code exit.Code) {
-		findings := Examine(t.Context(), []Check{check}, fix, func(f Finding) { lines = append(lines, strings.Join(strings.Fields(f.String()), " ")) })
+		findings := Examine(t.Context(), []Check{check}, fix, func(f Finding) {
+			lines = append(lines, strings.Join(strings.Fields(f.String()), " "))
+		})
 		return lines, Code(findings)
 	}
 
 	lines, code := examine(false)
-	want := []string{"problem leftovers one is left; it fails; do: remove one", "problem leftovers two is left; it fails; do: remove two", "warning leftovers an oddity"}
+	want := []string{
+		"problem leftovers one is left; it fails; do: remove one",
+		"problem leftovers two is left; it fails; do: remove two",
+		"warning leftovers an oddity",
+	}
 	if diff := cmp.Diff(want, lines); diff != "" || code != exit.Failure || len(left) != 2 {
 		t.Errorf("looking: code %d, %d left\n%s", code, len(left), diff)
 	}
 	lines, code = examine(true)
-	want = []string{"ok leftovers one is left; done: one removed",
-		"problem leftovers two is left; the remedy has failed: it is permission denied; and held; do: remove two", "warning leftovers an oddity"}
+	want = []string{
+		"ok leftovers one is left; done: one removed",
+		"problem leftovers two is left; the remedy has failed: it is permission denied; and held; do: remove two",
+		"warning leftovers an oddity",
+	}
 	if diff := cmp.Diff(want, lines); diff != "" || code != exit.Permission || len(left) != 1 {
 		t.Errorf("mending: code %d, %d left\n%s", code, len(left), diff)
 	}
@@ -83,8 +96,10 @@ func TestJSON(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const want = `[{"check":"module","result":"warning","seen":"not loaded","why":null,"remedy":null,"fixable":true,"fixed":null},` +
-		`{"check":"x","result":"ok","seen":"\u003ca\u003e","why":"w","remedy":"r","fixable":false,"fixed":"f"}]`
+	const want = `[{"check":"module","result":"warning","seen":"not loaded",` +
+		`"why":null,"remedy":null,"fixable":true,"fixed":null},` +
+		`{"check":"x","result":"ok","seen":"\u003ca\u003e",` +
+		`"why":"w","remedy":"r","fixable":false,"fixed":"f"}]`
 	if diff := cmp.Diff(want, string(got)); diff != "" {
 		t.Error(diff)
 	}
@@ -116,6 +131,7 @@ func show(t *testing.T, k *nbdnltest.Kernel, f files) {
 // TestControl shows what is said of a kernel that answers, that hides its
 // driver, and that is stuck in somebody's command.
 func TestControl(t *testing.T) {
+	hidden := nbdnltest.Options{NoModule: true, Release: "6.1.0"}
 	for _, tt := range []struct {
 		name    string
 		options nbdnltest.Options
@@ -125,10 +141,19 @@ func TestControl(t *testing.T) {
 		says    string
 		needs   string // what later checks say
 	}{
-		{"answers", nbdnltest.Options{}, false, OK, exit.OK, "netlink answers", ""},
-		{"hidden", nbdnltest.Options{NoModule: true, Release: "6.1.0"}, false, Warning, exit.Unsupported, "does not show in this network namespace", ""},
-		{"hidden, and no devices", nbdnltest.Options{NoModule: true, Release: "6.1.0"}, false, Problem, exit.Unsupported, "as with kernels up to 6.1", "the control interface"},
-		{"stuck", nbdnltest.Options{}, true, Problem, exit.Failure, "the kernel does not answer", "an answer of the kernel"},
+		{name: "answers", want: OK, code: exit.OK, says: "netlink answers"},
+		{
+			name: "hidden", options: hidden,
+			want: Warning, code: exit.Unsupported, says: "does not show in this network namespace",
+		},
+		{
+			name: "hidden, and no devices", options: hidden,
+			want: Problem, code: exit.Unsupported, says: "as with kernels up to 6.1", needs: "the control interface",
+		},
+		{
+			name: "stuck", stuck: true,
+			want: Problem, code: exit.Failure, says: "the kernel does not answer", needs: "an answer of the kernel",
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			k := nbdnltest.New(t, tt.options)
@@ -162,6 +187,13 @@ func TestControl(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestControlNotLoaded shows that a driver that is not there is not asked.
+func TestControlNotLoaded(t *testing.T) {
+	examineFiles(t, "control", []fileCase{
+		{"not loaded", notLoaded, "unknown control not looked at: needs the nbd module"},
+	})
 }
 
 // TestHeld shows that devices which are open though not connected are named,

@@ -29,7 +29,8 @@ func (m *Machine) control(ctx context.Context) []Finding {
 		if err = m.ask(ctx, nbdnl.ModeIoctl); err == nil {
 			m.byIoctl = true
 			return []Finding{m.hidden(Warning).
-				because("nbdctl connects by ioctls then: of such a device dead connections are not replaced, and nothing in the kernel shows whose it is")}
+				because("nbdctl connects by ioctls then: of such a device dead connections are not replaced, " +
+					"and nothing in the kernel shows whose it is")}
 		}
 		m.silent = errors.New("the control interface")
 		return []Finding{m.hidden(Problem).because("and there is no device on which ioctls would do")}
@@ -40,7 +41,8 @@ func (m *Machine) control(ctx context.Context) []Finding {
 	}
 	if first, known := m.network(); known && !first {
 		return []Finding{warning("netlink answers, in a network namespace of its own").
-			because("the kernel tells only the first one of connections that die, so nbdctl watch shows no link-dead of other programs' devices here").
+			because("the kernel tells only the first one of connections that die, " +
+				"so nbdctl watch shows no link-dead of other programs' devices here").
 			do("nsenter --net=/proc/1/ns/net nbdctl watch")}
 	}
 	return []Finding{ok("netlink answers")}
@@ -71,7 +73,8 @@ func (m *Machine) hidden(r Result) Finding {
 // stuck says who keeps the kernel from answering.
 func (m *Machine) stuck(err error) Finding {
 	f := problem(exit.Failure, "the kernel does not answer (%v)", err).
-		because("generic netlink takes one command at a time, and some program's is stuck, as a disconnect is whose server reads no more").
+		because("generic netlink takes one command at a time, and some program's is stuck, " +
+			"as a disconnect is whose server reads no more").
 		do("end the process that serves the stuck device; one of nbdctl's: nbdctl kick DEVICE")
 	if who := m.culprits(); who != "" {
 		f.Seen += "; in a command of the driver: " + who
@@ -91,8 +94,9 @@ func (m *Machine) culprits() string {
 		task := strings.TrimPrefix(filepath.Dir(path), m.path("/"))
 		for line := range strings.Lines(m.read(task, "stack")) {
 			if at := strings.Index(line, "nbd_genl_"); at >= 0 {
+				pid := strings.Split(task, "/")[1]
 				function, _, _ := strings.Cut(line[at:], "+")
-				who = append(who, fmt.Sprintf("pid %s (%s, %s)", strings.Split(task, "/")[1], m.read(task, "comm"), function))
+				who = append(who, fmt.Sprintf("pid %s (%s, %s)", pid, m.read(task, "comm"), function))
 			}
 		}
 	}

@@ -59,7 +59,8 @@ func costOf(took map[int]time.Duration, cheap bool) Finding {
 		f.Seen += fmt.Sprintf(", %s for each further one", milliseconds((t-took[1])/time.Duration(last-1)))
 	}
 	if !cheap {
-		f = f.because("before 7.3 the kernel stops the device's queue for each connection; take no more than processors")
+		f = f.because("before 7.3 the kernel stops the device's queue for each connection; " +
+			"take no more than processors")
 	}
 	return f
 }

@@ -55,10 +55,10 @@ func (m *Machine) features(ctx context.Context) []Finding {
 	if b.fresh { // for an index keeps the minimum_io_size of large blocks
 		cfg.BlockSize = largestBlock
 	}
-	err := b.life(ctx, cfg, look)
+	err := b.cycle(ctx, cfg, look)
 	if b.fresh && errors.Is(err, syscall.EINVAL) {
 		cfg.BlockSize = os.Getpagesize()
-		err = b.life(ctx, cfg, look)
+		err = b.cycle(ctx, cfg, look)
 	}
 	if err != nil {
 		return []Finding{m.failed(err)}
@@ -110,7 +110,7 @@ func (m *Machine) sockets(ctx context.Context) []Finding {
 		name string
 		try  func() error
 	}{
-		{"Unix stream", func() error { return b.life(ctx, nbdnl.Config{}, nil) }},
+		{"Unix stream", func() error { return b.cycle(ctx, nbdnl.Config{}, nil) }},
 		{"TCP", func() error { return b.overTCP(ctx) }},
 		// Old kernels take everything, and this one without a complaint.
 		{"others (Unix seqpacket)", func() error { return b.overSeqpacket(ctx) }},
@@ -147,11 +147,12 @@ func (b *bench) overTCP(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(b.lifeOver(ctx, nbdnl.Config{Sockets: l.kernel}, nil, b.end), l.close())
+	return errors.Join(b.cycleOver(ctx, nbdnl.Config{Sockets: l.kernel}, nil, b.end), l.close())
 }
 
 // errUntried is why a kind of socket was not tried.
-var errUntried = errors.New("others were not tried, for an old kernel takes them, and udev would read from a device that nobody serves")
+var errUntried = errors.New("others were not tried, for an old kernel takes them, " +
+	"and udev would read from a device that nobody serves")
 
 // overSeqpacket connects a device over a socket of another kind, which nobody serves.
 func (b *bench) overSeqpacket(ctx context.Context) error {
@@ -163,5 +164,5 @@ func (b *bench) overSeqpacket(ctx context.Context) error {
 		return os.NewSyscallError("socketpair", err)
 	}
 	f, peer := os.NewFile(uintptr(fds[0]), "kernel"), os.NewFile(uintptr(fds[1]), "server")
-	return errors.Join(b.lifeOver(ctx, nbdnl.Config{Sockets: []syscall.Conn{f}}, nil, b.cut), f.Close(), peer.Close())
+	return errors.Join(b.cycleOver(ctx, nbdnl.Config{Sockets: []syscall.Conn{f}}, nil, b.cut), f.Close(), peer.Close())
 }

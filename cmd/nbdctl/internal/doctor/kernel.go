@@ -9,7 +9,10 @@ import (
 // kernel tells which one it is, and whether it can be seen at all.
 func (m *Machine) kernel(context.Context) []Finding {
 	var findings []Finding
-	for _, fs := range []struct{ shows, kind, point string }{{"proc/self", "proc", "/proc"}, {"sys/block", "sysfs", "/sys"}} {
+	for _, fs := range []struct{ shows, kind, point string }{
+		{"proc/self", "proc", "/proc"},
+		{"sys/block", "sysfs", "/sys"},
+	} {
 		if !m.exists(fs.shows) {
 			findings = append(findings, problem(exit.Failure, "%s is not there", fs.point).
 				because("all that is known of devices and of who uses them is read there").
@@ -34,7 +37,8 @@ func (m *Machine) signals(context.Context) []Finding {
 		return []Finding{ok("do not disturb connections on this kernel")}
 	}
 	if m.privileged() && !m.capable(capNetAdmin) {
-		return []Finding{warning("this kernel loses a connection when a signal meets a thread that sends, and CAP_NET_ADMIN is missing").
+		return []Finding{warning("this kernel loses a connection when a signal meets a thread that sends, " +
+			"and CAP_NET_ADMIN is missing").
 			because("nbdctl can't give connections the large send buffers that keep it from happening").
 			do("run nbdctl with CAP_NET_ADMIN too")}
 	}

@@ -21,8 +21,8 @@ func (m *Machine) module(context.Context) []Finding {
 	case !m.present():
 		return []Finding{m.absent()}
 	case m.read("proc/sys/kernel/modules_disabled") == "1":
-		return []Finding{problem(exit.Unsupported, "not loaded, and the kernel takes no more modules (kernel.modules_disabled)").
-			do("echo nbd >/etc/modules-load.d/nbd.conf && reboot")}
+		f := problem(exit.Unsupported, "not loaded, and the kernel takes no more modules (kernel.modules_disabled)")
+		return []Finding{f.do("echo nbd >/etc/modules-load.d/nbd.conf && reboot")}
 	}
 	if file, line := m.replacement(); line != "" {
 		return []Finding{problem(exit.Unsupported, "not loaded, and %s keeps modprobe from it: %s", file, line).
@@ -30,7 +30,9 @@ func (m *Machine) module(context.Context) []Finding {
 	}
 	f := warning("not loaded").because("nbdctl connect loads it").do("modprobe nbd")
 	if m.privileged() && !m.capable(capSysModule) {
-		return []Finding{f.because("CAP_SYS_MODULE is missing here, so nbdctl connect may fail to load it").do("modprobe nbd, outside of this container")}
+		return []Finding{f.
+			because("CAP_SYS_MODULE is missing here, so nbdctl connect may fail to load it").
+			do("modprobe nbd, outside of this container")}
 	}
 	if m.LoadModule != nil {
 		f.Fix = func() (string, error) {
@@ -60,14 +62,18 @@ func (m *Machine) present() bool {
 // absent says why the module is not among those of this kernel.
 func (m *Machine) absent() Finding {
 	if m.exists(m.modules()) {
-		return problem(exit.Unsupported, "this kernel (%s) has no nbd driver, and its modules are without it", m.release().Name).do("%s", m.install())
+		return problem(exit.Unsupported,
+			"this kernel (%s) has no nbd driver, and its modules are without it", m.release().Name).
+			do("%s", m.install())
 	}
 	if others, _ := os.ReadDir(m.path("lib/modules")); len(others) > 0 {
-		return problem(exit.Unsupported, "not loaded, and the modules of the running kernel (%s) are not installed, but those of %s",
+		return problem(exit.Unsupported,
+			"not loaded, and the modules of the running kernel (%s) are not installed, but those of %s",
 			m.release().Name, others[len(others)-1].Name()).
 			because("the kernel was replaced while it ran").do("reboot")
 	}
-	return problem(exit.Unsupported, "not loaded, and there are no modules in /lib/modules, as in a container").do("modprobe nbd, on the host")
+	return problem(exit.Unsupported, "not loaded, and there are no modules in /lib/modules, as in a container").
+		do("modprobe nbd, on the host")
 }
 
 // install says how this distribution installs the module.
@@ -102,7 +108,9 @@ func (m *Machine) install() string {
 func (m *Machine) replacement() (file, line string) {
 	for _, file := range m.configFiles(".conf", modprobeDirs...) {
 		for _, line := range m.configLines(file) {
-			if words := strings.Fields(line); len(words) > 2 && words[0] == "install" && words[1] == "nbd" && !strings.Contains(line, "modprobe") {
+			words := strings.Fields(line)
+			ofNBD := len(words) > 2 && words[0] == "install" && words[1] == "nbd"
+			if ofNBD && !strings.Contains(line, "modprobe") {
 				return file, line
 			}
 		}
@@ -111,4 +119,10 @@ func (m *Machine) replacement() (file, line string) {
 }
 
 // modprobeDirs are where modprobe.d(5) has its files, the first before the others.
-var modprobeDirs = []string{"etc/modprobe.d", "run/modprobe.d", "usr/local/lib/modprobe.d", "usr/lib/modprobe.d", "lib/modprobe.d"}
+var modprobeDirs = []string{
+	"etc/modprobe.d",
+	"run/modprobe.d",
+	"usr/local/lib/modprobe.d",
+	"usr/lib/modprobe.d",
+	"lib/modprobe.d",
+}

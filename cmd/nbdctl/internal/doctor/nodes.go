@@ -23,16 +23,20 @@ func (m *Machine) nodes(context.Context) []Finding {
 			missing = append(missing, "/dev/"+d)
 		}
 	}
-	const why, remedy = "as in a container whose /dev is its own; a device can't be used here without its node",
-		"docker run --volume /dev:/dev …, or mount -t devtmpfs devtmpfs /dev"
+	const (
+		why    = "as in a container whose /dev is its own; a device can't be used here without its node"
+		remedy = "docker run --volume /dev:/dev …, or mount -t devtmpfs devtmpfs /dev"
+	)
 	switch len(missing) {
 	case 0:
 		return []Finding{ok("%d devices, /dev/%s to /dev/%s", len(devices), devices[0], devices[len(devices)-1])}
 	case len(devices):
 		m.nodeless = true
-		return []Finding{problem(exit.Failure, "the kernel has %d devices, none of which is in /dev", len(devices)).because(why).do(remedy)}
+		f := problem(exit.Failure, "the kernel has %d devices, none of which is in /dev", len(devices))
+		return []Finding{f.because(why).do(remedy)}
 	}
-	return []Finding{warning("%d of %d devices are not in /dev: %s", len(missing), len(devices), few(missing)).because(why).do(remedy)}
+	f := warning("%d of %d devices are not in /dev: %s", len(missing), len(devices), few(missing))
+	return []Finding{f.because(why).do(remedy)}
 }
 
 // few names the first of many.

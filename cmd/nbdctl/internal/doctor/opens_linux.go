@@ -21,7 +21,8 @@ type opens struct {
 // watchOpens begins to count, which on /dev is possible from Linux 5.13 on.
 func watchOpens(path string) (*opens, error) {
 	// Without file handles, fanotify tells of regular files and directories only.
-	fd, err := unix.FanotifyInit(unix.FAN_REPORT_FID|unix.FAN_CLASS_NOTIF|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK, unix.O_RDONLY|unix.O_CLOEXEC)
+	const flags = unix.FAN_REPORT_FID | unix.FAN_CLASS_NOTIF | unix.FAN_CLOEXEC | unix.FAN_NONBLOCK
+	fd, err := unix.FanotifyInit(flags, unix.O_RDONLY|unix.O_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("fanotify_init", err)
 	}

@@ -32,7 +32,8 @@ func (m *Machine) parameters(context.Context) []Finding {
 			because("the kernel does not look for partitions on devices").
 			do("modprobe -r nbd && modprobe nbd max_part=16")}
 	}
-	return []Finding{ok("%s: %s devices in advance, further ones are made when needed; up to %s partitions on each", seen, devices, partitions)}
+	return []Finding{ok("%s: %s devices in advance, further ones are made when needed; up to %s partitions on each",
+		seen, devices, partitions)}
 }
 
 func (m *Machine) parameter(name string) string { return m.read("sys/module/nbd/parameters", name) }
@@ -70,8 +71,8 @@ func (m *Machine) options(context.Context) []Finding {
 		o, isSet := last[name]
 		force := m.parameter(name)
 		if isSet && force != "" && !m.same(name, o.value, force) {
-			findings = append(findings, warning("%s=%s in %s is not in force: the module was loaded with %s", name, o.value, o.place(), force).
-				do("modprobe -r nbd && modprobe nbd"))
+			f := warning("%s=%s in %s is not in force: the module was loaded with %s", name, o.value, o.place(), force)
+			findings = append(findings, f.do("modprobe -r nbd && modprobe nbd"))
 		}
 	}
 	switch {
@@ -153,7 +154,9 @@ func (m *Machine) noNumber(o option) Finding {
 	case !m.modular():
 		return warning("%s", seen).because("the driver is built into this kernel, which ignores it").do(remedy)
 	}
-	return warning("%s", seen).because("the module, which is loaded without it, can't be loaded with it after the next reboot").do(remedy)
+	return warning("%s", seen).
+		because("the module, which is loaded without it, can't be loaded with it after the next reboot").
+		do(remedy)
 }
 
 // same tells whether a parameter was loaded with that value.

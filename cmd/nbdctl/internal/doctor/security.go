@@ -27,7 +27,9 @@ func (m *Machine) security(context.Context) []Finding {
 	case !affected:
 		return []Finding{ok("%s, which does not disturb connections on this kernel", module)}
 	}
-	return []Finding{warning("%s, and a kernel (%s) that asks it about connections to the server", module, m.release().Name).
-		because("a confined program that uses a device, or a file on it, can cost the device its connection (Send control failed, result -13)").
+	f := warning("%s, and a kernel (%s) that asks it about connections to the server", module, r.Name)
+	return []Finding{f.
+		because("a confined program that uses a device, or a file on it, can cost the device its connection " +
+			"(Send control failed, result -13)").
 		do("a kernel from 6.18 on, 6.17.6 or 6.12.56")}
 }

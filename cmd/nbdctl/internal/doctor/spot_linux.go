@@ -30,7 +30,7 @@ const maxLeft = 3
 
 // take finds a spot, which becomes the bench's.
 func (b *bench) take(ctx context.Context) (err error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, lifePatience, fmt.Errorf("not within %s", lifePatience))
+	ctx, cancel := context.WithTimeoutCause(ctx, connectPatience, fmt.Errorf("not within %s", connectPatience))
 	defer cancel()
 	find := b.idle
 	if b.fresh {
@@ -101,7 +101,8 @@ func (b *bench) idle(ctx context.Context) (*spot, error) {
 	devices := b.machine.devices()
 	for i := len(devices) - 1; i >= 0; i-- {
 		index, _ := nbdnl.ParseIndex(devices[i]) // is one
-		if st, err := b.client.Status(ctx, index); err != nil || st.State != nbdnl.StateIdle || !b.machine.exists("dev", devices[i]) {
+		st, err := b.client.Status(ctx, index)
+		if err != nil || st.State != nbdnl.StateIdle || !b.machine.exists("dev", devices[i]) {
 			continue
 		}
 		s, err := b.occupy(index)
@@ -158,8 +159,10 @@ func (b *bench) destroy(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, links.close()) }()
 	cfg := trialConfig(nbdnl.Config{Sockets: links.kernel, ClientFlags: nbdnl.DestroyOnDisconnect})
 	err = b.client.ConnectIndex(ctx, b.index, cfg)
-	if st, statusErr := b.client.Status(ctx, b.index); errors.Is(err, nbdnl.ErrBusy) && statusErr == nil && st.Connected() {
-		return nil
+	if errors.Is(err, nbdnl.ErrBusy) {
+		if st, statusErr := b.client.Status(ctx, b.index); statusErr == nil && st.Connected() {
+			return nil
+		}
 	}
 	if err == nil {
 		b.settle(ctx)

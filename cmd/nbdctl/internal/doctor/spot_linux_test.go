@@ -55,7 +55,7 @@ func TestSpotFresh(t *testing.T) {
 		t.Errorf("nbd3 can be leased by others: %v", err)
 	}
 	stranger(t, k, 3)
-	if err := b.life(t.Context(), nbdnl.Config{}, nil); err != nil || b.index != 4 || !b.made {
+	if err := b.cycle(t.Context(), nbdnl.Config{}, nil); err != nil || b.index != 4 || !b.made {
 		t.Errorf("in use: %v, on nbd%d, made %t", err, b.index, b.made)
 	}
 	for _, s := range b.left {
@@ -89,12 +89,18 @@ func TestSpotSettings(t *testing.T) {
 			k := nbdnltest.New(t, nbdnltest.Options{Devices: 3})
 			_, release := k.Hold(2)
 			defer release()
-			show(t, k, files{"sys/block/nbd1/queue/max_sectors_kb": "128", "sys/block/nbd1/queue/scheduler": "[none] mq-deadline"})
+			show(t, k, files{
+				"sys/block/nbd1/queue/max_sectors_kb": "128",
+				"sys/block/nbd1/queue/scheduler":      "[none] mq-deadline",
+			})
 			b := newBench(t, k, false)
 			if b.index != 1 || b.made {
 				t.Fatalf("it took nbd%d, made %t", b.index, b.made)
 			}
-			show(t, k, files{"sys/block/nbd1/queue/max_sectors_kb": "1024", "sys/block/nbd1/queue/scheduler": "[none] mq-deadline"})
+			show(t, k, files{
+				"sys/block/nbd1/queue/max_sectors_kb": "1024",
+				"sys/block/nbd1/queue/scheduler":      "[none] mq-deadline",
+			})
 			if tt.taken {
 				stranger(t, k, 1)
 			}

@@ -22,7 +22,7 @@ import (
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
 
-// A trial is the life of the first device, as nbdctl connect would make it.
+// A trial is how the first device fared, made as nbdctl connect would make it.
 type trial struct {
 	name string
 	// opens is how often other processes have opened it, by their names.
@@ -67,7 +67,8 @@ func (m *Machine) failed(err error) Finding {
 	switch code {
 	case exit.Busy:
 		// Which connect does not meet as long as it may take any device.
-		return warning("a device for trial was kept busy: %s", oneLine(err)).do("make who opens devices leave them alone (held, openers)")
+		return warning("a device for trial was kept busy: %s", oneLine(err)).
+			do("make who opens devices leave them alone (held, openers)")
 	case exit.NotFound:
 		code = exit.Failure
 	}
@@ -109,13 +110,16 @@ const openPatience = 300 * time.Millisecond
 
 // connect makes b's device of a backend, and tells how long that took.
 func (b *bench) connect(ctx context.Context, d *disk, connections int) (*blockdev.Device, time.Duration, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, lifePatience, fmt.Errorf("not within %s", lifePatience))
+	ctx, cancel := context.WithTimeoutCause(ctx, connectPatience, fmt.Errorf("not within %s", connectPatience))
 	defer cancel()
 	for {
 		b.settle(ctx)
 		begin := time.Now()
 		dev, err := blockdev.ConnectIndex(ctx, b.index, d, blockdev.Options{
-			Client: b.client, Connections: connections, Timeout: deviceTimeout, Identifier: nbdnl.NewIdentifier(host.IdentifierPrefix),
+			Client:      b.client,
+			Connections: connections,
+			Timeout:     deviceTimeout,
+			Identifier:  nbdnl.NewIdentifier(host.IdentifierPrefix),
 		})
 		if err == nil || !b.evade(ctx, err) {
 			return dev, time.Since(begin), err
@@ -210,7 +214,7 @@ func openersOf(t *trial) Finding {
 	var who []string
 	others := false
 	for _, name := range slices.Sorted(maps.Keys(t.opens)) {
-		others = others || !strings.HasPrefix(name, "(udev-worker) ") && !strings.HasPrefix(name, "systemd-udevd ") && !strings.HasPrefix(name, "udevd ")
+		others = others || !isUdev(name)
 		if n := t.opens[name]; n > 1 {
 			name += fmt.Sprintf(" %d times", n)
 		}
@@ -221,6 +225,13 @@ func openersOf(t *trial) Finding {
 		return ok("%s, for whom nbdctl waits", seen)
 	}
 	return warning("%s", seen).
-		because("a device that is open can't be connected anew, and stays after a disconnect; nbdctl waits for some seconds until it is let go").
+		because("a device that is open can't be connected anew, and stays after a disconnect; " +
+			"nbdctl waits for some seconds until it is let go").
 		do("make these processes leave nbd devices alone, or let go of them at once")
+}
+
+// isUdev tells whether a process, by its name and pid, is one of udev's.
+func isUdev(process string) bool {
+	name, _, _ := strings.Cut(process, " ")
+	return name == "(udev-worker)" || name == "systemd-udevd" || name == "udevd"
 }

@@ -9,7 +9,13 @@ import (
 )
 
 // udevDirs are where udev(7) has its rules, the first before the others.
-var udevDirs = []string{"etc/udev/rules.d", "run/udev/rules.d", "usr/local/lib/udev/rules.d", "usr/lib/udev/rules.d", "lib/udev/rules.d"}
+var udevDirs = []string{
+	"etc/udev/rules.d",
+	"run/udev/rules.d",
+	"usr/local/lib/udev/rules.d",
+	"usr/lib/udev/rules.d",
+	"lib/udev/rules.d",
+}
 
 // udevControl is there while udev runs.
 const udevControl = "run/udev/control"
@@ -25,9 +31,12 @@ func (m *Machine) udev(context.Context) []Finding {
 	watched, by, programs := m.udevRules()
 	var findings []Finding
 	if watched {
-		findings = append(findings, warning("udev watches nbd devices (%s): it opens each one again whenever a writer closes it", by).
-			because("a device that is open can't be connected anew, and stays after a disconnect; nbdctl waits for udev, other programs get EBUSY").
-			do(`if devices come and go often: echo '%s' >/etc/udev/rules.d/61-nbd.rules && udevadm control --reload`, noWatch))
+		f := warning("udev watches nbd devices (%s): it opens each one again whenever a writer closes it", by)
+		findings = append(findings, f.
+			because("a device that is open can't be connected anew, and stays after a disconnect; "+
+				"nbdctl waits for udev, other programs get EBUSY").
+			do("if devices come and go often: "+
+				"echo '%s' >/etc/udev/rules.d/61-nbd.rules && udevadm control --reload", noWatch))
 	}
 	for _, p := range programs {
 		findings = append(findings, warning("a rule of udev runs a program when an nbd device changes (%s)", p).

@@ -12,9 +12,19 @@ func TestUdevRules(t *testing.T) {
 	const running, block = "run/udev/control", "usr/lib/udev/rules.d/60-block.rules"
 	watch := files{
 		running: "",
-		block:   "# all disks\nACTION!=\"remove\", SUBSYSTEM==\"block\", \\\n  KERNEL==\"loop*|sd*|nbd*\", \\\n  OPTIONS+=\"watch\"\n",
+		block: `# all disks
+ACTION!="remove", SUBSYSTEM=="block", \
+  KERNEL=="loop*|sd*|nbd*", \
+  OPTIONS+="watch"
+`,
 		// It jumps over the rest of the file, as libdm's does.
-		"usr/lib/udev/rules.d/55-dm.rules": "KERNEL!=\"dm-[0-9]*\", GOTO=\"dm_end\"\nOPTIONS:=\"nowatch\"\nLABEL=\"dm_end\"\n",
+		"usr/lib/udev/rules.d/55-dm.rules": `KERNEL!="dm-[0-9]*", GOTO="dm_end"
+OPTIONS:="nowatch"
+LABEL="dm_end"
+`,
+	}
+	rules := func(name, content string) files {
+		return watch.with(files{"etc/udev/rules.d/" + name: content})
 	}
 	for _, tt := range []struct {
 		name  string
@@ -25,16 +35,39 @@ func TestUdevRules(t *testing.T) {
 		{"no udev", watch.with(files{running: "-"}), OK, []string{"no udev runs here"}},
 		{"no rules", files{running: ""}, OK, []string{"has no rules for nbd devices"}},
 		{"as distributed", watch, Warning, []string{"watches nbd devices (/" + block + ")"}},
-		{"a later rule", watch.with(files{"etc/udev/rules.d/61-nbd.rules": noWatch}), OK, []string{"does not watch nbd devices (/etc/udev/rules.d/61-nbd.rules)"}},
-		{"an earlier one that is final", watch.with(files{"etc/udev/rules.d/10-nbd.rules": noWatch}), OK, []string{"(/etc/udev/rules.d/10-nbd.rules)"}},
-		{"an earlier one that is not", watch.with(files{"etc/udev/rules.d/10-nbd.rules": `KERNEL=="nbd*", OPTIONS="nowatch"`}), Warning, []string{"60-block.rules"}},
-		{"of other devices", watch.with(files{"etc/udev/rules.d/61-nbd.rules": `KERNEL=="sd*", OPTIONS:="nowatch"`}), Warning, []string{"60-block.rules"}},
-		{"of other actions", watch.with(files{"etc/udev/rules.d/61-nbd.rules": `ACTION=="add", KERNEL=="nbd*", OPTIONS:="nowatch"`}), Warning, []string{"60-block.rules"}},
-		{"on a condition", watch.with(files{"etc/udev/rules.d/61-nbd.rules": `KERNEL=="nbd*", ENV{QUIET}=="1", OPTIONS:="nowatch"`}), Warning, []string{"60-block.rules"}},
-		{"switched off", watch.with(files{"etc/udev/rules.d/60-block.rules": ""}), OK, []string{"has no rules"}},
-		{"a program", watch.with(files{"etc/udev/rules.d/99-mine.rules": `KERNEL=="nbd*", RUN+="/usr/local/bin/automount %k"`}), Warning,
-			[]string{"60-block.rules", "/etc/udev/rules.d/99-mine.rules: /usr/local/bin/automount %k"}},
-		{"a program for all disks", watch.with(files{"etc/udev/rules.d/99-mine.rules": `SUBSYSTEM=="block", RUN+="/bin/true"`}), Warning, []string{"60-block.rules"}},
+		{
+			"a later rule", rules("61-nbd.rules", noWatch),
+			OK, []string{"does not watch nbd devices (/etc/udev/rules.d/61-nbd.rules)"},
+		},
+		{
+			"an earlier one that is final", rules("10-nbd.rules", noWatch),
+			OK, []string{"(/etc/udev/rules.d/10-nbd.rules)"},
+		},
+		{
+			"an earlier one that is not", rules("10-nbd.rules", `KERNEL=="nbd*", OPTIONS="nowatch"`),
+			Warning, []string{"60-block.rules"},
+		},
+		{
+			"of other devices", rules("61-nbd.rules", `KERNEL=="sd*", OPTIONS:="nowatch"`),
+			Warning, []string{"60-block.rules"},
+		},
+		{
+			"of other actions", rules("61-nbd.rules", `ACTION=="add", KERNEL=="nbd*", OPTIONS:="nowatch"`),
+			Warning, []string{"60-block.rules"},
+		},
+		{
+			"on a condition", rules("61-nbd.rules", `KERNEL=="nbd*", ENV{QUIET}=="1", OPTIONS:="nowatch"`),
+			Warning, []string{"60-block.rules"},
+		},
+		{"switched off", rules("60-block.rules", ""), OK, []string{"has no rules"}},
+		{
+			"a program", rules("99-mine.rules", `KERNEL=="nbd*", RUN+="/usr/local/bin/automount %k"`), Warning,
+			[]string{"60-block.rules", "/etc/udev/rules.d/99-mine.rules: /usr/local/bin/automount %k"},
+		},
+		{
+			"a program for all disks", rules("99-mine.rules", `SUBSYSTEM=="block", RUN+="/bin/true"`),
+			Warning, []string{"60-block.rules"},
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			findings := healthy.with(tt.files).machine(t).udev(t.Context())

@@ -47,8 +47,8 @@ func (e *Entry) Change(ctx context.Context, c Change) (*Status, error) {
 	return e.ask(ctx, request{Op: opChange, Change: &c})
 }
 
-// Loss asks the process of e what writes were lost since the connect, that the
-// kernel may have acknowledged. One of an older nbdctl tells it once.
+// Loss asks the process of e which writes were lost since the connect. The kernel
+// may have acknowledged them. A process of an older nbdctl tells it once.
 func (e *Entry) Loss(ctx context.Context) (string, error) {
 	ctx, cancel := within(ctx, controlTimeout)
 	defer cancel()
@@ -68,7 +68,8 @@ func (e *Entry) Kick(ctx context.Context) error {
 
 // within bounds the wait for an answer.
 func within(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, d, fmt.Errorf("not within %s; it may be stopped or stuck, then nbdctl kick frees the device", d))
+	late := fmt.Errorf("not within %s; it may be stopped or stuck, then nbdctl kick frees the device", d)
+	return context.WithTimeoutCause(ctx, d, late)
 }
 
 // ask sends a request and waits for the answer. Errors that the process
@@ -104,8 +105,10 @@ func (e *Entry) read(op string, answer []byte) (*Status, error) {
 		err = errors.New("nothing that was asked for is in it")
 	}
 	if version := versionOf(answer); err != nil && version > controlVersion {
-		return nil, exit.With(exit.Unsupported, "pid %d answers in version %d of the control protocol, of which this nbdctl knows up to %d; "+
-			"use the nbdctl that connected %s, or a newer one: %w", e.PID, version, controlVersion, e.Device(), err)
+		return nil, exit.With(exit.Unsupported,
+			"pid %d answers in version %d of the control protocol, of which this nbdctl knows up to %d; "+
+				"use the nbdctl that connected %s, or a newer one: %w",
+			e.PID, version, controlVersion, e.Device(), err)
 	}
 	switch {
 	case err != nil:
@@ -126,15 +129,17 @@ func (e *Entry) unanswered(ctx context.Context, err error) error {
 	return fmt.Errorf("pid %d does not answer: %w", e.PID, err)
 }
 
-// untimely says at which moment of its life the process of e is, when it has no
-// control socket, or ended before it answered.
+// untimely says why the process of e has no control socket, or ended before it
+// answered.
 func (e *Entry) untimely() error {
 	r, err := readRecord(e.dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return exit.With(exit.NotFound, "%s has been disconnected", e.Device())
 	case e.Ended():
-		return exit.With(exit.Failure, "%s is orphaned: pid %d, which served it, has ended; nbdctl disconnect %[1]s frees it", e.Device(), e.PID)
+		return exit.With(exit.Failure,
+			"%s is orphaned: pid %d, which served it, has ended; nbdctl disconnect %[1]s frees it",
+			e.Device(), e.PID)
 	case err == nil && r.Phase == PhaseConnecting:
 		return exit.With(exit.Busy, "%s is being connected by pid %d; try again when it is done", r.Device(), e.PID)
 	}

@@ -12,9 +12,9 @@ import (
 )
 
 // Below returns the indexes of the nbd devices that store what the process of e
-// has open: as such a device or a partition of it, as what the kernel has made
-// of one (device mapper, md, loop devices), or as a file in a file system there.
-// By ioctls its own device is among them.
+// has open. That may be such a device or a partition of it, what the kernel has
+// made of one (device mapper, md, loop devices), or a file in a file system there.
+// The device that the process serves is among them if it was connected by ioctls.
 func (e *Entry) Below() []int {
 	p, err := e.living()
 	if err != nil || p == nil {
@@ -97,8 +97,8 @@ func (d *descent) from(number string) {
 	}
 }
 
-// mounted goes on from a file system that shows a number of its own, as btrfs
-// does, to what was named when it was mounted.
+// mounted goes on from a file system to the device that was named when it was
+// mounted. It is for file systems that show a number of their own, as btrfs does.
 func (d *descent) mounted(number string) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", d.pid))
 	if err != nil {

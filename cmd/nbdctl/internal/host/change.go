@@ -17,8 +17,8 @@ import (
 type Change struct {
 	// Size in bytes.
 	Size *int64 `json:"size,omitempty"`
-	// From is the size in bytes that Size was reckoned from, which must be the
-	// device's still; nil for a Size that was given as such.
+	// From is the size in bytes that Size was reckoned from, nil if Size was given
+	// as such. The device must still have that size.
 	From *int64 `json:"from,omitempty"`
 	// Force cuts off the end of a device although somebody holds it.
 	Force bool `json:"force,omitempty"`
@@ -66,8 +66,8 @@ func (h *Host) answer(ctx context.Context, device *blockdev.Device, req request)
 	return h.status(device), nil
 }
 
-// change makes the change. Of one that asks for several things, what was done
-// before an error stays done.
+// change makes the change. It may ask for several things; what was done before an
+// error stays done.
 func (h *Host) change(ctx context.Context, device *blockdev.Device, c Change) error {
 	if c.Timeout != nil || c.DeadTimeout != nil {
 		if err := device.Reconfigure(ctx, blockdev.Update{Timeout: c.Timeout, DeadTimeout: c.DeadTimeout}); err != nil {
@@ -78,7 +78,9 @@ func (h *Host) change(ctx context.Context, device *blockdev.Device, c Change) er
 	if c.Size != nil {
 		was := device.Size()
 		if c.From != nil && *c.From != was {
-			return exit.With(exit.Busy, "not resized: somebody else has done so meanwhile, from %d bytes to %d; try again", *c.From, was)
+			return exit.With(exit.Busy,
+				"not resized: somebody else has done so meanwhile, from %d bytes to %d; try again",
+				*c.From, was)
 		}
 		resize := device.Resize
 		if c.Force {
@@ -140,7 +142,13 @@ func (h *Host) status(device *blockdev.Device) *Status {
 	defer h.mu.Unlock()
 	s := &Status{Record: h.record, Connections: trafficOf(device.Stats())}
 	if e := device.Export().LastError(); e != nil {
-		s.LastError = &Failure{Op: e.Op.String(), Offset: e.Offset, Length: uint64(e.Length), Error: h.redactor.Text(e.Err.Error()), Time: e.Time}
+		s.LastError = &Failure{
+			Op:     e.Op.String(),
+			Offset: e.Offset,
+			Length: uint64(e.Length),
+			Error:  h.redactor.Text(e.Err.Error()),
+			Time:   e.Time,
+		}
 	}
 	return s
 }
@@ -150,7 +158,7 @@ func (h *Host) update(change func(*Record)) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	change(&h.record)
-	if err := h.record.write(h.home.dir); err != nil {
+	if err := h.record.write(h.state.path); err != nil {
 		return fmt.Errorf("lists show what was before: %w", err)
 	}
 	return nil

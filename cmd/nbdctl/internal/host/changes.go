@@ -41,8 +41,8 @@ func (c *changes) run() {
 			return
 		}
 		if appeared {
-			// What appeared in a new directory before it was watched is
-			// looked at all the same, by whoever takes the value.
+			// Something may have appeared in a new directory before it was
+			// watched. Whoever takes the value looks at that too.
 			_ = c.follow()
 		}
 		select {
@@ -52,9 +52,9 @@ func (c *changes) run() {
 	}
 }
 
-// follow watches the store's directory, those in it, and the one in which it
-// is or will be: who removes an empty store is not to be missed when it comes
-// back. Watching twice is watching once.
+// follow watches the store's directory, those in it, and the one in which it is
+// or will be, for a store that was removed may come back. To watch a directory
+// twice is to watch it once.
 func (c *changes) follow() error {
 	above := filepath.Dir(c.store.dir)
 	for _, err := os.Stat(above); errors.Is(err, fs.ErrNotExist); _, err = os.Stat(above) {

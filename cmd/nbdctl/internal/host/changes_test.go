@@ -15,7 +15,7 @@ func TestChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := newRecord(uuidA, "")
-	h, err := s.newHome(t.Context(), r)
+	state, err := s.newStateDir(t.Context(), r)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,22 +37,22 @@ func TestChanges(t *testing.T) {
 	}
 	await("a new record", func(e []Entry) bool { return len(e) == 1 })
 	r.Phase = PhaseLive
-	if err := r.write(h.dir); err != nil {
+	if err := r.write(state.path); err != nil {
 		t.Fatal(err)
 	}
 	await("a changed record", func(e []Entry) bool { return len(e) == 1 && e[0].Phase == PhaseLive })
-	if err := h.remove(); err != nil {
+	if err := state.remove(); err != nil {
 		t.Fatal(err)
 	}
 	await("the end of a record", func(e []Entry) bool { return len(e) == 0 })
 	if err := os.RemoveAll(s.dir); err != nil {
 		t.Fatal(err)
 	}
-	if h, err = s.newHome(t.Context(), r); err != nil {
+	if state, err = s.newStateDir(t.Context(), r); err != nil {
 		t.Fatal(err)
 	}
 	await("a record in a new store", func(e []Entry) bool { return len(e) == 1 })
-	if err := h.remove(); err != nil {
+	if err := state.remove(); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -220,10 +220,11 @@ func TestOldAsker(t *testing.T) {
 // sentence.
 func TestNewerUnreadable(t *testing.T) {
 	for content, says := range map[string]string{
-		`{"version": 2, "uuid": "` + uuidA + `", "spec": "memory"}`: "state.json: is of version 2, of which this nbdctl knows up to 1; use the nbdctl that connected",
-		`{"version": 2, "uuid": 7}`:                                 "is of version 2",
-		`{"version": "two", "uuid": "` + uuidA + `"}`:               "state.json: json: cannot unmarshal",
-		`{"version": 1, "uuid": "` + uuidA + `", "size": "large"}`:  "state.json: json: cannot unmarshal",
+		`{"version": 2, "uuid": "` + uuidA + `", "spec": "memory"}`: "state.json: is of version 2, " +
+			"of which this nbdctl knows up to 1; use the nbdctl that connected",
+		`{"version": 2, "uuid": 7}`:                                "is of version 2",
+		`{"version": "two", "uuid": "` + uuidA + `"}`:              "state.json: json: cannot unmarshal",
+		`{"version": 1, "uuid": "` + uuidA + `", "size": "large"}`: "state.json: json: cannot unmarshal",
 		`[]`: "state.json: json: cannot unmarshal",
 	} {
 		r, err := readRecord(stateFile(t, uuidA, content))
@@ -236,7 +237,8 @@ func TestNewerUnreadable(t *testing.T) {
 // TestNewerControl holds that what a newer process answers is taken as far as it is understood, and
 // told in a sentence where it is not; and so is what a newer nbdctl asks.
 func TestNewerControl(t *testing.T) {
-	const newer = "pid 4711 answers in version 2 of the control protocol, of which this nbdctl knows up to 1; use the nbdctl that connected nbd3"
+	const newer = "pid 4711 answers in version 2 of the control protocol, of which this nbdctl knows up to 1; " +
+		"use the nbdctl that connected nbd3"
 	for _, tt := range []struct {
 		answer string
 		code   exit.Code

@@ -14,10 +14,10 @@ import (
 	"github.com/nbdctl/nbdctl/server"
 )
 
-// The control protocol: one JSON request and one JSON response per connection
-// to the Unix socket ctl. Both carry the version; a process answers what it
-// knows of an older or newer asker's request and says "unknown operation" to
-// the rest, so that every nbdctl can query the devices of every other.
+// The control protocol has one JSON request and one JSON response per connection
+// to the Unix socket ctl. Both carry the version. A process answers what it knows
+// of an older or newer asker's request, and says "unknown operation" to the rest.
+// So every nbdctl can query the devices of every other.
 const (
 	controlVersion = 1
 	controlLimit   = 1 << 20 // bytes of one message
@@ -104,7 +104,12 @@ func listenControl(path string, serve service) (*control, error) {
 	if err := os.Chmod(path, 0o600); err != nil {
 		return nil, errors.Join(fmt.Errorf("control socket: %w", err), l.Close())
 	}
-	c := &control{listener: l, serve: serve, slots: make(chan struct{}, controlAskers), ended: make(chan struct{})}
+	c := &control{
+		listener: l,
+		serve:    serve,
+		slots:    make(chan struct{}, controlAskers),
+		ended:    make(chan struct{}),
+	}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	go c.run()
 	return c, nil
@@ -157,17 +162,18 @@ func answer(ctx context.Context, c net.Conn, serve service) {
 			return
 		}
 		serve = func(context.Context, request) (*Status, error) {
-			return nil, exit.With(exit.Unsupported, "asked in version %d of the control protocol, of which pid %d knows up to %d: %w",
+			return nil, exit.With(exit.Unsupported,
+				"asked in version %d of the control protocol, of which pid %d knows up to %d: %w",
 				version, os.Getpid(), controlVersion, err)
 		}
 	}
-	// What nobody waits for any more is not done. It can be old, for a process
-	// that was stopped reads it when it goes on, and its asker was told that
+	// What nobody waits for any more is not done. The request can be old: a
+	// process that was stopped reads it when it goes on. Its asker was told that
 	// there was no answer.
 	if hungUp(c) || c.SetDeadline(time.Time{}) != nil {
 		return
 	}
-	life := ctx
+	process := ctx
 	ctx, cancel := context.WithTimeoutCause(ctx, actionTimeout, fmt.Errorf("not done within %s", actionTimeout))
 	defer cancel()
 	go func() {
@@ -175,8 +181,8 @@ func answer(ctx context.Context, c net.Conn, serve service) {
 		cancel()
 	}()
 	status, err := serve(ctx, req)
-	if err != nil && life.Err() != nil {
-		err = context.Cause(life)
+	if err != nil && process.Err() != nil {
+		err = context.Cause(process)
 	}
 	resp := response{Version: controlVersion, Status: status}
 	if err != nil {

@@ -67,14 +67,14 @@ func TestControlStatus(t *testing.T) {
 	}
 }
 
-// TestControlChange shows that a change goes there and what came of it back. TestControlMoments
-// asks a process that has not begun to answer, or has ceased to, and is told so in a sentence.
+// TestControlMoments asks a process that has not begun to answer, or has ceased to, and is told so
+// in a sentence.
 func TestControlMoments(t *testing.T) {
 	s := newStore(t)
 	r := newRecord(uuidA, "")
 	index := 3
 	r.Index = &index
-	h, err := s.newHome(t.Context(), r)
+	state, err := s.newStateDir(t.Context(), r)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,21 +93,21 @@ func TestControlMoments(t *testing.T) {
 	pid := strconv.Itoa(os.Getpid())
 	check(exit.Busy, "nbd3 is being connected by pid "+pid+"; try again when it is done")
 	r.Phase = PhaseLive
-	if err := r.write(h.dir); err != nil {
+	if err := r.write(state.path); err != nil {
 		t.Fatal(err)
 	}
 	check(exit.NotFound, "nbd3 is being disconnected by pid "+pid)
 	// A control socket that nobody answers on any more is what a killed process leaves.
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(h.dir, "ctl"), Net: "unix"})
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(state.path, "ctl"), Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	l.SetUnlinkOnClose(false)
 	l.Close()
 	check(exit.NotFound, "nbd3 is being disconnected by pid "+pid)
-	h.lock.Close()
+	state.lock.Close()
 	check(exit.Failure, "nbd3 is orphaned: pid "+pid+", which served it, has ended; nbdctl disconnect nbd3 frees it")
-	if err := os.RemoveAll(h.dir); err != nil {
+	if err := os.RemoveAll(state.path); err != nil {
 		t.Fatal(err)
 	}
 	check(exit.NotFound, "nbd3 has been disconnected")
@@ -127,11 +127,13 @@ func TestControlEnding(t *testing.T) {
 	}
 	go func() { <-serving; c.close() }()
 	e := Entry{Record: newRecord(uuidA, ""), dir: filepath.Dir(path)}
-	if _, err := e.Stats(t.Context()); exit.Of(err) != exit.NotFound || !strings.Contains(err.Error(), "is being disconnected") {
+	_, err = e.Stats(t.Context())
+	if exit.Of(err) != exit.NotFound || !strings.Contains(err.Error(), "is being disconnected") {
 		t.Errorf("code %d, %v", exit.Of(err), err)
 	}
 }
 
+// TestControlChange shows that a change goes there, and that what came of it comes back.
 func TestControlChange(t *testing.T) {
 	e, _ := controlled(t)
 	size := int64(4096)
@@ -140,7 +142,8 @@ func TestControlChange(t *testing.T) {
 		t.Errorf("changed: %+v, %v", got, err)
 	}
 	size = 8192
-	if _, err := e.Change(t.Context(), Change{Size: &size}); exit.Of(err) != exit.Busy || !strings.Contains(err.Error(), "nbd3 is mounted") {
+	_, err = e.Change(t.Context(), Change{Size: &size})
+	if exit.Of(err) != exit.Busy || !strings.Contains(err.Error(), "nbd3 is mounted") {
 		t.Errorf("refused: %v, code %d", err, exit.Of(err))
 	}
 }
@@ -218,15 +221,15 @@ func TestReport(t *testing.T) {
 	r := newRecord(uuidA, "")
 	for _, tt := range []struct {
 		name  string
-		send  func(*os.File) error
+		send  func(pipe *os.File) error
 		ready bool
 		says  string
 		code  int
 	}{
-		{"ready", func(f *os.File) error { return report{Ready: r}.send(f) }, true, "", 0},
-		{"an error", func(f *os.File) error { return report{Error: "no such file", Code: 6}.send(f) }, false, "no such file", 6},
-		{"silence", func(f *os.File) error { return f.Close() }, false, "ended before the device was ready", 1},
-		{"an empty report", func(f *os.File) error { return report{}.send(f) }, false, "empty report", 1},
+		{"ready", report{Ready: r}.send, true, "", 0},
+		{"an error", report{Error: "no such file", Code: 6}.send, false, "no such file", 6},
+		{"silence", (*os.File).Close, false, "ended before the device was ready", 1},
+		{"an empty report", report{}.send, false, "empty report", 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			rd, wr, err := os.Pipe()
@@ -295,7 +298,9 @@ func TestRecordKeys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, key := range []string{"version", "uuid", "identifier", "phase", "pid", "index", "since", "size", "block_size", "log", "spec"} {
+	for _, key := range []string{
+		"version", "uuid", "identifier", "phase", "pid", "index", "since", "size", "block_size", "log", "spec",
+	} {
 		if !strings.Contains(string(data), `"`+key+`":`) {
 			t.Errorf("the record has no %q: %s", key, data)
 		}

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Cut shuts down the connections between the process of e and the kernel's
-// device from outside, for a process that is stopped or stuck. The kernel then
+// Cut shuts down the connections between the process of e and the kernel's device
+// from outside. It is for a process that is stopped or stuck: the kernel then
 // waits for it no longer.
 func (e *Entry) Cut() error {
 	p, err := e.reach()

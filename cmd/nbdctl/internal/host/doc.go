@@ -7,7 +7,7 @@
 //	/run/nbdctl/<uuid>/state.json   what it serves (Record), readable by all
 //	/run/nbdctl/<uuid>/lock         locked for as long as the process lives
 //	/run/nbdctl/<uuid>/ctl          its control socket, for root
-//	/run/nbdctl/<uuid>/log          its log, bounded; for root alone if the backend has a secret
+//	/run/nbdctl/<uuid>/log          its log, bounded; only for root if the backend has a secret
 //
 // Liveness is the lock and never the process id: a process id is reused, a
 // lock goes with its holder. The directory goes with the device.

@@ -10,8 +10,8 @@ import (
 
 const (
 	// whatAppears and whatGoes are the events of a directory that a watcher asks for. Records are
-	// renamed into their places, so what is written into a file that is there already, as a log, is
-	// of no interest.
+	// renamed into their places. What is written into a file that is there already, a log for one,
+	// is of no interest.
 	whatAppears = unix.IN_CREATE | unix.IN_MOVED_TO
 	whatGoes    = unix.IN_DELETE | unix.IN_MOVED_FROM
 	// eventsSize is room for some hundred events in bytes, and for one whatever its name

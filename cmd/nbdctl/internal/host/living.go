@@ -10,9 +10,9 @@ import (
 // living begins to watch the process of e; nil if it has ended or can't be
 // reached.
 //
-// While its lock is held, the number is still that of the process that serves,
-// but in another pid namespace it means another one, which is a stranger. So it
-// must have the lock's file open.
+// While its lock is held, the number is still that of the process that serves. In
+// another pid namespace it means another process, which is a stranger. So the
+// process must have the lock's file open.
 func (e *Entry) living() (*process, error) {
 	if e.Ended() {
 		return nil, nil

@@ -10,9 +10,9 @@ import (
 // errLocked says that another process holds the lock.
 var errLocked = errors.New("locked by another process")
 
-// retry calls take until it does not answer errLocked, or ctx ends. There is
-// no lock call that waits and heeds a context, so it asks again, ever more
-// seldom: the wait is over within 50 ms of the fact.
+// retry calls take until it does not answer errLocked, or ctx ends. No lock call
+// both waits and heeds a context, so retry asks again, ever more seldom: the wait
+// is over within 50 ms of the fact.
 func retry(ctx context.Context, take func() (*os.File, error)) (*os.File, error) {
 	const longest = 50 * time.Millisecond
 	pause := time.Millisecond

@@ -11,11 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The locks are open-file-description locks (fcntl(2), F_OFD_SETLK): like
-// flock they live as long as the open file and are inherited with it, so that
-// a lock can be handed to another process. Unlike flock they can be asked
-// about without being taken, so that listing never disturbs a process that is
-// just starting, and a reader of the file cannot take them.
+// The locks are open-file-description locks (fcntl(2), F_OFD_SETLK). Like flock
+// they last as long as the open file and are inherited with it, so that a lock can
+// be handed to another process. Unlike flock they can be asked about without being
+// taken: to list never disturbs a process that is just starting. Nor can a reader
+// of the file take them.
 
 // lockTry takes the lock of the file at path, which exists. The file is closed
 // to let it go.
@@ -53,8 +53,8 @@ func lock(f *os.File) error {
 	return nil
 }
 
-// lockHeld tells whether somebody holds the lock of the file at path. It asks
-// as a reader would, for which reading the file is enough.
+// lockHeld tells whether somebody holds the lock of the file at path. It asks as a
+// reader would: who may read the file may ask.
 func lockHeld(path string) (bool, error) {
 	f, err := os.Open(path)
 	if err != nil {

@@ -3,6 +3,7 @@ package host
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -69,6 +70,16 @@ func (l *logFile) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.file.Close()
+}
+
+// newLogger logs to the file and, if there is one, to tee, each whether or not
+// the other can be written.
+func newLogger(file, tee io.Writer) *slog.Logger {
+	handlers := []slog.Handler{slog.NewTextHandler(file, nil)}
+	if tee != nil {
+		handlers = append(handlers, slog.NewTextHandler(tee, nil))
+	}
+	return slog.New(fanOut(handlers))
 }
 
 // A fanOut hands each record to every handler, whatever became of it at the

@@ -13,7 +13,7 @@ import (
 // recordVersion is raised when a reader of the old form would misread the new one.
 const recordVersion = 1
 
-// A Phase is where a serving process is in its life.
+// A Phase is how far a serving process is with its device.
 type Phase string
 
 // The phases, in order; a device may go back from degraded and waiting.
@@ -52,7 +52,7 @@ type Record struct {
 }
 
 // A Loss tells of writes that are not where whoever made them may believe them
-// to be: of the first of them.
+// to be. It tells of the first of them.
 type Loss struct {
 	Time  time.Time `json:"time"`
 	Error string    `json:"error"`
@@ -85,7 +85,8 @@ func readRecord(dir string) (*Record, error) {
 	var r Record
 	if err := json.Unmarshal(data, &r); err != nil {
 		if version := versionOf(data); version > recordVersion {
-			err = fmt.Errorf("is of version %d, of which this nbdctl knows up to %d; use the nbdctl that connected the device, or a newer one: %w",
+			err = fmt.Errorf("is of version %d, of which this nbdctl knows up to %d; "+
+				"use the nbdctl that connected the device, or a newer one: %w",
 				version, recordVersion, err)
 		}
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, "state.json"), err)

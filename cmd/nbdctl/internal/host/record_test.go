@@ -36,8 +36,10 @@ func TestRecordIncarnation(t *testing.T) {
 		t.Fatal(err)
 	}
 	// What the versions before nbdnl.Incarnation wrote.
-	old := `{"version":1,"uuid":"` + uuid + `","identifier":"nbdctl:` + uuid + `","phase":"live","pid":12,"index":0,"birth":9223372036854775811,` +
-		`"mode":"ioctl","since":"2026-11-01T10:00:00Z","serving":1,"size":1048576,"block_size":512,"log":"journal","spec":{"kind":"memory"}}`
+	old := `{"version":1,"uuid":"` + uuid + `","identifier":"nbdctl:` + uuid + `",` +
+		`"phase":"live","pid":12,"index":0,"birth":9223372036854775811,` +
+		`"mode":"ioctl","since":"2026-11-01T10:00:00Z","serving":1,"size":1048576,"block_size":512,` +
+		`"log":"journal","spec":{"kind":"memory"}}`
 	if err := os.WriteFile(filepath.Join(dir, "state.json"), []byte(old), 0o644); err != nil {
 		t.Fatal(err)
 	}

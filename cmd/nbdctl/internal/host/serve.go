@@ -58,9 +58,9 @@ type Host struct {
 	// Tee gets the log too, besides the log file; nil for none.
 	Tee io.Writer
 
-	mu      sync.Mutex // guards record once the device lives
+	mu      sync.Mutex // guards record once the device is connected
 	record  Record
-	home    *home
+	state   *stateDir
 	control *control
 	logFile *logFile
 	log     *slog.Logger
@@ -70,10 +70,10 @@ type Host struct {
 	changing chan struct{}
 }
 
-// Serve connects the device and serves it until it is disconnected, by
-// whomever, or a signal asks for the end and nobody holds it. When it returns
-// the device has gone and so has all that was kept about it. An error before
-// Ready means that nothing came to be.
+// Serve connects the device and serves it until somebody disconnects it, or a
+// signal asks for the end and nobody holds it. When Serve returns, the device
+// has gone, and so has all that was kept about it. An error before Ready means
+// that nothing came to be.
 func (h *Host) Serve(ctx context.Context) (err error) {
 	h.redactor = h.Spec.Secrets.Redactor()
 	defer func() { err = h.redactor.Error(err) }()
@@ -89,18 +89,18 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 	}
 	starting, started := withSignals(ctx, h.Signals)
 	defer started()
-	if h.home, err = h.Store.newHome(starting, &h.record); err != nil {
+	if h.state, err = h.Store.newStateDir(starting, &h.record); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, h.home.remove()) }()
+	defer func() { err = errors.Join(err, h.state.remove()) }()
 	if h.logFile, err = openLog(h.record.Log, h.logMode()); err != nil {
 		return fmt.Errorf("log: %w", err)
 	}
 	defer h.logFile.Close()
 	h.log = newLogger(h.redactor.Writer(h.logFile), h.redactor.Writer(h.Tee))
 
-	// Its netlink socket sends CONNECT and stays open for the life of the
-	// device, or its thread keeps the device connected.
+	// Its netlink socket sends CONNECT and stays open until the device is gone,
+	// or its thread keeps the device connected.
 	client, err := h.Spec.system(h.Store).NewClient()
 	if err != nil {
 		return err
@@ -119,11 +119,11 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 		}
 		return errors.Join(err, undo())
 	}
-	// A signal that came after the last look at starting is the first of the
-	// device's life.
+	// A signal that came after the last look at starting is the first that the
+	// device gets.
 	err = h.serve(ctx, device, started())
-	// A backend that never returns keeps the process, and what it locks, for as
-	// long: closed under its hands, it could do harm.
+	// A backend that never returns keeps the process, and what the process locks,
+	// for as long. Closed during a call, the backend could do harm.
 	<-device.Done()
 	if loss := device.Loss(); loss != nil {
 		h.log.Error("writes were lost", "device", h.record.Device(), "error", loss)
@@ -182,11 +182,11 @@ func (h *Host) publish(ctx context.Context, device *blockdev.Device, warnings []
 		return err
 	}
 	h.changing = make(chan struct{}, 1)
-	h.control, err = listenControl(filepath.Join(h.home.dir, "ctl"), func(ctx context.Context, req request) (*Status, error) {
+	answer := func(ctx context.Context, req request) (*Status, error) {
 		s, err := h.answer(ctx, device, req)
 		return s, h.redactor.Error(err)
-	})
-	if err != nil {
+	}
+	if h.control, err = listenControl(filepath.Join(h.state.path, "ctl"), answer); err != nil {
 		return err
 	}
 	defer func() {
@@ -194,14 +194,7 @@ func (h *Host) publish(ctx context.Context, device *blockdev.Device, warnings []
 			h.control.close()
 		}
 	}()
-	if n := runtime.NumCPU(); h.Spec.Connections > n {
-		warnings = append(warnings, fmt.Sprintf("--connections %d: the kernel uses no more than there are processors, which is %d", h.Spec.Connections, n))
-	}
-	if device.Mode() == nbdnl.ModeIoctl && !h.Spec.Ioctl {
-		warnings = append(warnings, fmt.Sprintf("%s is connected by ioctls, for netlink is not to be seen in this network namespace: "+
-			"no connection can be replaced that dies, and the device ends if its process is stopped; "+
-			"nsenter --net=/proc/1/ns/net nbdctl … uses netlink, and --ioctl says that this is meant", nbdnl.Path(index)))
-	}
+	warnings = append(warnings, h.connectWarnings(device)...)
 	if device.Mode() == nbdnl.ModeIoctl {
 		ignoreStops() // which would end the device
 	}
@@ -218,6 +211,25 @@ func (h *Host) publish(ctx context.Context, device *blockdev.Device, warnings []
 	return nil
 }
 
+// connectWarnings are for the user of a device that is connected in a way that
+// may not be what was meant.
+func (h *Host) connectWarnings(device *blockdev.Device) []string {
+	var warnings []string
+	if n := runtime.NumCPU(); h.Spec.Connections > n {
+		warnings = append(warnings, fmt.Sprintf(
+			"--connections %d: the kernel uses no more than there are processors, which is %d",
+			h.Spec.Connections, n))
+	}
+	if device.Mode() == nbdnl.ModeIoctl && !h.Spec.Ioctl {
+		warnings = append(warnings, fmt.Sprintf(
+			"%s is connected by ioctls, for netlink is not to be seen in this network namespace: "+
+				"no connection can be replaced that dies, and the device ends if its process is stopped; "+
+				"nsenter --net=/proc/1/ns/net nbdctl … uses netlink, and --ioctl says that this is meant",
+			nbdnl.Path(device.Index())))
+	}
+	return warnings
+}
+
 // insistence is how soon a second Ctrl-C must follow the first to count.
 const insistence = 10 * time.Second
 
@@ -225,8 +237,8 @@ const insistence = 10 * time.Second
 // already, or nil.
 func (h *Host) serve(ctx context.Context, device *blockdev.Device, first os.Signal) error {
 	defer h.control.close()
-	// The orderly end that a signal asked for: at most one at a time, for it
-	// may take as long as it takes to write what is cached.
+	// A signal asks for an orderly end. It may take as long as it takes to write
+	// what is cached, so there is at most one at a time.
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan error, 1)
 	asked := false
@@ -252,7 +264,7 @@ func (h *Host) serve(ctx context.Context, device *blockdev.Device, first os.Sign
 			if err == nil {
 				return nil
 			}
-			if isDone(device) { // What could not be written keeps no device.
+			if isDone(device) { // Whatever could not be written, the device has gone.
 				gone := h.gone(device)
 				if errors.Is(gone, err) { // The end of a device says the same each time.
 					return gone
@@ -316,14 +328,20 @@ func (h *Host) lost(device *blockdev.Device, err error) error {
 	return errors.Join(fmt.Errorf("%s: %w", h.record.Device(), err), device.Close())
 }
 
-// waitFree stays, with the record, until the kernel has let go of the device:
-// one that was disconnected while held lives on as a corpse until its last
-// holder closes it, and a list should name its owner for so long.
+// waitFree stays, with the record, until the kernel has let go of the device.
+// The kernel keeps one that was disconnected while held until its last holder
+// closes it, and a list should name its owner for so long.
 func (h *Host) waitFree(ctx context.Context, client *nbdnl.Client, device *blockdev.Device) error {
 	st, err := client.Status(ctx, device.Index())
-	if err != nil || !st.Connected() || st.HasIdentifier && st.Identifier != h.record.Identifier ||
-		!st.HasIdentifier && nbdnl.IncarnationOf(device.Index()) != h.record.Incarnation {
-		return nil // free, or somebody else's already
+	if err != nil || !st.Connected() {
+		return nil // free
+	}
+	ours := st.Identifier == h.record.Identifier
+	if !st.HasIdentifier {
+		ours = nbdnl.IncarnationOf(device.Index()) == h.record.Incarnation
+	}
+	if !ours {
+		return nil // somebody else's already
 	}
 	if err := h.update(func(r *Record) { r.Phase = PhaseDisconnecting }); err != nil {
 		h.log.Warn("its phase could not be noted", "reason", err)
@@ -336,43 +354,11 @@ func (h *Host) waitFree(ctx context.Context, client *nbdnl.Client, device *block
 	return nil
 }
 
-// logMode is that of the log: what an unprivileged list or status points to can be read too, unless
-// the backend has a secret, which a crash might print past the redactor.
+// logMode is that of the log. What an unprivileged list or status points to can be read too, unless
+// the backend has a secret: a crash might print it past the redactor.
 func (h *Host) logMode() fs.FileMode {
 	if len(h.Spec.Secrets) != 0 {
 		return 0o600
 	}
 	return 0o644
-}
-
-// newLogger logs to the file and, if there is one, to tee, each whether or not
-// the other can be written.
-func newLogger(file, tee io.Writer) *slog.Logger {
-	handlers := []slog.Handler{slog.NewTextHandler(file, nil)}
-	if tee != nil {
-		handlers = append(handlers, slog.NewTextHandler(tee, nil))
-	}
-	return slog.New(fanOut(handlers))
-}
-
-// withSignals is a context that the next signal ends, with the signal in its
-// cause. The returned function leaves signals to others from then on, and
-// returns the one that came, if any; it may be called again.
-func withSignals(ctx context.Context, signals <-chan os.Signal) (context.Context, func() os.Signal) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	finished := make(chan struct{})
-	var came os.Signal
-	go func() {
-		defer close(finished)
-		select {
-		case came = <-signals:
-			cancel(fmt.Errorf("interrupted by %s", came))
-		case <-ctx.Done():
-		}
-	}()
-	return ctx, func() os.Signal {
-		cancel(context.Canceled)
-		<-finished
-		return came
-	}
 }

@@ -41,9 +41,8 @@ const filesVariable = "NBDCTL_FILES"
 // firstFile is the descriptor of the first of them (exec.Cmd.ExtraFiles).
 const firstFile = 3
 
-// Spawned is a device that a process in the background serves, on condition:
-// the process undoes all it did unless Accept is called, even if the caller is
-// killed.
+// Spawned is a device that a process in the background serves on condition. Unless
+// Accept is called, the process undoes all it did, even if the caller is killed.
 type Spawned struct {
 	Record *Record
 	cmd    *exec.Cmd
@@ -69,10 +68,11 @@ func (s *Spawned) Reject() error {
 	return err
 }
 
-// Spawn starts a process that serves spec in the background and waits until
-// the device is ready; the strings are warnings for the user. When ctx ends
-// first the process is asked to undo what it did, and waited for. It inherits the
-// descriptor image, with its number, until it has opened the backend; none if negative.
+// Spawn starts a process that serves spec in the background and waits until the
+// device is ready; the strings are warnings for the user. When ctx ends first, the
+// process is asked to undo what it did, and waited for. The process inherits the
+// descriptor image, with its number, until it has opened the backend. A negative
+// image is none.
 func Spawn(ctx context.Context, spec Spec, image int) (*Spawned, []string, error) {
 	cmd, pipes, err := start(image, len(spec.Secrets) != 0)
 	if err != nil {
@@ -97,7 +97,8 @@ func Spawn(ctx context.Context, spec Spec, image int) (*Spawned, []string, error
 		rerr = context.Cause(ctx)
 	}
 	if errors.Is(rerr, os.ErrDeadlineExceeded) {
-		err = fmt.Errorf("%w; pid %d is still undoing what it did: see nbdctl list", context.Cause(ctx), cmd.Process.Pid)
+		err = fmt.Errorf("%w; pid %d is still undoing what it did: see nbdctl list",
+			context.Cause(ctx), cmd.Process.Pid)
 		return nil, warnings, errors.Join(err, s.accept.Close())
 	}
 	if err = errors.Join(err, rerr); err != nil {
@@ -156,7 +157,7 @@ func start(image int, secrets bool) (_ *exec.Cmd, _ *pipes, err error) {
 	// A session of its own: the terminal's Ctrl-C and hang-up are not for it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	// What the caller has open, a lock or the pipe of a test runner, must not
-	// stay open for the life of the device.
+	// stay open for as long as the device is connected.
 	if err = closeOnExec(); err != nil {
 		return nil, nil, err
 	}
@@ -285,8 +286,8 @@ func accepted(ctx context.Context, pipe *os.File) error {
 	stop := context.AfterFunc(ctx, func() { _ = pipe.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if werr := raw.Read(read); werr != nil {
-		// Ended at the moment of acceptance is accepted: the starter may have
-		// succeeded by now, and its user may have written to the device.
+		// ctx may have ended at the moment of acceptance. Then the device is accepted:
+		// the starter may have succeeded, and its user may have written to the device.
 		if cerr := raw.Control(func(fd uintptr) { read(fd) }); cerr != nil || err == unix.EAGAIN {
 			return errors.Join(context.Cause(ctx), cerr)
 		}
@@ -321,8 +322,8 @@ func inherited() (map[string]*os.File, error) {
 		}
 		// What we execute has no business with them.
 		syscall.CloseOnExec(firstFile + i)
-		// For reads that can be interrupted. The other ends do not share this; the
-		// image does, with its other users.
+		// It is for reads that can be interrupted. The other ends of the pipes do not
+		// share this flag; the image shares it with its other users.
 		if name != fileImage {
 			if err := syscall.SetNonblock(firstFile+i, true); err != nil {
 				continue // not one of ours

@@ -33,7 +33,8 @@ func OpenStore() (*Store, error) {
 		return nil, exit.Usagef("NBDCTL_STATE_DIR=%q: must be an absolute path", dir)
 	}
 	if n := len(filepath.Join(dir, uuidForLength, "ctl")); n > maxSocketPath {
-		return nil, exit.Usagef("NBDCTL_STATE_DIR=%q: too long by %d bytes for the control socket's address", dir, n-maxSocketPath)
+		return nil, exit.Usagef("NBDCTL_STATE_DIR=%q: too long by %d bytes for the control socket's address",
+			dir, n-maxSocketPath)
 	}
 	return &Store{dir: dir}, nil
 }
@@ -55,9 +56,9 @@ type Entry struct {
 	dir string
 }
 
-// Entries lists what the store holds, in no order. What can't be read (being
-// made or removed at this moment, or damaged) is left out; a damaged record is
-// reported in err beside the entries that could be read.
+// Entries lists what the store holds, in no order. What can't be read is left
+// out: it is being made or removed at this moment, or damaged. A damaged record
+// is reported in err beside the entries that could be read.
 func (s *Store) Entries() ([]Entry, error) {
 	names, err := os.ReadDir(s.dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -130,8 +131,8 @@ func (e *Entry) waiting(err error) error {
 }
 
 // Sweep removes the directories of processes that ended without doing it
-// themselves and whose device is no more; connected says which still are.
-// What can't be read, or was never completed, belongs to no device.
+// themselves, and whose device is not connected any more. What can't be read, or
+// was never completed, belongs to no device.
 func (s *Store) Sweep(ctx context.Context, connected func(Entry) bool) (err error) {
 	// Not while somebody makes a directory, whose lock is not taken yet.
 	unlock, err := s.lock(ctx)
@@ -158,9 +159,9 @@ func (s *Store) sweep(dir string, connected func(Entry) bool) error {
 	if err == nil && connected(Entry{Record: r, dir: dir}) {
 		return nil
 	}
-	// Not blocking: who holds the lock is alive. A directory without one is
-	// half made or half removed, by somebody who is not at it any more or
-	// would remove the rest too.
+	// It does not wait: who holds the lock is alive. A directory without a lock
+	// is half made or half removed. Who did that has ended, or would remove the
+	// rest too.
 	l, err := lockTry(filepath.Join(dir, "lock"))
 	switch {
 	case err == nil:
@@ -192,7 +193,11 @@ func isUUID(s string) bool {
 		return false
 	}
 	for i, c := range []byte(s) {
-		if dash := uuidForLength[i] == '-'; dash != (c == '-') || !dash && !strings.ContainsRune("0123456789abcdef", rune(c)) {
+		allowed := "0123456789abcdef"
+		if uuidForLength[i] == '-' {
+			allowed = "-"
+		}
+		if strings.IndexByte(allowed, c) < 0 {
 			return false
 		}
 	}

@@ -30,8 +30,15 @@ func newStore(t *testing.T) *Store {
 }
 
 func newRecord(uuid, label string) *Record {
-	return &Record{Version: recordVersion, UUID: uuid, Identifier: "nbdctl:" + uuid, Phase: PhaseConnecting, PID: os.Getpid(),
-		Since: time.Now(), Spec: Spec{Label: label, Kind: "memory", Size: 1 << 20}}
+	return &Record{
+		Version:    recordVersion,
+		UUID:       uuid,
+		Identifier: "nbdctl:" + uuid,
+		Phase:      PhaseConnecting,
+		PID:        os.Getpid(),
+		Since:      time.Now(),
+		Spec:       Spec{Label: label, Kind: "memory", Size: 1 << 20},
+	}
 }
 
 // entries is the store's content by UUID.
@@ -61,35 +68,39 @@ func leftovers(t *testing.T, s *Store) (names []string) {
 	return names
 }
 
-func TestHomeLife(t *testing.T) {
+// TestStateDirectory holds what the directory of a process shows from its making to its end.
+func TestStateDirectory(t *testing.T) {
 	s := newStore(t)
 	if got := entries(t, s); len(got) != 0 {
 		t.Fatalf("a store that was never used has %v", got)
 	}
 	r := newRecord(uuidA, "scratch")
-	h, err := s.newHome(t.Context(), r)
+	state, err := s.newStateDir(t.Context(), r)
 	if err != nil {
 		t.Fatal(err)
 	}
 	e, ok := entries(t, s)[uuidA]
-	if !ok || !e.Alive || e.Phase != PhaseConnecting || e.Spec.Label != "scratch" || e.Log != filepath.Join(h.dir, "log") {
+	if !ok || !e.Alive || e.Phase != PhaseConnecting || e.Spec.Label != "scratch" {
 		t.Fatalf("the entry is %+v", e)
+	}
+	if e.Log != filepath.Join(state.path, "log") {
+		t.Fatalf("its log is %s", e.Log)
 	}
 	index := 3
 	r.Index, r.Phase = &index, PhaseLive
-	if err := r.write(h.dir); err != nil {
+	if err := r.write(state.path); err != nil {
 		t.Fatal(err)
 	}
 	if e := entries(t, s)[uuidA]; e.Device() != "nbd3" || e.Phase != PhaseLive {
 		t.Fatalf("after the update the entry is %+v", e)
 	}
 	for name, want := range map[string]fs.FileMode{"": 0o755, "state.json": 0o644, "lock": 0o644} {
-		st, err := os.Stat(filepath.Join(h.dir, name))
+		st, err := os.Stat(filepath.Join(state.path, name))
 		if err != nil || st.Mode().Perm() != want {
 			t.Errorf("%q has mode %v (%v), want %v", name, st.Mode().Perm(), err, want)
 		}
 	}
-	if err := h.remove(); err != nil {
+	if err := state.remove(); err != nil {
 		t.Fatal(err)
 	}
 	if got := leftovers(t, s); len(got) != 0 {
@@ -104,7 +115,7 @@ func TestWaitForEnd(t *testing.T) {
 		s := newStore(t)
 		r := newRecord(uuidA, "")
 		r.PID = 0 // not this one, whose end would be waited for too
-		h, err := s.newHome(t.Context(), r)
+		state, err := s.newStateDir(t.Context(), r)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -117,9 +128,9 @@ func TestWaitForEnd(t *testing.T) {
 		waited := make(chan error)
 		go func() { waited <- e.Wait(t.Context()) }()
 		if killed {
-			err = h.lock.Close() // all that a killed process does
+			err = state.lock.Close() // all that a killed process does
 		} else {
-			err = h.remove()
+			err = state.remove()
 		}
 		if err := errors.Join(err, <-waited); err != nil {
 			t.Errorf("killed %v: %v", killed, err)
@@ -132,22 +143,22 @@ func TestWaitForEnd(t *testing.T) {
 
 func TestLabelsAreUnique(t *testing.T) {
 	s := newStore(t)
-	first, err := s.newHome(t.Context(), newRecord(uuidA, "scratch"))
+	first, err := s.newStateDir(t.Context(), newRecord(uuidA, "scratch"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = s.newHome(t.Context(), newRecord(uuidB, "scratch"))
+	_, err = s.newStateDir(t.Context(), newRecord(uuidB, "scratch"))
 	if exit.Of(err) != exit.Busy {
 		t.Errorf("a second scratch: %v, code %d", err, exit.Of(err))
 	}
 	if got := leftovers(t, s); len(got) != 1 || got[0] != uuidA {
-		t.Errorf("the store has %v, want %s alone", got, uuidA)
+		t.Errorf("the store has %v, want only %s", got, uuidA)
 	}
 	// The name of a dead process is free.
 	if err := first.lock.Close(); err != nil {
 		t.Fatal(err)
 	}
-	second, err := s.newHome(t.Context(), newRecord(uuidB, "scratch"))
+	second, err := s.newStateDir(t.Context(), newRecord(uuidB, "scratch"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,12 +169,12 @@ func TestLabelsAreUnique(t *testing.T) {
 
 func TestSweep(t *testing.T) {
 	s := newStore(t)
-	alive, err := s.newHome(t.Context(), newRecord(uuidA, ""))
+	alive, err := s.newStateDir(t.Context(), newRecord(uuidA, ""))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer alive.remove()
-	dead, err := s.newHome(t.Context(), newRecord(uuidB, ""))
+	dead, err := s.newStateDir(t.Context(), newRecord(uuidB, ""))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,7 +190,7 @@ func TestSweep(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := leftovers(t, s); len(got) != 1 || got[0] != uuidA {
-		t.Errorf("after the sweep the store has %v, want %s alone", got, uuidA)
+		t.Errorf("after the sweep the store has %v, want only %s", got, uuidA)
 	}
 }
 
@@ -219,7 +230,7 @@ func TestWaitForProcess(t *testing.T) {
 	}
 	r := newRecord(uuidA, "")
 	r.PID = sleep.Process.Pid
-	h, err := s.newHome(t.Context(), r)
+	state, err := s.newStateDir(t.Context(), r)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,7 +247,7 @@ func TestWaitForProcess(t *testing.T) {
 	if err := e.Wait(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("waiting for a living process ends with %v", err)
 	}
-	if err := h.remove(); err != nil {
+	if err := state.remove(); err != nil {
 		t.Fatal(err)
 	}
 	if err := sleep.Process.Kill(); err != nil {
@@ -256,7 +267,7 @@ func TestDamagedRecord(t *testing.T) {
 		"an empty record": "",
 	} {
 		s := newStore(t)
-		h, err := s.newHome(t.Context(), newRecord(uuidA, ""))
+		state, err := s.newStateDir(t.Context(), newRecord(uuidA, ""))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -271,7 +282,7 @@ func TestDamagedRecord(t *testing.T) {
 		if len(list) != 1 || list[0].UUID != uuidA || err == nil || !strings.Contains(err.Error(), bad) {
 			t.Errorf("%s: %v, %v", name, list, err)
 		}
-		if err := h.remove(); err != nil {
+		if err := state.remove(); err != nil {
 			t.Error(err)
 		}
 	}
@@ -285,8 +296,9 @@ func TestNewerRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, content := range map[string]string{
-		"lock":       "",
-		"state.json": `{"version": 2, "uuid": "` + uuidA + `", "index": 9, "phase": "migrating", "colour": "blue", "spec": {"kind": "memory"}}`,
+		"lock": "",
+		"state.json": `{"version": 2, "uuid": "` + uuidA + `", "index": 9, "phase": "migrating", ` +
+			`"colour": "blue", "spec": {"kind": "memory"}}`,
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
 			t.Fatal(err)
@@ -319,7 +331,7 @@ func TestAskingTakesNothing(t *testing.T) {
 	}
 	defer reader.Close()
 	if err := lock(reader); err == nil {
-		t.Error("a file open for reading alone can be locked")
+		t.Error("a file open only for reading can be locked")
 	}
 	if held, err := lockHeld(path); held || err != nil {
 		t.Errorf("a free lock: held %v, %v", held, err)

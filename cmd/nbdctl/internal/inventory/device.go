@@ -12,13 +12,16 @@ import (
 
 // A Device is what the kernel and our records together say of one.
 type Device struct {
-	// Status is what the kernel alone shows.
+	// Status is what the kernel shows.
 	nbdnl.Status
 	// Entry is the record of the process that serves it; nil if there is none.
 	Entry *host.Entry
-	// Incarnation is that the use of the index that this is about, where no identifier tells; 0
+	// Incarnation is that of the index when the device was connected, where no identifier tells. 0
 	// is unknown.
 	Incarnation nbdnl.Incarnation
+	// Stopped is whether the process that serves it by ioctls is known to be stopped. The kernel has
+	// ended the device then, and every access to it fails.
+	Stopped bool
 	// Left is whether another program's device is known to have nobody who serves it: its index was
 	// leased (claim.Lease), and the process that had it has ended.
 	Left bool
@@ -50,6 +53,8 @@ func (d *Device) State() nbdnl.State {
 		return nbdnl.StateConnecting
 	case d.Entry.Phase == host.PhaseDisconnecting:
 		return nbdnl.StateDisconnecting
+	case d.Stopped:
+		return nbdnl.StateOrphaned
 	case d.Entry.Phase == host.PhaseDegraded:
 		return nbdnl.StateDegraded
 	case d.Entry.Phase == host.PhaseWaiting:
@@ -62,6 +67,25 @@ func (d *Device) State() nbdnl.State {
 // is known to have ended. In a container it may be out of sight and well.
 func (d *Device) ownerGone() bool {
 	return d.OwnerGone || d.OwnerPID != 0 && comm(d.root, d.OwnerPID) != servingName
+}
+
+// findStopped tells whether the process that serves our device by ioctls is known to be stopped. Its
+// thread is in the kernel for as long as the device is connected (NBD_DO_IT). A stop takes the
+// thread out of there, and the kernel then shuts down the device's connections
+// (nbd_start_device_ioctl). Nothing else shows that: what sysfs has stays while the process keeps
+// the device open.
+func (d *Device) findStopped() bool {
+	e := d.Entry
+	if e == nil || !e.Alive || e.Mode != nbdnl.ModeIoctl.String() || e.Phase == host.PhaseConnecting {
+		return false
+	}
+	switch {
+	case d.OwnerTID == 0: // before Linux 6.1
+		return comm(d.root, e.PID) == servingName && isStopped(d.root, e.PID)
+	case d.OwnerPID != e.PID: // in another pid namespace
+		return false
+	}
+	return isStopped(d.root, d.OwnerTID)
 }
 
 // PID is the process that serves the device, or did until it was killed; 0 if unknown.
@@ -108,9 +132,24 @@ func (d *Device) keeps(h holder.Holder) bool {
 
 // comm is the name of the process pid, in the machine below root.
 func comm(root string, pid int) string {
-	b, err := os.ReadFile(commPath(root, pid))
+	b, err := os.ReadFile(procPath(root, pid, "comm"))
 	if err != nil {
 		return "gone"
 	}
 	return strings.TrimSpace(string(b))
+}
+
+// isStopped tells whether a thread is stopped, by a signal or a debugger (proc_pid_status(5)).
+func isStopped(root string, tid int) bool {
+	b, err := os.ReadFile(procPath(root, tid, "status"))
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(b)) {
+		if state, found := strings.CutPrefix(line, "State:"); found {
+			state = strings.TrimSpace(state)
+			return strings.HasPrefix(state, "T") || strings.HasPrefix(state, "t")
+		}
+	}
+	return false
 }

@@ -39,8 +39,8 @@ func Open() (*Inventory, error) {
 const patience = 3 * time.Second
 
 // Connected lists the connected devices of the machine, ascending, and the records that have none.
-// Where there is no driver there are no devices. It never waits for the kernel, where another
-// program's command may be stuck. A damaged record is an error beside the devices; they are nil if
+// Where there is no driver there are no devices. Connected never waits for the kernel, where another
+// program's command may be stuck. A damaged record is an error beside the devices. They are nil if
 // they can't be listed.
 func (in *Inventory) Connected() (devices []Device, rest []host.Entry, err error) {
 	return in.list((*nbdnl.Client).Connected)
@@ -117,9 +117,10 @@ func (in *Inventory) pair(st nbdnl.Status, entries []host.Entry) (Device, []host
 		}
 		entries = slices.Delete(entries, i, i+1)
 	}
+	d.Stopped = d.findStopped()
 	if d.Connected() && !d.Ours() && d.Identifier != "" {
-		// Of devices without a lease nothing can be known, for they may well outlive the
-		// process that connected them; nor, without privilege, of the others.
+		// A device without a lease may well outlive the process that connected it, and nothing
+		// is known of it. Without privilege nothing is known of the others either.
 		left, err := in.System.Claims().LeftAt(d.Index)
 		d.Left = err == nil && left == d.Identifier
 	}
@@ -155,7 +156,7 @@ func (in *Inventory) incarnationOf(index int) nbdnl.Incarnation {
 	return in.System.IncarnationOf(index)
 }
 
-// commPath is the file below root with the name of the process pid.
-func commPath(root string, pid int) string {
-	return filepath.Join("/", root, "proc", strconv.Itoa(pid), "comm")
+// procPath is a file below root about the process or thread with that number.
+func procPath(root string, id int, file string) string {
+	return filepath.Join("/", root, "proc", strconv.Itoa(id), file)
 }

@@ -31,6 +31,8 @@ type View struct {
 	Since       *time.Time `json:"since"`
 	Owner       Owner      `json:"owner"`
 	Loss        *host.Loss `json:"loss"`
+	// Stopped is Device.Stopped, for people.
+	Stopped bool `json:"-"`
 }
 
 // An Owner is who connected a device.
@@ -76,6 +78,10 @@ func (d *Device) View() View {
 		v.Backend = known(e.Spec.Backend(), true)
 		v.Connections = known(e.Spec.Connections, true)
 		v.Serving = aliveConnections(e)
+		v.Stopped = d.Stopped
+		if d.State() == nbdnl.StateOrphaned {
+			v.Serving = known(0, true)
+		}
 		v.Timeout = known(int64(e.Spec.Timeout/time.Second), true)
 		v.DeadTimeout = known(int64(e.Spec.DeadTimeout/time.Second), true)
 		v.Since = &e.Since
@@ -103,10 +109,7 @@ func features(f nbdnl.Flags) []string {
 
 // aliveConnections is how many connections of the device are alive.
 func aliveConnections(e *host.Entry) *int {
-	switch {
-	case !e.Alive:
-		return known(0, true)
-	case e.Serving == 0 && e.Phase == host.PhaseLive:
+	if e.Serving == 0 && e.Phase == host.PhaseLive {
 		return nil // The record of a process that does not tell.
 	}
 	return &e.Serving
@@ -149,8 +152,8 @@ func (in *Inventory) FullOf(ctx context.Context, d Device) (*Full, error) {
 		return v, nil
 	}
 	v.Log = &d.Entry.Log
-	if d.Entry.Alive {
-		// Only root may ask, and the process may be ending: what it alone
+	if d.Entry.Alive && !d.Stopped {
+		// Only root may ask, and the process may be ending: what only it
 		// knows is then null.
 		s, err := d.Entry.Status(ctx)
 		if err == nil {

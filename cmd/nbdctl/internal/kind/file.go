@@ -89,16 +89,18 @@ func openFile(s host.Spec, export bool) (*host.Backing, error) {
 		b.Discard = f.Discard
 	}
 	if opts.Direct && block != s.BlockSize && block > host.DefaultBlockSize {
-		b.Warnings = append(b.Warnings,
-			fmt.Sprintf("%s: the device has blocks of %d bytes, as direct I/O needs them here: no partitions of %d are found", s.Arg, block, host.DefaultBlockSize))
+		b.Warnings = append(b.Warnings, fmt.Sprintf(
+			"%s: the device has blocks of %d bytes, as direct I/O needs them here: no partitions of %d are found",
+			s.Arg, block, host.DefaultBlockSize))
 	}
 	if tail := f.Tail(); tail != 0 {
 		what := "device"
 		if export {
 			what = "export"
 		}
-		b.Warnings = append(b.Warnings,
-			fmt.Sprintf("%s: its last %d bytes are not part of the %s: they are less than a block of %d", s.Arg, tail, what, block))
+		b.Warnings = append(b.Warnings, fmt.Sprintf(
+			"%s: its last %d bytes are not part of the %s: they are less than a block of %d",
+			s.Arg, tail, what, block))
 	}
 	return b, nil
 }

@@ -92,15 +92,17 @@ func TestOpenFile(t *testing.T) {
 // it is.
 func TestAdviseFile(t *testing.T) {
 	readOnly := &file.ReadOnlyError{Path: "disk.img", Reason: "the block device is read-only", Err: syscall.EROFS}
+	noLocks := &file.NoLocksError{Path: "disk.img", Err: syscall.ENOLCK}
+	created := host.Spec{Create: true, Size: 1 << 20}
 	for _, tt := range []struct {
 		spec host.Spec
 		err  error
 		says string
 	}{
 		{host.Spec{}, readOnly, "file: disk.img: it can't be written: the block device is read-only; use --read-only"},
-		{host.Spec{Create: true, Size: 1 << 20}, readOnly, "; use --read-only, without --create"},
-		{host.Spec{}, &file.NoLocksError{Path: "disk.img", Err: syscall.ENOLCK}, "; -o lock=off does without, where nobody else uses it"},
-		{host.Spec{Create: true, Size: 1 << 20}, fmt.Errorf("file: disk.img: %w", syscall.EROFS), "file: disk.img: read-only file system"},
+		{created, readOnly, "; use --read-only, without --create"},
+		{host.Spec{}, noLocks, "; -o lock=off does without, where nobody else uses it"},
+		{created, fmt.Errorf("file: disk.img: %w", syscall.EROFS), "file: disk.img: read-only file system"},
 	} {
 		err := adviseFile(tt.spec, tt.err)
 		if !strings.HasSuffix(err.Error(), tt.says) || !errors.Is(err, tt.err) {

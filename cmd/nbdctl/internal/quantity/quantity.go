@@ -75,7 +75,8 @@ func ParseSeconds(s string, least, most time.Duration) (time.Duration, error) {
 		}
 	}
 	if err != nil || d < least || d > most || d%time.Second != 0 {
-		return 0, fmt.Errorf("a duration is whole seconds from %s to %s, for example 30s", FormatSeconds(least), FormatSeconds(most))
+		return 0, fmt.Errorf("a duration is whole seconds from %s to %s, for example 30s",
+			FormatSeconds(least), FormatSeconds(most))
 	}
 	return d, nil
 }

@@ -46,8 +46,19 @@ func TestParseSize(t *testing.T) {
 
 func TestFormatSize(t *testing.T) {
 	for n, want := range map[int64]string{
-		0: "0", 1023: "1023", 1024: "1K", 512 << 20: "512M", 1536 << 20: "1.5G", 1<<20 + 1: "1.0M", 1 << 40: "1T", 1<<63 - 1: "8E",
-		1<<20 - 1: "1.0M", 1023 << 10: "1023K", 1<<50 - 1<<40: "1023T", 1<<50 - 1: "1.0P", 1<<60 - 1<<49: "1023.5P",
+		0:             "0",
+		1023:          "1023",
+		1024:          "1K",
+		1023 << 10:    "1023K",
+		1<<20 - 1:     "1.0M",
+		1<<20 + 1:     "1.0M",
+		512 << 20:     "512M",
+		1536 << 20:    "1.5G",
+		1 << 40:       "1T",
+		1<<50 - 1<<40: "1023T",
+		1<<50 - 1:     "1.0P",
+		1<<60 - 1<<49: "1023.5P",
+		1<<63 - 1:     "8E",
 	} {
 		if got := quantity.FormatSize(n); got != want {
 			t.Errorf("FormatSize(%d) = %q, want %q", n, got, want)
@@ -84,7 +95,13 @@ func TestParseSeconds(t *testing.T) {
 }
 
 func TestFormatSeconds(t *testing.T) {
-	for d, want := range map[time.Duration]string{0: "0s", 30 * time.Second: "30s", 90 * time.Second: "1m30s", 5 * time.Minute: "5m", 24 * time.Hour: "24h"} {
+	for d, want := range map[time.Duration]string{
+		0:                "0s",
+		30 * time.Second: "30s",
+		90 * time.Second: "1m30s",
+		5 * time.Minute:  "5m",
+		24 * time.Hour:   "24h",
+	} {
 		if got := quantity.FormatSeconds(d); got != want {
 			t.Errorf("FormatSeconds(%d) = %q, want %q", d, got, want)
 		}

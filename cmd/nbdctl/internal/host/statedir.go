@@ -10,22 +10,22 @@ import (
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 )
 
-// Before it is complete and while it is being removed, a directory has one of
-// these before its name, and no list shows it.
+// A directory has one of these before its name while it is being made or removed.
+// No list shows it then.
 const (
 	newPrefix  = ".new-"
 	gonePrefix = ".gone-"
 )
 
-// A home is the directory of one serving process, and its claim to be alive.
-type home struct {
-	dir  string
+// A stateDir is the directory of one serving process, and its claim to be alive.
+type stateDir struct {
+	path string
 	lock *os.File
 }
 
-// newHome makes the directory for r, whose UUID, Identifier, PID and Spec are
-// set, takes its lock and writes the record. Nobody sees it half made.
-func (s *Store) newHome(ctx context.Context, r *Record) (_ *home, err error) {
+// newStateDir makes the directory for r, takes its lock and writes the record.
+// The UUID, Identifier, PID and Spec of r are set. Nobody sees it half made.
+func (s *Store) newStateDir(ctx context.Context, r *Record) (_ *stateDir, err error) {
 	if err := os.MkdirAll(s.dir, 0o755); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
@@ -42,33 +42,33 @@ func (s *Store) newHome(ctx context.Context, r *Record) (_ *home, err error) {
 	if err := os.Mkdir(made, 0o755); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
-	h := &home{dir: filepath.Join(s.dir, r.UUID)}
-	r.Log = filepath.Join(h.dir, "log")
+	d := &stateDir{path: filepath.Join(s.dir, r.UUID)}
+	r.Log = filepath.Join(d.path, "log")
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, os.RemoveAll(made), closeFile(h.lock))
+			err = errors.Join(err, os.RemoveAll(made), closeFile(d.lock))
 		}
 	}()
-	if h.lock, err = os.OpenFile(filepath.Join(made, "lock"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644); err != nil {
+	if d.lock, err = os.OpenFile(filepath.Join(made, "lock"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
-	if err := lock(h.lock); err != nil {
+	if err := lock(d.lock); err != nil {
 		return nil, err
 	}
 	if err := r.write(made); err != nil {
 		return nil, err
 	}
-	return h, os.Rename(made, h.dir)
+	return d, os.Rename(made, d.path)
 }
 
-// remove takes the directory away in one step, and then, with the lock, the
-// sign of life.
-func (h *home) remove() error {
-	gone := filepath.Join(filepath.Dir(h.dir), gonePrefix+filepath.Base(h.dir))
-	if err := os.Rename(h.dir, gone); err != nil {
-		gone = h.dir
+// remove takes the directory away in one step. Only then does it let go of the
+// lock, which says that the process is alive.
+func (d *stateDir) remove() error {
+	gone := filepath.Join(filepath.Dir(d.path), gonePrefix+filepath.Base(d.path))
+	if err := os.Rename(d.path, gone); err != nil {
+		gone = d.path
 	}
-	return errors.Join(os.RemoveAll(gone), h.lock.Close())
+	return errors.Join(os.RemoveAll(gone), d.lock.Close())
 }
 
 // labelFree refuses a label that a living process has.
@@ -80,7 +80,8 @@ func (s *Store) labelFree(label string) error {
 	entries, _ := s.Entries()
 	for _, e := range entries {
 		if e.Alive && e.Spec.Label == label {
-			return exit.With(exit.Busy, "--name %s: the name of %s already, served by pid %d; choose another", label, e.Device(), e.PID)
+			return exit.With(exit.Busy, "--name %s: the name of %s already, served by pid %d; choose another",
+				label, e.Device(), e.PID)
 		}
 	}
 	return nil
@@ -107,8 +108,8 @@ func LockPath(ctx context.Context, path string) (unlock func() error, err error)
 		if err := lock(f); err != nil {
 			return nil, errors.Join(err, f.Close())
 		}
-		// The holder before us removes the file before it lets go: a lock on
-		// a file that is no longer at its path keeps nobody out.
+		// The holder before us removes the file before it lets go. A lock on a file
+		// that is no longer at its path keeps nobody out.
 		mine, err1 := f.Stat()
 		theirs, err2 := os.Stat(path)
 		if err1 != nil || err2 != nil || !os.SameFile(mine, theirs) {
