@@ -46,8 +46,8 @@ func orphaned(t *testing.T, ko nbdnltest.Options, connections int) *orphan {
 		links: l.ends(),
 	}
 	err = o.Client.ConnectIndex(t.Context(), e.index, nbdnl.Config{
-		Sockets: l.kernel, Size: e.size, BlockSize: e.blockSize, Flags: e.flags, Timeout: e.timeout, DeadConnTimeout: e.deadTimeout,
-		Identifier: e.identifier,
+		Sockets: l.kernel, Size: e.size, BlockSize: e.blockSize, Flags: e.flags, Identifier: e.identifier,
+		Timeout: e.timeout, DeadConnTimeout: e.deadTimeout,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -255,11 +255,11 @@ func TestAdoptNoLinks(t *testing.T) {
 	o := orphaned(t, nbdnltest.Options{}, 1)
 	o.e.links = nil
 	refused := errors.New("not vacated")
-	if d, err := o.machine.adopt(t.Context(), o.e, newStore(), o.options, func() error { return refused }); d != nil || !errors.Is(err, refused) {
-		t.Errorf("device %v, error %v", d, err)
-	}
-	if d, err := o.machine.adopt(t.Context(), o.e, nil, o.options, func() error { return refused }); d != nil || !errors.Is(err, refused) {
-		t.Errorf("device %v, error %v", d, err)
+	for _, b := range []backends.Backend{newStore(), nil} {
+		d, err := o.machine.adopt(t.Context(), o.e, b, o.options, func() error { return refused })
+		if d != nil || !errors.Is(err, refused) {
+			t.Errorf("device %v, error %v", d, err)
+		}
 	}
 	if err := o.options.Client.Drop(t.Context(), o.e.index, o.e.identifier); err != nil {
 		t.Error(err)

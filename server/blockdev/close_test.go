@@ -40,9 +40,9 @@ func connectedWith(t *testing.T, ko nbdnltest.Options, b backends.Backend, o Opt
 
 // lose cuts the connection in a slot.
 func (d *Device) lose(slot int) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.slots[slot].conn.Close()
+	d.conns.mu.Lock()
+	defer d.conns.mu.Unlock()
+	d.conns.all[slot].conn.Close()
 }
 
 func isDone(d *Device) bool {
@@ -185,7 +185,7 @@ func TestNoIdentifiers(t *testing.T) {
 	checkClean(t, k)
 
 	k, d = connectedOn(t, old)
-	d.cut()
+	d.conns.cut()
 	<-d.Done()
 	if err := d.Close(); !errors.Is(err, d.Err()) {
 		t.Errorf("dead: %v, want %v", err, d.Err())
@@ -198,7 +198,7 @@ func TestNoIdentifiers(t *testing.T) {
 		if by == "another" {
 			client = k.Client()
 		}
-		d.cut()
+		d.conns.cut()
 		<-d.Done()
 		if err := client.DropAny(t.Context(), d.Index()); err != nil {
 			t.Fatal(err)

@@ -39,31 +39,28 @@ func (d *Device) Flush(ctx context.Context) error {
 
 func (d *Device) flush(ctx context.Context) error {
 	select {
-	case <-d.done:
+	case <-d.conns.done:
 		return fmt.Errorf("blockdev: %s has ended: %w", d.Path(), nbdnl.ErrNotConnected)
 	default:
 	}
 	result := make(chan error, 1)
 	go func() {
 		unwritten, err := d.machine.flush(ctx, d.index, d.incarnation)
-		d.failsToWrite(unwritten, err) // Also if nobody waits any more: the kernel does not say it again.
-		result <- errors.Join(err, unwritten)
+		if unwritten != nil && !errors.Is(err, nbdnl.ErrNotConnected) {
+			d.losses.unwritten(unwritten) // Also if nobody waits any more: the kernel does not say it again.
+		}
+		if err == nil {
+			err = unwritten // as it is, for withLoss to find
+		} else {
+			err = errors.Join(err, unwritten)
+		}
+		result <- err
 	}()
 	select {
 	case err := <-result:
 		return err
 	case <-ctx.Done():
 		return fmt.Errorf("blockdev: %s: what is cached is not written yet: %w", d.Path(), context.Cause(ctx))
-	}
-}
-
-// failsToWrite notes that the kernel could not write what was cached. err is what else went wrong.
-func (d *Device) failsToWrite(unwritten, err error) {
-	d.mu.Lock()
-	loses := d.losesData()
-	d.mu.Unlock()
-	if unwritten != nil && loses && !errors.Is(err, nbdnl.ErrNotConnected) {
-		d.losses.unwritten(unwritten)
 	}
 }
 

@@ -109,7 +109,8 @@ func TestLossUnwritten(t *testing.T) {
 	check := func(what string, err error, number uint64, reason error) {
 		t.Helper()
 		var loss *LossError
-		if !errors.As(err, &loss) || loss.Number != number || !errors.Is(loss.Unwritten, reason) {
+		if !errors.As(err, &loss) || loss.Number != number || !errors.Is(loss.Unwritten, reason) ||
+			err.Error() != loss.Error() { // and says it once
 			t.Errorf("%s: %v, want loss number %d, %v", what, err, number, reason)
 		}
 	}
@@ -256,9 +257,7 @@ func TestGapUnseen(t *testing.T) {
 	} {
 		b := stuck{newElastic(), make(chan struct{}), make(chan struct{})}
 		k, d, kernel := manual(t, b, Options{})
-		d.mu.Lock()
-		d.timeout, d.deadTime = tt.timeout, tt.deadTimeout
-		d.mu.Unlock()
+		d.conns.setTimeouts(&tt.timeout, &tt.deadTimeout)
 		kernel.Write(readRequest(0))
 		<-b.arrived
 		shutdown(t, kernel)

@@ -80,7 +80,7 @@ func TestHealRetries(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{Connections: 2})
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if err := d.replace(ctx, d.slots[0]); err == nil || d.Alive() != 2 {
+	if err := d.conns.replace(ctx, d.conns.all[0]); err == nil || d.Alive() != 2 {
 		t.Errorf("with none dead: %v, %d alive", err, d.Alive())
 	}
 	before := k.Commands(nbdnltest.Reconfigure)
@@ -137,9 +137,9 @@ func TestHealUndone(t *testing.T) {
 // TestHealCounts holds that what the connections before the last one have served stays counted.
 func TestHealCounts(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: time.Hour})
-	d.mu.Lock()
-	d.slots[0].past.Read.Requests = 7
-	d.mu.Unlock()
+	d.conns.mu.Lock()
+	d.conns.all[0].past.Read.Requests = 7
+	d.conns.mu.Unlock()
 	before := k.Commands(nbdnltest.Reconfigure)
 	d.lose(0)
 	for k.Commands(nbdnltest.Reconfigure) == before {
@@ -186,9 +186,8 @@ func TestHealIdle(t *testing.T) {
 // serves, even when the time is over in which the kernel would fail requests if none did.
 func TestHealPersists(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{Connections: 2})
-	d.mu.Lock()
-	d.timeout = time.Nanosecond // over before the first attempt
-	d.mu.Unlock()
+	over := time.Nanosecond // before the first attempt
+	d.conns.setTimeouts(&over, nil)
 	before := k.Commands(nbdnltest.Reconfigure)
 	k.Fail(nbdnltest.Reconfigure, syscall.ENOMEM)
 	unblock := k.Block(nbdnltest.Reconfigure)
@@ -250,7 +249,10 @@ func TestHealBusy(t *testing.T) {
 	k, d, kernel := manual(t, b, Options{DeadTimeout: 30 * time.Second})
 	kernel.Write(readRequest(0))
 	<-arrived
-	if d.idle(d.slots[0]) {
+	d.conns.mu.Lock()
+	idle := d.conns.all[0].idle()
+	d.conns.mu.Unlock()
+	if idle {
 		t.Error("a connection that carries a request is taken for idle")
 	}
 	b.read = nil
@@ -313,16 +315,16 @@ func TestHealExpiresLate(t *testing.T) {
 		d.lose(0)
 		awaitState(t, d, nbdnl.StateWaiting)
 		if late != nil {
-			d.expire(late) // It is not that of this wait.
+			d.conns.expire(late) // It is not that of this wait.
 		}
-		d.mu.Lock()
-		late = d.expiry
-		d.mu.Unlock()
+		d.conns.mu.Lock()
+		late = d.conns.expiry
+		d.conns.mu.Unlock()
 		unblock()
 		awaitState(t, d, nbdnl.StateLive)
-		d.expire(late)
-		if d.mending.Err() != nil {
-			t.Fatalf("given up: %v", context.Cause(d.mending))
+		d.conns.expire(late)
+		if d.conns.reconnecting.Err() != nil {
+			t.Fatalf("given up: %v", context.Cause(d.conns.reconnecting))
 		}
 	}
 	if err := d.Close(); err != nil {

@@ -292,7 +292,7 @@ func leave(t *testing.T, k *nbdnltest.Kernel, p *Pool, index int, noted, identif
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { d.Close() })
-	d.cut()
+	d.conns.cut()
 	return d
 }
 
