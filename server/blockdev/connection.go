@@ -53,9 +53,9 @@ func (c *connection) fold(t transmitter) {
 	c.past.Add(&stats)
 }
 
-// died notes that the present one is dead. The kernel may have taken it for dead earlier: it gives a
-// connection up when a request has had its timeout, which was not seen while the loop was in a call
-// of the backend.
+// died notes that the present one is dead. The kernel may have taken it for dead earlier: it gives
+// a connection up when a request has had its timeout, which was not seen while the loop was in a
+// call of the backend.
 func (c *connection) died(timeout time.Duration) {
 	c.alive, c.dead = false, time.Now()
 	if late := c.conn.Absence() - timeout; late > 0 {
