@@ -40,22 +40,22 @@ func (e *mismatchError) Error() string {
 // not opened.
 //
 // If the kernel's device or the backend is not what it has to be, the errors are *mismatchErrors,
-// one for each difference. The device is left alone then: nothing was read from its links, which
+// one for each difference. The device stays as it is then: nothing was read from its links, which
 // the caller still owns, and what is asked of it waits. After success they are the Device's. adopt
-// calls vacate once: when the device has ended, or was not adopted.
+// calls giveBack once: when the device has ended, or was not adopted.
 func (m machine) adopt(
-	ctx context.Context, s existing, b backends.Backend, o Options, vacate func() error,
+	ctx context.Context, s existing, b backends.Backend, o Options, giveBack func() error,
 ) (*Device, error) {
 	o.BlockSize, o.Connections, o.Identifier = s.blockSize, len(s.links), s.identifier
 	o.Timeout, o.DeadTimeout, o.ReadOnly = s.timeout, s.deadTimeout, s.flags&nbdnl.FlagReadOnly != 0
 	if len(s.links) == 0 {
-		return nil, errors.Join(fmt.Errorf("blockdev: %s has no connections to adopt", nbdnl.Path(s.index)), vacate())
+		return nil, errors.Join(fmt.Errorf("blockdev: %s has no connections to adopt", nbdnl.Path(s.index)), giveBack())
 	}
 	d, err := m.newDevice(b, o)
 	if err != nil {
-		return nil, errors.Join(err, vacate())
+		return nil, errors.Join(err, giveBack())
 	}
-	d.vacate = vacate
+	d.giveBack = giveBack
 	incarnation := m.system.IncarnationOf(s.index)
 	st, err := d.client.Status(ctx, s.index)
 	if err == nil {

@@ -126,8 +126,8 @@ func TestAdopt(t *testing.T) {
 			for i := range o.e.links {
 				o.e.links[i].conn = duplicate(t, o.e.links[i].conn)
 			}
-			vacated := 0
-			d, err := o.machine.adopt(t.Context(), o.e, newElastic(), o.options, func() error { vacated++; return nil })
+			givenBack := 0
+			d, err := o.machine.adopt(t.Context(), o.e, newElastic(), o.options, func() error { givenBack++; return nil })
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -139,18 +139,18 @@ func TestAdopt(t *testing.T) {
 					d.Timeout(), d.DeadTimeout(), d.State(), d.Connections(), d.ReadOnly())
 			}
 			if n := o.Commands(nbdnltest.Connect) + o.Commands(nbdnltest.Reconfigure); n != 1 {
-				t.Errorf("the kernel got %d commands, want the connect of the other process alone", n)
+				t.Errorf("the kernel got %d commands, want only the connect of the other process", n)
 			}
-			if err := end(d); err != nil || vacated != 1 {
-				t.Errorf("error %v, vacated %d times", err, vacated)
+			if err := end(d); err != nil || givenBack != 1 {
+				t.Errorf("error %v, given back %d times", err, givenBack)
 			}
 			checkClean(t, o.Kernel)
 		})
 	}
 }
 
-// TestAdoptHeal adopts a device some or all of whose connections have died: they are replaced.
-func TestAdoptHeal(t *testing.T) {
+// TestAdoptReconnect adopts a device some or all of whose connections have died: they are replaced.
+func TestAdoptReconnect(t *testing.T) {
 	for _, dead := range []int{1, 2} {
 		o := orphaned(t, nbdnltest.Options{}, 2)
 		for i := range dead {
@@ -228,10 +228,10 @@ func TestAdoptMismatch(t *testing.T) {
 				t.Fatal(err)
 			}
 			before := o.Setting(3)
-			vacated := 0
-			d, err := o.machine.adopt(t.Context(), e, b.backend(), o.options, func() error { vacated++; return nil })
-			if d != nil || vacated != 1 {
-				t.Fatalf("it was adopted, or vacated %d times", vacated)
+			givenBack := 0
+			d, err := o.machine.adopt(t.Context(), e, b.backend(), o.options, func() error { givenBack++; return nil })
+			if d != nil || givenBack != 1 {
+				t.Fatalf("it was adopted, or given back %d times", givenBack)
 			}
 			if diff := cmp.Diff(tt.want, mismatches(err)); diff != "" {
 				t.Errorf("%v (-want +got):\n%s", err, diff)
@@ -254,7 +254,7 @@ func TestAdoptMismatch(t *testing.T) {
 func TestAdoptNoLinks(t *testing.T) {
 	o := orphaned(t, nbdnltest.Options{}, 1)
 	o.e.links = nil
-	refused := errors.New("not vacated")
+	refused := errors.New("not given back")
 	for _, b := range []backends.Backend{newStore(), nil} {
 		d, err := o.machine.adopt(t.Context(), o.e, b, o.options, func() error { return refused })
 		if d != nil || !errors.Is(err, refused) {

@@ -53,17 +53,17 @@ func (m machine) connect(ctx context.Context, index int, b backends.Backend, o O
 // A place has the kernel connect a device somewhere, and returns where.
 type place func(context.Context, *Device, nbdnl.Config) (index int, err error)
 
-// establish connects a device where place says. It calls vacate once, when the device has ended or
-// does not come into being.
-func (m machine) establish(ctx context.Context, b backends.Backend, o Options, place place, vacate func() error) (*Device, error) {
+// establish connects a device where place says. It calls giveBack once, when the device has ended
+// or does not come into being.
+func (m machine) establish(ctx context.Context, b backends.Backend, o Options, place place, giveBack func() error) (*Device, error) {
 	if ctx.Err() != nil {
-		return nil, errors.Join(context.Cause(ctx), vacate())
+		return nil, errors.Join(context.Cause(ctx), giveBack())
 	}
 	d, err := m.received(ctx, b, o, place)
 	if err != nil {
-		return nil, errors.Join(err, vacate())
+		return nil, errors.Join(err, giveBack())
 	}
-	d.vacate = vacate
+	d.giveBack = giveBack
 	probe := newProbe(d.use)
 	if err := d.ready(ctx, probe); err != nil {
 		return nil, errors.Join(err, d.abandon(ctx, probe), d.release())
@@ -275,8 +275,8 @@ func (d *Device) release() error {
 	if d.ownsClient {
 		err = d.client.Close()
 	}
-	if d.vacate != nil {
-		err = errors.Join(err, d.vacate())
+	if d.giveBack != nil {
+		err = errors.Join(err, d.giveBack())
 	}
 	return err
 }

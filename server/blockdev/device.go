@@ -17,7 +17,7 @@ type Device struct {
 	machine    machine
 	client     *nbdnl.Client
 	ownsClient bool
-	vacate     func() error    // gives the index back; called once
+	giveBack   func() error    // gives the index back; called once
 	tuned      bool            // the settings of the queue of the index were made before
 	backend    backends.Device // guarded by changing, once the device is attached
 	export     *server.Export

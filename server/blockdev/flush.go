@@ -28,7 +28,7 @@ import (
 // acknowledged by its Number (see Acknowledge). The device goes on.
 //
 // The error matches nbdnl.ErrNotConnected if the device has ended; another one that has the index
-// since is left alone. If ctx ends first, Flush returns, and goes on in the background until the
+// since is not touched. If ctx ends first, Flush returns, and goes on in the background until the
 // backend answers or the device ends; Disconnect may find the device in use by it.
 func (d *Device) Flush(ctx context.Context) error {
 	if ctx.Err() != nil {

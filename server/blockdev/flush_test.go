@@ -13,7 +13,7 @@ import (
 	"github.com/nbdctl/nbdctl/server"
 )
 
-// TestFlush holds that Flush syncs the device, says why it can't, and leaves the device alone.
+// TestFlush holds that Flush syncs the device, says why it can't, and that the device goes on.
 func TestFlush(t *testing.T) {
 	k, d := connected(t)
 	if err := d.Flush(t.Context()); err != nil || k.Syncs(d.Index()) == 0 {
@@ -130,7 +130,7 @@ func TestLossUnwritten(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if err := d.Flush(ctx); !errors.Is(err, context.DeadlineExceeded) || errors.As(err, new(*LossError)) {
-		t.Errorf("error %v, want that of the context alone", err)
+		t.Errorf("error %v, want only that of the context", err)
 	}
 	k.Release(d.Index()) // The sync fails with EIO, and nobody waits for it.
 	<-d.Changes()

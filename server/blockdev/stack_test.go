@@ -224,7 +224,7 @@ func TestFlushNoNode(t *testing.T) {
 	}
 }
 
-// TestFlushAnother holds that a device that has got the index meanwhile is left alone, and nothing
+// TestFlushAnother holds that a device that has got the index meanwhile is not touched, and nothing
 // is told of it.
 func TestFlushAnother(t *testing.T) {
 	b := tall(t)

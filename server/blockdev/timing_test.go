@@ -162,8 +162,9 @@ func TestLeftBehindClosed(t *testing.T) {
 	})
 }
 
-// TestHealTooLate has the kernel take a connection of which there is no use any more: it is closed.
-func TestHealTooLate(t *testing.T) {
+// TestReconnectTooLate has the kernel take a connection of which there is no use any more: it is
+// closed.
+func TestReconnectTooLate(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: time.Hour})
 	d.conns.cut()
 	<-d.Done()

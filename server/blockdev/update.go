@@ -9,8 +9,8 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
-// An Update says what Reconfigure changes: a nil field leaves that setting alone. Units and ranges
-// are those of Options.
+// An Update says what Reconfigure changes: a nil field leaves that setting as it is. Units and
+// ranges are those of Options.
 type Update struct {
 	// Timeout must not be 0. It holds for the requests and connections that come after.
 	Timeout     *time.Duration

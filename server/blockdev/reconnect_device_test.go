@@ -27,9 +27,9 @@ func awaitState(t *testing.T, d *Device, want nbdnl.State) {
 	}
 }
 
-// TestHeal holds that connections that die are replaced, one or all of them, and that what they
-// have served is not forgotten.
-func TestHeal(t *testing.T) {
+// TestReconnect holds that connections that die are replaced, one or all of them, and that what
+// they have served is not forgotten.
+func TestReconnect(t *testing.T) {
 	for _, tt := range []struct {
 		name        string
 		connections int
@@ -49,8 +49,8 @@ func TestHeal(t *testing.T) {
 					t.Fatalf("round %d: %s, %d alive", round, d.State(), before)
 				}
 				commands := k.Commands(nbdnltest.Reconfigure)
-				for _, slot := range tt.lose {
-					d.lose(slot)
+				for _, number := range tt.lose {
+					d.lose(number)
 				}
 				for k.Commands(nbdnltest.Reconfigure) < commands+len(tt.lose) || d.State() != nbdnl.StateLive {
 					select {
@@ -75,8 +75,8 @@ func TestHeal(t *testing.T) {
 	}
 }
 
-// TestHealRetries lets attempts fail, and drops one silently.
-func TestHealRetries(t *testing.T) {
+// TestReconnectRetries lets attempts fail, and drops one silently.
+func TestReconnectRetries(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{Connections: 2})
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
@@ -97,10 +97,10 @@ func TestHealRetries(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestHealUndone has the kernel shut down connections right after it has taken them, while that is
-// looked out for and when it is not any more: each is replaced by another one, of which the last
-// stays.
-func TestHealUndone(t *testing.T) {
+// TestReconnectUndone has the kernel shut down connections right after it has taken them, while
+// that is looked out for and when it is not any more: each is replaced by another one, of which the
+// last stays.
+func TestReconnectUndone(t *testing.T) {
 	for name, undo := range map[string][]time.Duration{
 		"at once":         {0},
 		"soon":            {50 * time.Millisecond, time.Millisecond, 20 * time.Millisecond},
@@ -134,8 +134,9 @@ func TestHealUndone(t *testing.T) {
 	}
 }
 
-// TestHealCounts holds that what the connections before the last one have served stays counted.
-func TestHealCounts(t *testing.T) {
+// TestReconnectCounts holds that what the connections before the last one have served stays
+// counted.
+func TestReconnectCounts(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: time.Hour})
 	d.conns.mu.Lock()
 	d.conns.all[0].past.Read.Requests = 7
@@ -155,9 +156,9 @@ func TestHealCounts(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestHealIdle holds that connections which die one after the other without having carried anything
-// leave the kernel some peace.
-func TestHealIdle(t *testing.T) {
+// TestReconnectIdle holds that connections which die one after the other without having carried
+// anything leave the kernel some peace.
+func TestReconnectIdle(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: time.Hour})
 	before := k.Commands(nbdnltest.Reconfigure)
 	const late = 600 * time.Millisecond // later than Reconfigure looks out for
@@ -182,9 +183,9 @@ func TestHealIdle(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestHealPersists holds that a device goes on replacing a connection for as long as another one
-// serves, even when the time is over in which the kernel would fail requests if none did.
-func TestHealPersists(t *testing.T) {
+// TestReconnectPersists holds that a device goes on replacing a connection for as long as another
+// one serves, even when the time is over in which the kernel would fail requests if none did.
+func TestReconnectPersists(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{Connections: 2})
 	over := time.Nanosecond // before the first attempt
 	d.conns.setTimeouts(&over, nil)
@@ -239,10 +240,10 @@ func shutdown(t *testing.T, end *os.File) {
 	}
 }
 
-// TestHealBusy holds that a new connection is offered while the backend is at work for the old one,
-// that the counts of both are the device's, and that the device is not done before the backend has
-// let go of both.
-func TestHealBusy(t *testing.T) {
+// TestReconnectBusy holds that a new connection is offered while the backend is at work for the old
+// one, that the counts of both are the device's, and that the device is not done before the backend
+// has let go of both.
+func TestReconnectBusy(t *testing.T) {
 	b := newElastic()
 	arrived, release := make(chan struct{}), make(chan struct{})
 	b.read = func() { close(arrived); <-release }
@@ -283,9 +284,9 @@ func TestHealBusy(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestHealExpires holds that a device whose connections can't be replaced in time ends, as one that
-// need not wait.
-func TestHealExpires(t *testing.T) {
+// TestReconnectExpires holds that a device whose connections can't be replaced in time ends, as one
+// that need not wait.
+func TestReconnectExpires(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{Timeout: time.Second, DeadTimeout: time.Second})
 	unblock := k.Block(nbdnltest.Reconfigure)
 	start := time.Now()
@@ -305,9 +306,9 @@ func TestHealExpires(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestHealExpiresLate has the time run out at the moment in which a new connection is there: the
-// device goes on, and can be mended again.
-func TestHealExpiresLate(t *testing.T) {
+// TestReconnectExpiresLate has the time run out at the moment in which a new connection is there:
+// the device goes on, and can be reconnected again.
+func TestReconnectExpiresLate(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: time.Hour})
 	var late *expiry
 	for range 2 {
@@ -333,9 +334,9 @@ func TestHealExpiresLate(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestHealGone holds that a device is not mended that somebody has disconnected meanwhile, or that
-// this process may not mend any more.
-func TestHealGone(t *testing.T) {
+// TestReconnectGone holds that a device is not reconnected that somebody has disconnected
+// meanwhile, or that this process may not reconnect any more.
+func TestReconnectGone(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: time.Hour})
 	other := k.Client()
 	k.Fail(nbdnltest.Reconfigure, syscall.ENOMEM)
