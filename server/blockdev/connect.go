@@ -55,7 +55,9 @@ type place func(context.Context, *Device, nbdnl.Config) (index int, err error)
 
 // establish connects a device where place says. It calls giveBack once, when the device has ended
 // or does not come into being.
-func (m machine) establish(ctx context.Context, b backends.Backend, o Options, place place, giveBack func() error) (*Device, error) {
+func (m machine) establish(
+	ctx context.Context, b backends.Backend, o Options, place place, giveBack func() error,
+) (*Device, error) {
 	if ctx.Err() != nil {
 		return nil, errors.Join(context.Cause(ctx), giveBack())
 	}

@@ -190,8 +190,9 @@ func TestConnectionsBehind(t *testing.T) {
 				if closed := get(old, &old.closed); closed == away {
 					t.Errorf("away %t: closed %t", away, closed)
 				}
-				if st := s.stats()[0]; st.InFlight != 1 || st.Read.Requests != 6 || len(s.all[0].behind) != 1 {
-					t.Errorf("in flight %d, %d reads, %d behind", st.InFlight, st.Read.Requests, len(s.all[0].behind))
+				st, left := s.stats()[0], len(s.all[0].behind)
+				if st.InFlight != 1 || st.Read.Requests != 6 || left != 1 {
+					t.Errorf("in flight %d, %d reads, %d behind", st.InFlight, st.Read.Requests, left)
 				}
 				set(old, &old.inFlight, 0)
 				if goodbye { // It has read that last.
@@ -200,8 +201,9 @@ func TestConnectionsBehind(t *testing.T) {
 				s.socket(1).disconnect()
 				old.end(nil)
 				s.check(t, "in the end", nbdnl.StateIdle, 0)
-				if st := s.stats()[0]; st.InFlight != 0 || st.Read.Requests != 6 || len(s.all[0].behind) != 0 {
-					t.Errorf("in flight %d, %d reads, %d behind in the end", st.InFlight, st.Read.Requests, len(s.all[0].behind))
+				st, left = s.stats()[0], len(s.all[0].behind)
+				if st.InFlight != 0 || st.Read.Requests != 6 || left != 0 {
+					t.Errorf("in flight %d, %d reads, %d behind in the end", st.InFlight, st.Read.Requests, left)
 				}
 			})
 		}

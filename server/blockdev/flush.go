@@ -69,7 +69,8 @@ func (d *Device) flush(ctx context.Context) error {
 // the wait for device nodes only. unwritten is what the kernel could not write, err is what else
 // went wrong.
 func (m machine) flush(ctx context.Context, index int, incarnation nbdnl.Incarnation) (unwritten, err error) {
-	ended := fmt.Errorf("blockdev: %s is not the device any more that it was: %w", nbdnl.Path(index), nbdnl.ErrNotConnected)
+	path := nbdnl.Path(index)
+	ended := fmt.Errorf("blockdev: %s is not the device any more that it was: %w", path, nbdnl.ErrNotConnected)
 	disk, ok := m.disk(index, incarnation)
 	if !ok {
 		return nil, ended
@@ -97,7 +98,8 @@ func (m machine) flushStack(ctx context.Context, disk layer, dev nbdnl.Device) (
 		failed = fmt.Errorf("blockdev: what stands on %s can't be told: %w", disk.name, failed)
 	}
 	if err := m.syncBtrfs(layers); err != nil {
-		failed = errors.Join(failed, fmt.Errorf("blockdev: what a file system keeps back from %s was not written: %w", disk.name, err))
+		err = fmt.Errorf("blockdev: what a file system keeps back from %s was not written: %w", disk.name, err)
+		failed = errors.Join(failed, err)
 	}
 	for _, l := range layers {
 		var unsynced, err error

@@ -44,9 +44,9 @@ func TestFlush(t *testing.T) {
 // fails has the server fail a write, as the kernel would send it.
 func fails(t *testing.T, d *Device, kernel interface{ Write([]byte) (int, error) }) {
 	t.Helper()
-	beyond := []byte("\x25\x60\x95\x13\x00\x00\x00\x01cookie..\x00\x00\x00\x00\x7f\x00\x00\x00\x00\x00\x02\x00" + string(make([]byte, 512)))
+	const beyond = "\x25\x60\x95\x13\x00\x00\x00\x01cookie..\x00\x00\x00\x00\x7f\x00\x00\x00\x00\x00\x02\x00"
 	before := d.Export().Stats().Write.Errors
-	kernel.Write(beyond)
+	kernel.Write(append([]byte(beyond), make([]byte, 512)...))
 	for d.Export().Stats().Write.Errors == before {
 		select {
 		case <-d.Done():
@@ -198,7 +198,8 @@ func TestGapTold(t *testing.T) {
 		{time.Second, true, false},
 		{time.Hour, false, false},
 	} {
-		k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: tt.deadTimeout, ReadOnly: tt.readOnly})
+		o := Options{DeadTimeout: tt.deadTimeout, ReadOnly: tt.readOnly}
+		k, d := connectedWith(t, nbdnltest.Options{}, newStore(), o)
 		unblock := k.Block(nbdnltest.Reconfigure)
 		d.lose(0)
 		awaitState(t, d, nbdnl.StateWaiting)

@@ -94,7 +94,7 @@ func (m machine) tune(index, maximum int, log *slog.Logger) error {
 		return nil
 	}
 	if now, err := m.number(index, "max_sectors_kb"); err != nil || now > maximum>>10 {
-		return fmt.Errorf("blockdev: %s: the kernel's longest request can't be limited to the %d bytes that the backend takes",
+		return fmt.Errorf("blockdev: %s: the kernel's requests can't be limited to the %d bytes that the backend takes",
 			nbdnl.Path(index), maximum)
 	}
 	return nil
@@ -104,7 +104,8 @@ func (m machine) tune(index, maximum int, log *slog.Logger) error {
 // for each write, even of what was there before (queue_attr_store), which takes longer than the
 // whole connect.
 func (m machine) set(index int, setting, value, shows string, log *slog.Logger) {
-	if now, err := os.ReadFile(m.queue(index, setting)); err == nil && slices.Contains(strings.Fields(string(now)), shows) {
+	now, err := os.ReadFile(m.queue(index, setting))
+	if err == nil && slices.Contains(strings.Fields(string(now)), shows) {
 		return
 	}
 	if err := os.WriteFile(m.queue(index, setting), []byte(value), 0o644); err != nil {

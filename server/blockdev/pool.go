@@ -95,7 +95,8 @@ func (m machine) newPool(o PoolOptions) (*Pool, error) {
 		o.Max = defaultMax
 	}
 	if o.Max < 0 || o.Warm < 0 || o.Warm > o.Max {
-		return nil, fmt.Errorf("blockdev: a pool of %d devices with %d indexes ready: there must be room for both", o.Max, o.Warm)
+		return nil, fmt.Errorf("blockdev: a pool of %d devices with %d indexes ready: there must be room for both",
+			o.Max, o.Warm)
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -189,7 +190,8 @@ func (p *Pool) queue(ctx context.Context) error {
 	case <-p.ctx.Done():
 		return fmt.Errorf("blockdev: pool %s: %w", p.o.Name, os.ErrClosed)
 	case <-ctx.Done():
-		return fmt.Errorf("blockdev: pool %s has all of its %d devices in use: %w", p.o.Name, p.o.Max, context.Cause(ctx))
+		return fmt.Errorf("blockdev: pool %s has all of its %d devices in use: %w",
+			p.o.Name, p.o.Max, context.Cause(ctx))
 	}
 }
 

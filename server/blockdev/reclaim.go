@@ -121,7 +121,8 @@ func (p *Pool) left(ctx context.Context, index int) (s nbdnl.Status, ok bool, er
 	case err != nil:
 		return s, false, leftBehind(index, err)
 	case s.Mode == nbdnl.ModeUnknown:
-		return s, false, leftBehind(index, fmt.Errorf("this kernel keeps no identifiers, and it may be another's: %w", errors.ErrUnsupported))
+		err = fmt.Errorf("this kernel keeps no identifiers, and it may be another's: %w", errors.ErrUnsupported)
+		return s, false, leftBehind(index, err)
 	}
 	s.State = nbdnl.StateOrphaned
 	return s, s.HasIdentifier && s.Identifier == lease.Left(), nil

@@ -42,7 +42,8 @@ func TestReconnect(t *testing.T) {
 		{"all of three", 3, []int{2, 0, 1}, 5 * time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{Connections: tt.connections, DeadTimeout: tt.deadTimeout})
+			o := Options{Connections: tt.connections, DeadTimeout: tt.deadTimeout}
+			k, d := connectedWith(t, nbdnltest.Options{}, newStore(), o)
 			for round := range 3 {
 				before := d.Alive()
 				if before != tt.connections || d.State() != nbdnl.StateLive {
@@ -120,7 +121,8 @@ func TestReconnectUndone(t *testing.T) {
 				case <-d.Changes():
 				case <-time.After(10 * time.Millisecond):
 				case <-limit:
-					t.Fatalf("%s after %d commands, want %d", d.State(), k.Commands(nbdnltest.Reconfigure)-before, want-before)
+					n := k.Commands(nbdnltest.Reconfigure)
+					t.Fatalf("%s after %d commands, want %d", d.State(), n-before, want-before)
 				}
 			}
 			if n := k.Commands(nbdnltest.Reconfigure); n != want || k.Dead(d.Index()) != 0 {

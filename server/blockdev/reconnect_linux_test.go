@@ -133,7 +133,8 @@ func TestKernelReconnected(t *testing.T) {
 		}
 		for i, s := range d.Stats() {
 			if i < len(cpus) && s.Read.Requests < before[i].Read.Requests+10 {
-				t.Errorf("round %d: connection %d has served %d reads, after %d", round, i, s.Read.Requests, before[i].Read.Requests)
+				t.Errorf("round %d: connection %d has served %d reads, after %d",
+					round, i, s.Read.Requests, before[i].Read.Requests)
 			}
 		}
 	}
@@ -169,7 +170,8 @@ func TestKernelWaiting(t *testing.T) {
 	read(131072, "waiting")
 	wg.Wait()
 	if d.State() != nbdnl.StateLive || d.Alive() != 1 || sum(d).InFlight == 0 {
-		t.Errorf("%s, %d alive, %d in flight, while the backend is at work for the old connection", d.State(), d.Alive(), sum(d).InFlight)
+		t.Errorf("%s, %d alive, %d in flight, while the backend is at work for the old connection",
+			d.State(), d.Alive(), sum(d).InFlight)
 	}
 	release()
 	f.Close()

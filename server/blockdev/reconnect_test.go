@@ -33,7 +33,10 @@ func TestReconnection(t *testing.T) {
 		says  string          // levels of the records
 	}{
 		{name: "at once", errs: []error{nil}, want: true, at: []time.Duration{0}, says: "INFO"},
-		{name: "after an idle one", idle: true, errs: []error{nil}, want: true, at: []time.Duration{100 * ms}, says: "INFO"},
+		{
+			name: "after an idle one", idle: true, errs: []error{nil}, want: true,
+			at: []time.Duration{100 * ms}, says: "INFO",
+		},
 		{
 			name: "after a while", errs: []error{io.EOF, io.EOF, io.EOF, nil}, want: true,
 			at: []time.Duration{0, 10 * ms, 30 * ms, 70 * ms}, says: "DEBUG DEBUG DEBUG INFO",
@@ -53,7 +56,10 @@ func TestReconnection(t *testing.T) {
 			name: "the device ends, idle", idle: true, errs: []error{io.EOF}, stop: 20 * ms, cause: errEnded,
 			at: []time.Duration{20 * ms}, says: "",
 		},
-		{name: "another's", errs: []error{fmt.Errorf("it: %w", nbdnl.ErrNotOwner)}, at: []time.Duration{0}, says: "ERROR"},
+		{
+			name: "another's", errs: []error{fmt.Errorf("it: %w", nbdnl.ErrNotOwner)},
+			at: []time.Duration{0}, says: "ERROR",
+		},
 		{
 			name: "disconnected", errs: []error{io.EOF, nbdnl.ErrNotConnected},
 			at: []time.Duration{0, 10 * ms}, says: "DEBUG ERROR",
