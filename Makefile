@@ -12,7 +12,7 @@ RUN ?= ^TestKernel
 PKG ?=
 COUNT ?=
 # Those that make test repeats with several processors and -race, in a machine that takes several times longer.
-QEMU_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$|Heal|ResizeUnderLoad|Trap(14|26))
+QEMU_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$|Reconnected|ResizeUnderLoad|Trap(14|26))
 # Those that make matrix has there besides.
 QEMU_MORE ?= ^TestKernel(Features|SideBySide|Flush(Stack|Btrfs)|Swap|Ioctl(Session|Terminated|Killed|Signals|Ends|FreeDevice))$$
 # Unit tests of bytes that other machines read.
@@ -23,7 +23,7 @@ ROUNDS ?= 2000
 # own and the newest that there is.
 KERNELS ?= bullseye bookworm trixie sid qemu qemu:trixie-backports
 # The tests of reconnection, which make test repeats on 6.12, where the receiver of an old connection ends late.
-RECONNECT_RUN ?= ^TestKernel(Heal|Reconfigure|Reconnect|Trap09)
+RECONNECT_RUN ?= ^TestKernel(Reconfigure|Reconnect|Trap09)
 # The revision whose nbdctl make test-compat tries beside this tree's.
 BASE ?= 951cde1
 FUZZTIME ?= 10s

@@ -12,8 +12,8 @@ import (
 // only if it still waits; what was cached, and acknowledged long before, is lost in silence, or to
 // whoever asks first.
 type LossError struct {
-	// Requests is how many have failed, at least 1. Of the LossErrors of one export it is the
-	// number, too: one that tells of a new failure has a higher one.
+	// Requests is how many have failed, at least 1. Of what Export.Loss returns it is the number,
+	// too: the same is the same loss, asked for again, and a new one has a higher one.
 	Requests uint64
 	First    *RequestError // of them
 }

@@ -40,20 +40,22 @@ func (e *mismatchError) Error() string {
 // not opened.
 //
 // If the kernel's device or the backend is not what it has to be, the errors are *mismatchErrors,
-// one for each difference. The device is left alone then: nothing was read from its links, which
+// one for each difference. The device stays as it is then: nothing was read from its links, which
 // the caller still owns, and what is asked of it waits. After success they are the Device's. adopt
-// calls vacate once: when the device has ended, or was not adopted.
-func (m machine) adopt(ctx context.Context, s existing, b backends.Backend, o Options, vacate func() error) (*Device, error) {
+// calls giveBack once: when the device has ended, or was not adopted.
+func (m machine) adopt(
+	ctx context.Context, s existing, b backends.Backend, o Options, giveBack func() error,
+) (*Device, error) {
 	o.BlockSize, o.Connections, o.Identifier = s.blockSize, len(s.links), s.identifier
 	o.Timeout, o.DeadTimeout, o.ReadOnly = s.timeout, s.deadTimeout, s.flags&nbdnl.FlagReadOnly != 0
 	if len(s.links) == 0 {
-		return nil, errors.Join(fmt.Errorf("blockdev: %s has no connections to adopt", nbdnl.Path(s.index)), vacate())
+		return nil, errors.Join(fmt.Errorf("blockdev: %s has no connections to adopt", nbdnl.Path(s.index)), giveBack())
 	}
 	d, err := m.newDevice(b, o)
 	if err != nil {
-		return nil, errors.Join(err, vacate())
+		return nil, errors.Join(err, giveBack())
 	}
-	d.vacate = vacate
+	d.giveBack = giveBack
 	incarnation := m.system.IncarnationOf(s.index)
 	st, err := d.client.Status(ctx, s.index)
 	if err == nil {
@@ -63,7 +65,7 @@ func (m machine) adopt(ctx context.Context, s existing, b backends.Backend, o Op
 		err = errors.Join(c.errs...)
 	}
 	if err != nil {
-		d.giveUp(errEnded)
+		d.conns.retire()
 		return nil, errors.Join(err, d.release())
 	}
 	d.flags = s.flags
@@ -103,7 +105,8 @@ func (c *comparison) kernel(s existing, st nbdnl.Status, incarnation nbdnl.Incar
 	}
 	c.equal("size", s.size, st.Size)
 	c.equal("block size", s.blockSize, st.BlockSize)
-	for _, name := range beyond(s.flags|nbdnl.FlagSendWriteZeroes, st.Flags) { // Zeroes may show from a former use of the index.
+	// Zeroes may show from a former use of the index.
+	for _, name := range beyond(s.flags|nbdnl.FlagSendWriteZeroes, st.Flags) {
 		c.equal(name, false, true)
 	}
 	if s.flags&nbdnl.FlagReadOnly != 0 {

@@ -41,13 +41,14 @@ func orphaned(t *testing.T, ko nbdnltest.Options, connections int) *orphan {
 	t.Cleanup(l.close)
 	e := existing{
 		index: 3, identifier: "left", size: size, blockSize: 512,
-		flags:   nbdnl.FlagHasFlags | nbdnl.FlagSendFlush | nbdnl.FlagSendFUA | nbdnl.FlagSendTrim | nbdnl.FlagCanMultiConn,
+		flags: nbdnl.FlagHasFlags | nbdnl.FlagSendFlush | nbdnl.FlagSendFUA | nbdnl.FlagSendTrim |
+			nbdnl.FlagCanMultiConn,
 		timeout: 7 * time.Second, deadTimeout: 9 * time.Second,
 		links: l.ends(),
 	}
 	err = o.Client.ConnectIndex(t.Context(), e.index, nbdnl.Config{
-		Sockets: l.kernel, Size: e.size, BlockSize: e.blockSize, Flags: e.flags, Timeout: e.timeout, DeadConnTimeout: e.deadTimeout,
-		Identifier: e.identifier,
+		Sockets: l.kernel, Size: e.size, BlockSize: e.blockSize, Flags: e.flags, Identifier: e.identifier,
+		Timeout: e.timeout, DeadConnTimeout: e.deadTimeout,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -126,31 +127,35 @@ func TestAdopt(t *testing.T) {
 			for i := range o.e.links {
 				o.e.links[i].conn = duplicate(t, o.e.links[i].conn)
 			}
-			vacated := 0
-			d, err := o.machine.adopt(t.Context(), o.e, newElastic(), o.options, func() error { vacated++; return nil })
+			givenBack := 0
+			giveBack := func() error { givenBack++; return nil }
+			d, err := o.machine.adopt(t.Context(), o.e, newElastic(), o.options, giveBack)
 			if err != nil {
 				t.Fatal(err)
 			}
 			answered(t, o.kernel[0])
 			read(t, o.kernel[1])
-			if d.Index() != 3 || d.Identifier() != "left" || d.Size() != size || d.Timeout() != 7*time.Second ||
-				d.DeadTimeout() != 9*time.Second || d.State() != nbdnl.StateLive || d.Connections() != 2 || d.ReadOnly() {
-				t.Errorf("nbd%d %q of %d bytes, %v, %v, %s, %d connections, read-only %t", d.Index(), d.Identifier(), d.Size(),
-					d.Timeout(), d.DeadTimeout(), d.State(), d.Connections(), d.ReadOnly())
+			if d.Index() != 3 || d.Identifier() != "left" || d.Size() != size ||
+				d.Timeout() != 7*time.Second || d.DeadTimeout() != 9*time.Second ||
+				d.State() != nbdnl.StateLive || d.Connections() != 2 || d.ReadOnly() {
+				t.Errorf("nbd%d %q of %d bytes, %v, %v, %s, %d connections, read-only %t",
+					d.Index(), d.Identifier(), d.Size(),
+					d.Timeout(), d.DeadTimeout(),
+					d.State(), d.Connections(), d.ReadOnly())
 			}
 			if n := o.Commands(nbdnltest.Connect) + o.Commands(nbdnltest.Reconfigure); n != 1 {
-				t.Errorf("the kernel got %d commands, want the connect of the other process alone", n)
+				t.Errorf("the kernel got %d commands, want only the connect of the other process", n)
 			}
-			if err := end(d); err != nil || vacated != 1 {
-				t.Errorf("error %v, vacated %d times", err, vacated)
+			if err := end(d); err != nil || givenBack != 1 {
+				t.Errorf("error %v, given back %d times", err, givenBack)
 			}
 			checkClean(t, o.Kernel)
 		})
 	}
 }
 
-// TestAdoptHeal adopts a device some or all of whose connections have died: they are replaced.
-func TestAdoptHeal(t *testing.T) {
+// TestAdoptReconnect adopts a device some or all of whose connections have died: they are replaced.
+func TestAdoptReconnect(t *testing.T) {
 	for _, dead := range []int{1, 2} {
 		o := orphaned(t, nbdnltest.Options{}, 2)
 		for i := range dead {
@@ -184,21 +189,44 @@ func TestAdoptMismatch(t *testing.T) {
 		change func(o *orphan, e *existing, b *fitting)
 		want   []string
 	}{
-		"identifier":  {change: func(_ *orphan, e *existing, _ *fitting) { e.identifier = "other" }, want: []string{"identifier"}},
-		"incarnation": {change: func(_ *orphan, e *existing, _ *fitting) { e.incarnation++ }, want: []string{"incarnation"}},
+		"identifier": {
+			change: func(_ *orphan, e *existing, _ *fitting) { e.identifier = "other" },
+			want:   []string{"identifier"},
+		},
+		"incarnation": {
+			change: func(_ *orphan, e *existing, _ *fitting) { e.incarnation++ },
+			want:   []string{"incarnation"},
+		},
 		"incarnation, no identifiers": {
-			old: true, change: func(_ *orphan, e *existing, _ *fitting) { e.incarnation++ }, want: []string{"incarnation"},
+			old:    true,
+			change: func(_ *orphan, e *existing, _ *fitting) { e.incarnation++ },
+			want:   []string{"incarnation"},
 		},
 		"nothing to know it by": {
-			old: true, change: func(_ *orphan, e *existing, _ *fitting) { e.incarnation = 0 }, want: []string{"incarnation"},
+			old:    true,
+			change: func(_ *orphan, e *existing, _ *fitting) { e.incarnation = 0 },
+			want:   []string{"incarnation"},
 		},
-		"idle":     {change: func(_ *orphan, e *existing, _ *fitting) { e.index = 4 }, want: []string{"state"}},
-		"by ioctl": {change: func(o *orphan, e *existing, _ *fitting) { o.ioctl(e) }, want: []string{"mode", "incarnation"}},
+		"idle": {
+			change: func(_ *orphan, e *existing, _ *fitting) { e.index = 4 },
+			want:   []string{"state"},
+		},
+		"by ioctl": {
+			change: func(o *orphan, e *existing, _ *fitting) { o.ioctl(e) },
+			want:   []string{"mode", "incarnation"},
+		},
 		"size": {
-			change: func(_ *orphan, e *existing, b *fitting) { e.size *= 2; b.size = e.size }, want: []string{"size"},
+			change: func(_ *orphan, e *existing, b *fitting) { e.size *= 2; b.size = e.size },
+			want:   []string{"size"},
 		},
-		"backend size": {change: func(_ *orphan, _ *existing, b *fitting) { b.size /= 2 }, want: []string{"backend size"}},
-		"block size":   {change: func(_ *orphan, e *existing, _ *fitting) { e.blockSize = 1024 }, want: []string{"block size"}},
+		"backend size": {
+			change: func(_ *orphan, _ *existing, b *fitting) { b.size /= 2 },
+			want:   []string{"backend size"},
+		},
+		"block size": {
+			change: func(_ *orphan, e *existing, _ *fitting) { e.blockSize = 1024 },
+			want:   []string{"block size"},
+		},
 		"flags": {
 			change: func(_ *orphan, e *existing, _ *fitting) { e.flags = nbdnl.FlagHasFlags | nbdnl.FlagCanMultiConn },
 			want:   []string{"flush", "fua", "trim"},
@@ -207,9 +235,13 @@ func TestAdoptMismatch(t *testing.T) {
 			change: func(_ *orphan, e *existing, _ *fitting) { e.flags |= nbdnl.FlagReadOnly },
 			want:   []string{"read-only", "backend flush", "backend fua", "backend trim"},
 		},
-		"backend without trim": {change: func(_ *orphan, _ *existing, b *fitting) { b.plain = true }, want: []string{"backend trim"}},
+		"backend without trim": {
+			change: func(_ *orphan, _ *existing, b *fitting) { b.plain = true },
+			want:   []string{"backend trim"},
+		},
 		"longest request": {
-			change: func(_ *orphan, _ *existing, b *fitting) { b.maximum = 64 << 10 }, want: []string{"max_sectors_kb"},
+			change: func(_ *orphan, _ *existing, b *fitting) { b.maximum = 64 << 10 },
+			want:   []string{"max_sectors_kb"},
 		},
 		"several": {
 			change: func(_ *orphan, e *existing, b *fitting) { e.identifier = "other"; b.size /= 2 },
@@ -228,10 +260,10 @@ func TestAdoptMismatch(t *testing.T) {
 				t.Fatal(err)
 			}
 			before := o.Setting(3)
-			vacated := 0
-			d, err := o.machine.adopt(t.Context(), e, b.backend(), o.options, func() error { vacated++; return nil })
-			if d != nil || vacated != 1 {
-				t.Fatalf("it was adopted, or vacated %d times", vacated)
+			givenBack := 0
+			d, err := o.machine.adopt(t.Context(), e, b.backend(), o.options, func() error { givenBack++; return nil })
+			if d != nil || givenBack != 1 {
+				t.Fatalf("it was adopted, or given back %d times", givenBack)
 			}
 			if diff := cmp.Diff(tt.want, mismatches(err)); diff != "" {
 				t.Errorf("%v (-want +got):\n%s", err, diff)
@@ -239,7 +271,8 @@ func TestAdoptMismatch(t *testing.T) {
 			if diff := cmp.Diff(before, o.Setting(3)); diff != "" || o.Dead(3) != 0 || o.Syncs(3) != 0 {
 				t.Errorf("the device was touched: %d syncs, %d dead (-want +got):\n%s", o.Syncs(3), o.Dead(3), diff)
 			}
-			if d, err = o.machine.adopt(t.Context(), o.e, newElastic(), o.options, func() error { return nil }); err != nil {
+			d, err = o.machine.adopt(t.Context(), o.e, newElastic(), o.options, func() error { return nil })
+			if err != nil {
 				t.Fatal(err)
 			}
 			answered(t, o.kernel[0])
@@ -254,12 +287,12 @@ func TestAdoptMismatch(t *testing.T) {
 func TestAdoptNoLinks(t *testing.T) {
 	o := orphaned(t, nbdnltest.Options{}, 1)
 	o.e.links = nil
-	refused := errors.New("not vacated")
-	if d, err := o.machine.adopt(t.Context(), o.e, newStore(), o.options, func() error { return refused }); d != nil || !errors.Is(err, refused) {
-		t.Errorf("device %v, error %v", d, err)
-	}
-	if d, err := o.machine.adopt(t.Context(), o.e, nil, o.options, func() error { return refused }); d != nil || !errors.Is(err, refused) {
-		t.Errorf("device %v, error %v", d, err)
+	refused := errors.New("not given back")
+	for _, b := range []backends.Backend{newStore(), nil} {
+		d, err := o.machine.adopt(t.Context(), o.e, b, o.options, func() error { return refused })
+		if d != nil || !errors.Is(err, refused) {
+			t.Errorf("device %v, error %v", d, err)
+		}
 	}
 	if err := o.options.Client.Drop(t.Context(), o.e.index, o.e.identifier); err != nil {
 		t.Error(err)

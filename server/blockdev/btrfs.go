@@ -67,7 +67,8 @@ func (m machine) syncMounted(devices string) error {
 		}
 		failed = errors.Join(failed, err)
 	}
-	return errors.Join(fmt.Errorf("the btrfs %s is not mounted where it can be synced", filepath.Base(filepath.Dir(devices))), failed)
+	id := filepath.Base(filepath.Dir(devices))
+	return errors.Join(fmt.Errorf("the btrfs %s is not mounted where it can be synced", id), failed)
 }
 
 // reach returns the path by which a mount is reached from here, also one of another mount

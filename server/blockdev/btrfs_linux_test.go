@@ -84,8 +84,8 @@ func TestKernelFlushBtrfs(t *testing.T) {
 	}
 
 	elsewhere := exec.CommandContext(t.Context(), "unshare", "--mount", "--propagation", "private", "bash", "-ec",
-		`mount -t btrfs -o "$0" "$1" "$2"; mkdir "$2/a b"; mount --bind "$2/a b" "$3"; mount -t tmpfs tmpfs "$2"; echo mounted
-		read || true; umount "$3" "$2" "$2"`,
+		`mount -t btrfs -o "$0" "$1" "$2"; mkdir "$2/a b"; mount --bind "$2/a b" "$3"
+		mount -t tmpfs tmpfs "$2"; echo mounted; read || true; umount "$3" "$2" "$2"`,
 		options, d[0].Path(), dir, t.TempDir())
 	elsewhere.Stderr = t.Output()
 	end, err := elsewhere.StdinPipe()

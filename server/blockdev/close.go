@@ -40,14 +40,14 @@ func (d *Device) Disconnect(ctx context.Context) error {
 	if d.ended {
 		return d.result()
 	}
-	if !d.disconnected() {
+	if !d.conns.disconnected() {
 		lost := d.detach(ctx, false)
 		if lost != nil && !(errors.Is(lost, nbdnl.ErrNotWritten) && d.gone(ctx)) {
 			return lost
 		}
 		d.outcome.add(lost)
 	}
-	d.giveUp(errEnded)
+	d.conns.retire()
 	if err := d.await(ctx); err != nil {
 		return errors.Join(err, d.outcome.err)
 	}
@@ -116,19 +116,19 @@ func (d *Device) CloseContext(ctx context.Context) error {
 
 // end disconnects the device by force and ends its connections.
 func (d *Device) end(ctx context.Context) error {
-	hung := time.AfterFunc(hangPatience, d.cut)
+	hung := time.AfterFunc(hangPatience, d.conns.cut)
 	defer hung.Stop()
-	defer context.AfterFunc(ctx, d.cut)()
+	defer context.AfterFunc(ctx, d.conns.cut)()
 	var err error
-	if !d.disconnected() {
+	if !d.conns.disconnected() {
 		err = d.detach(ctx, true)
 	}
-	d.giveUp(errEnded)
+	d.conns.retire()
 	if err != nil && !d.gone(ctx) {
-		d.cut() // It is no device any more, even if the kernel keeps it.
+		d.conns.cut() // It is no device any more, even if the kernel keeps it.
 	}
 	if late := d.await(ctx); late != nil {
-		d.cut()
+		d.conns.cut()
 		err = errors.Join(err, late)
 	}
 	return err
@@ -136,7 +136,7 @@ func (d *Device) end(ctx context.Context) error {
 
 // detach has the kernel disconnect the device. That it has gone already is no error.
 func (d *Device) detach(ctx context.Context, force bool) error {
-	o := nbdnl.DetachOptions{Identifier: d.Identifier(), Force: force, Dead: d.unserved()}
+	o := nbdnl.DetachOptions{Identifier: d.Identifier(), Force: force, Dead: d.conns.unserved()}
 	err := d.client.Detach(ctx, d.index, o)
 	if errors.Is(err, errors.ErrUnsupported) && d.machine.same(d.index, d.incarnation) {
 		// This kernel keeps no identifiers, but this is the device that was made for us.
@@ -147,31 +147,9 @@ func (d *Device) detach(ctx context.Context, force bool) error {
 		return nil
 	}
 	if err == nil && !o.Force && !o.Dead {
-		d.mu.Lock()
-		d.written = true
-		d.mu.Unlock()
+		d.losses.excuse()
 	}
 	return err
-}
-
-// unserved reports whether there is nobody to write to, so that a write of what is cached can only
-// fail, even of nothing at all: with all connections dead that was told, or will be, as what may be
-// lost (misses), and Kick gives it up.
-func (d *Device) unserved() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.leaving || d.alive == 0 && d.mending.Err() != nil && !d.goodbye
-}
-
-// disconnected reports whether the kernel has announced the end of the device and nothing is served
-// any more.
-func (d *Device) disconnected() bool {
-	select {
-	case <-d.done:
-		return d.err == nil
-	default:
-		return false
-	}
 }
 
 // gone reports whether the kernel's device is not connected, or is another by now.
@@ -191,7 +169,7 @@ func (d *Device) await(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, closePatience)
 	defer cancel()
 	select {
-	case <-d.done:
+	case <-d.conns.done:
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("blockdev: %s: %d requests are still in the backend: %w",

@@ -38,11 +38,11 @@ func connectedWith(t *testing.T, ko nbdnltest.Options, b backends.Backend, o Opt
 	return k, d
 }
 
-// lose cuts the connection in a slot.
-func (d *Device) lose(slot int) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.slots[slot].conn.Close()
+// lose cuts the connection with that number.
+func (d *Device) lose(number int) {
+	d.conns.mu.Lock()
+	defer d.conns.mu.Unlock()
+	d.conns.all[number].conn.Close()
 }
 
 func isDone(d *Device) bool {
@@ -136,7 +136,7 @@ func TestDisconnectedByOther(t *testing.T) {
 	if d.Err() != nil {
 		t.Errorf("ended with %v", d.Err())
 	}
-	// The index may be another's by now, which must be left alone.
+	// The index may be another's by now, which must not be touched.
 	next, err := d.machine.connect(t.Context(), d.Index(), newStore(), Options{Client: other})
 	if err != nil {
 		t.Fatal(err)
@@ -185,7 +185,7 @@ func TestNoIdentifiers(t *testing.T) {
 	checkClean(t, k)
 
 	k, d = connectedOn(t, old)
-	d.cut()
+	d.conns.cut()
 	<-d.Done()
 	if err := d.Close(); !errors.Is(err, d.Err()) {
 		t.Errorf("dead: %v, want %v", err, d.Err())
@@ -198,7 +198,7 @@ func TestNoIdentifiers(t *testing.T) {
 		if by == "another" {
 			client = k.Client()
 		}
-		d.cut()
+		d.conns.cut()
 		<-d.Done()
 		if err := client.DropAny(t.Context(), d.Index()); err != nil {
 			t.Fatal(err)

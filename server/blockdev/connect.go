@@ -53,18 +53,20 @@ func (m machine) connect(ctx context.Context, index int, b backends.Backend, o O
 // A place has the kernel connect a device somewhere, and returns where.
 type place func(context.Context, *Device, nbdnl.Config) (index int, err error)
 
-// establish connects a device where place says. It calls vacate once, when the device has ended or
-// does not come into being.
-func (m machine) establish(ctx context.Context, b backends.Backend, o Options, place place, vacate func() error) (*Device, error) {
+// establish connects a device where place says. It calls giveBack once, when the device has ended
+// or does not come into being.
+func (m machine) establish(
+	ctx context.Context, b backends.Backend, o Options, place place, giveBack func() error,
+) (*Device, error) {
 	if ctx.Err() != nil {
-		return nil, errors.Join(context.Cause(ctx), vacate())
+		return nil, errors.Join(context.Cause(ctx), giveBack())
 	}
 	d, err := m.received(ctx, b, o, place)
 	if err != nil {
-		return nil, errors.Join(err, vacate())
+		return nil, errors.Join(err, giveBack())
 	}
-	d.vacate = vacate
-	probe := d.newProbe()
+	d.giveBack = giveBack
+	probe := newProbe(d.use)
 	if err := d.ready(ctx, probe); err != nil {
 		return nil, errors.Join(err, d.abandon(ctx, probe), d.release())
 	}
@@ -132,20 +134,20 @@ func (m machine) newDevice(b backends.Backend, o Options) (*Device, error) {
 		log:        log,
 		path:       path,
 		index:      anyIndex,
-		attached:   make(chan struct{}),
-		done:       make(chan struct{}),
 		ending:     make(chan struct{}, 1),
 		changing:   make(chan struct{}, 1),
 		commanding: make(chan struct{}, 1),
 		changes:    make(chan struct{}, 1),
-		timeout:    o.Timeout,
-		deadTime:   o.DeadTimeout,
+		conns:      newConnections(o.Timeout, o.DeadTimeout, log),
 	}
+	d.conns.renew, d.conns.missed, d.conns.changed = d.renew, d.losses.unsent, d.changed
 	d.bePatient()
 	d.size.Store(e.Size())
 	d.losses.notify = d.changed
+	if d.ReadOnly() {
+		d.losses.excuse()
+	}
 	e.OnLoss(d.losses.failed)
-	d.mending, d.giveUp = context.WithCancelCause(context.Background())
 	if d.client == nil {
 		if d.client, err = nbdnl.New(); err != nil {
 			return nil, err
@@ -170,10 +172,19 @@ func (d *Device) attach(ctx context.Context, place place) error {
 	// as soon as it appears.
 	d.serve(l.ends())
 	if err := d.command(ctx, place, l.kernel); err != nil {
-		d.cut()
+		d.conns.cut()
 		return errors.Join(err, d.await(context.WithoutCancel(ctx)))
 	}
 	return nil
+}
+
+// serve has the connections served.
+func (d *Device) serve(ends []link) {
+	conns := make([]transmitter, len(ends))
+	for i, end := range ends {
+		conns[i] = d.export.NewConn(end.open(), end.unread)
+	}
+	d.conns.serve(conns)
 }
 
 // command has the kernel connect the device.
@@ -199,7 +210,7 @@ func (d *Device) isAt(index int, incarnation nbdnl.Incarnation) {
 	d.index, d.incarnation = index, incarnation
 	path := d.Path()
 	d.path.Store(&path)
-	close(d.attached)
+	d.conns.attach()
 }
 
 // placeAt is a place for that index, or for one of the kernel's choice.
@@ -248,7 +259,7 @@ func (d *Device) drop(ctx context.Context, p *probe) error {
 	case d.gone(ctx):
 		err = nil
 	case err != nil:
-		d.cut()
+		d.conns.cut()
 	}
 	if p != nil {
 		err = errors.Join(err, p.wait(ctx))
@@ -266,8 +277,8 @@ func (d *Device) release() error {
 	if d.ownsClient {
 		err = d.client.Close()
 	}
-	if d.vacate != nil {
-		err = errors.Join(err, d.vacate())
+	if d.giveBack != nil {
+		err = errors.Join(err, d.giveBack())
 	}
 	return err
 }

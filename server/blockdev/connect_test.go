@@ -77,14 +77,18 @@ func TestSettings(t *testing.T) {
 			Size: size, BlockSize: 512, Timeout: 30, Sockets: 1, ServerFlags: 1 | 4 | 8 | 32 | 64 | 256,
 		}},
 		{"everything", newStore(), Options{
-			BlockSize: 4096, Connections: 3, Timeout: 7 * time.Second, DeadTimeout: 9 * time.Second, ReadOnly: true, Identifier: "mine",
+			BlockSize: 4096, Connections: 3, Timeout: 7 * time.Second, DeadTimeout: 9 * time.Second,
+			ReadOnly: true, Identifier: "mine",
 		}, nbdnltest.Setting{
-			Size: size, BlockSize: 4096, Timeout: 7, DeadConnTimeout: 9, Sockets: 3, ServerFlags: 1 | 2 | 256, Identifier: "mine",
+			Size: size, BlockSize: 4096, Timeout: 7, DeadConnTimeout: 9, Sockets: 3,
+			ServerFlags: 1 | 2 | 256, Identifier: "mine",
 		}},
 		{"a reader", bytes.NewReader(make([]byte, size)), Options{}, nbdnltest.Setting{
 			Size: size, BlockSize: 512, Timeout: 30, Sockets: 1, ServerFlags: 1 | 2 | 256,
 		}},
-		{"a backend that needs large blocks", store{Reader: bytes.NewReader(make([]byte, size)), minimum: 2048}, Options{}, nbdnltest.Setting{
+		{"a backend that needs large blocks", store{
+			Reader: bytes.NewReader(make([]byte, size)), minimum: 2048,
+		}, Options{}, nbdnltest.Setting{
 			Size: size, BlockSize: 2048, Timeout: 30, Sockets: 1, ServerFlags: 1 | 4 | 8 | 32 | 64 | 256,
 		}},
 		{"zeroes are the kernel's work where the backend has no way of its own", struct {
@@ -109,8 +113,9 @@ func TestSettings(t *testing.T) {
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("setting (-want +got):\n%s", diff)
 			}
-			if d.Size() != size || d.BlockSize() != int(got.BlockSize) || d.Connections() != got.Sockets || len(d.Stats()) != got.Sockets ||
-				d.ReadOnly() != (got.ServerFlags&2 != 0) || d.Path() != nbdnl.Path(d.Index()) || d.Err() != nil {
+			if d.Size() != size || d.BlockSize() != int(got.BlockSize) || d.Connections() != got.Sockets ||
+				len(d.Stats()) != got.Sockets || d.ReadOnly() != (got.ServerFlags&2 != 0) ||
+				d.Path() != nbdnl.Path(d.Index()) || d.Err() != nil {
 				t.Errorf("the device says %d bytes in blocks of %d over %d connections, read-only %t, at %s, error %v",
 					d.Size(), d.BlockSize(), d.Connections(), d.ReadOnly(), d.Path(), d.Err())
 			}
@@ -149,7 +154,10 @@ func TestRefused(t *testing.T) {
 		{"a tail", bytes.NewReader(make([]byte, 1000)), Options{}, "not a multiple of the block size, 512"},
 		{"small blocks", newStore(), Options{BlockSize: 256}, "at least 512"},
 		{"odd blocks", newStore(), Options{BlockSize: 1000}, "power of two"},
-		{"blocks below the backend's", store{Reader: newStore().Reader, minimum: 4096}, Options{BlockSize: 512}, "backend needs"},
+		{
+			"blocks below the backend's", store{Reader: newStore().Reader, minimum: 4096},
+			Options{BlockSize: 512}, "backend needs",
+		},
 		{"negative connections", newStore(), Options{Connections: -1}, "connections"},
 		{"too many connections", newStore(), Options{Connections: 1000}, "connections"},
 		{"part of a second", newStore(), Options{Timeout: time.Millisecond}, "whole seconds"},
@@ -182,56 +190,94 @@ func TestFailedConnect(t *testing.T) {
 		setup func(t *testing.T, k *nbdnltest.Kernel, m *machine, cancel context.CancelCauseFunc)
 		want  error
 	}{
-		{"the context has ended", func(_ *testing.T, _ *nbdnltest.Kernel, _ *machine, cancel context.CancelCauseFunc) { cancel(cause) }, cause},
-		{"no privilege", func(_ *testing.T, k *nbdnltest.Kernel, _ *machine, _ context.CancelCauseFunc) {
-			k.Fail(nbdnltest.Connect, syscall.EPERM)
-		}, os.ErrPermission},
-		{"no memory", func(_ *testing.T, k *nbdnltest.Kernel, _ *machine, _ context.CancelCauseFunc) {
-			k.Fail(nbdnltest.Connect, syscall.ENOMEM)
-		}, syscall.ENOMEM},
-		{"the context ends in the connect", func(_ *testing.T, k *nbdnltest.Kernel, _ *machine, cancel context.CancelCauseFunc) {
-			unblock := k.Block(nbdnltest.Connect)
-			time.AfterFunc(20*time.Millisecond, func() { cancel(cause); unblock() })
-		}, cause},
-		{"no device node", func(_ *testing.T, _ *nbdnltest.Kernel, m *machine, _ context.CancelCauseFunc) {
-			m.first = func(context.Context, string, string, int) error { return os.ErrNotExist }
-		}, os.ErrNotExist},
-		{"the first block can't be read", func(_ *testing.T, _ *nbdnltest.Kernel, m *machine, _ context.CancelCauseFunc) {
-			m.first = func(context.Context, string, string, int) error { return syscall.EIO }
-		}, syscall.EIO},
-		{"the context ends in the open", func(t *testing.T, k *nbdnltest.Kernel, m *machine, cancel context.CancelCauseFunc) {
-			m.first = func(ctx context.Context, path, number string, n int) error {
-				// As in the kernel, only the disconnect ends the open.
+		{
+			name: "the context has ended",
+			setup: func(_ *testing.T, _ *nbdnltest.Kernel, _ *machine, cancel context.CancelCauseFunc) {
 				cancel(cause)
-				for k.Setting(0).Sockets > 0 {
-					<-time.After(time.Millisecond)
+			},
+			want: cause,
+		},
+		{
+			name: "no privilege",
+			setup: func(_ *testing.T, k *nbdnltest.Kernel, _ *machine, _ context.CancelCauseFunc) {
+				k.Fail(nbdnltest.Connect, syscall.EPERM)
+			},
+			want: os.ErrPermission,
+		},
+		{
+			name: "no memory",
+			setup: func(_ *testing.T, k *nbdnltest.Kernel, _ *machine, _ context.CancelCauseFunc) {
+				k.Fail(nbdnltest.Connect, syscall.ENOMEM)
+			},
+			want: syscall.ENOMEM,
+		},
+		{
+			name: "the context ends in the connect",
+			setup: func(_ *testing.T, k *nbdnltest.Kernel, _ *machine, cancel context.CancelCauseFunc) {
+				unblock := k.Block(nbdnltest.Connect)
+				time.AfterFunc(20*time.Millisecond, func() { cancel(cause); unblock() })
+			},
+			want: cause,
+		},
+		{
+			name: "no device node",
+			setup: func(_ *testing.T, _ *nbdnltest.Kernel, m *machine, _ context.CancelCauseFunc) {
+				m.first = func(context.Context, string, string, int) error { return os.ErrNotExist }
+			},
+			want: os.ErrNotExist,
+		},
+		{
+			name: "the first block can't be read",
+			setup: func(_ *testing.T, _ *nbdnltest.Kernel, m *machine, _ context.CancelCauseFunc) {
+				m.first = func(context.Context, string, string, int) error { return syscall.EIO }
+			},
+			want: syscall.EIO,
+		},
+		{
+			name: "the context ends in the open",
+			setup: func(t *testing.T, k *nbdnltest.Kernel, m *machine, cancel context.CancelCauseFunc) {
+				m.first = func(ctx context.Context, path, number string, n int) error {
+					// As in the kernel, only the disconnect ends the open.
+					cancel(cause)
+					for k.Setting(0).Sockets > 0 {
+						<-time.After(time.Millisecond)
+					}
+					// Another open would queue up behind this one.
+					if n := k.Syncs(0); n > 0 {
+						t.Errorf("it was opened and synced %d times", n)
+					}
+					return syscall.EIO
 				}
-				// Another open would queue up behind this one.
-				if n := k.Syncs(0); n > 0 {
-					t.Errorf("it was opened and synced %d times", n)
+			},
+			want: cause,
+		},
+		{
+			name: "somebody disconnects it in the open",
+			setup: func(t *testing.T, k *nbdnltest.Kernel, m *machine, _ context.CancelCauseFunc) {
+				other := k.Client()
+				m.first = func(ctx context.Context, path, number string, n int) error {
+					if err := other.DropAny(ctx, 0); err != nil {
+						t.Error(err)
+					}
+					<-time.After(20 * time.Millisecond)
+					return syscall.EIO
 				}
-				return syscall.EIO
-			}
-		}, cause},
-		{"somebody disconnects it in the open", func(t *testing.T, k *nbdnltest.Kernel, m *machine, _ context.CancelCauseFunc) {
-			other := k.Client()
-			m.first = func(ctx context.Context, path, number string, n int) error {
-				if err := other.DropAny(ctx, 0); err != nil {
-					t.Error(err)
+			},
+			want: nbdnl.ErrNotConnected,
+		},
+		{
+			name: "somebody disconnects it between open and read",
+			setup: func(t *testing.T, k *nbdnltest.Kernel, m *machine, _ context.CancelCauseFunc) {
+				other := k.Client()
+				m.first = func(ctx context.Context, path, number string, n int) error {
+					if err := other.DropAny(ctx, 0); err != nil {
+						t.Error(err)
+					}
+					return io.EOF
 				}
-				<-time.After(20 * time.Millisecond)
-				return syscall.EIO
-			}
-		}, nbdnl.ErrNotConnected},
-		{"somebody disconnects it between open and read", func(t *testing.T, k *nbdnltest.Kernel, m *machine, _ context.CancelCauseFunc) {
-			other := k.Client()
-			m.first = func(ctx context.Context, path, number string, n int) error {
-				if err := other.DropAny(ctx, 0); err != nil {
-					t.Error(err)
-				}
-				return io.EOF
-			}
-		}, nbdnl.ErrNotConnected},
+			},
+			want: nbdnl.ErrNotConnected,
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

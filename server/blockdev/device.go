@@ -1,9 +1,7 @@
 package blockdev
 
 import (
-	"context"
 	"log/slog"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,7 +17,7 @@ type Device struct {
 	machine    machine
 	client     *nbdnl.Client
 	ownsClient bool
-	vacate     func() error    // gives the index back; called once
+	giveBack   func() error    // gives the index back; called once
 	tuned      bool            // the settings of the queue of the index were made before
 	backend    backends.Device // guarded by changing, once the device is attached
 	export     *server.Export
@@ -34,32 +32,12 @@ type Device struct {
 
 	unsure bool // the kernel has not answered to a new size; guarded by changing
 	// changing holds a value while Resize or Reconfigure is at work, commanding while the kernel
-	// makes a change, which healing asks for too.
+	// makes a change, which a reconnection asks for too.
 	changing, commanding chan struct{}
 	changes              chan struct{} // holds a value when something has changed that nobody was told of
 
-	attached chan struct{} // closed when the kernel has the device, and index is set
-	done     chan struct{} // closed when every Transmit has returned
-	err      error         // why they did; set before done is closed
-
+	conns  *connections
 	losses losses
-
-	mu       sync.Mutex // guards all below but ending and ended
-	slots    []*slot    // does not change after attach
-	alive    int        // how many of the slots are
-	keepers  int        // goroutines that serve a slot, or heal it
-	goodbye  bool       // the kernel has announced the end
-	leaving  bool       // by Kick, or all is cut
-	lost     error      // what ended the connection that died first of those that are dead
-	expiry   *expiry    // of the wait for a new connection, while all are dead
-	kicked   bool       // by Kick
-	written  bool       // all that was cached, by an orderly detach
-	timeout  time.Duration
-	deadTime time.Duration
-
-	// mending ends when no connection is to be replaced any more.
-	mending context.Context
-	giveUp  context.CancelCauseFunc
 
 	// ending holds a value while Disconnect or Close is at work: whoever comes second can give up
 	// waiting.
@@ -90,20 +68,18 @@ func (d *Device) BlockSize() int { return d.export.BlockSize() }
 
 // Connections returns the number of connections that the device was made with. Alive says how many
 // of them serve.
-func (d *Device) Connections() int { return len(d.slots) }
+func (d *Device) Connections() int { return len(d.conns.all) }
 
 // Timeout returns how long the kernel waits for the answer to a request.
 func (d *Device) Timeout() time.Duration {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.timeout
+	timeout, _ := d.conns.timeouts()
+	return timeout
 }
 
 // DeadTimeout returns how long requests wait for a new connection when all are dead.
 func (d *Device) DeadTimeout() time.Duration {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.deadTime
+	_, deadTimeout := d.conns.timeouts()
+	return deadTimeout
 }
 
 // ReadOnly reports whether the device refuses writes.
@@ -114,29 +90,54 @@ func (d *Device) Export() *server.Export { return d.export }
 
 // Stats returns what each connection has served, those included whose place it has taken, in the
 // order in which the kernel knows them.
-func (d *Device) Stats() []server.Stats {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	stats := make([]server.Stats, len(d.slots))
-	for i, s := range d.slots {
-		stats[i] = s.stats()
+func (d *Device) Stats() []server.Stats { return d.conns.stats() }
+
+// Alive returns how many of the device's connections are served. One whose loop is in a call of a
+// backend that takes writes without blocking (backends.WriterAtFrom) counts until that returns.
+func (d *Device) Alive() int { return d.conns.count() }
+
+// State returns what the device is doing: StateLive; StateDegraded while some of its connections
+// are dead; StateWaiting while all are, and requests wait for a new one; StateDisconnecting when
+// its end has begun; after Done, StateIdle if it was disconnected in order, else StateOrphaned, as
+// is a device all of whose connections are dead for good.
+func (d *Device) State() nbdnl.State { return d.conns.state() }
+
+// Changes returns a channel from which something can be received after State, Alive, Size, Timeout
+// or DeadTimeout have changed, or something was lost while all that had been was acknowledged, once
+// for all changes since. It is for one receiver, and is never closed.
+func (d *Device) Changes() <-chan struct{} { return d.changes }
+
+// changed tells of a change.
+func (d *Device) changed() {
+	select {
+	case d.changes <- struct{}{}:
+	default:
 	}
-	return stats
 }
 
 // Done returns a channel that is closed when no request is served any more and none will be: the
 // device was disconnected, by whomever, or all its connections are dead and were not replaced. The
 // backend may be closed from then on. Close is still due.
-func (d *Device) Done() <-chan struct{} { return d.done }
+func (d *Device) Done() <-chan struct{} { return d.conns.done }
 
 // Err returns nil until Done, and after the device was disconnected in order, else what ended the
 // connection that died first. With all of them dead the kernel keeps the device, and fails all that
 // is asked of it, until Close.
 func (d *Device) Err() error {
 	select {
-	case <-d.done:
-		return d.err
+	case <-d.conns.done:
+		return d.conns.err
 	default:
 		return nil
 	}
+}
+
+// overdue is by how much a request may exceed the timeouts before the server answers it itself.
+// With what the kernel adds, that is 10 seconds at most.
+const overdue = 7 * time.Second
+
+// bePatient tells the server for how long the kernel is.
+func (d *Device) bePatient() {
+	timeout, deadTimeout := d.conns.timeouts()
+	d.export.SetPatience(server.Patience{Resend: timeout, Total: timeout + deadTimeout + overdue})
 }

@@ -27,7 +27,10 @@ func TestKernelLongDiscard(t *testing.T) {
 	p := aligned(t, mark)
 	// At the ends, and on both sides of where a request of 4 GiB and one of 32 bits of bytes would
 	// end.
-	offsets := []int64{0, from - mark, from, from + 1<<32 - 2*mark, from + 1<<32 - mark, from + 1<<32, 2 << 40, 2<<40 + 1<<32, to - mark, to, size - mark}
+	offsets := []int64{
+		0, from - mark, from, from + 1<<32 - 2*mark, from + 1<<32 - mark, from + 1<<32,
+		2 << 40, 2<<40 + 1<<32, to - mark, to, size - mark,
+	}
 	pattern := func(off int64) []byte { return bytes.Repeat([]byte{byte(1 + off/mark%251)}, mark) }
 	for _, off := range offsets {
 		copy(p, pattern(off))
@@ -49,7 +52,8 @@ func TestKernelLongDiscard(t *testing.T) {
 	}
 	trims := d.Export().Stats().Trim
 	if trims.Bytes != to-from || trims.Errors != 0 {
-		t.Errorf("%d bytes were trimmed in %d requests, %d failed; want %d bytes", trims.Bytes, trims.Requests, trims.Errors, int64(to-from))
+		t.Errorf("%d bytes were trimmed in %d requests, %d failed; want %d bytes",
+			trims.Bytes, trims.Requests, trims.Errors, int64(to-from))
 	}
 	t.Logf("%d requests", trims.Requests)
 	f.Close()

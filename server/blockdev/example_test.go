@@ -94,7 +94,11 @@ func ExamplePool_Left() {
 
 // A program that ends takes no new device, and waits for a while for those who still have one.
 func ExamplePool_Wait() {
-	pool, err := blockdev.NewPool(blockdev.PoolOptions{Name: "example", Warm: 4, OnError: func(err error) { log.Print(err) }})
+	pool, err := blockdev.NewPool(blockdev.PoolOptions{
+		Name:    "example",
+		Warm:    4,
+		OnError: func(err error) { log.Print(err) },
+	})
 	if err != nil {
 		log.Fatal(err)
 	}

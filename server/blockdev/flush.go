@@ -28,7 +28,7 @@ import (
 // acknowledged by its Number (see Acknowledge). The device goes on.
 //
 // The error matches nbdnl.ErrNotConnected if the device has ended; another one that has the index
-// since is left alone. If ctx ends first, Flush returns, and goes on in the background until the
+// since is not touched. If ctx ends first, Flush returns, and goes on in the background until the
 // backend answers or the device ends; Disconnect may find the device in use by it.
 func (d *Device) Flush(ctx context.Context) error {
 	if ctx.Err() != nil {
@@ -39,15 +39,22 @@ func (d *Device) Flush(ctx context.Context) error {
 
 func (d *Device) flush(ctx context.Context) error {
 	select {
-	case <-d.done:
+	case <-d.conns.done:
 		return fmt.Errorf("blockdev: %s has ended: %w", d.Path(), nbdnl.ErrNotConnected)
 	default:
 	}
 	result := make(chan error, 1)
 	go func() {
 		unwritten, err := d.machine.flush(ctx, d.index, d.incarnation)
-		d.failsToWrite(unwritten, err) // Also if nobody waits any more: the kernel does not say it again.
-		result <- errors.Join(err, unwritten)
+		if unwritten != nil && !errors.Is(err, nbdnl.ErrNotConnected) {
+			d.losses.unwritten(unwritten) // Also if nobody waits any more: the kernel does not say it again.
+		}
+		if err == nil {
+			err = unwritten // as it is, for withLoss to find
+		} else {
+			err = errors.Join(err, unwritten)
+		}
+		result <- err
 	}()
 	select {
 	case err := <-result:
@@ -57,22 +64,13 @@ func (d *Device) flush(ctx context.Context) error {
 	}
 }
 
-// failsToWrite notes that the kernel could not write what was cached. err is what else went wrong.
-func (d *Device) failsToWrite(unwritten, err error) {
-	d.mu.Lock()
-	loses := d.losesData()
-	d.mu.Unlock()
-	if unwritten != nil && loses && !errors.Is(err, nbdnl.ErrNotConnected) {
-		d.losses.unwritten(unwritten)
-	}
-}
-
 // flush writes what the kernel holds back of the device that index was in that incarnation, and
 // nothing of another one that has the index since. It takes as long as the kernel does; ctx bounds
 // the wait for device nodes only. unwritten is what the kernel could not write, err is what else
 // went wrong.
 func (m machine) flush(ctx context.Context, index int, incarnation nbdnl.Incarnation) (unwritten, err error) {
-	ended := fmt.Errorf("blockdev: %s is not the device any more that it was: %w", nbdnl.Path(index), nbdnl.ErrNotConnected)
+	path := nbdnl.Path(index)
+	ended := fmt.Errorf("blockdev: %s is not the device any more that it was: %w", path, nbdnl.ErrNotConnected)
 	disk, ok := m.disk(index, incarnation)
 	if !ok {
 		return nil, ended
@@ -100,7 +98,8 @@ func (m machine) flushStack(ctx context.Context, disk layer, dev nbdnl.Device) (
 		failed = fmt.Errorf("blockdev: what stands on %s can't be told: %w", disk.name, failed)
 	}
 	if err := m.syncBtrfs(layers); err != nil {
-		failed = errors.Join(failed, fmt.Errorf("blockdev: what a file system keeps back from %s was not written: %w", disk.name, err))
+		err = fmt.Errorf("blockdev: what a file system keeps back from %s was not written: %w", disk.name, err)
+		failed = errors.Join(failed, err)
 	}
 	for _, l := range layers {
 		var unsynced, err error

@@ -13,7 +13,7 @@ import (
 	"github.com/nbdctl/nbdctl/server"
 )
 
-// TestFlush holds that Flush syncs the device, says why it can't, and leaves the device alone.
+// TestFlush holds that Flush syncs the device, says why it can't, and that the device goes on.
 func TestFlush(t *testing.T) {
 	k, d := connected(t)
 	if err := d.Flush(t.Context()); err != nil || k.Syncs(d.Index()) == 0 {
@@ -44,9 +44,9 @@ func TestFlush(t *testing.T) {
 // fails has the server fail a write, as the kernel would send it.
 func fails(t *testing.T, d *Device, kernel interface{ Write([]byte) (int, error) }) {
 	t.Helper()
-	beyond := []byte("\x25\x60\x95\x13\x00\x00\x00\x01cookie..\x00\x00\x00\x00\x7f\x00\x00\x00\x00\x00\x02\x00" + string(make([]byte, 512)))
+	const beyond = "\x25\x60\x95\x13\x00\x00\x00\x01cookie..\x00\x00\x00\x00\x7f\x00\x00\x00\x00\x00\x02\x00"
 	before := d.Export().Stats().Write.Errors
-	kernel.Write(beyond)
+	kernel.Write(append([]byte(beyond), make([]byte, 512)...))
 	for d.Export().Stats().Write.Errors == before {
 		select {
 		case <-d.Done():
@@ -109,7 +109,8 @@ func TestLossUnwritten(t *testing.T) {
 	check := func(what string, err error, number uint64, reason error) {
 		t.Helper()
 		var loss *LossError
-		if !errors.As(err, &loss) || loss.Number != number || !errors.Is(loss.Unwritten, reason) {
+		if !errors.As(err, &loss) || loss.Number != number || !errors.Is(loss.Unwritten, reason) ||
+			err.Error() != loss.Error() { // and says it once
 			t.Errorf("%s: %v, want loss number %d, %v", what, err, number, reason)
 		}
 	}
@@ -129,7 +130,7 @@ func TestLossUnwritten(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if err := d.Flush(ctx); !errors.Is(err, context.DeadlineExceeded) || errors.As(err, new(*LossError)) {
-		t.Errorf("error %v, want that of the context alone", err)
+		t.Errorf("error %v, want only that of the context", err)
 	}
 	k.Release(d.Index()) // The sync fails with EIO, and nobody waits for it.
 	<-d.Changes()
@@ -197,7 +198,8 @@ func TestGapTold(t *testing.T) {
 		{time.Second, true, false},
 		{time.Hour, false, false},
 	} {
-		k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: tt.deadTimeout, ReadOnly: tt.readOnly})
+		o := Options{DeadTimeout: tt.deadTimeout, ReadOnly: tt.readOnly}
+		k, d := connectedWith(t, nbdnltest.Options{}, newStore(), o)
 		unblock := k.Block(nbdnltest.Reconfigure)
 		d.lose(0)
 		awaitState(t, d, nbdnl.StateWaiting)
@@ -256,9 +258,7 @@ func TestGapUnseen(t *testing.T) {
 	} {
 		b := stuck{newElastic(), make(chan struct{}), make(chan struct{})}
 		k, d, kernel := manual(t, b, Options{})
-		d.mu.Lock()
-		d.timeout, d.deadTime = tt.timeout, tt.deadTimeout
-		d.mu.Unlock()
+		d.conns.setTimeouts(&tt.timeout, &tt.deadTimeout)
 		kernel.Write(readRequest(0))
 		<-b.arrived
 		shutdown(t, kernel)

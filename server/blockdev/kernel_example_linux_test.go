@@ -58,8 +58,8 @@ func writeStart(t *testing.T, d *blockdev.Device, content string) {
 	}
 }
 
-// TestKernelExampleSnapshot runs the example of a snapshot, while what was written is in the page
-// cache alone.
+// TestKernelExampleSnapshot runs the example of a snapshot, while what was written is only in the
+// page cache.
 func TestKernelExampleSnapshot(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	d, disk := connectMemory(t)

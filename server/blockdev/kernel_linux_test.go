@@ -77,7 +77,8 @@ func aligned(t *testing.T, n int) []byte {
 // discard is blkdiscard(8).
 func discard(f *os.File, off, n uint64) error {
 	span := [2]uint64{off, n}
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.BLKDISCARD, uintptr(unsafe.Pointer(&span))); errno != 0 {
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.BLKDISCARD, uintptr(unsafe.Pointer(&span)))
+	if errno != 0 {
 		return errno
 	}
 	return nil
@@ -147,7 +148,8 @@ func TestKernelData(t *testing.T) {
 	if n, _ := direct.ReadAt(p, size); n != 0 {
 		t.Errorf("%d bytes were read behind the end", n)
 	}
-	if st := d.Export().Stats(); st.Read.Bytes < size || st.Write.Bytes < size || st.Flush.Requests == 0 || st.Read.Errors+st.Write.Errors > 0 {
+	st := d.Export().Stats()
+	if st.Read.Bytes < size || st.Write.Bytes < size || st.Flush.Requests == 0 || st.Read.Errors+st.Write.Errors > 0 {
 		t.Errorf("stats %+v", st)
 	}
 }
@@ -233,7 +235,8 @@ func TestKernelIndex(t *testing.T) {
 	if d.Index() != 7 || d.Path() != "/dev/nbd7" {
 		t.Errorf("asked for nbd7, got index %d, %s", d.Index(), d.Path())
 	}
-	if _, err := blockdev.ConnectIndex(t.Context(), 7, newRecorder(1<<20), blockdev.Options{}); !errors.Is(err, nbdnl.ErrBusy) {
+	_, err = blockdev.ConnectIndex(t.Context(), 7, newRecorder(1<<20), blockdev.Options{})
+	if !errors.Is(err, nbdnl.ErrBusy) {
 		t.Errorf("the same index again: %v, want ErrBusy", err)
 	}
 	if err := d.Disconnect(t.Context()); err != nil {
@@ -259,7 +262,8 @@ func TestKernelHeld(t *testing.T) {
 	d := connect(t, b, blockdev.Options{})
 	f := open(t, d, os.O_RDWR)
 	var busy *nbdnl.BusyError
-	if err := d.Disconnect(t.Context()); !errors.As(err, &busy) || len(busy.Holders) == 0 || busy.Holders[0].PID != os.Getpid() {
+	err := d.Disconnect(t.Context())
+	if !errors.As(err, &busy) || len(busy.Holders) == 0 || busy.Holders[0].PID != os.Getpid() {
 		t.Errorf("error %v, want one that names this process", err)
 	}
 	if _, err := f.WriteAt([]byte("still there"), 0); err != nil {

@@ -27,16 +27,12 @@ var errKicked = errors.New("blockdev: the device was kicked out, with all reques
 func (d *Device) Kick(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, kickPatience)
 	defer cancel()
-	d.mu.Lock()
-	d.kicked = true
-	if d.lost == nil {
-		d.lost = errKicked
-	}
-	d.mu.Unlock()
+	d.losses.excuse()
+	d.conns.blame(errKicked)
 	// First the connections, all of them: the kernel announces the end of the device on each, and
 	// that would wait for room on one that the server does not read any more (nbd.c,
 	// send_disconnects). On a dead one it fails.
-	d.cut()
+	d.conns.cut()
 	err := d.client.Drop(ctx, d.index, d.Identifier())
 	if errors.Is(err, errors.ErrUnsupported) && d.machine.same(d.index, d.incarnation) {
 		err = d.client.DropAny(ctx, d.index) // This kernel keeps no identifiers.

@@ -15,10 +15,10 @@ import (
 
 // hang makes every request of the backend wait until release is called.
 func hang(b *recorder) (release func()) {
-	gate := make(chan struct{})
-	hook := func(string, int64) error { <-gate; return nil }
+	released := make(chan struct{})
+	hook := func(string, int64) error { <-released; return nil }
 	b.before.Store(&hook)
-	return sync.OnceFunc(func() { close(gate) })
+	return sync.OnceFunc(func() { close(released) })
 }
 
 // TestKernelKick frees readers and writers from a backend that never answers.

@@ -49,8 +49,9 @@ func TestKick(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestKickHealed holds that what ended a connection that was replaced is not what ended the device.
-func TestKickHealed(t *testing.T) {
+// TestKickReconnected holds that what ended a connection that was replaced is not what ended the
+// device.
+func TestKickReconnected(t *testing.T) {
 	k, d := connected(t)
 	d.lose(0)
 	awaitState(t, d, nbdnl.StateDegraded)
@@ -111,8 +112,8 @@ func TestKickSync(t *testing.T) {
 	}
 }
 
-// TestKickOther leaves a device alone that has taken the index, also where the kernel does not tell
-// whose it is.
+// TestKickOther holds that Kick does not touch a device that has taken the index, also where the
+// kernel does not tell whose it is.
 func TestKickOther(t *testing.T) {
 	for _, release := range []string{"6.12.0", "5.10.0"} {
 		k, d := connectedOn(t, nbdnltest.Options{Release: release})

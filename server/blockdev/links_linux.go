@@ -25,7 +25,8 @@ func openLinks(n, sendBuffer int, log *slog.Logger) (*links, error) {
 		}
 		// Needs CAP_NET_ADMIN. A smaller one is slower, and a big one not to have is a risk
 		// (breaksSends), but no failure.
-		if err := unix.SetsockoptInt(fds[1], unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer); err != nil && sendBuffer >= bigSendBuffer {
+		err = unix.SetsockoptInt(fds[1], unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer)
+		if err != nil && sendBuffer >= bigSendBuffer {
 			log.Warn("send buffer of the kernel's connection was not enlarged", "bytes", sendBuffer, "err", err)
 		}
 		kernel := os.NewFile(uintptr(fds[1]), "kernel's end")

@@ -28,7 +28,12 @@ type LossError struct {
 	index int
 }
 
-func (e *LossError) Error() string { return errors.Join(e.parts()...).Error() }
+func (e *LossError) Error() string {
+	if err := errors.Join(e.parts()...); err != nil {
+		return err.Error()
+	}
+	return "blockdev: writes may be lost" // No LossError of this package is so empty.
+}
 
 // Unwrap returns the parts of the loss.
 func (e *LossError) Unwrap() []error { return e.parts() }
@@ -38,8 +43,8 @@ func (e *LossError) parts() (parts []error) {
 		parts = append(parts, fmt.Errorf("blockdev: %s: %w", nbdnl.Path(e.index), e.Failed))
 	}
 	if e.Unsent != nil {
-		parts = append(parts, fmt.Errorf("blockdev: %s: writes may be lost, for there was no connection to send them over: %w",
-			nbdnl.Path(e.index), e.Unsent))
+		const unsent = "blockdev: %s: writes may be lost, for there was no connection to send them over: %w"
+		parts = append(parts, fmt.Errorf(unsent, nbdnl.Path(e.index), e.Unsent))
 	}
 	if e.Unwritten != nil {
 		parts = append(parts, e.Unwritten)
@@ -56,11 +61,21 @@ type losses struct {
 	open *LossError // since Acknowledge
 	// notify is called when a loss comes while none is open; nil: nobody is.
 	notify func()
+	// excused is whether only requests that have failed count: there is nothing else to lose on a
+	// read-only device, nor after an orderly end, and who kicks a device gives up what is cached.
+	excused bool
+}
+
+// excuse has nothing but requests that have failed counted from now on.
+func (l *losses) excuse() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.excused = true
 }
 
 // failed notes a request that was answered with an error.
 func (l *losses) failed(r *server.RequestError) {
-	l.add(func(e *LossError) {
+	l.add(true, func(e *LossError) {
 		failed := server.LossError{First: r}
 		if e.Failed != nil {
 			failed = *e.Failed
@@ -70,9 +85,10 @@ func (l *losses) failed(r *server.RequestError) {
 	})
 }
 
-// unsent notes that there was no connection, and why.
+// unsent notes that the kernel may have failed writes that no connection carried to the server, and
+// why.
 func (l *losses) unsent(reason error) {
-	l.add(func(e *LossError) {
+	l.add(false, func(e *LossError) {
 		if e.Unsent == nil {
 			e.Unsent = reason
 		}
@@ -81,16 +97,21 @@ func (l *losses) unsent(reason error) {
 
 // unwritten notes that the kernel could not write what it had cached.
 func (l *losses) unwritten(err error) {
-	l.add(func(e *LossError) {
+	l.add(false, func(e *LossError) {
 		if e.Unwritten == nil {
 			e.Unwritten = err
 		}
 	})
 }
 
-// add gives a loss its number, and puts it into what is told.
-func (l *losses) add(note func(*LossError)) {
+// add gives a loss its number, and puts it into what is told. One that does not always count may be
+// excused.
+func (l *losses) add(always bool, note func(*LossError)) {
 	l.mu.Lock()
+	if l.excused && !always {
+		l.mu.Unlock()
+		return
+	}
 	first := l.open == nil
 	number := uint64(1)
 	if l.all != nil {
@@ -166,16 +187,4 @@ func (d *Device) withLoss(err error) error {
 		return loss
 	}
 	return errors.Join(err, loss)
-}
-
-// losesData reports whether a write that fails is a loss: not on a read-only device, nor after an
-// orderly end, and who kicks the device gives up what is cached. The caller holds mu.
-func (d *Device) losesData() bool { return !d.kicked && !d.written && !d.ReadOnly() }
-
-// misses notes that the kernel may have failed writes that no connection carried to the server. The
-// caller holds mu.
-func (d *Device) misses(reason error) {
-	if d.losesData() {
-		d.losses.unsent(reason)
-	}
 }

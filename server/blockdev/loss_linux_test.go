@@ -41,7 +41,11 @@ func TestKernelLossDisconnect(t *testing.T) {
 // that somebody holds: their end has nothing to tell but who holds them.
 func TestKernelKickUnwritten(t *testing.T) {
 	nbdnltest.RequireKernel(t)
-	for name, o := range map[string]blockdev.Options{"": {}, "patient": {DeadTimeout: time.Minute}, "two": {Connections: 2}} {
+	for name, o := range map[string]blockdev.Options{
+		"":        {},
+		"patient": {DeadTimeout: time.Minute},
+		"two":     {Connections: 2},
+	} {
 		for _, held := range []bool{false, true} {
 			b := newRecorder(1 << 20)
 			d, err := blockdev.Connect(t.Context(), b, o)
@@ -71,7 +75,8 @@ func TestKernelKickUnwritten(t *testing.T) {
 			release()
 			err = d.Close()
 			var busy *nbdnl.BusyError
-			if held && !(errors.As(err, &busy) && busy.Disconnected) || !held && err != nil || errors.Is(err, nbdnl.ErrNotWritten) {
+			if held && !(errors.As(err, &busy) && busy.Disconnected) || !held && err != nil ||
+				errors.Is(err, nbdnl.ErrNotWritten) {
 				t.Errorf("%s, held %t: Close: %v", name, held, err)
 			}
 			if err := d.Loss(); err != nil {

@@ -16,7 +16,8 @@ func TestLosses(t *testing.T) {
 	if l.told(0, true) != nil || l.told(0, false) != nil || l.acknowledge(0) || l.acknowledge(1) {
 		t.Error("a loss of nothing")
 	}
-	first, second := &server.RequestError{Offset: 1, Err: errors.ErrUnsupported}, &server.RequestError{Offset: 2, Err: io.EOF}
+	first := &server.RequestError{Offset: 1, Err: errors.ErrUnsupported}
+	second := &server.RequestError{Offset: 2, Err: io.EOF}
 	for _, tt := range []struct {
 		what      string
 		do        func()
@@ -31,6 +32,7 @@ func TestLosses(t *testing.T) {
 		{"a sync", func() { l.unwritten(io.ErrNoProgress) }, 4, 2, 2, first, 1},
 		{"acknowledged too late", func() { l.acknowledge(3) }, 4, 2, 2, first, 1},
 		{"acknowledged", func() { l.acknowledge(4) }, 4, 2, 0, nil, 1},
+		{"excused", func() { l.excuse(); l.unsent(io.EOF); l.unwritten(io.EOF) }, 4, 2, 0, nil, 1},
 		{"a request after that", func() { l.failed(second) }, 5, 3, 1, second, 2},
 	} {
 		tt.do()

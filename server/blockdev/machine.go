@@ -28,8 +28,8 @@ type machine struct {
 
 // The settings of a device's queue and of its connections that are made here. Others were tried
 // (make bench CASES='^tuning/': one connection to memory, in User-Mode Linux 6.1, medians of
-// ratios) and left alone: nr_requests of 32 or 128, and the scheduler "none", make no difference to
-// 4 KiB, but "none" makes writes of 128 KiB slower by a fifth.
+// ratios) and left as they are: nr_requests of 32 or 128, and the scheduler "none", make no
+// difference to 4 KiB, but "none" makes writes of 128 KiB slower by a fifth.
 const (
 	// maxSectorsKB bounds the requests that the kernel sends, in KiB. Each index keeps the setting
 	// of its last user, so it is always made. Reads of 4 MiB are 1.28 times as fast as with 512 and
@@ -48,7 +48,7 @@ const (
 
 // breaksSends reports whether this kernel loses a connection when a signal, which the Go runtime
 // sends all the time, arrives at a thread that is in the middle of sending a request: seen with
-// 6.12, not with 6.1 (which sends from a kernel thread), mended in 7.2 (nbd_pending_cmd_work).
+// 6.12, not with 6.1 (which sends from a kernel thread), fixed in 7.2 (nbd_pending_cmd_work).
 // Nothing shows it but the version. It was not seen with a send buffer so large that sends do not
 // block, nor without a scheduler.
 func (m machine) breaksSends() bool {
@@ -94,7 +94,7 @@ func (m machine) tune(index, maximum int, log *slog.Logger) error {
 		return nil
 	}
 	if now, err := m.number(index, "max_sectors_kb"); err != nil || now > maximum>>10 {
-		return fmt.Errorf("blockdev: %s: the kernel's longest request can't be limited to the %d bytes that the backend takes",
+		return fmt.Errorf("blockdev: %s: the kernel's requests can't be limited to the %d bytes that the backend takes",
 			nbdnl.Path(index), maximum)
 	}
 	return nil
@@ -104,7 +104,8 @@ func (m machine) tune(index, maximum int, log *slog.Logger) error {
 // for each write, even of what was there before (queue_attr_store), which takes longer than the
 // whole connect.
 func (m machine) set(index int, setting, value, shows string, log *slog.Logger) {
-	if now, err := os.ReadFile(m.queue(index, setting)); err == nil && slices.Contains(strings.Fields(string(now)), shows) {
+	now, err := os.ReadFile(m.queue(index, setting))
+	if err == nil && slices.Contains(strings.Fields(string(now)), shows) {
 		return
 	}
 	if err := os.WriteFile(m.queue(index, setting), []byte(value), 0o644); err != nil {

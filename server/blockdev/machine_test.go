@@ -25,15 +25,27 @@ func TestTune(t *testing.T) {
 	}{
 		{name: "6.1", release: "6.1.0", hardware: "32768\n", scheduler: "old", sectors: "1024"},
 		{name: "6.2", release: "6.2.0", hardware: "32768\n", scheduler: "none", sectors: "1024", sendBuffer: 8 << 20},
-		{name: "6.12", release: "6.12.107-amd64", hardware: "32768\n", scheduler: "none", sectors: "1024", sendBuffer: 8 << 20},
+		{
+			name: "6.12", release: "6.12.107-amd64", hardware: "32768\n",
+			scheduler: "none", sectors: "1024", sendBuffer: 8 << 20,
+		},
 		{name: "7.1", release: "7.1.9", hardware: "32768\n", scheduler: "none", sectors: "1024", sendBuffer: 8 << 20},
 		{name: "7.2", release: "7.2.13", hardware: "32768\n", scheduler: "old", sectors: "1024"},
 		{name: "10.0", release: "10.0.0", hardware: "32768\n", scheduler: "old", sectors: "1024"},
 		{name: "small hardware", release: "6.1.0", hardware: "512\n", scheduler: "old", sectors: "512"},
-		{name: "small backend", release: "6.1.0", hardware: "32768\n", maximum: 128<<10 + 512, scheduler: "old", sectors: "128"},
-		{name: "large backend", release: "6.1.0", hardware: "32768\n", maximum: 64 << 20, scheduler: "old", sectors: "1024"},
+		{
+			name: "small backend", release: "6.1.0", hardware: "32768\n",
+			maximum: 128<<10 + 512, scheduler: "old", sectors: "128",
+		},
+		{
+			name: "large backend", release: "6.1.0", hardware: "32768\n",
+			maximum: 64 << 20, scheduler: "old", sectors: "1024",
+		},
 		{name: "refused", release: "6.12.0", hardware: "32768\n", readOnly: true},
-		{name: "refused, and a small backend", release: "6.12.0", hardware: "32768\n", maximum: 4096, readOnly: true, fails: true},
+		{
+			name: "refused, and a small backend", release: "6.12.0", hardware: "32768\n",
+			maximum: 4096, readOnly: true, fails: true,
+		},
 		{name: "unknown kernel", release: "?", hardware: "32768\n", scheduler: "old", sectors: "1024"},
 	}
 	for _, tt := range tests {

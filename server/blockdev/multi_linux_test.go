@@ -78,7 +78,8 @@ func TestKernelMulti(t *testing.T) {
 		// Others of the machine may have read a little through another connection, and a thread may
 		// have been moved before it was pinned; but this much can only have come from there.
 		if i < used && (st.Write.Requests < each || st.Read.Requests < each) {
-			t.Errorf("connection %d has served %d reads and %d writes, want %d and more of each", i, st.Read.Requests, st.Write.Requests, each)
+			t.Errorf("connection %d has served %d reads and %d writes, want %d and more of each",
+				i, st.Read.Requests, st.Write.Requests, each)
 		}
 	}
 
@@ -101,7 +102,8 @@ func TestKernelMulti(t *testing.T) {
 	defer mu.Unlock()
 	for cpu := range used {
 		if n := bytes.Count(durable, []byte{byte('a' + cpu)}); n != each*block {
-			t.Errorf("%d bytes that were written over connection %d were covered by the flush, want %d", n, cpu, each*block)
+			t.Errorf("%d bytes that were written over connection %d were covered by the flush, want %d",
+				n, cpu, each*block)
 		}
 	}
 }

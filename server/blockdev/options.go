@@ -90,7 +90,8 @@ func (o Options) export(b backends.Backend, log *slog.Logger) (*server.Export, e
 	case o.Connections < 0 || o.Connections > maxConnections:
 		return nil, fmt.Errorf("blockdev: %d connections are not within 1 and %d", o.Connections, maxConnections)
 	case o.BlockSize < minBlockSize:
-		return nil, fmt.Errorf("blockdev: block size %d: a block device has at least %d bytes", o.BlockSize, minBlockSize)
+		return nil, fmt.Errorf("blockdev: block size %d: a block device has at least %d bytes",
+			o.BlockSize, minBlockSize)
 	}
 	e, err := server.NewExport(b, server.Options{
 		ReadOnly: o.ReadOnly, BlockSize: o.BlockSize, MaxInFlight: o.MaxInFlight, Logger: log,

@@ -50,8 +50,9 @@ type PoolOptions struct {
 }
 
 // A Pool connects devices of which a program has many, one after the other and side by side. Its
-// devices share a client, and so the sockets to the kernel; nothing else, so each fails alone, and
-// no lock is held while the kernel works. Safe for concurrent use.
+// devices share a client, and so the sockets to the kernel. They share nothing else: one that fails
+// does not take others with it, and no lock is held while the kernel works. Safe for concurrent
+// use.
 //
 // It leases the indexes that it uses (claim.Lease), so that pools of other processes do not reach
 // for them, and so that what a process leaves when it dies is known as such. It never takes an
@@ -72,7 +73,7 @@ type Pool struct {
 	filling chan struct{}
 
 	mu      sync.Mutex   // guards all below
-	ready   []vacancy    // the first was put there first
+	ready   []freeIndex  // the first was put there first
 	leased  map[int]bool // all indexes that the pool has leases of, which need not be asked for
 	next    int          // index at which to look for more
 	devices int          // that were begun, and have not ended
@@ -94,7 +95,8 @@ func (m machine) newPool(o PoolOptions) (*Pool, error) {
 		o.Max = defaultMax
 	}
 	if o.Max < 0 || o.Warm < 0 || o.Warm > o.Max {
-		return nil, fmt.Errorf("blockdev: a pool of %d devices with %d indexes ready: there must be room for both", o.Max, o.Warm)
+		return nil, fmt.Errorf("blockdev: a pool of %d devices with %d indexes ready: there must be room for both",
+			o.Max, o.Warm)
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -137,15 +139,15 @@ func (p *Pool) Connect(ctx context.Context, b backends.Backend, o Options) (*Dev
 	if o.Logger == nil {
 		o.Logger = p.o.Logger
 	}
-	var v vacancy
+	var free freeIndex
 	place := func(ctx context.Context, d *Device, c nbdnl.Config) (index int, err error) {
-		if v, err = p.place(ctx, c); err != nil {
+		if free, err = p.place(ctx, c); err != nil {
 			return anyIndex, err
 		}
 		d.tuned = true
-		return v.lease.Index(), nil
+		return free.lease.Index(), nil
 	}
-	return p.machine.establish(ctx, b, o, place, func() error { return p.leave(v) })
+	return p.machine.establish(ctx, b, o, place, func() error { return p.leave(free) })
 }
 
 // enter waits for a place for another device.
@@ -188,15 +190,16 @@ func (p *Pool) queue(ctx context.Context) error {
 	case <-p.ctx.Done():
 		return fmt.Errorf("blockdev: pool %s: %w", p.o.Name, os.ErrClosed)
 	case <-ctx.Done():
-		return fmt.Errorf("blockdev: pool %s has all of its %d devices in use: %w", p.o.Name, p.o.Max, context.Cause(ctx))
+		return fmt.Errorf("blockdev: pool %s has all of its %d devices in use: %w",
+			p.o.Name, p.o.Max, context.Cause(ctx))
 	}
 }
 
 // leave gives back a place, and the index if there was one.
-func (p *Pool) leave(v vacancy) error {
+func (p *Pool) leave(free freeIndex) error {
 	var err error
-	if v.lease != nil {
-		err = p.putBack(v)
+	if free.lease != nil {
+		err = p.putBack(free)
 	}
 	<-p.places
 	p.mu.Lock()
@@ -210,31 +213,31 @@ func (p *Pool) leave(v vacancy) error {
 }
 
 // place connects a device on a free index.
-func (p *Pool) place(ctx context.Context, c nbdnl.Config) (vacancy, error) {
+func (p *Pool) place(ctx context.Context, c nbdnl.Config) (freeIndex, error) {
 	for attempt := 1; ; attempt++ {
-		v, err := p.take(ctx, len(c.Sockets))
+		free, err := p.take(ctx, len(c.Sockets))
 		if err != nil {
-			return vacancy{}, err
+			return freeIndex{}, err
 		}
 		// No claim is needed: nobody is at work on an index that is free and leased.
 		connect := p.client.TryConnectIndex
 		if attempt == placeAttempts {
 			connect = p.client.ConnectIndex // which waits, and says for whom
 		}
-		if err = v.lease.Note(c.Identifier); err == nil {
-			err = connect(ctx, v.lease.Index(), c)
+		if err = free.lease.Note(c.Identifier); err == nil {
+			err = connect(ctx, free.lease.Index(), c)
 		}
 		if err == nil {
-			return v, nil
+			return free, nil
 		}
 		if !errors.Is(err, nbdnl.ErrBusy) {
-			return vacancy{}, errors.Join(err, p.putBack(v))
+			return freeIndex{}, errors.Join(err, p.putBack(free))
 		}
 		// It may stay so for long.
-		if err = errors.Join(err, p.release(v.lease)); attempt == placeAttempts {
-			return vacancy{}, err
+		if err = errors.Join(err, p.release(free.lease)); attempt == placeAttempts {
+			return freeIndex{}, err
 		}
-		p.o.Logger.Debug("index is not free after all", "device", nbdnl.Path(v.lease.Index()), "err", err)
+		p.o.Logger.Debug("index is not free after all", "device", nbdnl.Path(free.lease.Index()), "err", err)
 	}
 }
 
@@ -242,37 +245,37 @@ func (p *Pool) place(ctx context.Context, c nbdnl.Config) (vacancy, error) {
 // before, for it need not change its queues (blk_mq_update_nr_hw_queues). Of these, and of the
 // others, it is the one that has been ready for longest, so that those who look at a device after
 // its end have gone.
-func (p *Pool) take(ctx context.Context, connections int) (vacancy, error) {
+func (p *Pool) take(ctx context.Context, connections int) (freeIndex, error) {
 	p.mu.Lock()
 	if len(p.ready) > 0 {
-		i := max(0, slices.IndexFunc(p.ready, func(v vacancy) bool { return v.connections == connections }))
-		v := p.ready[i]
+		i := max(0, slices.IndexFunc(p.ready, func(free freeIndex) bool { return free.connections == connections }))
+		free := p.ready[i]
 		p.ready = slices.Delete(p.ready, i, i+1)
 		p.mu.Unlock()
 		p.wake()
-		v.connections = connections
-		return v, nil
+		free.connections = connections
+		return free, nil
 	}
 	p.mu.Unlock()
 	lease, err := p.find(ctx)
-	return vacancy{lease, connections}, err
+	return freeIndex{lease, connections}, err
 }
 
 // putBack keeps an index ready, if it is free and needed.
-func (p *Pool) putBack(v vacancy) error {
-	if p.machine.system.IncarnationOf(v.lease.Index()) != 0 {
+func (p *Pool) putBack(free freeIndex) error {
+	if p.machine.system.IncarnationOf(free.lease.Index()) != 0 {
 		// The device is held by somebody, or could not be disconnected. Should it stay for good, it
 		// is for Reclaim.
-		return p.drop(v.lease, v.lease.Leave)
+		return p.drop(free.lease, free.lease.Leave)
 	}
 	p.mu.Lock()
 	if !p.closed && len(p.ready) < p.o.Warm {
-		p.ready = append(p.ready, v)
+		p.ready = append(p.ready, free)
 		p.mu.Unlock()
 		return nil
 	}
 	p.mu.Unlock()
-	return p.release(v.lease)
+	return p.release(free.lease)
 }
 
 // release gives up a lease.
@@ -302,8 +305,8 @@ func (p *Pool) Close() error {
 	p.mu.Unlock()
 	p.keeper.Wait()
 	var errs []error
-	for _, v := range ready {
-		errs = append(errs, p.release(v.lease))
+	for _, free := range ready {
+		errs = append(errs, p.release(free.lease))
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -102,7 +102,8 @@ func manyDevices(t *testing.T, n, rounds int) {
 			wg.Go(func() {
 				arrived := sync.OnceFunc(barrier.Done)
 				defer arrived()
-				if err := oneDevice(t, p, fmt.Sprintf("%d, %d, %d;", os.Getpid(), round, i), func() { arrived(); barrier.Wait() }); err != nil {
+				content := fmt.Sprintf("%d, %d, %d;", os.Getpid(), round, i)
+				if err := oneDevice(t, p, content, func() { arrived(); barrier.Wait() }); err != nil {
 					t.Errorf("round %d, device %d: %v", round, i, err)
 				}
 			})
@@ -137,7 +138,8 @@ func oneDevice(t *testing.T, p *blockdev.Pool, mark string, together func()) (er
 	if !bytes.Equal(b.stored(0, size), want) {
 		return fmt.Errorf("%s: the backend has something else", d.Path())
 	}
-	binary.BigEndian.PutUint64(want[4096:], 0x1122334455667788) // behind the kernel's back: what is read comes from here
+	// Behind the kernel's back: what is read comes from here.
+	binary.BigEndian.PutUint64(want[4096:], 0x1122334455667788)
 	b.disk.WriteAt(want[4096:4104], 4096)
 	f, err = os.OpenFile(d.Path(), os.O_RDONLY|syscall.O_DIRECT, 0)
 	if err != nil {
@@ -217,7 +219,8 @@ func leaveDevices(t *testing.T) {
 		}
 		fmt.Println(d.Index(), d.Identifier())
 	}
-	d, err := blockdev.Connect(t.Context(), newRecorder(1<<20), blockdev.Options{Identifier: nbdnl.NewIdentifier("left")})
+	o := blockdev.Options{Identifier: nbdnl.NewIdentifier("left")}
+	d, err := blockdev.Connect(t.Context(), newRecorder(1<<20), o)
 	if err != nil {
 		t.Fatal(err)
 	}

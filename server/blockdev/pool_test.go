@@ -292,7 +292,7 @@ func leave(t *testing.T, k *nbdnltest.Kernel, p *Pool, index int, noted, identif
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { d.Close() })
-	d.cut()
+	d.conns.cut()
 	return d
 }
 
@@ -314,7 +314,8 @@ func TestPoolReclaim(t *testing.T) {
 	}
 	got, err := p.Reclaim(t.Context())
 	var busy *nbdnl.BusyError
-	if !slices.Equal(got, []int{0, 6, 7}) || !errors.As(err, &busy) || busy.Index != 3 || errors.Is(err, nbdnl.ErrNotWritten) {
+	if !slices.Equal(got, []int{0, 6, 7}) || !errors.As(err, &busy) || busy.Index != 3 ||
+		errors.Is(err, nbdnl.ErrNotWritten) {
 		t.Errorf("reclaimed %v, error %v, want 0, 6, 7, and that 3 is mounted", got, err)
 	}
 	for index, want := range map[int]bool{0: false, 1: true, 2: true, 3: true, 4: true, 5: true} {
@@ -347,7 +348,10 @@ func TestPoolState(t *testing.T) {
 // stateless puts a file where the state directory is to be.
 func stateless(t *testing.T, k *nbdnltest.Kernel) {
 	t.Helper()
-	if err := errors.Join(os.MkdirAll(k.Path("run"), 0o755), os.WriteFile(k.Path("run/nbdctl"), nil, 0o644)); err != nil {
+	if err := os.MkdirAll(k.Path("run"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(k.Path("run/nbdctl"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
 }

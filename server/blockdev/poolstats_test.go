@@ -72,7 +72,8 @@ func TestPoolWait(t *testing.T) {
 	a, b := p.connected(t), p.connected(t)
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := p.Wait(ended); !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "pool mine has 2 devices in use") {
+	err := p.Wait(ended)
+	if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "pool mine has 2 devices in use") {
 		t.Errorf("error %v, want that of the context, and 2 devices", err)
 	}
 	if err := p.Close(); err != nil {
@@ -109,7 +110,12 @@ func TestPoolOnError(t *testing.T) {
 		k, m, lab := labOn(t, nbdnltest.Options{})
 		stateless(t, k)
 		told := make(chan error)
-		p, err := m.newPool(PoolOptions{Name: "mine", Warm: 1, Client: lab.Client, OnError: func(err error) { told <- err }})
+		p, err := m.newPool(PoolOptions{
+			Name:    "mine",
+			Warm:    1,
+			Client:  lab.Client,
+			OnError: func(err error) { told <- err },
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -142,7 +148,13 @@ func TestPoolLeft(t *testing.T) {
 		}
 		var got []nbdnl.Status
 		for _, s := range left {
-			got = append(got, nbdnl.Status{Index: s.Index, Identifier: s.Identifier, Size: s.Size, BlockSize: s.BlockSize, State: s.State})
+			got = append(got, nbdnl.Status{
+				Index:      s.Index,
+				Identifier: s.Identifier,
+				Size:       s.Size,
+				BlockSize:  s.BlockSize,
+				State:      s.State,
+			})
 		}
 		want := []nbdnl.Status{
 			{Index: 0, Identifier: "mine:dead", Size: newStore().Size(), BlockSize: 512, State: nbdnl.StateOrphaned},

@@ -19,36 +19,37 @@ func (d *Device) ready(ctx context.Context, p *probe) error {
 	if d.options.Unopened {
 		return nil
 	}
-	return d.open(ctx, p)
-}
-
-// open opens the device and reads its first block.
-func (d *Device) open(ctx context.Context, p *probe) error {
-	p.start(ctx)
-	select {
-	case <-p.finished:
-	case <-ctx.Done():
-		return fmt.Errorf("blockdev: %s: the first open and read did not come to an end: %w", d.Path(), context.Cause(ctx))
-	case <-d.done:
-		return d.snatched(d.err)
-	}
-	if p.err == nil {
+	err := p.run(ctx, d.conns.done)
+	switch {
+	case err == nil:
 		return nil
-	}
-	if d.gone(ctx) { // A device without a connection has no bytes: to read them meets the end of the file.
-		return d.snatched(p.err)
+	case errors.Is(err, errUnending):
+		return fmt.Errorf("blockdev: %s: %w", d.Path(), err)
+	case errors.Is(err, errUnserved):
+		return snatched(d.Path(), d.conns.err)
+	case d.gone(ctx): // A device without a connection has no bytes: to read them meets the end of the file.
+		return snatched(d.Path(), err)
 	}
 	// The user of a block device sees nothing but EIO; the backend has said more.
 	if last := d.export.LastError(); last != nil {
-		return fmt.Errorf("blockdev: %w (%w)", p.err, last)
+		return fmt.Errorf("blockdev: %w (%w)", err, last)
 	}
-	return fmt.Errorf("blockdev: %w", p.err)
+	return fmt.Errorf("blockdev: %w", err)
 }
 
+// use opens the device and reads its first block.
+func (d *Device) use(ctx context.Context) error { return d.machine.use(ctx, d.index, d.BlockSize()) }
+
 // snatched is the error of a device that somebody else has disconnected before it was ready.
-func (d *Device) snatched(err error) error {
-	return fmt.Errorf("blockdev: %s was disconnected before it was ready: %w", d.Path(), errors.Join(nbdnl.ErrNotConnected, err))
+func snatched(path string, err error) error {
+	err = errors.Join(nbdnl.ErrNotConnected, err)
+	return fmt.Errorf("blockdev: %s was disconnected before it was ready: %w", path, err)
 }
+
+var (
+	errUnending = errors.New("the first open and read did not come to an end")
+	errUnserved = errors.New("the device has ended during the first open and read")
+)
 
 // A probe is the first use of a new device. The open makes the kernel scan the partitions, which
 // reads from the backend and blocks where neither a context nor a signal reaches: hence a goroutine
@@ -60,19 +61,27 @@ type probe struct {
 	err      error
 }
 
-func (d *Device) newProbe() *probe {
-	return &probe{
-		use:      func(ctx context.Context) error { return d.machine.use(ctx, d.index, d.BlockSize()) },
-		finished: make(chan struct{}),
-	}
+func newProbe(use func(context.Context) error) *probe {
+	return &probe{use: use, finished: make(chan struct{})}
 }
 
-func (p *probe) start(ctx context.Context) {
+// run makes the first use, and returns how it went. It does not wait for it after ctx has ended,
+// which gives errUnending, nor after unserved is closed, which gives errUnserved. To be called
+// once.
+func (p *probe) run(ctx context.Context, unserved <-chan struct{}) error {
 	p.started = true
 	go func() {
 		defer close(p.finished)
 		p.err = p.use(ctx)
 	}()
+	select {
+	case <-p.finished:
+		return p.err
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", errUnending, context.Cause(ctx))
+	case <-unserved:
+		return errUnserved
+	}
 }
 
 // pending reports whether the use has begun and not ended.

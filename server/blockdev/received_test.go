@@ -33,22 +33,24 @@ func TestReceived(t *testing.T) {
 			k.Strand(tt.strand...)
 			var said bytes.Buffer
 			lab.Connections, lab.Logger = tt.connections, slog.New(slog.NewTextHandler(&said, nil))
-			vacated := 0
-			d, err := m.establish(t.Context(), newStore(), lab, placeAt(anyIndex), func() error { vacated++; return nil })
+			givenBack := 0
+			giveBack := func() error { givenBack++; return nil }
+			d, err := m.establish(t.Context(), newStore(), lab, placeAt(anyIndex), giveBack)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if n := k.Commands(nbdnltest.Connect); n != tt.connects {
 				t.Errorf("%d connects, want %d", n, tt.connects)
 			}
-			if d.State() != nbdnl.StateLive || k.Setting(d.Index()).Sockets != tt.connections || vacated != 0 {
-				t.Errorf("%s, the kernel has %d connections, vacated %d times", d.State(), k.Setting(d.Index()).Sockets, vacated)
+			sockets := k.Setting(d.Index()).Sockets
+			if d.State() != nbdnl.StateLive || sockets != tt.connections || givenBack != 0 {
+				t.Errorf("%s, the kernel has %d connections, given back %d times", d.State(), sockets, givenBack)
 			}
 			if warns := strings.Contains(said.String(), "level=WARN msg=\"requests may hang"); warns != tt.warns {
 				t.Errorf("the log says: %s", said.String())
 			}
-			if err := d.Close(); err != nil || vacated != 1 {
-				t.Errorf("Close: %v, vacated %d times", err, vacated)
+			if err := d.Close(); err != nil || givenBack != 1 {
+				t.Errorf("Close: %v, given back %d times", err, givenBack)
 			}
 			checkClean(t, k)
 		})

@@ -20,10 +20,10 @@ const reclaimers = 256
 // Reclaim disconnects the devices that processes have left behind which are dead, and returns their
 // indexes, ascending. It takes those only whose lease nobody holds any more, and that carry the
 // identifier noted there, under the Name of this pool. One that somebody still uses, as a mount
-// does, is left alone, and its *nbdnl.BusyError is in the error; the others are reclaimed all the
-// same, many at a time. To be called at the start, and whenever it is worth looking; what is of a
-// living process, of this one too, is never touched. Before Linux 5.14, where no device shows whose
-// it is, none is, and the error matches errors.ErrUnsupported.
+// does, stays, and its *nbdnl.BusyError is in the error; the others are reclaimed all the same,
+// many at a time. To be called at the start, and whenever it is worth looking; what is of a living
+// process, of this one too, is never touched. Before Linux 5.14, where no device shows whose it is,
+// none is, and the error matches errors.ErrUnsupported.
 //
 // Left tells which devices it would take.
 func (p *Pool) Reclaim(ctx context.Context) ([]int, error) {
@@ -121,7 +121,8 @@ func (p *Pool) left(ctx context.Context, index int) (s nbdnl.Status, ok bool, er
 	case err != nil:
 		return s, false, leftBehind(index, err)
 	case s.Mode == nbdnl.ModeUnknown:
-		return s, false, leftBehind(index, fmt.Errorf("this kernel keeps no identifiers, and it may be another's: %w", errors.ErrUnsupported))
+		err = fmt.Errorf("this kernel keeps no identifiers, and it may be another's: %w", errors.ErrUnsupported)
+		return s, false, leftBehind(index, err)
 	}
 	s.State = nbdnl.StateOrphaned
 	return s, s.HasIdentifier && s.Identifier == lease.Left(), nil

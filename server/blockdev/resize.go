@@ -71,7 +71,8 @@ func (d *Device) resize(ctx context.Context, size int64, force bool) error {
 func (d *Device) resizable(size int64) error {
 	switch have := d.backend.Size(); {
 	case size <= 0 || size%int64(d.BlockSize()) != 0:
-		return fmt.Errorf("blockdev: size %d is not a positive multiple of the block size, %d bytes", size, d.BlockSize())
+		return fmt.Errorf("blockdev: size %d is not a positive multiple of the block size, %d bytes",
+			size, d.BlockSize())
 	case have != size && d.ReadOnly():
 		return fmt.Errorf("blockdev: %s is read-only: its backend keeps the size it has, %d bytes", d.Path(), have)
 	case have != size && d.backend.Resizer == nil:
@@ -97,7 +98,8 @@ func (d *Device) grow(ctx context.Context, size int64) error {
 		return nil
 	}
 	if ctx.Err() != nil {
-		return fmt.Errorf("blockdev: %s: the kernel has not answered; the backend has %d bytes: %w", d.Path(), size, err)
+		return fmt.Errorf("blockdev: %s: the kernel has not answered; the backend has %d bytes: %w",
+			d.Path(), size, err)
 	}
 	if d.Size() == size {
 		return err // The kernel has it, and says something else is wrong.
@@ -122,7 +124,8 @@ func (d *Device) shrink(ctx context.Context, size int64) error {
 		return errors.Join(err, d.tell(ctx, old))
 	}
 	if err := d.resizeBackend(size); err != nil {
-		return fmt.Errorf("blockdev: %s has %d bytes now, but its backend still has %d: %w", d.Path(), size, d.backend.Size(), err)
+		return fmt.Errorf("blockdev: %s has %d bytes now, but its backend still has %d: %w",
+			d.Path(), size, d.backend.Size(), err)
 	}
 	return nil
 }

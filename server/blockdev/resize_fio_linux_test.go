@@ -22,9 +22,11 @@ import (
 func fioUntilStopped(t *testing.T, device string, bytesOfIt int64) (stop func() error) {
 	t.Helper()
 	flag := filepath.Join(t.TempDir(), "stop")
-	fio := exec.Command("sh", "-ec", fmt.Sprintf("until test -e %s; do fio --name=verify --filename=%s --size=%d --ioengine=libaio --direct=1 --iodepth=16 "+
-		"--rw=randwrite --bsrange=4k-64k --verify=crc32c --do_verify=1 --verify_fatal=1 --verify_backlog=64 --random_generator=tausworthe64 "+
-		"--verify_state_save=0 --minimal; done", flag, device, bytesOfIt))
+	fio := exec.Command("sh", "-ec", fmt.Sprintf("until test -e %s; do "+
+		"fio --name=verify --filename=%s --size=%d --ioengine=libaio --direct=1 --iodepth=16 "+
+		"--rw=randwrite --bsrange=4k-64k --random_generator=tausworthe64 "+
+		"--verify=crc32c --do_verify=1 --verify_fatal=1 --verify_backlog=64 --verify_state_save=0 --minimal; "+
+		"done", flag, device, bytesOfIt))
 	var out bytes.Buffer
 	fio.Stdout, fio.Stderr = &out, &out
 	if err := fio.Start(); err != nil {

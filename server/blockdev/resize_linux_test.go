@@ -55,7 +55,8 @@ func resize(t *testing.T, d *blockdev.Device, size int64) {
 		t.Fatalf("resize from %d to %d: %v", d.Size(), size, err)
 	}
 	if got := sysfs(t, d, "size") * 512; got != size || d.Size() != size || d.Export().Size() != size {
-		t.Errorf("resize to %d: the kernel shows %d, the device says %d, the server has %d", size, got, d.Size(), d.Export().Size())
+		t.Errorf("resize to %d: the kernel shows %d, the device says %d, the server has %d",
+			size, got, d.Size(), d.Export().Size())
 	}
 	if got := sysfs(t, d, "queue/max_sectors_kb"); got != longest {
 		t.Errorf("resize to %d: max_sectors_kb has changed from %d to %d", size, longest, got)
@@ -139,15 +140,17 @@ func TestKernelResize(t *testing.T) {
 		t.Cleanup(func() { f.Close() })
 		return f
 	}
+	growExt4 := func(v *volume) { command(v.t, "resize2fs", v.device) }
+	growXFS := func(v *volume) { command(v.t, "xfs_growfs", v.dir) }
 	for _, tt := range []struct {
 		name, kind   string
 		open         func(*testing.T, int64) backends.Backend
 		small, large int64
 		grow         func(v *volume)
 	}{
-		{"ext4 in memory", "ext4", inMemory, 64 * mib, 256 * mib, func(v *volume) { command(v.t, "resize2fs", v.device) }},
-		{"ext4 in a file", "ext4", inFile, 64 * mib, 128 * mib, func(v *volume) { command(v.t, "resize2fs", v.device) }},
-		{"xfs in memory", "xfs", inMemory, 304 * mib, 640 * mib, func(v *volume) { command(v.t, "xfs_growfs", v.dir) }},
+		{"ext4 in memory", "ext4", inMemory, 64 * mib, 256 * mib, growExt4},
+		{"ext4 in a file", "ext4", inFile, 64 * mib, 128 * mib, growExt4},
+		{"xfs in memory", "xfs", inMemory, 304 * mib, 640 * mib, growXFS},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			d := connect(t, tt.open(t, tt.small), blockdev.Options{})
@@ -164,7 +167,8 @@ func TestKernelResize(t *testing.T) {
 			}
 			v.write(20)
 			var busy *nbdnl.BusyError
-			if err := d.Resize(t.Context(), tt.small); !errors.As(err, &busy) || len(busy.Holders) == 0 || busy.Holders[0].Path != v.dir {
+			err := d.Resize(t.Context(), tt.small)
+			if !errors.As(err, &busy) || len(busy.Holders) == 0 || busy.Holders[0].Path != v.dir {
 				t.Errorf("shrinking while it is mounted: %v, want a BusyError that names the mount", err)
 			}
 			v.unmount()

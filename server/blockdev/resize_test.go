@@ -248,7 +248,8 @@ func TestResizeByItself(t *testing.T) {
 	checkSizes(t, k, d, 2*size, 2*size, 2*size, 2*size)
 
 	k, d = connectedWith(t, nbdnltest.Options{}, newElastic(), Options{ReadOnly: true})
-	if err := d.Resize(t.Context(), 512); err == nil || errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "is read-only") {
+	err := d.Resize(t.Context(), 512)
+	if err == nil || errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "is read-only") {
 		t.Errorf("a read-only device: %v, want an error that says so", err)
 	}
 	checkSizes(t, k, d, size, size, size, size)

@@ -227,7 +227,8 @@ func (s *soak) use(rng *rand.Rand, d *blockdev.Device, m *memory.Memory) {
 	clear(p)
 	_, readErr := f.ReadAt(p, offset)
 	_, storedErr := m.ReadAt(stored, offset)
-	if err := errors.Join(writeErr, readErr, storedErr); err != nil || !bytes.Equal(p, want) || !bytes.Equal(stored, want) {
+	err = errors.Join(writeErr, readErr, storedErr)
+	if err != nil || !bytes.Equal(p, want) || !bytes.Equal(stored, want) {
 		s.Errorf("%s: what was written is read: %t, is in the backend: %t, error %v",
 			d.Path(), bytes.Equal(p, want), bytes.Equal(stored, want), err)
 	}
@@ -235,7 +236,8 @@ func (s *soak) use(rng *rand.Rand, d *blockdev.Device, m *memory.Memory) {
 	if s.identified {
 		identifier = d.Identifier()
 	}
-	if st, err := s.client.Status(s.Context(), d.Index()); err != nil || st.Identifier != identifier || st.State != nbdnl.StateLive {
+	st, err := s.client.Status(s.Context(), d.Index())
+	if err != nil || st.Identifier != identifier || st.State != nbdnl.StateLive {
 		s.Errorf("%s is %+v, error %v, want it live and ours", d.Path(), st, err)
 	}
 }
@@ -255,7 +257,9 @@ func (s *soak) wantGone(before []nbdnl.Status) {
 	s.Helper()
 	old := func(st nbdnl.Status) bool { return slices.Contains(before, st) }
 	left := slices.DeleteFunc(s.connected(), old)
-	for deadline := time.Now().Add(10 * time.Second); len(left) > 0 && time.Now().Before(deadline); <-time.After(10 * time.Millisecond) {
+	deadline := time.Now().Add(10 * time.Second)
+	for len(left) > 0 && time.Now().Before(deadline) {
+		<-time.After(10 * time.Millisecond)
 		left = slices.DeleteFunc(s.connected(), old)
 	}
 	if len(left) > 0 {
@@ -320,8 +324,10 @@ func kibis(t *testing.T, path, name string) int {
 func (before stock) compare(t *testing.T) {
 	t.Helper()
 	now := takeStock(t)
-	for deadline := time.Now().Add(5 * time.Second); before.exceeded(now) && time.Now().Before(deadline); now = takeStock(t) {
+	deadline := time.Now().Add(5 * time.Second)
+	for before.exceeded(now) && time.Now().Before(deadline) {
 		<-time.After(50 * time.Millisecond)
+		now = takeStock(t)
 	}
 	t.Logf("before: %+v", before)
 	t.Logf("after:  %+v", now)
@@ -331,6 +337,9 @@ func (before stock) compare(t *testing.T) {
 }
 
 func (before stock) exceeded(now stock) bool {
-	return now.descriptors > before.descriptors || now.goroutines > before.goroutines || now.heap > before.heap+soakSlack ||
-		now.resident > before.resident+2*soakSlack || now.shared > before.shared+soakSlack
+	return now.descriptors > before.descriptors ||
+		now.goroutines > before.goroutines ||
+		now.heap > before.heap+soakSlack ||
+		now.resident > before.resident+2*soakSlack ||
+		now.shared > before.shared+soakSlack
 }

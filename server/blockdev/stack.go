@@ -40,7 +40,13 @@ func look(name, dir, mark string) (layer, bool) {
 		return layer{}, false
 	}
 	incarnation, err := nbdmachine.IncarnationOf(mark)
-	return layer{name: name, dir: dir, number: strings.TrimSpace(string(number)), mark: mark, incarnation: incarnation}, err == nil
+	return layer{
+		name:        name,
+		dir:         dir,
+		number:      strings.TrimSpace(string(number)),
+		mark:        mark,
+		incarnation: incarnation,
+	}, err == nil
 }
 
 // disk returns the lowest layer of an index, as long as that is the device of that incarnation.
@@ -165,7 +171,8 @@ func (m machine) tryLayer(l layer) (nbdnl.Device, error) {
 	if !l.there() {
 		return nil, nil
 	}
-	return nil, fmt.Errorf("%s, the node of the device %s, is missing or another device's: %w", m.nodes(l)[0], l.number, os.ErrNotExist)
+	return nil, fmt.Errorf("%s, the node of the device %s, is missing or another device's: %w",
+		m.nodes(l)[0], l.number, os.ErrNotExist)
 }
 
 // nodes returns where the device node of a layer may be.

@@ -80,7 +80,10 @@ func newBuilding(t *testing.T) *building {
 func (b *building) write(path, content string) {
 	b.t.Helper()
 	path = b.k.Path(path)
-	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content+"\n"), 0o644)); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		b.t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content+"\n"), 0o644); err != nil {
 		b.t.Fatal(err)
 	}
 }
@@ -183,7 +186,8 @@ func TestFlushVanishes(t *testing.T) {
 					delete(b.nodes, node)
 				}
 			}
-			if err := b.d.Flush(t.Context()); err != nil || slices.Contains(b.log, node) || !slices.Contains(b.log, "nbd0") {
+			err := b.d.Flush(t.Context())
+			if err != nil || slices.Contains(b.log, node) || !slices.Contains(b.log, "nbd0") {
 				t.Errorf("%s goes with %s: error %v, synced %v", node, with, err, b.log)
 			}
 		}
@@ -201,7 +205,8 @@ func TestFlushNoNode(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond) // shorter than a node is waited for
 			_, err := b.d.machine.flush(ctx, 0, b.d.incarnation)
 			cancel()
-			if !errors.Is(err, os.ErrNotExist) || !strings.Contains(fmt.Sprint(err), "/dev/"+node+",") || slices.Contains(b.log, node) {
+			if !errors.Is(err, os.ErrNotExist) || !strings.Contains(fmt.Sprint(err), "/dev/"+node+",") ||
+				slices.Contains(b.log, node) {
 				t.Errorf("%s is %q: error %v, synced %v", node, number, err, b.log)
 			}
 			delete(b.nodes, node)
@@ -224,7 +229,7 @@ func TestFlushNoNode(t *testing.T) {
 	}
 }
 
-// TestFlushAnother holds that a device that has got the index meanwhile is left alone, and nothing
+// TestFlushAnother holds that a device that has got the index meanwhile is not touched, and nothing
 // is told of it.
 func TestFlushAnother(t *testing.T) {
 	b := tall(t)
@@ -258,8 +263,10 @@ func TestFlushHiddenBtrfs(t *testing.T) {
 	b := tall(t)
 	b.write("sys/fs/btrfs/5ca1ab1e/devices/md0p1/dev", "259:0")
 	b.write("sys/fs/btrfs/decade/devices/sda/dev", "8:0")
-	b.write("proc/self/mountinfo", "60 1 0:52 / /mnt rw shared:1 - btrfs /dev/sda rw\n61 1 259:0 / /srv rw - ext4 /dev/md0p1 rw")
-	if err := b.d.Flush(t.Context()); err == nil || !strings.Contains(err.Error(), "5ca1ab1e") || !slices.Contains(b.log, "nbd0") {
+	b.write("proc/self/mountinfo", "60 1 0:52 / /mnt rw shared:1 - btrfs /dev/sda rw\n"+
+		"61 1 259:0 / /srv rw - ext4 /dev/md0p1 rw")
+	err := b.d.Flush(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "5ca1ab1e") || !slices.Contains(b.log, "nbd0") {
 		t.Errorf("error %v, synced %v", err, b.log)
 	}
 	numbers := b.d.machine.system.DeviceNumber

@@ -154,7 +154,8 @@ func netlinkClient(t *testing.T, srv *server.Server, l net.Listener) *stranger {
 	o.first, o.step = 0, 1
 	o.detach = []string{"nbd-client", "-d"}
 	o.attach = func(ctx context.Context, path string) *session {
-		if err := exec.CommandContext(ctx, "nbd-client", "-u", l.Addr().String(), "-N", "netlink", path).Run(); err != nil {
+		attach := exec.CommandContext(ctx, "nbd-client", "-u", l.Addr().String(), "-N", "netlink", path)
+		if err := attach.Run(); err != nil {
 			return nil
 		}
 		return &session{}
@@ -240,7 +241,8 @@ func ownedBy(path string, pid int) bool {
 	if err != nil {
 		return false
 	}
-	if _, err := os.Stat(filepath.Join("/proc", strconv.Itoa(pid), "task", strings.TrimSpace(string(tid)))); err != nil {
+	thread := filepath.Join("/proc", strconv.Itoa(pid), "task", strings.TrimSpace(string(tid)))
+	if _, err := os.Stat(thread); err != nil {
 		return false
 	}
 	size, err := os.ReadFile(filepath.Join(dir, "size"))

@@ -79,7 +79,8 @@ func (d *Device) swap(ctx context.Context, exchange func(context.Context) (backe
 func (d *Device) successor(b backends.Backend) (backends.Device, error) {
 	dev := backends.Probe(b)
 	if lost := d.flags &^ kernelFlags(d.export, dev); lost != 0 {
-		return dev, fmt.Errorf("the new backend has no Zero, which the kernel uses on this device: %w", errors.ErrUnsupported)
+		return dev, fmt.Errorf("the new backend has no Zero, which the kernel uses on this device: %w",
+			errors.ErrUnsupported)
 	}
 	return dev, nil
 }

@@ -30,9 +30,9 @@ func (l *lazy) Sync() error {
 func TestSwapSyncsAhead(t *testing.T) {
 	b := &lazy{elastic: newElastic(), arrived: make(chan struct{}), release: make(chan struct{})}
 	k, d, kernel := manual(t, b, Options{})
-	d.mu.Lock()
-	d.timeout = time.Second
-	d.mu.Unlock()
+	d.conns.mu.Lock()
+	d.conns.timeout = time.Second
+	d.conns.mu.Unlock()
 	swapped := make(chan error, 1)
 	next := newElastic()
 	go func() { swapped <- d.Swap(t.Context(), next) }()

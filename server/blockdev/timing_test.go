@@ -32,13 +32,11 @@ func piped(t *testing.T, b backends.Backend, o Options) (*nbdnltest.Kernel, *Dev
 	t.Cleanup(l.close)
 	client, server := net.Pipe()
 	t.Cleanup(func() { client.Close() })
-	d.slots = []*slot{newSlot(0, d.export.NewConn(server, nil))}
-	d.alive, d.keepers = 1, 1
-	go d.keep(d.slots[0])
+	d.serve([]link{{conn: server}})
 	if err := d.command(t.Context(), placeAt(anyIndex), l.kernel); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(d.cut)
+	t.Cleanup(d.conns.cut)
 	return k, d, client
 }
 
@@ -164,12 +162,13 @@ func TestLeftBehindClosed(t *testing.T) {
 	})
 }
 
-// TestHealTooLate has the kernel take a connection of which there is no use any more: it is closed.
-func TestHealTooLate(t *testing.T) {
+// TestReconnectTooLate has the kernel take a connection of which there is no use any more: it is
+// closed.
+func TestReconnectTooLate(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: time.Hour})
-	d.cut()
+	d.conns.cut()
 	<-d.Done()
-	if err := d.replace(t.Context(), d.slots[0]); !errors.Is(err, errEnded) {
+	if err := d.conns.replace(t.Context(), d.conns.all[0]); !errors.Is(err, errEnded) {
 		t.Errorf("error %v, want %v", err, errEnded)
 	}
 	if n := k.Dead(d.Index()); n != 1 {
@@ -199,7 +198,7 @@ func TestReadyReason(t *testing.T) {
 			synctest.Wait()
 			return syscall.EIO
 		}
-		err := d.ready(t.Context(), d.newProbe())
+		err := d.ready(t.Context(), newProbe(d.use))
 		if last := d.export.LastError(); last == nil || !errors.Is(err, last) || !errors.Is(err, syscall.EIO) {
 			t.Errorf("error %v, want EIO, and %v", err, last)
 		}
@@ -240,7 +239,7 @@ func TestGapNarrow(t *testing.T) {
 			synctest.Wait()
 			time.Sleep(tt.gap)
 			_, server := net.Pipe()
-			if err := d.revive(d.slots[0], d.export.NewConn(server, nil)); err != nil {
+			if err := d.conns.restore(d.conns.all[0], d.export.NewConn(server, nil)); err != nil {
 				t.Error(err)
 			}
 			if err := d.Loss(); (err != nil) != tt.told {

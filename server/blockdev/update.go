@@ -9,8 +9,8 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl"
 )
 
-// An Update says what Reconfigure changes: a nil field leaves that setting alone. Units and ranges
-// are those of Options.
+// An Update says what Reconfigure changes: a nil field leaves that setting as it is. Units and
+// ranges are those of Options.
 type Update struct {
 	// Timeout must not be 0. It holds for the requests and connections that come after.
 	Timeout     *time.Duration
@@ -42,14 +42,7 @@ func (d *Device) reconfigure(ctx context.Context, u nbdnl.Update) error {
 	if err := d.client.Reconfigure(ctx, d.index, d.Identifier(), u); err != nil {
 		return err
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if u.Timeout != nil {
-		d.timeout = *u.Timeout
-	}
-	if u.DeadConnTimeout != nil {
-		d.deadTime = *u.DeadConnTimeout
-	}
+	d.conns.setTimeouts(u.Timeout, u.DeadConnTimeout)
 	d.bePatient()
 	d.changed()
 	return nil
@@ -63,9 +56,9 @@ func (d *Device) change(ctx context.Context) error {
 		return fmt.Errorf("blockdev: %s is being changed by another call: %w", d.Path(), context.Cause(ctx))
 	}
 	select {
-	case <-d.done:
+	case <-d.conns.done:
 		d.unchange()
-		return fmt.Errorf("blockdev: %s has ended: %w", d.Path(), errors.Join(nbdnl.ErrNotConnected, d.err))
+		return fmt.Errorf("blockdev: %s has ended: %w", d.Path(), errors.Join(nbdnl.ErrNotConnected, d.conns.err))
 	default:
 		return nil
 	}

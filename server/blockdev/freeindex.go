@@ -25,8 +25,8 @@ const (
 	keepPause = time.Second
 )
 
-// A vacancy is a free index.
-type vacancy struct {
+// A freeIndex is the index of a device that can be connected, and is ready for that.
+type freeIndex struct {
 	lease       *claim.Lease
 	connections int // that the device had last; 0: not known
 }
@@ -44,7 +44,7 @@ func (p *Pool) Fill(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := p.putBack(vacancy{lease: lease}); err != nil {
+		if err := p.putBack(freeIndex{lease: lease}); err != nil {
 			return err
 		}
 	}
@@ -126,7 +126,7 @@ func (p *Pool) lease(ctx context.Context, index int) (*claim.Lease, error) {
 	if ours {
 		return nil, nil
 	}
-	// The lease of a device that is connected is left alone, be it only for a moment: it may have
+	// The lease of a device that is connected is not taken, not even for a moment: it may have
 	// been left behind, and Reclaim, here or in another process, would take it for held.
 	if st, err := p.client.Status(ctx, index); err == nil && st.Connected() {
 		return nil, nil

@@ -3,6 +3,7 @@ package blockdev
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"time"
 
@@ -22,25 +23,17 @@ const (
 	commandPatience = 10 * time.Second
 )
 
-// patience returns how long it is worth replacing connections when all are dead: after that the
-// kernel has failed what waited for one (each request has its timeout, and then the wait for a
-// connection). The caller holds mu.
-func (d *Device) patience() time.Duration { return d.timeout + d.deadTime }
+// A reconnection is the replacement of one dead connection.
+type reconnection struct {
+	attempt func(context.Context) error // makes one attempt
+	giveUp  func(error)                 // is called when no attempt can succeed, and ends the context of run
+	idle    bool                        // the dead connection has carried nothing
+	log     *slog.Logger
+}
 
-// heal replaces the dead connection in a slot, and reports whether it could.
-//
-// The old one must have stopped: the kernel sends again, over another connection, what was in
-// flight on it. A backend may still be at work on that, which the server orders before the
-// repetition (server.Conn.Stopped).
-func (d *Device) heal(s *slot) bool {
-	ctx := d.mending // As long as another connection serves it is worth trying; with none left, died sets a limit.
-	select {
-	case <-d.attached:
-	case <-ctx.Done(): // A connect that has failed.
-		return false
-	}
-	log := d.log.With("connection", s.number)
-	if d.idle(s) {
+// run makes attempts until one succeeds, or ctx ends, and reports whether one did.
+func (r reconnection) run(ctx context.Context) bool {
+	if r.idle {
 		idle := time.NewTimer(idlePause)
 		defer idle.Stop()
 		select {
@@ -49,26 +42,26 @@ func (d *Device) heal(s *slot) bool {
 		}
 	}
 	for pause := firstPause; ; pause = min(2*pause, longestPause) {
-		err := d.replace(ctx, s)
+		err := r.attempt(ctx)
 		if err == nil {
-			log.Info("connection replaced")
+			r.log.Info("connection replaced")
 			return true
 		}
 		if beyondHelp(err) {
-			d.giveUp(err)
+			r.giveUp(err)
 		}
 		timer := time.NewTimer(pause)
 		select {
 		case <-timer.C:
 			if pause < longestPause && 2*pause >= longestPause {
-				log.Warn("connection can't be replaced at the moment, attempts go on", "err", err) // Said once.
+				r.log.Warn("connection can't be replaced at the moment, attempts go on", "err", err) // Said once.
 			} else {
-				log.Debug("connection not replaced yet", "err", err)
+				r.log.Debug("connection not replaced yet", "err", err)
 			}
 		case <-ctx.Done():
 			timer.Stop()
 			if cause := context.Cause(ctx); cause != errEnded {
-				log.Error("connection was not replaced", "err", err, "cause", cause)
+				r.log.Error("connection was not replaced", "err", err, "cause", cause)
 			}
 			return false
 		}
@@ -81,34 +74,58 @@ func beyondHelp(err error) bool {
 	return missing(err) || errors.Is(err, os.ErrPermission) || errors.Is(err, errors.ErrUnsupported)
 }
 
-// idle reports whether the last connection in a slot has carried nothing.
-func (d *Device) idle(s *slot) bool {
-	d.mu.Lock()
-	c := s.conn
-	d.mu.Unlock()
-	n := c.Stats()
-	return n.InFlight == 0 && n.Read.Requests+n.Write.Requests+n.Flush.Requests+n.Trim.Requests+n.WriteZeroes.Requests+n.Unknown.Requests == 0
+// reconnect replaces a dead connection, and reports whether it could.
+//
+// The old one must have stopped: the kernel sends again, over another connection, what was in
+// flight on it. A backend may still be at work on that, which the server orders before the
+// repetition (server.Conn.Stopped).
+func (cs *connections) reconnect(c *connection) bool {
+	select {
+	case <-cs.attached:
+	case <-cs.reconnecting.Done(): // A connect that has failed.
+		return false
+	}
+	cs.mu.Lock()
+	idle := c.idle()
+	cs.mu.Unlock()
+	return reconnection{
+		attempt: func(ctx context.Context) error { return cs.replace(ctx, c) },
+		giveUp:  cs.giveUp,
+		idle:    idle,
+		log:     cs.log.With("connection", c.number),
+	}.run(cs.reconnecting)
 }
 
 // replace makes one attempt. That the kernel has taken the connection, and has not shut it down
 // again, Reconfigure makes sure of. One that dies later is replaced as any other.
-func (d *Device) replace(ctx context.Context, s *slot) error {
+func (cs *connections) replace(ctx context.Context, c *connection) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	t, err := cs.renew(ctx)
+	if err != nil {
+		return err
+	}
+	if err := cs.restore(c, t); err != nil {
+		t.Close()
+		return err
+	}
+	return nil
+}
+
+// renew gives the kernel a new connection in the place of a dead one.
+func (d *Device) renew(ctx context.Context) (transmitter, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandPatience)
 	defer cancel()
 	l, err := openLinks(1, d.machine.sendBuffer(), d.log)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	err = d.reconfigure(ctx, nbdnl.Update{Sockets: l.kernel})
 	l.closeKernelEnds()
-	if err == nil {
-		err = d.revive(s, d.export.NewConn(l.server[0], nil))
-	}
 	if err != nil {
 		l.close()
+		return nil, err
 	}
-	return err
+	return d.export.NewConn(l.server[0], nil), nil
 }

@@ -27,9 +27,9 @@ func awaitState(t *testing.T, d *Device, want nbdnl.State) {
 	}
 }
 
-// TestHeal holds that connections that die are replaced, one or all of them, and that what they
-// have served is not forgotten.
-func TestHeal(t *testing.T) {
+// TestReconnect holds that connections that die are replaced, one or all of them, and that what
+// they have served is not forgotten.
+func TestReconnect(t *testing.T) {
 	for _, tt := range []struct {
 		name        string
 		connections int
@@ -42,15 +42,16 @@ func TestHeal(t *testing.T) {
 		{"all of three", 3, []int{2, 0, 1}, 5 * time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{Connections: tt.connections, DeadTimeout: tt.deadTimeout})
+			o := Options{Connections: tt.connections, DeadTimeout: tt.deadTimeout}
+			k, d := connectedWith(t, nbdnltest.Options{}, newStore(), o)
 			for round := range 3 {
 				before := d.Alive()
 				if before != tt.connections || d.State() != nbdnl.StateLive {
 					t.Fatalf("round %d: %s, %d alive", round, d.State(), before)
 				}
 				commands := k.Commands(nbdnltest.Reconfigure)
-				for _, slot := range tt.lose {
-					d.lose(slot)
+				for _, number := range tt.lose {
+					d.lose(number)
 				}
 				for k.Commands(nbdnltest.Reconfigure) < commands+len(tt.lose) || d.State() != nbdnl.StateLive {
 					select {
@@ -75,12 +76,12 @@ func TestHeal(t *testing.T) {
 	}
 }
 
-// TestHealRetries lets attempts fail, and drops one silently.
-func TestHealRetries(t *testing.T) {
+// TestReconnectRetries lets attempts fail, and drops one silently.
+func TestReconnectRetries(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{Connections: 2})
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if err := d.replace(ctx, d.slots[0]); err == nil || d.Alive() != 2 {
+	if err := d.conns.replace(ctx, d.conns.all[0]); err == nil || d.Alive() != 2 {
 		t.Errorf("with none dead: %v, %d alive", err, d.Alive())
 	}
 	before := k.Commands(nbdnltest.Reconfigure)
@@ -97,10 +98,10 @@ func TestHealRetries(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestHealUndone has the kernel shut down connections right after it has taken them, while that is
-// looked out for and when it is not any more: each is replaced by another one, of which the last
-// stays.
-func TestHealUndone(t *testing.T) {
+// TestReconnectUndone has the kernel shut down connections right after it has taken them, while
+// that is looked out for and when it is not any more: each is replaced by another one, of which the
+// last stays.
+func TestReconnectUndone(t *testing.T) {
 	for name, undo := range map[string][]time.Duration{
 		"at once":         {0},
 		"soon":            {50 * time.Millisecond, time.Millisecond, 20 * time.Millisecond},
@@ -120,7 +121,8 @@ func TestHealUndone(t *testing.T) {
 				case <-d.Changes():
 				case <-time.After(10 * time.Millisecond):
 				case <-limit:
-					t.Fatalf("%s after %d commands, want %d", d.State(), k.Commands(nbdnltest.Reconfigure)-before, want-before)
+					n := k.Commands(nbdnltest.Reconfigure)
+					t.Fatalf("%s after %d commands, want %d", d.State(), n-before, want-before)
 				}
 			}
 			if n := k.Commands(nbdnltest.Reconfigure); n != want || k.Dead(d.Index()) != 0 {
@@ -134,12 +136,13 @@ func TestHealUndone(t *testing.T) {
 	}
 }
 
-// TestHealCounts holds that what the connections before the last one have served stays counted.
-func TestHealCounts(t *testing.T) {
+// TestReconnectCounts holds that what the connections before the last one have served stays
+// counted.
+func TestReconnectCounts(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: time.Hour})
-	d.mu.Lock()
-	d.slots[0].past.Read.Requests = 7
-	d.mu.Unlock()
+	d.conns.mu.Lock()
+	d.conns.all[0].past.Read.Requests = 7
+	d.conns.mu.Unlock()
 	before := k.Commands(nbdnltest.Reconfigure)
 	d.lose(0)
 	for k.Commands(nbdnltest.Reconfigure) == before {
@@ -155,9 +158,9 @@ func TestHealCounts(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestHealIdle holds that connections which die one after the other without having carried anything
-// leave the kernel some peace.
-func TestHealIdle(t *testing.T) {
+// TestReconnectIdle holds that connections which die one after the other without having carried
+// anything leave the kernel some peace.
+func TestReconnectIdle(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: time.Hour})
 	before := k.Commands(nbdnltest.Reconfigure)
 	const late = 600 * time.Millisecond // later than Reconfigure looks out for
@@ -182,13 +185,12 @@ func TestHealIdle(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestHealPersists holds that a device goes on replacing a connection for as long as another one
-// serves, even when the time is over in which the kernel would fail requests if none did.
-func TestHealPersists(t *testing.T) {
+// TestReconnectPersists holds that a device goes on replacing a connection for as long as another
+// one serves, even when the time is over in which the kernel would fail requests if none did.
+func TestReconnectPersists(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{Connections: 2})
-	d.mu.Lock()
-	d.timeout = time.Nanosecond // over before the first attempt
-	d.mu.Unlock()
+	over := time.Nanosecond // before the first attempt
+	d.conns.setTimeouts(&over, nil)
 	before := k.Commands(nbdnltest.Reconfigure)
 	k.Fail(nbdnltest.Reconfigure, syscall.ENOMEM)
 	unblock := k.Block(nbdnltest.Reconfigure)
@@ -240,17 +242,20 @@ func shutdown(t *testing.T, end *os.File) {
 	}
 }
 
-// TestHealBusy holds that a new connection is offered while the backend is at work for the old one,
-// that the counts of both are the device's, and that the device is not done before the backend has
-// let go of both.
-func TestHealBusy(t *testing.T) {
+// TestReconnectBusy holds that a new connection is offered while the backend is at work for the old
+// one, that the counts of both are the device's, and that the device is not done before the backend
+// has let go of both.
+func TestReconnectBusy(t *testing.T) {
 	b := newElastic()
 	arrived, release := make(chan struct{}), make(chan struct{})
 	b.read = func() { close(arrived); <-release }
 	k, d, kernel := manual(t, b, Options{DeadTimeout: 30 * time.Second})
 	kernel.Write(readRequest(0))
 	<-arrived
-	if d.idle(d.slots[0]) {
+	d.conns.mu.Lock()
+	idle := d.conns.all[0].idle()
+	d.conns.mu.Unlock()
+	if idle {
 		t.Error("a connection that carries a request is taken for idle")
 	}
 	b.read = nil
@@ -281,9 +286,9 @@ func TestHealBusy(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestHealExpires holds that a device whose connections can't be replaced in time ends, as one that
-// need not wait.
-func TestHealExpires(t *testing.T) {
+// TestReconnectExpires holds that a device whose connections can't be replaced in time ends, as one
+// that need not wait.
+func TestReconnectExpires(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{Timeout: time.Second, DeadTimeout: time.Second})
 	unblock := k.Block(nbdnltest.Reconfigure)
 	start := time.Now()
@@ -303,9 +308,9 @@ func TestHealExpires(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestHealExpiresLate has the time run out at the moment in which a new connection is there: the
-// device goes on, and can be mended again.
-func TestHealExpiresLate(t *testing.T) {
+// TestReconnectExpiresLate has the time run out at the moment in which a new connection is there:
+// the device goes on, and can be reconnected again.
+func TestReconnectExpiresLate(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: time.Hour})
 	var late *expiry
 	for range 2 {
@@ -313,16 +318,16 @@ func TestHealExpiresLate(t *testing.T) {
 		d.lose(0)
 		awaitState(t, d, nbdnl.StateWaiting)
 		if late != nil {
-			d.expire(late) // It is not that of this wait.
+			d.conns.expire(late) // It is not that of this wait.
 		}
-		d.mu.Lock()
-		late = d.expiry
-		d.mu.Unlock()
+		d.conns.mu.Lock()
+		late = d.conns.expiry
+		d.conns.mu.Unlock()
 		unblock()
 		awaitState(t, d, nbdnl.StateLive)
-		d.expire(late)
-		if d.mending.Err() != nil {
-			t.Fatalf("given up: %v", context.Cause(d.mending))
+		d.conns.expire(late)
+		if d.conns.reconnecting.Err() != nil {
+			t.Fatalf("given up: %v", context.Cause(d.conns.reconnecting))
 		}
 	}
 	if err := d.Close(); err != nil {
@@ -331,9 +336,9 @@ func TestHealExpiresLate(t *testing.T) {
 	checkClean(t, k)
 }
 
-// TestHealGone holds that a device is not mended that somebody has disconnected meanwhile, or that
-// this process may not mend any more.
-func TestHealGone(t *testing.T) {
+// TestReconnectGone holds that a device is not reconnected that somebody has disconnected
+// meanwhile, or that this process may not reconnect any more.
+func TestReconnectGone(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newStore(), Options{DeadTimeout: time.Hour})
 	other := k.Client()
 	k.Fail(nbdnltest.Reconfigure, syscall.ENOMEM)

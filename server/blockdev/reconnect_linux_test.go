@@ -35,16 +35,16 @@ func awaitState(t *testing.T, d *blockdev.Device, want nbdnl.State) {
 // stallOnce makes the first request at off wait until release is called.
 func stallOnce(b *recorder, off int64) (arrived <-chan struct{}, release func()) {
 	var once atomic.Bool
-	here, gate := make(chan struct{}), make(chan struct{})
+	here, released := make(chan struct{}), make(chan struct{})
 	hook := func(_ string, at int64) error {
 		if at == off && !once.Swap(true) {
 			close(here)
-			<-gate
+			<-released
 		}
 		return nil
 	}
 	b.before.Store(&hook)
-	return here, sync.OnceFunc(func() { close(gate) })
+	return here, sync.OnceFunc(func() { close(released) })
 }
 
 // processors returns, for each connection that is used at all, a processor that submits over it.
@@ -87,11 +87,11 @@ func (c replaced) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// TestKernelHeal has one read take longer than the device's timeout: its connection dies, the read
-// is repeated on another, and a new connection takes the place of the dead one. When the death
-// shows differs: a quick backend's reads are made by the goroutine that would notice it
+// TestKernelReconnected has one read take longer than the device's timeout: its connection dies,
+// the read is repeated on another, and a new connection takes the place of the dead one. When the
+// death shows differs: a quick backend's reads are made by the goroutine that would notice it
 // (server.pace), after a number of reads that is different each time.
-func TestKernelHeal(t *testing.T) {
+func TestKernelReconnected(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	const connections, off = 2, 65536
 	b := newRecorder(1 << 20)
@@ -133,7 +133,8 @@ func TestKernelHeal(t *testing.T) {
 		}
 		for i, s := range d.Stats() {
 			if i < len(cpus) && s.Read.Requests < before[i].Read.Requests+10 {
-				t.Errorf("round %d: connection %d has served %d reads, after %d", round, i, s.Read.Requests, before[i].Read.Requests)
+				t.Errorf("round %d: connection %d has served %d reads, after %d",
+					round, i, s.Read.Requests, before[i].Read.Requests)
 			}
 		}
 	}
@@ -169,7 +170,8 @@ func TestKernelWaiting(t *testing.T) {
 	read(131072, "waiting")
 	wg.Wait()
 	if d.State() != nbdnl.StateLive || d.Alive() != 1 || sum(d).InFlight == 0 {
-		t.Errorf("%s, %d alive, %d in flight, while the backend is at work for the old connection", d.State(), d.Alive(), sum(d).InFlight)
+		t.Errorf("%s, %d alive, %d in flight, while the backend is at work for the old connection",
+			d.State(), d.Alive(), sum(d).InFlight)
 	}
 	release()
 	f.Close()

@@ -180,7 +180,8 @@ func TestKernelStuckBackend(t *testing.T) {
 
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
-	if err := d.End(ctx); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "1 requests are still") {
+	err := d.End(ctx)
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "1 requests are still") {
 		t.Errorf("error %v, want one that tells of the request", err)
 	}
 	if err := <-read; !errors.Is(err, syscall.EIO) {
