@@ -68,8 +68,8 @@ func TestKernelStackedDevices(t *testing.T) {
 func TestKernelStackedHeld(t *testing.T) {
 	for _, tt := range []struct {
 		name string
-		// set and unset are done with the lowest device in $DEV. set prints what the upper one is to be
-		// stored on.
+		// set and unset are done with the lowest device in $DEV. set prints what the upper one
+		// is to be stored on.
 		set, unset string
 		holder     string
 	}{

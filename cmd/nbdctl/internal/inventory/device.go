@@ -19,8 +19,8 @@ type Device struct {
 	// Incarnation is that of the index when the device was connected, where no identifier tells. 0
 	// is unknown.
 	Incarnation nbdnl.Incarnation
-	// Stopped is whether the process that serves it by ioctls is known to be stopped. The kernel has
-	// ended the device then, and every access to it fails.
+	// Stopped is whether the process that serves it by ioctls is known to be stopped. The kernel
+	// has ended the device then, and every access to it fails.
 	Stopped bool
 	// Left is whether another program's device is known to have nobody who serves it: its index was
 	// leased (claim.Lease), and the process that had it has ended.
@@ -69,8 +69,8 @@ func (d *Device) ownerGone() bool {
 	return d.OwnerGone || d.OwnerPID != 0 && comm(d.root, d.OwnerPID) != servingName
 }
 
-// findStopped tells whether the process that serves our device by ioctls is known to be stopped. Its
-// thread is in the kernel for as long as the device is connected (NBD_DO_IT). A stop takes the
+// findStopped tells whether the process that serves our device by ioctls is known to be stopped.
+// Its thread is in the kernel for as long as the device is connected (NBD_DO_IT). A stop takes the
 // thread out of there, and the kernel then shuts down the device's connections
 // (nbd_start_device_ioctl). Nothing else shows that: what sysfs has stays while the process keeps
 // the device open.

@@ -39,9 +39,9 @@ func Open() (*Inventory, error) {
 const patience = 3 * time.Second
 
 // Connected lists the connected devices of the machine, ascending, and the records that have none.
-// Where there is no driver there are no devices. Connected never waits for the kernel, where another
-// program's command may be stuck. A damaged record is an error beside the devices. They are nil if
-// they can't be listed.
+// Where there is no driver there are no devices. Connected never waits for the kernel, where
+// another program's command may be stuck. A damaged record is an error beside the devices. They are
+// nil if they can't be listed.
 func (in *Inventory) Connected() (devices []Device, rest []host.Entry, err error) {
 	return in.list((*nbdnl.Client).Connected)
 }
