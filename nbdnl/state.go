@@ -5,8 +5,8 @@ import "fmt"
 // A State is what a device is doing, as far as the kernel shows it.
 type State uint8
 
-// The states of a device. Degraded, waiting and orphaned need knowledge of the device's connections,
-// or whether its server is there, which the kernel does not show: they are for those who serve the
+// The states of a device. Degraded, waiting and orphaned depend on the device's connections, or on
+// whether its server is there, which the kernel does not show: they are for those who serve the
 // device.
 const (
 	StateIdle          State = iota // free
