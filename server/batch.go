@@ -13,6 +13,12 @@ const (
 	// client idle meanwhile, and fall out of the processor's cache.
 	batchReplies = 500
 	batchBytes   = 256 << 10
+	// minHole is the length in bytes from which on zeroes of a structured reply are worth a chunk of
+	// their own.
+	minHole = 512
+	// headerSize is the room in bytes for the headers of a reply, on average: a chunk of data is 28
+	// long, and one that tells of a hole 32.
+	headerSize = 32
 	// slabSize is the length in bytes of the memory for replies that have to be copied.
 	slabSize = 256 << 10
 	// maxPooledVec is how many pieces a batch keeps room for. Only a reply in very many pieces
@@ -26,12 +32,16 @@ var zeros [64 << 10]byte
 // A batch gathers the replies to a burst of requests, to be sent at once. To the backend it is the
 // backends.Reply of the read that is being executed. Used by one goroutine.
 type batch struct {
+	structured bool // the client understands chunks
+
 	vec     rawio.Vec
-	headers [batchReplies * wire.SimpleReplySize]byte
-	replies int           // headers in use
-	bare    bool          // the last reply has no data: the header behind it belongs to the same piece
-	bytes   int           // of all replies
-	tally   metrics.Tally // of the replies
+	headers [batchReplies * headerSize]byte
+	head    int // bytes of headers in use
+	replies int
+	bare    bool              // the last piece ends with a header: another one belongs to the same piece
+	bytes   int               // of all replies, on the wire
+	ends    [batchReplies]int // bytes, behind each of them
+	tally   metrics.Tally     // of the replies
 	asked   [batchReplies]wire.Request
 
 	pool *buffers
@@ -51,25 +61,49 @@ type batch struct {
 
 // An opening is a reply that is not finished: what to go back to, and how much data it has got.
 type opening struct {
-	pieces, bytes, used int // the batch without it
-	joined              bool
-	want, got           int // data, in bytes
-	wrong               bool
-	blocked             bool // there was no room for the copies
+	pieces, bytes, used, head int // the batch without it
+	last                      int // how long its last piece was, if the reply began in that; else 0
+	want, got                 int // data, in bytes
+	wrong                     bool
+	blocked                   bool // there was no room for the copies
+	chunks                    chunks
 }
 
-// begin opens a successful reply with n bytes of data.
-func (b *batch) begin(cookie uint64, n int) {
-	b.open = opening{pieces: len(b.vec.Bufs), bytes: b.bytes, used: b.used, joined: b.bare, want: n}
-	h := b.headers[b.replies*wire.SimpleReplySize:][:wire.SimpleReplySize]
-	b.replies++
-	wire.SimpleReply{Cookie: cookie}.Put((*[wire.SimpleReplySize]byte)(h))
+// chunks are those of a structured reply to a READ, of which the last one is not finished.
+type chunks struct {
+	offset uint64 // of the request
+	inUse  bool
+	holes  bool       // zeroes may be told of instead of being sent
+	last   wire.Chunk // of no type: there is none yet
+	at     int        // where its header is
+}
+
+// begin opens a successful reply to h with n bytes of data.
+func (b *batch) begin(h *wire.Request, n int) {
+	b.open = opening{pieces: len(b.vec.Bufs), bytes: b.bytes, used: b.used, head: b.head, want: n}
 	if b.bare {
-		b.stretch(wire.SimpleReplySize)
+		b.open.last = len(b.vec.Bufs[len(b.vec.Bufs)-1])
+	}
+	b.replies++
+	if b.structured && h.Command == wire.CmdRead {
+		b.beginChunks(h)
+		return
+	}
+	wire.SimpleReply{Cookie: h.Cookie}.Put((*[wire.SimpleReplySize]byte)(b.header(wire.SimpleReplySize)))
+}
+
+// header adds a header of n bytes, which are to be written.
+func (b *batch) header(n int) []byte {
+	h := b.headers[b.head:][:n]
+	b.head += n
+	b.bytes += n
+	if b.bare {
+		b.stretch(n)
 	} else {
 		b.vec.Add(h)
 	}
-	b.bytes += wire.SimpleReplySize
+	b.bare = true
+	return h
 }
 
 // stretch makes the last piece n bytes longer.
@@ -83,36 +117,46 @@ func (b *batch) complete() bool { return !b.open.wrong && b.open.got == b.open.w
 
 // commit closes the reply to the request h.
 func (b *batch) commit(h *wire.Request) {
-	b.bytes += b.open.got
-	b.bare = b.open.want == 0
+	if b.open.chunks.inUse {
+		b.endChunks()
+	} else {
+		b.bytes += b.open.got
+		b.bare = b.open.want == 0
+	}
 	b.tally.Count(h.Command, h.Length)
+	b.ends[b.replies-1] = b.bytes
 	b.asked[b.replies-1] = *h
 }
 
 // rewind forgets the reply.
 func (b *batch) rewind() {
 	b.vec.Truncate(b.open.pieces)
-	if b.open.joined {
-		b.stretch(-wire.SimpleReplySize)
+	if b.bare = b.open.last > 0; b.bare {
+		last := &b.vec.Bufs[len(b.vec.Bufs)-1]
+		*last = (*last)[:b.open.last]
 	}
 	b.replies--
-	b.bytes, b.used = b.open.bytes, b.open.used
+	b.bytes, b.used, b.head = b.open.bytes, b.open.used, b.open.head
 	b.pages.Drop()
 }
 
 // full reports whether the batch should be sent before anything is added.
 func (b *batch) full() bool {
-	return b.replies == batchReplies || b.bytes >= batchBytes || b.pages.Len() > 0
+	return b.replies == batchReplies || b.bytes >= batchBytes || b.pages.Len() > 0 ||
+		len(b.headers)-b.head < headerSize
 }
 
 // fits reports whether a reply with n bytes of copied data does. It is true of an empty batch.
 func (b *batch) fits(n int) bool { return b.slab == nil || b.used == 0 || b.used+n <= slabSize }
 
-// grow makes n bytes part of the reply, unless it would be too long with them.
+// grow makes n bytes of data part of the reply, unless it would be too long with them.
 func (b *batch) grow(n int) bool {
 	if n < 0 || n > b.open.want-b.open.got {
 		b.open.wrong = true
 		return false
+	}
+	if b.open.chunks.inUse {
+		b.growData(n)
 	}
 	b.open.got += n
 	return true
@@ -141,7 +185,7 @@ func (b *batch) copy(p []byte) {
 
 // Zeros implements backends.Reply.
 func (b *batch) Zeros(n int) {
-	if !b.grow(n) {
+	if b.open.chunks.holes && b.growHole(n) || !b.grow(n) {
 		return
 	}
 	for n > 0 {
@@ -170,14 +214,13 @@ func (b *batch) File(f *os.File, off int64, n int) bool {
 	if !b.canFile || b.open.got != 0 || n != b.open.want || n == 0 || b.pages.Take(f, off, n) != nil {
 		return false
 	}
-	b.open.got = n
-	return true
+	return b.grow(n)
 }
 
 // reset empties the batch once it was sent.
 func (b *batch) reset() {
 	b.vec.Truncate(0)
-	b.replies, b.bytes, b.used = 0, 0, 0
+	b.replies, b.bytes, b.used, b.head = 0, 0, 0, 0
 	b.bare = false
 	b.pages.Drop()
 	b.faulted = nil

@@ -18,7 +18,7 @@ func BenchmarkBatch(b *testing.B) {
 	h := wire.Request{Command: wire.CmdRead, Length: 4096}
 	b.ReportAllocs()
 	for b.Loop() {
-		batch.begin(1, len(data))
+		batch.begin(&h, len(data))
 		batch.Bytes(data)
 		batch.commit(&h)
 		if batch.full() {
@@ -34,7 +34,7 @@ func TestBatchBare(t *testing.T) {
 	b := new(batch)
 	var want []byte
 	reply := func(cookie uint64, data string) {
-		b.begin(cookie, len(data))
+		b.begin(&wire.Request{Command: wire.CmdWrite, Cookie: cookie}, len(data))
 		var h [wire.SimpleReplySize]byte
 		wire.SimpleReply{Cookie: cookie}.Put(&h)
 		want = append(append(want, h[:]...), data...)
@@ -50,11 +50,11 @@ func TestBatchBare(t *testing.T) {
 		want = nil
 		reply(1, "")
 		reply(2, "")
-		b.begin(3, 4)
+		b.begin(&wire.Request{Cookie: 3}, 4)
 		b.Bytes([]byte("dat"))
 		b.rewind()
 		reply(4, "")
-		b.begin(5, 4)
+		b.begin(&wire.Request{Cookie: 5}, 4)
 		b.rewind()
 		reply(6, "data")
 		reply(7, "")

@@ -16,17 +16,25 @@ var (
 	errUnaligned   = &refusal{syscall.EINVAL, "offset and length must be multiples of the block size"}
 	errPastEnd     = &refusal{syscall.EINVAL, "past the end of the export"}
 	errNoRoom      = &refusal{syscall.ENOSPC, "past the end of the export"}
+	errNoContext   = &refusal{syscall.EINVAL, "no meta context was negotiated"}
+	errNothing     = &refusal{syscall.EINVAL, "the status of no bytes"}
 	errFlushRange  = &refusal{syscall.EINVAL, "offset and length of a flush must be zero"}
 )
 
-// check returns nil if the request may reach the backend.
-func (e *Export) check(h wire.Request) *refusal {
+// check returns nil if the request may reach the backend. structured tells that replies are.
+func (e *Export) check(h wire.Request, structured bool) *refusal {
 	// FUA is good with every request type, also where it means nothing.
 	known := wire.CmdFlagFUA
 	switch h.Command {
-	case wire.CmdRead, wire.CmdWrite, wire.CmdFlush, wire.CmdTrim:
+	case wire.CmdRead:
+		if structured {
+			known |= wire.CmdFlagDF
+		}
+	case wire.CmdWrite, wire.CmdFlush, wire.CmdTrim:
 	case wire.CmdWriteZeroes:
 		known |= wire.CmdFlagNoHole
+	case wire.CmdBlockStatus:
+		known |= wire.CmdFlagReqOne
 	default:
 		return errUnknownOp
 	}
@@ -38,6 +46,8 @@ func (e *Export) check(h wire.Request) *refusal {
 		return errReadOnly
 	case h.Command == wire.CmdTrim && e.flags&wire.FlagSendTrim == 0:
 		return errNotOffered
+	case h.Command == wire.CmdBlockStatus && h.Length == 0:
+		return errNothing
 	case h.Command == wire.CmdFlush && (h.Offset != 0 || h.Length != 0):
 		return errFlushRange
 	case (h.Command == wire.CmdRead || h.Command == wire.CmdWrite) && h.Length > e.maxLength:

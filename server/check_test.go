@@ -103,7 +103,7 @@ func TestCheck(t *testing.T) {
 		{"nonsense", full, wire.Request{Command: 0xffff, Flags: 0xffff, Offset: 1, Length: 1}, errUnknownOp},
 	}
 	for _, tt := range tests {
-		if got := tt.export.check(tt.h); got != tt.want {
+		if got := tt.export.check(tt.h, false); got != tt.want {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
 		}
 	}
@@ -116,7 +116,7 @@ func BenchmarkCheck(b *testing.B) {
 	}
 	h := wire.Request{Command: wire.CmdRead, Offset: 1 << 19, Length: 4096}
 	for b.Loop() {
-		if err := e.check(h); err != nil {
+		if err := e.check(h, false); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -26,6 +26,7 @@ var ErrShutdown = errors.New("server: connection shut down")
 type Conn struct {
 	export   *Export
 	nc       net.Conn
+	agreed   Agreement // the zero value: nothing but how the Linux client speaks
 	control  control
 	outbox   outbox
 	limit    *admit.Connection

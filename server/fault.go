@@ -24,9 +24,9 @@ func (o *outbox) resend(b *batch, sent int) {
 	end := 0
 	for i, h := range b.asked[:b.replies] {
 		begin := end
-		end += wire.SimpleReplySize
-		if h.Command == wire.CmdRead && (i < b.replies-1 || b.pages.Len() == 0) {
-			end += int(h.Length)
+		end = b.ends[i]
+		if i == b.replies-1 {
+			end -= b.pages.Len() // They come behind.
 		}
 		if end <= sent {
 			continue

@@ -36,6 +36,10 @@ type handshake struct {
 	flags  wire.HandshakeFlags // of the client
 	option wire.Option         // being answered
 	out    []byte              // not sent yet
+
+	structured bool      // replies were agreed on
+	contexts   []Context // that were set last
+	contextsOf string    // the name of the export that they are of
 }
 
 // A choice is the export that a client has chosen, and what it was told of that.
@@ -128,6 +132,12 @@ func (h *handshake) answer(length uint32) (*choice, error) {
 		return nil, h.list(data)
 	case wire.OptInfo, wire.OptGo:
 		return h.info(data), nil
+	case wire.OptStructuredReply:
+		h.structure(data)
+		return nil, nil
+	case wire.OptListMetaContext, wire.OptSetMetaContext:
+		h.metaContext(data)
+		return nil, nil
 	default:
 		h.refuse(wire.RepErrUnsup, "option not supported")
 		return nil, nil
@@ -141,7 +151,11 @@ func (h *handshake) choose(name string) *choice {
 	if e == nil {
 		return nil
 	}
-	return &choice{export: e, agreement: e.agreement(name)}
+	c := &choice{export: e, agreement: e.agreement(name, h.structured)}
+	if h.contextsOf == name {
+		c.agreement.Contexts = h.contexts
+	}
+	return c
 }
 
 // exportName answers NBD_OPT_EXPORT_NAME, which knows no way to refuse but to hang up.
@@ -187,6 +201,9 @@ func (h *handshake) info(data []byte) *choice {
 	}
 	a := &c.agreement
 	h.reply(wire.RepInfo, wire.AppendInfoExport(nil, uint64(a.Size), a.Flags))
+	if asked.Asks(wire.InfoName) {
+		h.reply(wire.RepInfo, wire.AppendInfoText(nil, wire.InfoName, asked.Name))
+	}
 	if asked.Asks(wire.InfoBlockSize) || a.BlockSize > 1 {
 		h.reply(wire.RepInfo, wire.AppendInfoBlockSize(nil, c.export.blockSizes()))
 	}
@@ -195,6 +212,45 @@ func (h *handshake) info(data []byte) *choice {
 		return nil
 	}
 	return c
+}
+
+// structure answers NBD_OPT_STRUCTURED_REPLY. To ask for it again changes nothing.
+func (h *handshake) structure(data []byte) {
+	if len(data) > 0 {
+		h.refuse(wire.RepErrInvalid, "NBD_OPT_STRUCTURED_REPLY takes no data")
+		return
+	}
+	h.structured = true
+	h.reply(wire.RepAck, nil)
+}
+
+// metaContext answers NBD_OPT_LIST_META_CONTEXT and NBD_OPT_SET_META_CONTEXT. Whatever comes of it,
+// the latter ends what was set before.
+func (h *handshake) metaContext(data []byte) {
+	set := h.option == wire.OptSetMetaContext
+	if set {
+		h.contexts, h.contextsOf = nil, ""
+	}
+	if !h.structured {
+		h.refuse(wire.RepErrInvalid, "NBD_OPT_STRUCTURED_REPLY comes first")
+		return
+	}
+	asked, ok := wire.ParseMetaRequest(data)
+	if !ok {
+		h.refuse(wire.RepErrInvalid, "malformed data")
+		return
+	}
+	if h.server.export(asked.Name) == nil {
+		h.refuse(wire.RepErrUnknown, "no such export")
+		return
+	}
+	for _, c := range contextsFor(asked.Queries, set) {
+		if set {
+			h.contexts, h.contextsOf = append(h.contexts, c), asked.Name
+		}
+		h.reply(wire.RepMetaContext, wire.AppendMetaContext(nil, c.ID, c.Name))
+	}
+	h.reply(wire.RepAck, nil)
 }
 
 // refuse replies with an error, and a text that a client may show.

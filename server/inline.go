@@ -23,8 +23,9 @@ func (l *loop) open(h *wire.Request, n int, copied bool) error {
 		l.batch = batches.Get().(*batch)
 		l.batch.canFile = l.inbox.io.SendsPages()
 		l.batch.copies = l.export.faulty.Load()
+		l.batch.structured = l.conn.agreed.Structured
 	}
-	l.batch.begin(h.Cookie, n)
+	l.batch.begin(h, n)
 	return nil
 }
 

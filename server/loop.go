@@ -183,7 +183,7 @@ func (l *loop) flush() error {
 // dispatch carries out a request whose header was taken. Its error is that of the connection.
 func (l *loop) dispatch(h *wire.Request) error {
 	e := l.export
-	refused := e.check(*h)
+	refused := l.check(h)
 	if e.judge.Active() {
 		l.judged, l.judging = e.judge.Judge(l.inbox.arrived(), keyOf(h)), true
 	} else if l.judging {
@@ -219,6 +219,15 @@ func (l *loop) dispatch(h *wire.Request) error {
 	default:
 		return l.execute(h)
 	}
+}
+
+// check returns nil if the request may reach the backend.
+func (l *loop) check(h *wire.Request) *refusal {
+	agreed := &l.conn.agreed
+	if h.Command == wire.CmdBlockStatus && len(agreed.Contexts) == 0 {
+		return errNoContext
+	}
+	return l.export.check(*h, agreed.Structured)
 }
 
 // situation is the one that a request is met in, if it is not refused.

@@ -7,7 +7,6 @@ import (
 	"syscall"
 
 	"github.com/nbdctl/nbdctl/server/internal/rawio"
-	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // An outbox is the sending side of a connection. Replies go out in the order in which requests
@@ -75,9 +74,9 @@ func (o *outbox) sendQueue(r *request) {
 	for r != nil {
 		first, bytes := r, 0
 		for ; r != nil && bytes < batchBytes && len(o.vec.Bufs) < 2*maxCombined; r = r.next {
-			o.vec.Add(r.reply[:])
+			o.vec.Add(r.head)
 			o.vec.Add(r.data)
-			bytes += wire.SimpleReplySize + len(r.data)
+			bytes += len(r.head) + len(r.data)
 		}
 		o.send(&o.vec, false)
 		o.vec.Truncate(0)

@@ -32,10 +32,11 @@ type request struct {
 	older, newer *request // in the flight of the connection
 	ticket       admit.Ticket
 
-	// The reply, for the outbox.
-	reply [wire.SimpleReplySize]byte
+	// The reply, for the outbox: what comes before the data, and the data.
+	head  []byte
 	data  []byte
 	next  *request
+	space [replySpace]byte // for head
 
 	// run is r.serve, made once: a method value made at each go statement would be an allocation.
 	run func()
@@ -46,6 +47,10 @@ func newRequest() *request {
 	r.run = r.serve
 	return r
 }
+
+// replySpace is room in bytes for what comes before the data of a reply. Only an error with a text
+// is longer.
+const replySpace = wire.ChunkSize + wire.ChunkOffsetSize
 
 // cost returns the payload memory that a request may take, in bytes. The lengths of TRIM and
 // WRITE_ZEROES are ranges, not payload; zeros are written in pieces.
@@ -58,6 +63,8 @@ func cost(h wire.Request) int64 {
 		return 1 << classOf(int(min(h.Length, wire.MaxPayload)))
 	case wire.CmdWriteZeroes:
 		return min(int64(h.Length), zeroPiece)
+	case wire.CmdBlockStatus:
+		return 1 << classOf(statusSize)
 	default:
 		return 0
 	}
@@ -83,6 +90,9 @@ func (r *request) perform() error {
 		return r.err
 	}
 	e := r.conn.export
+	if r.Command == wire.CmdBlockStatus {
+		return r.status()
+	}
 	if !r.inline && e.judge.Active() {
 		if err := e.admit(r); err != nil {
 			return err
@@ -140,10 +150,7 @@ func (r *request) finish(err error) {
 		c.export.noteSlow(r.Request, took)
 	}
 	c.counters.Count(r.Command, r.Length, err != nil, took)
-	wire.SimpleReply{Errno: code, Cookie: r.Cookie}.Put(&r.reply)
-	if err == nil && r.Command == wire.CmdRead && r.payload != nil {
-		r.data = r.payload.bytes
-	}
+	r.encode(code, err)
 	if c.account != nil && r.cost > 0 {
 		c.account.Ready(&r.ticket)
 	}
@@ -164,4 +171,53 @@ func (r *request) release() {
 	if c.export.judge.Active() {
 		c.export.admission.wake()
 	}
+}
+
+// status has the backend tell what is in the range. The answer is the payload.
+func (r *request) status() error {
+	most := maxExtents
+	if r.Flags&wire.CmdFlagReqOne != 0 {
+		most = 1
+	}
+	r.payload = payloads.get(statusSize)
+	b := wire.AppendContextID(r.payload.bytes[:0], allocation.ID)
+	b, err := r.conn.export.status(b, int64(r.Offset), int64(r.Length), most)
+	r.payload.bytes = b
+	return err
+}
+
+// encode makes the reply, which tells that number if err is not nil.
+func (r *request) encode(code wire.Errno, err error) {
+	chunked := r.conn.agreed.Structured && (r.Command == wire.CmdRead || r.Command == wire.CmdBlockStatus)
+	if err == nil && r.payload != nil && (r.Command == wire.CmdRead || r.Command == wire.CmdBlockStatus) {
+		r.data = r.payload.bytes
+	}
+	if !chunked {
+		r.head = r.space[:wire.SimpleReplySize]
+		wire.SimpleReply{Errno: code, Cookie: r.Cookie}.Put((*[wire.SimpleReplySize]byte)(r.head))
+		return
+	}
+	chunk := wire.Chunk{Flags: wire.ChunkDone, Cookie: r.Cookie, Length: uint64(len(r.data))}
+	switch {
+	case err != nil:
+		payload := wire.AppendError(nil, code, errorText(err))
+		chunk.Type, chunk.Length = wire.ChunkError, uint64(len(payload))
+		r.head = append(chunk.Append(r.space[:0]), payload...)
+	case r.Command == wire.CmdBlockStatus:
+		chunk.Type = wire.ChunkBlockStatus
+		r.head = chunk.Append(r.space[:0])
+	default:
+		chunk.Type = wire.ChunkOffsetData
+		chunk.Length += wire.ChunkOffsetSize
+		r.head = wire.AppendOffset(chunk.Append(r.space[:0]), r.Offset)
+	}
+}
+
+// errorText returns what a client is told of a failure beside the number. What the backend says may
+// tell more of the host than is for strangers.
+func errorText(err error) string {
+	if r, ok := err.(*refusal); ok {
+		return r.reason
+	}
+	return ""
 }

@@ -17,6 +17,16 @@ type Agreement struct {
 	Size      int64      `json:"size"`       // that the client was told, in bytes
 	BlockSize int        `json:"block_size"` // that every request is a multiple of, in bytes
 	Flags     wire.Flags `json:"flags"`      // that the client was told
+	// Structured tells that READ is answered in chunks (NBD_OPT_STRUCTURED_REPLY).
+	Structured bool `json:"structured,omitempty"`
+	// Contexts are what NBD_CMD_BLOCK_STATUS tells of (NBD_OPT_SET_META_CONTEXT).
+	Contexts []Context `json:"contexts,omitempty"`
+}
+
+// A Context is a meta context of an export, by the number that a client knows it by.
+type Context struct {
+	ID   uint32 `json:"id"`
+	Name string `json:"name"`
 }
 
 // A Session is a client that has chosen an export: connection, export, and what was agreed. What
@@ -83,15 +93,34 @@ func (s *Server) Resume(nc net.Conn, agreed Agreement, unread []byte) (*Session,
 }
 
 // agreement returns what a client is told that asks for the export by that name now.
-func (e *Export) agreement(name string) Agreement {
-	return Agreement{Export: name, Size: e.Size(), BlockSize: e.blockSize, Flags: e.flags}
+func (e *Export) agreement(name string, structured bool) Agreement {
+	return Agreement{
+		Export:     name,
+		Size:       e.Size(),
+		BlockSize:  e.blockSize,
+		Flags:      e.promises(structured),
+		Structured: structured,
+	}
+}
+
+// promises returns the flags that a client is told.
+func (e *Export) promises(structured bool) wire.Flags {
+	if structured {
+		return e.flags | wire.FlagSendDF
+	}
+	return e.flags
 }
 
 // keeps reports in what the export falls short of what was agreed.
 func (e *Export) keeps(a Agreement) error {
 	var all []error
-	if e.flags != a.Flags {
-		all = append(all, fmt.Errorf("its flags are %v, and %v were agreed", e.flags, a.Flags))
+	if flags := e.promises(a.Structured); flags != a.Flags {
+		all = append(all, fmt.Errorf("its flags are %v, and %v were agreed", flags, a.Flags))
+	}
+	for _, c := range a.Contexts {
+		if c.Name != wire.ContextAllocation {
+			all = append(all, fmt.Errorf("it has no meta context %q", c.Name))
+		}
 	}
 	if e.blockSize != a.BlockSize {
 		all = append(all, fmt.Errorf("its block size is %d bytes, and %d were agreed", e.blockSize, a.BlockSize))
