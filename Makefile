@@ -69,11 +69,12 @@ test-unit: needs
 	@$(stage) 'unit tests without -race' bash -c "set -o pipefail; \
 		go test -v -skip '^TestKernel' ./server ./server/internal/... ./backends/... 2>&1 | \
 			awk -v name='unit tests without -race' -v quiet=1 -f $(lab)/tally"
-	@# Those of the control interface and the wire protocol, on processors of the other byte order and of the other size.
+	@# Those of the control interface and the wire protocol, on processors of the other byte order and of the other size:
+	@# not on this one with 32 bits, which not every kernel lets run.
 	@$(stage) 'unit tests, big-endian' bash -c "set -o pipefail; \
 		GOARCH=s390x go test -v -exec qemu-s390x -run '$(BYTES_RUN)' ./nbdnl ./server ./server/wire 2>&1 | awk -v name='unit tests, big-endian' -v quiet=1 -f $(lab)/tally"
 	@$(stage) 'unit tests, 32-bit' bash -c "set -o pipefail; \
-		GOARCH=386 go test -v -run '$(BYTES_RUN)' ./nbdnl ./server ./server/wire 2>&1 | awk -v name='unit tests, 32-bit' -v quiet=1 -f $(lab)/tally"
+		GOARCH=arm go test -v -exec qemu-arm -run '$(BYTES_RUN)' ./nbdnl ./server ./server/wire 2>&1 | awk -v name='unit tests, 32-bit' -v quiet=1 -f $(lab)/tally"
 	@$(stage) 'unit tests of the benchmarks' go -C testdata/bench test ./...
 
 ## make test-kernel  kernel tests in User-Mode Linux: RUN=REGEXP PKG=./nbdnl

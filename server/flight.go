@@ -1,6 +1,7 @@
 package server
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -14,6 +15,13 @@ type flight struct {
 	oldest *request
 	newest *request
 	count  int
+	late   []late // the latest last
+}
+
+// late is a request that was answered because it was overdue.
+type late struct {
+	resend.Request
+	at time.Duration
 }
 
 func (f *flight) add(r *request) {
@@ -61,11 +69,11 @@ func (f *flight) unanswered() (waiting []*request, judged []resend.Request) {
 	return waiting, judged
 }
 
-// lose returns what is known of all requests, of each once.
-func (f *flight) lose() []resend.Request {
+// lose returns what is known of all requests, and of those that were answered late since then, of
+// each once.
+func (f *flight) lose(since time.Duration) (all, answered []resend.Request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var all []resend.Request
 	for r := f.oldest; r != nil; r = r.newer {
 		// The client does not repeat what has failed.
 		if !r.lost && !r.overdue {
@@ -73,7 +81,26 @@ func (f *flight) lose() []resend.Request {
 			all = append(all, r.judged)
 		}
 	}
-	return all
+	for _, t := range f.late {
+		if t.at >= since {
+			answered = append(answered, t.Request)
+		}
+	}
+	f.late = nil
+	return all, answered
+}
+
+// told notes that a request was answered late.
+func (f *flight) told(r resend.Request, now time.Duration, p resend.Patience) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.tell(r, now, p)
+}
+
+// tell is told. The caller holds mu.
+func (f *flight) tell(r resend.Request, now time.Duration, p resend.Patience) {
+	f.late = slices.DeleteFunc(f.late, func(l late) bool { return l.at < now-p.Told() })
+	f.late = append(f.late, late{r, now})
 }
 
 // stuck appends to all what the backend has of requests that came first at that time, or before,

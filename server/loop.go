@@ -183,9 +183,17 @@ func (l *loop) flush() error {
 // dispatch carries out a request whose header was taken. Its error is that of the connection.
 func (l *loop) dispatch(h *wire.Request) error {
 	e := l.export
-	refused := l.check(h)
+	var refused error // nil: the request may reach the backend
+	if r := l.check(h); r != nil {
+		refused = r
+	}
 	if e.judge.Active() {
-		l.judged, l.judging = e.judge.Judge(l.inbox.arrived(), keyOf(h)), true
+		now := l.inbox.arrived()
+		l.judged, l.judging = e.judge.Judge(now, keyOf(h)), true
+		if refused == nil && e.judge.Late(now, l.judged) {
+			refused = errOverdue
+			l.conn.flight.told(l.judged, now, e.judge.Patience())
+		}
 	} else if l.judging {
 		l.judging = false
 	}

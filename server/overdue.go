@@ -60,7 +60,8 @@ func (c *Conn) lose(more bool) {
 		return
 	}
 	now := clock()
-	e.judge.Lost(now, c.flight.lose(), more)
+	all, answered := c.flight.lose(now - e.judge.Patience().Told())
+	e.judge.Lost(now, all, answered, more)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for other := range e.live {
@@ -135,8 +136,9 @@ func (c *Conn) overdue(now time.Duration) (answers []*request, repeats bool) {
 		c.limit.Join()
 		a := newRequest()
 		a.conn, a.Request, a.arrived, a.judged, a.err = c, r.Request, r.arrived, r.judged, errOverdue
-		a.lost = true // It is told, and then not repeated.
+		a.lost = true // It is told; the client may repeat it if it does not get that.
 		f.append(a)
+		f.tell(r.judged, now, e.judge.Patience())
 		answers = append(answers, a)
 	}
 	return answers, slices.ContainsFunc(requests, resend.Request.Repeated)

@@ -27,7 +27,7 @@ func (l *loop) execute(h *wire.Request) error {
 
 // refuse has a request answered with an error. The bytes of a write must leave the stream before,
 // and until they all have, the request can still be handed over as unread.
-func (l *loop) refuse(h *wire.Request, refused *refusal) error {
+func (l *loop) refuse(h *wire.Request, refused error) error {
 	if h.Command == wire.CmdWrite && h.Length > 0 {
 		return l.receiveWrite(h, refused)
 	}
@@ -37,7 +37,7 @@ func (l *loop) refuse(h *wire.Request, refused *refusal) error {
 
 // receiveWrite receives the payload of a WRITE into memory of its own and has the request carried
 // out, or refused.
-func (l *loop) receiveWrite(h *wire.Request, refused *refusal) error {
+func (l *loop) receiveWrite(h *wire.Request, refused error) error {
 	if len(l.inbox.received()) < int(h.Length) {
 		// While the rest is on its way the client may wait for what it has asked before.
 		if err := l.flush(); err != nil {

@@ -58,6 +58,7 @@ type Request struct {
 	Key
 	Arrived time.Duration // on this connection
 	First   time.Duration // on any; the same as Arrived unless the client has sent it again
+	Times   int           // how often it came before, as far as is known
 	Suspect bool          // it overlaps one that the backend never came back from
 }
 
@@ -81,6 +82,8 @@ type Judge struct {
 type lost struct {
 	Key
 	first   time.Duration
+	times   int
+	told    bool // it was answered, which the client may not know
 	expires time.Duration
 }
 
@@ -102,10 +105,11 @@ func (j *Judge) Patience() Patience {
 // costs one load.
 func (j *Judge) Active() bool { return j.active.Load() }
 
-// Lost notes that a connection has died, and what it has left unanswered. blind tells that there
-// may be more of which nothing is known. It begins an episode, unless clients never send anything
-// again.
-func (j *Judge) Lost(now time.Duration, requests []Request, blind bool) {
+// Lost notes that a connection has died, and what it has left unanswered. told are requests that
+// were answered there in the end, by Overdue: the client may not have got the answer. blind tells
+// that there may be more of which nothing is known. It begins an episode, unless clients never send
+// anything again.
+func (j *Judge) Lost(now time.Duration, requests, told []Request, blind bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.patience.Resend == 0 {
@@ -113,7 +117,11 @@ func (j *Judge) Lost(now time.Duration, requests []Request, blind bool) {
 	}
 	j.forget(now)
 	for _, r := range requests {
-		j.lost = append(j.lost, lost{r.Key, r.First, now + j.patience.Total})
+		j.lost = append(j.lost, lost{Key: r.Key, first: r.First, times: r.Times, expires: now + j.patience.Total})
+	}
+	for _, r := range told {
+		// It comes soon, if it does, and matters as long as the backend is at work on it.
+		j.lost = append(j.lost, lost{Key: r.Key, first: r.First, told: true, expires: now + j.patience.Told()})
 	}
 	if n := len(j.lost) - maxLost; n > 0 {
 		j.lost = slices.Delete(j.lost, 0, n)
@@ -140,8 +148,8 @@ func (j *Judge) Judge(now time.Duration, k Key) Request {
 	r := Request{Key: k, Arrived: now, First: now, Suspect: j.suspect(k)}
 	j.forget(now)
 	for i, l := range j.lost {
-		if l.Key == k {
-			r.First = l.first
+		if l.Key == k && (!l.told || r.Suspect) {
+			r.First, r.Times = l.first, l.times+1
 			j.lost = slices.Delete(j.lost, i, i+1)
 			return r
 		}
@@ -161,8 +169,8 @@ func (j *Judge) Adopt(now time.Duration, r *Request) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for i, l := range j.lost {
-		if l.Key == r.Key && l.first < r.Arrived {
-			r.First = l.first
+		if l.Key == r.Key && l.first < r.Arrived && !l.told {
+			r.First, r.Times = l.first, l.times+1
 			j.lost = slices.Delete(j.lost, i, i+1)
 			return true
 		}
@@ -184,6 +192,17 @@ func (j *Judge) SetStuck(stuck []Key) {
 	defer j.mu.Unlock()
 	j.stuck = stuck
 }
+
+// Late reports whether a request that has just arrived is to be answered with an error at once. To
+// wait for the backend once more could cost the connection: how long ago the client sent the
+// request is not known, where the machine is so busy that it waited to be received.
+func (j *Judge) Late(now time.Duration, r Request) bool {
+	p := j.Patience()
+	return p.Resend > 0 && now >= p.limit(r)
+}
+
+// Told returns how long an answer of Overdue may be without having reached the client.
+func (p Patience) Told() time.Duration { return p.Resend + rounding }
 
 // Overdue returns which of the requests that one connection has in flight are to be answered with
 // an error now, by their place.
@@ -216,13 +235,18 @@ func (j *Judge) Overdue(now time.Duration, requests []Request) []int {
 	return due
 }
 
-// grace returns the least time that r has. A flush asks for nothing that it could be known by.
+// grace returns the least time that r has. A flush asks for nothing that it could be known by. What
+// has come a third time is known for certain.
 func (p Patience) grace(r Request) time.Duration {
 	most := p.Resend - p.margin()
-	if r.Length == 0 {
+	switch {
+	case r.Length == 0:
 		return most
+	case r.Times >= 2:
+		return 0
+	default:
+		return min(grace, most)
 	}
-	return min(grace, most)
 }
 
 // never is beyond all times.
@@ -240,10 +264,14 @@ func (p Patience) limit(r Request) time.Duration {
 			limit = last // Otherwise it would be repeated once more for nothing, and with it what needs no repetition.
 		}
 	}
-	if r.Suspect {
-		limit = min(limit, last)
+	switch {
+	case r.Suspect && r.Times > 0:
+		return r.Arrived // It has cost a connection before.
+	case r.Suspect:
+		return min(limit, last)
+	default:
+		return limit
 	}
-	return limit
 }
 
 // Quiet reports whether the episode is over, and ends it then. repeats tells that a repetition is

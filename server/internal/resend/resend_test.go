@@ -61,7 +61,7 @@ func TestJudge(t *testing.T) {
 			if j.Active() {
 				t.Error("active before anything has died")
 			}
-			j.Lost(100*s, tt.lost, tt.blind)
+			j.Lost(100*s, tt.lost, nil, tt.blind)
 			if active := tt.patience.Resend > 0; j.Active() != active {
 				t.Errorf("active: %v", j.Active())
 			}
@@ -82,7 +82,7 @@ func TestJudgeForgets(t *testing.T) {
 	for i := range 5000 {
 		lost = append(lost, request(uint64(i)*4096, 90*s, 90*s))
 	}
-	j.Lost(100*s, lost, false)
+	j.Lost(100*s, lost, nil, false)
 	if r := j.Judge(101*s, key(4999*4096)); r.First != 90*s {
 		t.Errorf("the latest: %+v", r)
 	}
@@ -109,7 +109,7 @@ func TestAdopt(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			var j resend.Judge
 			j.SetPatience(patience)
-			j.Lost(100*s, []resend.Request{request(0, 97*s, 97*s)}, false)
+			j.Lost(100*s, []resend.Request{request(0, 97*s, 97*s)}, nil, false)
 			r := tt.r
 			adopted := j.Adopt(100*s, &r)
 			if r.First != tt.first || adopted != (tt.first < tt.r.First) {
@@ -172,7 +172,7 @@ func TestOverdue(t *testing.T) {
 func TestStuck(t *testing.T) {
 	var j resend.Judge
 	j.SetPatience(patience)
-	j.Lost(100*s, nil, false)
+	j.Lost(100*s, nil, nil, false)
 	j.SetStuck([]resend.Key{key(8192)})
 	for off, suspect := range map[uint64]bool{
 		0: false, 4096: false, 4097: true, 8192: true, 12287: true, 12288: false,
@@ -242,7 +242,7 @@ func TestBound(t *testing.T) {
 				}
 				clear(inFlight)
 				died = false
-				j.Lost(now, lost, false)
+				j.Lost(now, lost, nil, false)
 			}
 			if !j.Active() {
 				continue
@@ -267,6 +267,87 @@ func TestBound(t *testing.T) {
 		for i, r := range requests {
 			if !r.answered {
 				t.Errorf("timeout %v, dead timeout %v: request %d was never answered", tt.timeout, tt.dead, i)
+			}
+		}
+	}
+}
+
+// TestLate holds which requests are answered as soon as they arrive, at 100 s.
+func TestLate(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		r    resend.Request
+		want bool
+	}{
+		{"new", resend.Request{First: 100 * s}, false},
+		{"new, suspect", resend.Request{First: 100 * s, Suspect: true}, false},
+		{"repeated", resend.Request{First: 97 * s, Times: 1}, false},
+		{"repeated often", resend.Request{First: 91 * s, Times: 3}, false},
+		{"repeated, its total over", resend.Request{First: 10 * s, Times: 1}, false},
+		{"repeated twice, its total over", resend.Request{First: 10 * s, Times: 2}, true},
+		{"repeated, suspect", resend.Request{First: 97 * s, Times: 1, Suspect: true}, true},
+	} {
+		tt.r.Key, tt.r.Arrived = key(0), 100*s
+		var j resend.Judge
+		if j.Late(100*s, tt.r) {
+			t.Errorf("%s: late for a client that never sends anything again", tt.name)
+		}
+		j.SetPatience(patience)
+		if got := j.Late(100*s, tt.r); got != tt.want {
+			t.Errorf("%s: late: %t, want %t", tt.name, got, tt.want)
+		}
+	}
+	var j resend.Judge
+	j.SetPatience(patience)
+	if flush := (resend.Request{Arrived: 100 * s, First: 10 * s, Times: 5}); j.Late(100*s, flush) {
+		t.Error("a flush, which nothing tells from others, is late when it arrives")
+	}
+}
+
+// TestBoundBusy plays a client of a machine that is so busy that a request waits to be received, for
+// a part of the timeout that the server knows nothing of, and that some answers come too late. The
+// bound holds all the same.
+func TestBoundBusy(t *testing.T) {
+	const timeout, dead, reconnects = s, 2 * s, s / 2
+	p := resend.Patience{Resend: timeout, Total: timeout + dead + 7*s}
+	for _, delay := range []time.Duration{0, s / 10, s / 4, s / 2, 8 * s / 10, 97 * s / 100} {
+		for _, unheard := range []int{0, 1} { // answers that the client does not get
+			var j resend.Judge
+			j.SetPatience(p)
+			now, took := time.Duration(0), time.Duration(0)
+			for left := unheard; took == 0 && now < 10*p.Total; now += reconnects {
+				// The request is sent over a new connection, and waits.
+				dies := now + timeout
+				now += delay
+				r := resend.Request{Key: key(0), Arrived: now, First: now}
+				if j.Active() {
+					if now >= p.Total {
+						j.SetStuck([]resend.Key{key(0)})
+					}
+					r = j.Judge(now, key(0))
+				}
+				answered := j.Active() && j.Late(now, r)
+				for !answered && now < dies {
+					now += p.Tick()
+					answered = j.Active() && now < dies && len(j.Overdue(now, []resend.Request{r})) > 0
+				}
+				switch {
+				case answered && left == 0:
+					took = now
+				case answered:
+					left--
+					now = dies
+					j.Lost(now, nil, []resend.Request{r}, false)
+				default:
+					j.Lost(now, []resend.Request{r}, nil, false)
+				}
+			}
+			if took > 0 && took < timeout+dead {
+				t.Errorf("received after %v, %d answers lost: the client was told after %v", delay, unheard, took)
+			}
+			if limit := timeout + dead + 10*s; took == 0 || took > limit {
+				t.Errorf("received after %v, %d answers lost: the client was told after %v, want %v",
+					delay, unheard, took, limit)
 			}
 		}
 	}
