@@ -1,6 +1,8 @@
 package server_test
 
 import (
+	"encoding/binary"
+	"fmt"
 	"io"
 	"net"
 	"sync/atomic"
@@ -78,4 +80,67 @@ func FuzzTransmit(f *testing.F) {
 			t.Errorf("%d requests in flight at the end", st.InFlight)
 		}
 	})
+}
+
+// FuzzStructured is FuzzTransmit for a client that has negotiated structured replies, and what the
+// server says is a stream of whole replies.
+func FuzzStructured(f *testing.F) {
+	stream, _ := encodeScript(script())
+	f.Add(stream)
+	f.Add(call{op: cmdBlockStatus, length: 1<<32 - 512}.encode(1))
+	f.Add(append(call{op: cmdRead, length: 8 * page}.encode(1), call{op: cmdRead, flags: flagDF, length: 8 * page}.encode(2)...))
+	f.Fuzz(func(t *testing.T, stream []byte) {
+		ours, theirs := net.Pipe()
+		e := export(t, holey(), server.Options{BlockSize: 512})
+		s := &server.Server{Exports: map[string]*server.Export{"x": e}}
+		session, err := s.Resume(theirs, server.Agreement{
+			Export: "x", Size: e.Size(), BlockSize: 512, Flags: e.Flags() | 1<<7, Structured: true,
+			Contexts: []server.Context{{ID: 1, Name: "base:allocation"}},
+		}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		result := make(chan error, 1)
+		go func() {
+			result <- session.Conn().Transmit()
+			session.Conn().Close()
+		}()
+		replies := make(chan error, 1)
+		go func() {
+			replies <- wholeReplies(ours)
+			io.Copy(io.Discard, ours)
+		}()
+		ours.Write(stream)
+		ours.Close()
+		if err := <-replies; err != nil {
+			t.Error(err)
+		}
+		<-result
+	})
+}
+
+// wholeReplies reads replies until the stream ends, wherever that is.
+func wholeReplies(r io.Reader) error {
+	for {
+		var h [20]byte
+		if _, err := io.ReadFull(r, h[:16]); err != nil {
+			return nil
+		}
+		switch magic := binary.BigEndian.Uint32(h[:]); magic {
+		case 0x67446698: // simple, and not to a READ
+		case 0x668e33ef:
+			if _, err := io.ReadFull(r, h[16:]); err != nil {
+				return nil
+			}
+			n := binary.BigEndian.Uint32(h[16:])
+			if n > 8*page+8 {
+				return fmt.Errorf("a chunk of %d bytes", n)
+			}
+			if _, err := io.CopyN(io.Discard, r, int64(n)); err != nil {
+				return nil
+			}
+		default:
+			return fmt.Errorf("a reply begins with %#x", magic)
+		}
+	}
 }

@@ -114,8 +114,8 @@ func TestHandshake(t *testing.T) {
 	}{
 		{name: "go", said: clientFlags(fixed) + option(optGo, infoData("")), answer: goDefault},
 		{name: "go asking for block sizes", said: clientFlags(fixed) + option(optGo, infoData("", 1, 3)),
-			answer: optionReply(optGo, repInfo, infoDefault) + optionReply(optGo, repInfo, "\x00\x03"+blocksDefault) +
-				optionReply(optGo, repAck, "")},
+			answer: optionReply(optGo, repInfo, infoDefault) + optionReply(optGo, repInfo, "\x00\x01") +
+				optionReply(optGo, repInfo, "\x00\x03"+blocksDefault) + optionReply(optGo, repAck, "")},
 		{name: "go where blocks matter", said: clientFlags(fixed) + option(optGo, infoData("disk")), export: "disk",
 			answer: optionReply(optGo, repInfo, infoDisk) + optionReply(optGo, repInfo, "\x00\x03"+blocksDisk) +
 				optionReply(optGo, repAck, "")},
@@ -127,10 +127,8 @@ func TestHandshake(t *testing.T) {
 			option(optGo, infoData("")),
 			answer: optionReply(optGo, errUnknown, "no such export") + goDefault},
 		{name: "unknown options, then go",
-			said: clientFlags(fixed) + option(optStartTLS, "") + option(optStructured, "") + option(99, "some data") +
-				option(optGo, infoData("")),
+			said: clientFlags(fixed) + option(optStartTLS, "") + option(99, "some data") + option(optGo, infoData("")),
 			answer: optionReply(optStartTLS, errUnsup, "option not supported") +
-				optionReply(optStructured, errUnsup, "option not supported") +
 				optionReply(99, errUnsup, "option not supported") + goDefault},
 		{name: "too long, then go",
 			said:   clientFlags(fixed) + option(99, strings.Repeat("x", 1<<20)) + option(optGo, infoData("")),

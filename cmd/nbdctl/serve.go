@@ -62,7 +62,7 @@ func serve(c *cli.Context) (err error) {
 	}
 	redactor := spec.Secrets.Redactor()
 	defer func() { err = redactor.Error(err) }()
-	warn(c, redactor.Texts(append(backing.Warnings, oddEnd(backing.Backend.Size())...)))
+	warn(c, redactor.Texts(backing.Warnings))
 	logger := slog.New(slog.NewTextHandler(redactor.Writer(c.App.ErrWriter), nil))
 	l, s, err := offer(c, spec, backing, at, logger)
 	if err != nil {
@@ -80,18 +80,6 @@ func serve(c *cli.Context) (err error) {
 		logger.Info("ending", "signal", sig.String())
 	}
 	return errors.Join(err, end(s, backing))
-}
-
-// oddEnd is a warning about an export that does not end with a sector. QEMU reads whole
-// sectors: it asks for what there is of the last one, and waits for all of it, unless the
-// server has structured replies (block/nbd.c, nbd_co_do_receive_one_chunk).
-func oddEnd(size int64) []string {
-	if size%host.DefaultBlockSize == 0 {
-		return nil
-	}
-	return []string{fmt.Sprintf("the export has %d bytes, which is no multiple of %d: "+
-		"QEMU hangs when it reads its end; with --block-size %[2]d it ends at the last multiple",
-		size, host.DefaultBlockSize)}
 }
 
 // offer listens and says so.

@@ -16,6 +16,7 @@ const (
 	kindFlush
 	kindTrim
 	kindWriteZeroes
+	kindBlockStatus
 	kindUnknown
 	kinds // how many there are
 )
@@ -32,6 +33,8 @@ func kindOf(op wire.Command) kind {
 		return kindTrim
 	case wire.CmdWriteZeroes:
 		return kindWriteZeroes
+	case wire.CmdBlockStatus:
+		return kindBlockStatus
 	default:
 		return kindUnknown
 	}
@@ -99,6 +102,7 @@ func (c *Counters) Snapshot() Stats {
 		Flush:       c[kindFlush].snapshot(),
 		Trim:        c[kindTrim].snapshot(),
 		WriteZeroes: c[kindWriteZeroes].snapshot(),
+		BlockStatus: c[kindBlockStatus].snapshot(),
 		Unknown:     c[kindUnknown].snapshot(),
 	}
 }

@@ -20,7 +20,7 @@ type OpStats struct {
 // Stats counts what a connection, or all connections of an export, have served. A request is
 // counted just before its reply is sent, so whoever has the reply finds it counted.
 type Stats struct {
-	Read, Write, Flush, Trim, WriteZeroes OpStats
+	Read, Write, Flush, Trim, WriteZeroes, BlockStatus OpStats
 
 	// Unknown counts requests of a type that the server does not know; each was answered with an
 	// error.
@@ -41,6 +41,7 @@ func (s *Stats) Add(t *Stats) {
 	s.Flush.add(&t.Flush)
 	s.Trim.add(&t.Trim)
 	s.WriteZeroes.add(&t.WriteZeroes)
+	s.BlockStatus.add(&t.BlockStatus)
 	s.Unknown.add(&t.Unknown)
 	s.InFlight += t.InFlight
 	s.Oldest = max(s.Oldest, t.Oldest)

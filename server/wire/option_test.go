@@ -119,6 +119,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(wire.AppendInfoExport(nil, 1<<40, 0x1ff))
 	f.Add(wire.AppendInfoBlockSize(nil, wire.BlockSizes{Minimum: 1, Preferred: 2, Maximum: 3}))
 	f.Add(wire.AppendServer(nil, "disk"))
+	f.Add((&wire.MetaRequest{Name: "disk", Queries: []string{wire.ContextAllocation}}).Append(nil))
 	f.Add([]byte("\xff\xff\xff\xff"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if r, ok := wire.ParseInfoRequest(data); ok && !bytes.Equal(r.Append(nil), data) {
@@ -127,6 +128,9 @@ func FuzzParse(f *testing.F) {
 		if name, details, ok := wire.ParseServer(data); ok &&
 			!bytes.Equal(append(wire.AppendServer(nil, name), details...), data) {
 			t.Errorf("% x became %q and %q", data, name, details)
+		}
+		if r, ok := wire.ParseMetaRequest(data); ok && !bytes.Equal(r.Append(nil), data) {
+			t.Errorf("% x became % x", data, r.Append(nil))
 		}
 		kind, rest, ok := wire.ParseInfo(data)
 		if !ok {

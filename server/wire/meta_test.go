@@ -1,0 +1,81 @@
+package wire
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestMetaRequest(t *testing.T) {
+	for _, r := range []MetaRequest{
+		{Queries: []string{}},
+		{Name: "disk", Queries: []string{ContextAllocation}},
+		{Name: "ä", Queries: []string{"", "qemu:dirty-bitmap:b", strings.Repeat("x", MaxString)}},
+	} {
+		got, ok := ParseMetaRequest(r.Append(nil))
+		if diff := cmp.Diff(r, got); diff != "" || !ok {
+			t.Errorf("%t (-want +got):\n%s", ok, diff)
+		}
+	}
+	if got := string((&MetaRequest{Name: "x", Queries: []string{"ab"}}).Append(nil)); got !=
+		"\x00\x00\x00\x01x\x00\x00\x00\x01\x00\x00\x00\x02ab" {
+		t.Errorf("%q", got)
+	}
+	for _, malformed := range []string{
+		"", "\x00\x00\x00", "\x00\x00\x00\x01x", "\x00\x00\x00\x01x\x00\x00\x00\x01", "\x00\x00\x00\x00\x00\x00\x00\x00x",
+		"\x00\x00\x00\x00\xff\xff\xff\xff\x00\x00\x00\x00", "\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x02a",
+	} {
+		if got, ok := ParseMetaRequest([]byte(malformed)); ok {
+			t.Errorf("%q: %+v", malformed, got)
+		}
+	}
+	if id, name, ok := ParseMetaContext(AppendMetaContext(nil, 7, "a:b")); id != 7 || name != "a:b" || !ok {
+		t.Errorf("%d, %q, %t", id, name, ok)
+	}
+	if _, _, ok := ParseMetaContext([]byte("abc")); ok {
+		t.Error("a context of three bytes")
+	}
+}
+
+func TestChunkPayloads(t *testing.T) {
+	if got := AppendHole(nil, 1<<40, 512); !bytes.Equal(got, []byte("\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x02\x00")) {
+		t.Errorf("hole: %q", got)
+	}
+	if off, n, ok := ParseHole(AppendHole(nil, 1<<40, 512)); off != 1<<40 || n != 512 || !ok {
+		t.Errorf("hole: %d, %d, %t", off, n, ok)
+	}
+	if _, _, ok := ParseHole(make([]byte, HoleSize+1)); ok {
+		t.Error("a hole that is too long")
+	}
+	if got := AppendOffset(nil, 1<<40); len(got) != ChunkOffsetSize || got[2] != 1 {
+		t.Errorf("offset: %q", got)
+	}
+	b := AppendStatus(AppendStatus(AppendContextID(nil, 5), 4096, StateHole|StateZero), MaxStatusLength, 0)
+	id, extents, ok := ParseStatus(b)
+	if !ok || id != 5 || len(extents) != 2*StatusSize {
+		t.Fatalf("status: %d, %q, %t", id, extents, ok)
+	}
+	if n, flags := DecodeStatus((*[StatusSize]byte)(extents)); n != 4096 || flags != 3 {
+		t.Errorf("status: %d, %d", n, flags)
+	}
+	if n, flags := DecodeStatus((*[StatusSize]byte)(extents[StatusSize:])); n != 1<<32-1 || flags != 0 {
+		t.Errorf("status: %d, %d", n, flags)
+	}
+	for _, n := range []int{0, 4, 8, 11, 13} {
+		if _, _, ok := ParseStatus(b[:n]); ok {
+			t.Errorf("a status of %d bytes", n)
+		}
+	}
+	long := strings.Repeat("x", MaxErrorText+1)
+	e, text, rest, ok := ParseError(append(AppendError(nil, ErrnoIO, long), "rest"...))
+	if e != ErrnoIO || text != long[:MaxErrorText] || string(rest) != "rest" || !ok {
+		t.Errorf("error: %d, %q, %q, %t", e, text, rest, ok)
+	}
+	for _, malformed := range []string{"", "\x00\x00\x00\x05\x00", "\x00\x00\x00\x05\x00\x02x"} {
+		if _, _, _, ok := ParseError([]byte(malformed)); ok {
+			t.Errorf("error of %q", malformed)
+		}
+	}
+}
