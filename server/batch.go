@@ -13,8 +13,8 @@ const (
 	// client idle meanwhile, and fall out of the processor's cache.
 	batchReplies = 500
 	batchBytes   = 256 << 10
-	// minHole is the length in bytes from which on zeroes of a structured reply are worth a chunk of
-	// their own.
+	// minHole is the length in bytes from which on zeroes of a structured reply are worth a chunk
+	// of their own.
 	minHole = 512
 	// headerSize is the room in bytes for the headers of a reply, on average: a chunk of data is 28
 	// long, and one that tells of a hole 32.

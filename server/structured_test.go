@@ -185,8 +185,8 @@ func failure(errno uint32, text string) chunk {
 	return chunk{chunkError, be32(errno) + string(binary.BigEndian.AppendUint16(nil, uint16(len(text)))) + text}
 }
 
-// TestStructuredRead holds what chunks a READ is answered by, to a backend that gives references and
-// knows its holes, and to one that a worker or the loop reads from ("Structured reply chunk
+// TestStructuredRead holds what chunks a READ is answered by, of a backend that gives references
+// and knows its holes, and of one that a worker or the loop reads from ("Structured reply chunk
 // message", "NBD_CMD_READ").
 func TestStructuredRead(t *testing.T) {
 	d := holey()

@@ -304,9 +304,9 @@ func TestLate(t *testing.T) {
 	}
 }
 
-// TestBoundBusy plays a client of a machine that is so busy that a request waits to be received, for
-// a part of the timeout that the server knows nothing of, and that some answers come too late. The
-// bound holds all the same.
+// TestBoundBusy plays a client of a machine that is so busy that a request waits to be received,
+// for a part of the timeout that the server knows nothing of, and that an answer comes too late.
+// The bound holds all the same.
 func TestBoundBusy(t *testing.T) {
 	const timeout, dead, reconnects = s, 2 * s, s / 2
 	p := resend.Patience{Resend: timeout, Total: timeout + dead + 7*s}
