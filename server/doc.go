@@ -19,6 +19,15 @@
 //     comes later than the last. No flag says so.
 //   - What makes data durable always goes to a worker.
 //
+// # What is negotiated
+//
+// Fixed newstyle, with simple replies, or structured ones for a client that asks for them: zeroes
+// that a backend tells of ([backends.Reply], Zeros) go out as holes, unless they are short or
+// NBD_CMD_FLAG_DF is set. Replies to other requests than READ and BLOCK_STATUS are simple all the
+// same, which the protocol allows. The one meta context is base:allocation: extents as the backend
+// has them ([backends.Extenter]), in whole blocks, of which one that has any data is data; without
+// that ability, everything is data. At most 4096 come in one reply.
+//
 // # What a client can rely on
 //
 // Every request that was read is answered, on the connection it came from; answers come in the
