@@ -84,8 +84,18 @@ func whole(n, want int, err, short error) error {
 	if err == nil {
 		err = short
 	}
-	return fmt.Errorf("%d of %d bytes: %w", n, want, err)
+	return &partialError{n: n, want: want, err: err}
 }
+
+// A partialError is a call of the backend that has done a part of what it was asked for.
+type partialError struct {
+	n, want int // bytes
+	err     error
+}
+
+func (e *partialError) Error() string { return fmt.Sprintf("%d of %d bytes: %v", e.n, e.want, e.err) }
+
+func (e *partialError) Unwrap() error { return e.err }
 
 // syncIf makes all that was written durable. A backend without Sync has it durable already.
 func (e *Export) syncIf(wanted bool) error {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -200,8 +201,14 @@ func (r *request) encode(code wire.Errno, err error) {
 	chunk := wire.Chunk{Flags: wire.ChunkDone, Cookie: r.Cookie, Length: uint64(len(r.data))}
 	switch {
 	case err != nil:
+		chunk.Type = wire.ChunkError
 		payload := wire.AppendError(nil, code, errorText(err))
-		chunk.Type, chunk.Length = wire.ChunkError, uint64(len(payload))
+		var part *partialError
+		if r.Command == wire.CmdRead && errors.As(err, &part) && part.n > 0 && uint64(part.n) < r.Length {
+			chunk.Type = wire.ChunkErrorOffset
+			payload = wire.AppendErrorOffset(nil, code, errorText(err), r.Offset+uint64(part.n))
+		}
+		chunk.Length = uint64(len(payload))
 		r.head = append(chunk.Append(r.space[:0]), payload...)
 	case r.Command == wire.CmdBlockStatus:
 		chunk.Type = wire.ChunkBlockStatus

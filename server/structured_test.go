@@ -24,7 +24,9 @@ const (
 
 	flagDF, reqOne = 4, 8
 
-	chunkNone, chunkData, chunkHole, chunkStatus, chunkError = 0, 1, 2, 5, 1<<15 + 1
+	chunkNone, chunkData, chunkHole, chunkStatus = 0, 1, 2, 5
+
+	chunkError, chunkErrorOffset = 1<<15 + 1, 1<<15 + 2
 )
 
 // metaData encodes the data of NBD_OPT_LIST_META_CONTEXT and NBD_OPT_SET_META_CONTEXT.
@@ -121,7 +123,7 @@ func (d *holeyDisk) ReadAt(p []byte, off int64) (int, error) {
 		copy(p[at-off:], data)
 	})
 	if err != nil {
-		return 0, err
+		return int(max(0, 7*page-off)), err
 	}
 	return len(p), nil
 }
@@ -218,6 +220,9 @@ func TestStructuredRead(t *testing.T) {
 		{name: "flag unknown", q: call{op: cmdRead, flags: noHole, length: 1},
 			want: []chunk{failure(einval, "flag unknown, or not for this request type")}},
 		{name: "the backend fails at the end", fails: syscall.EIO, q: call{op: cmdRead, offset: 5 * page, length: 3 * page},
+			want:  []chunk{failure(eio, "")},
+			plain: []chunk{{chunkErrorOffset, failure(eio, "").Payload + be64(7*page)}}},
+		{name: "the backend fails at once", fails: syscall.EIO, q: call{op: cmdRead, offset: 7 * page, length: page},
 			want: []chunk{failure(eio, "")}},
 	} {
 		for _, plainly := range []bool{false, true} {

@@ -67,6 +67,20 @@ func AppendError(b []byte, e Errno, text string) []byte {
 	return append(b, text...)
 }
 
+// AppendErrorOffset appends the payload of ChunkErrorOffset: that of ChunkError, and where in the
+// export the request has failed.
+func AppendErrorOffset(b []byte, e Errno, text string, offset uint64) []byte {
+	return binary.BigEndian.AppendUint64(AppendError(b, e, text), offset)
+}
+
+// ParseErrorOffset reads what ParseError has left of the payload of ChunkErrorOffset.
+func ParseErrorOffset(rest []byte) (offset uint64, ok bool) {
+	if len(rest) != 8 {
+		return 0, false
+	}
+	return binary.BigEndian.Uint64(rest), true
+}
+
 // ParseError reads the payload of ChunkError, and the beginning of that of other chunks that tell
 // of a failure, of which rest is what comes behind.
 func ParseError(p []byte) (e Errno, text string, rest []byte, ok bool) {

@@ -73,6 +73,13 @@ func TestChunkPayloads(t *testing.T) {
 	if e != ErrnoIO || text != long[:MaxErrorText] || string(rest) != "rest" || !ok {
 		t.Errorf("error: %d, %q, %q, %t", e, text, rest, ok)
 	}
+	_, _, rest, _ = ParseError(AppendErrorOffset(nil, ErrnoIO, "x", 1<<40))
+	if off, ok := ParseErrorOffset(rest); off != 1<<40 || !ok {
+		t.Errorf("error at %d, %t", off, ok)
+	}
+	if _, ok := ParseErrorOffset(rest[1:]); ok {
+		t.Error("an offset of 7 bytes")
+	}
 	for _, malformed := range []string{"", "\x00\x00\x00\x05\x00", "\x00\x00\x00\x05\x00\x02x"} {
 		if _, _, _, ok := ParseError([]byte(malformed)); ok {
 			t.Errorf("error of %q", malformed)
