@@ -220,8 +220,13 @@ func TestKernelDisconnectDuringConnect(t *testing.T) {
 // succeeded, or nothing.
 func TestKernelInterruptedConnect(t *testing.T) {
 	requireKernel(t, `I/O error`) // of a partition scan that the end cuts short
-	const rounds, step = 24, 25 * time.Millisecond
+	const rounds = 24
 	image := filepath.Join(imageDir(t), "new.img")
+	began := time.Now()
+	dev := connected(t, "file", image, "--create", "--size", "1M")
+	step := max(25*time.Millisecond, 3*time.Since(began)/2/rounds) // The machine may be busy.
+	must(t, "disconnect", dev)
+	sh(t, "rm "+image)
 	undone := 0
 	for i := range rounds {
 		cmd := nbdctlCommand(t, "connect", "file", image, "--create", "--size", "1M")

@@ -13,7 +13,9 @@ func TestKernelDegraded(t *testing.T) {
 	requireKernel(t, kickNoise+`|reconnected socket`)
 	sh(t, "modprobe -q dm-mod || true; dmsetup create --noudevsync hanging --table '0 8192 zero'; dmsetup mknodes")
 	defer sh(t, "dmsetup remove --noudevsync hanging")
-	dev := connected(t, "file", "/dev/mapper/hanging", "--timeout", "10s", "--connections", "2", "--read-only")
+	// The dead timeout is for the reader, who waits for all that follows.
+	dev := connected(t, "file", "/dev/mapper/hanging", "--timeout", "10s", "--dead-timeout", "2m",
+		"--connections", "2", "--read-only")
 	events := watching(t)
 	expect(t, events, dev, map[string]any{
 		"event":             "present",
