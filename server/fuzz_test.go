@@ -88,7 +88,8 @@ func FuzzStructured(f *testing.F) {
 	stream, _ := encodeScript(script())
 	f.Add(stream)
 	f.Add(call{op: cmdBlockStatus, length: 1<<32 - 512}.encode(1))
-	f.Add(append(call{op: cmdRead, length: 8 * page}.encode(1), call{op: cmdRead, flags: flagDF, length: 8 * page}.encode(2)...))
+	f.Add(append(call{op: cmdRead, length: 8 * page}.encode(1),
+		call{op: cmdRead, flags: flagDF, length: 8 * page}.encode(2)...))
 	f.Fuzz(func(t *testing.T, stream []byte) {
 		ours, theirs := net.Pipe()
 		e := export(t, holey(), server.Options{BlockSize: 512})

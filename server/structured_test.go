@@ -219,7 +219,8 @@ func TestStructuredRead(t *testing.T) {
 			want: []chunk{failure(einval, "past the end of the export")}},
 		{name: "flag unknown", q: call{op: cmdRead, flags: noHole, length: 1},
 			want: []chunk{failure(einval, "flag unknown, or not for this request type")}},
-		{name: "the backend fails at the end", fails: syscall.EIO, q: call{op: cmdRead, offset: 5 * page, length: 3 * page},
+		{name: "the backend fails at the end", fails: syscall.EIO,
+			q:     call{op: cmdRead, offset: 5 * page, length: 3 * page},
 			want:  []chunk{failure(eio, "")},
 			plain: []chunk{{chunkErrorOffset, failure(eio, "").Payload + be64(7*page)}}},
 		{name: "the backend fails at once", fails: syscall.EIO, q: call{op: cmdRead, offset: 7 * page, length: page},
@@ -314,7 +315,8 @@ func TestBlockStatus(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			d := holey()
 			d.fails = tt.fails
-			nc := withOptions(t, d, tt.o, option(optStructured, ""), option(optSetMeta, metaData("x", "base:allocation")))
+			nc := withOptions(t, d, tt.o, option(optStructured, ""),
+				option(optSetMeta, metaData("x", "base:allocation")))
 			tt.q.op = cmdBlockStatus
 			nc.Write(tt.q.encode(7))
 			got, err := readChunks(nc, 7)
@@ -327,9 +329,10 @@ func TestBlockStatus(t *testing.T) {
 		})
 	}
 	for name, options := range map[string][]string{
-		"nothing":                 nil,
-		"only structured":         {option(optStructured, "")},
-		"no context that we know": {option(optStructured, ""), option(optSetMeta, metaData("x", "qemu:dirty-bitmap:b"))},
+		"nothing":         nil,
+		"only structured": {option(optStructured, "")},
+		"no context that we know": {option(optStructured, ""),
+			option(optSetMeta, metaData("x", "qemu:dirty-bitmap:b"))},
 		"reset": {option(optStructured, ""), option(optSetMeta, metaData("x", "base:allocation")),
 			option(optSetMeta, metaData("x"))},
 	} {

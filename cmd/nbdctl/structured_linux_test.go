@@ -38,7 +38,8 @@ func TestServeHoles(t *testing.T) {
 	if err := f.Truncate(64 * mib); err != nil {
 		t.Fatal(err)
 	}
-	uri := started(t, nbdctlCommand(t, "serve", "--read-only", "--listen", "unix:"+filepath.Join(dir, "s"), "file", image))
+	uri := started(t, nbdctlCommand(t, "serve", "--read-only", "--listen", "unix:"+filepath.Join(dir, "s"), "file",
+		image))
 
 	pieces := func(name string, args ...string) (all []piece) {
 		t.Helper()
@@ -101,7 +102,8 @@ func TestServeOdd(t *testing.T) {
 	if err := os.WriteFile(image, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	uri := started(t, nbdctlCommand(t, "serve", "--read-only", "--listen", "unix:"+filepath.Join(dir, "s"), "file", image))
+	uri := started(t, nbdctlCommand(t, "serve", "--read-only", "--listen", "unix:"+filepath.Join(dir, "s"), "file",
+		image))
 	if r := finish(t, command(t, "qemu-img", "convert", "-O", "raw", uri, to)); r.code != 0 {
 		t.Fatalf("qemu-img convert: %d, %s", r.code, r.stderr)
 	}

@@ -59,7 +59,8 @@ func TestAdd(t *testing.T) {
 		InFlight: 1, Oldest: time.Second,
 	}
 	sum := Stats{
-		Read: op(4), Write: op(8), Flush: op(12), Trim: op(16), WriteZeroes: op(20), BlockStatus: op(28), Unknown: op(24),
+		Read: op(4), Write: op(8), Flush: op(12), Trim: op(16), WriteZeroes: op(20), BlockStatus: op(28),
+		Unknown:  op(24),
 		InFlight: 3, Oldest: time.Second,
 	}
 	b := a
