@@ -15,8 +15,7 @@ import (
 const watchDescription = `
 First comes a line for each device that is connected already (present), then one for each event: connect,
 disconnect, link-dead (a connection of the device has died), resize, and state, which is any other change.
-What happens after the first lines is not missed,
-	but for what is undone within milliseconds. Other network namespaces than the first see no link-dead.
+What happens after the first lines is not missed, but for what is undone within milliseconds. Other network namespaces than the first see no link-dead.
 `
 
 func watchCommand() *cli.Command {
