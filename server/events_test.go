@@ -105,14 +105,14 @@ func TestSlowLog(t *testing.T) {
 				Err: "input/output error"}}},
 	}
 	for _, tt := range tests {
-		for _, alone := range []bool{false, true} {
-			t.Run(tt.name+map[bool]string{true: " without workers"}[alone], func(t *testing.T) {
+		for _, inline := range []bool{false, true} {
+			t.Run(tt.name+map[bool]string{true: " without workers"}[inline], func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					var log logBuffer
 					d := newDisk(1 << 20)
 					o := server.Options{SlowRequest: tt.limit, Logger: slog.New(log.handler())}
 					s := connect(t, export(t, d, o))
-					if alone {
+					if inline {
 						warm(s.client)
 					}
 					pausing(d, tt.pause, tt.err)

@@ -29,12 +29,12 @@ func TestLatency(t *testing.T) {
 			func(s *server.Stats) *server.OpStats { return &s.WriteZeroes }},
 	}
 	for name, tt := range tests {
-		for _, alone := range []bool{false, true} {
-			t.Run(name+map[bool]string{true: " without workers"}[alone], func(t *testing.T) {
+		for _, inline := range []bool{false, true} {
+			t.Run(name+map[bool]string{true: " without workers"}[inline], func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					d := newDisk(1 << 20)
 					s := connect(t, export(t, d, server.Options{}))
-					if alone {
+					if inline {
 						warm(s.client)
 					}
 					before := s.conn.Stats()
@@ -108,13 +108,13 @@ func TestLatencyIsNotTheClients(t *testing.T) {
 
 // TestOldest holds that a request that is stuck shows while it is, whoever executes it.
 func TestOldest(t *testing.T) {
-	for name, alone := range map[string]bool{"worker": false, "no worker": true} {
+	for name, inline := range map[string]bool{"worker": false, "no worker": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				d := newDisk(1 << 20)
 				e := export(t, d, server.Options{})
 				s, other := connect(t, e), connect(t, e)
-				if alone {
+				if inline {
 					warm(s.client)
 				}
 				expect := func(when string, inFlight int, oldest time.Duration) {
@@ -132,7 +132,7 @@ func TestOldest(t *testing.T) {
 				first := s.start(call{op: cmdRead, length: 512})
 				time.Sleep(time.Minute)
 				expect("stuck", 1, time.Minute)
-				if !alone {
+				if !inline {
 					second := s.start(call{op: cmdWrite, data: make([]byte, 512)})
 					s.expect(0, call{op: cmdRead, offset: 4096, length: 512})
 					time.Sleep(time.Minute)

@@ -74,7 +74,7 @@ func TestPlan(t *testing.T) {
 
 		{"flush", flush, syncs, inline, planStart},
 		{"flush, nothing to sync", flush, plain, none, planNothing},
-		{"flush, FUA alone", flush, fua, none, planNothing},
+		{"flush, FUA only", flush, fua, none, planNothing},
 		{"flush, refused", wire.Request{Command: wire.CmdFlush, Length: 1}, plain, refused, planRefuse},
 		{"trim", trim, plain, inline, planStart},
 		{"trim of nothing", wire.Request{Command: wire.CmdTrim}, plain, none, planNothing},
