@@ -12,9 +12,9 @@ import (
 	"github.com/nbdctl/nbdctl/server"
 )
 
-// TestHoard has clients take all the memory that there is, and keep it: who needs some gets it
+// TestEvict has clients take all the memory that there is, and keep it: who needs some gets it
 // nevertheless, and who keeps none, or does not keep the server waiting, stays.
-func TestHoard(t *testing.T) {
+func TestEvict(t *testing.T) {
 	const most = 32 << 20
 	reads := append(call{op: cmdRead, length: most}.encode(1), call{op: cmdRead, length: most}.encode(2)...)
 	write := call{op: cmdWrite, data: make([]byte, most)}.encode(1)
@@ -24,7 +24,7 @@ func TestHoard(t *testing.T) {
 	tests := []struct {
 		name     string
 		b        func(*disk) backends.Backend
-		hoarders []func(net.Conn)
+		stallers []func(net.Conn)
 	}{
 		{"who takes no replies", plainly, []func(net.Conn){send(reads)}},
 		{"who takes replies by the byte", plainly, []func(net.Conn){func(nc net.Conn) {
@@ -51,10 +51,10 @@ func TestHoard(t *testing.T) {
 				}, MaxMemory: 4 * most})
 				idle := newClient(t, d.dial(t, ""))
 				idle.expect(0, call{op: cmdRead, length: 512})
-				var hoarding sync.WaitGroup
-				for _, h := range tt.hoarders {
+				var stalling sync.WaitGroup
+				for _, h := range tt.stallers {
 					nc := d.dial(t, "")
-					hoarding.Go(func() { h(nc) })
+					stalling.Go(func() { h(nc) })
 				}
 				synctest.Wait()
 				large := call{op: cmdWrite, data: make([]byte, 1<<20), flags: fua}
@@ -76,7 +76,7 @@ func TestHoard(t *testing.T) {
 					t.Errorf("thereafter it took %v", took)
 				}
 				idle.expect(0, call{op: cmdRead, length: 512})
-				hoarding.Wait() // Those who go on do so until they are cut.
+				stalling.Wait() // Those who go on do so until they are cut.
 			})
 		})
 	}
