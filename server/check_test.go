@@ -99,7 +99,10 @@ func TestCheck(t *testing.T) {
 		{"flush of read-only", readOnly, wire.Request{Command: wire.CmdFlush}, nil},
 		{"flush of a range", full, wire.Request{Command: wire.CmdFlush, Length: 512}, errFlushRange},
 		{"cache", full, wire.Request{Command: 5, Length: 512}, errUnknownOp},
-		{"block status", full, wire.Request{Command: 7, Length: 512}, errUnknownOp},
+		{"block status", full, wire.Request{Command: wire.CmdBlockStatus, Length: 512}, nil},
+		{"block status of read-only", readOnly, wire.Request{Command: wire.CmdBlockStatus, Length: size}, nil},
+		{"block status of nothing", full, wire.Request{Command: wire.CmdBlockStatus, Offset: 512}, errNothing},
+		{"block status past the end", full, wire.Request{Command: wire.CmdBlockStatus, Length: size + 512}, errPastEnd},
 		{"nonsense", full, wire.Request{Command: 0xffff, Flags: 0xffff, Offset: 1, Length: 1}, errUnknownOp},
 	}
 	for _, tt := range tests {

@@ -18,6 +18,19 @@ type piece struct {
 	Zero, Data            bool  // of qemu-img
 }
 
+// servedReadOnly serves an image until the test ends, and returns the URI.
+func servedReadOnly(t *testing.T, image string) string {
+	t.Helper()
+	socket := filepath.Join(shortDir(t), "s")
+	cmd := nbdctlCommand(t, "serve", "--read-only", "--listen", "unix:"+socket, "file", image)
+	uri := started(t, cmd)
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // killed
+	})
+	return uri
+}
+
 // TestServeHoles serves an image with holes: the field's clients find them, and copy the data
 // alone.
 func TestServeHoles(t *testing.T) {
@@ -38,8 +51,7 @@ func TestServeHoles(t *testing.T) {
 	if err := f.Truncate(64 * mib); err != nil {
 		t.Fatal(err)
 	}
-	uri := started(t, nbdctlCommand(t, "serve", "--read-only", "--listen", "unix:"+filepath.Join(dir, "s"), "file",
-		image))
+	uri := servedReadOnly(t, image)
 
 	pieces := func(name string, args ...string) (all []piece) {
 		t.Helper()
@@ -102,8 +114,7 @@ func TestServeOdd(t *testing.T) {
 	if err := os.WriteFile(image, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	uri := started(t, nbdctlCommand(t, "serve", "--read-only", "--listen", "unix:"+filepath.Join(dir, "s"), "file",
-		image))
+	uri := servedReadOnly(t, image)
 	if r := finish(t, command(t, "qemu-img", "convert", "-O", "raw", uri, to)); r.code != 0 {
 		t.Fatalf("qemu-img convert: %d, %s", r.code, r.stderr)
 	}

@@ -20,7 +20,10 @@ type OpStats struct {
 // Stats counts what a connection, or all connections of an export, have served. A request is
 // counted just before its reply is sent, so whoever has the reply finds it counted.
 type Stats struct {
-	Read, Write, Flush, Trim, WriteZeroes, BlockStatus OpStats
+	Read, Write, Flush, Trim, WriteZeroes OpStats
+	// BlockStatus is of clients that have negotiated meta contexts. What was written down without
+	// it had none.
+	BlockStatus OpStats `json:",omitzero"`
 
 	// Unknown counts requests of a type that the server does not know; each was answered with an
 	// error.
