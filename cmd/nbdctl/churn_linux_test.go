@@ -22,11 +22,16 @@ import (
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
-// churnRounds is how often TestKernelChurn connects and disconnects.
-const churnRounds = 200
-
-// churnPatience bounds that, on a lab that shares its processor with others.
-const churnPatience = 8 * time.Minute
+const (
+	// churnRounds is how often TestKernelChurn connects and disconnects.
+	churnRounds = 200
+	// churnTime is how long that may take; on a slow machine there are fewer rounds then, but
+	// churnLeast at least.
+	churnTime  = 2 * time.Minute
+	churnLeast = 40
+	// churnPatience bounds it, on a lab that shares its processor with others.
+	churnPatience = 8 * time.Minute
+)
 
 // TestKernelChurn connects and disconnects from two processes at once. None
 // may fail or hang, and nothing may be left, memory included.
@@ -79,8 +84,8 @@ func churn(t *testing.T) {
 		all.Disconnect = append(all.Disconnect, times.Disconnect...)
 	}
 	for name, d := range map[string][]time.Duration{"connects": all.Connect, "disconnects": all.Disconnect} {
-		if len(d) != churnRounds {
-			t.Fatalf("%d of %d %s", len(d), churnRounds, name)
+		if len(d) < churnLeast {
+			t.Fatalf("%d of at least %d %s", len(d), churnLeast, name)
 		}
 		slices.Sort(d)
 		median, worst := d[len(d)/2].Round(time.Microsecond), d[len(d)-1].Round(time.Microsecond)
@@ -102,16 +107,20 @@ func available(t *testing.T) int {
 	return n
 }
 
-// churnRun connects, writes, and disconnects, for so many rounds, by nbdctl's
+// churnRun connects, writes, and disconnects, for so many rounds, or for churnTime, by nbdctl's
 // commands, each with a serving process of its own. Starting nbdctl for every
 // command would mostly measure that.
 func churnRun(rounds int) error {
 	signal.Ignore(syscall.SIGCHLD) // for the serving processes to leave no zombies
 	var times churnTimes
 	block := make([]byte, 4096)
-	for range rounds {
+	began := time.Now()
+	for i := range rounds {
 		var stdout, stderr bytes.Buffer
 		start := time.Now()
+		if i >= churnLeast/2 && start.Sub(began) > churnTime {
+			break
+		}
 		connect := []string{"connect", "memory", "--size", "64M"}
 		if code := run(context.Background(), connect, &stdout, &stderr); code != exit.OK {
 			return fmt.Errorf("connect: code %d: %s", code, &stderr)
