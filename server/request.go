@@ -189,11 +189,11 @@ func (r *request) status() error {
 
 // encode makes the reply, which tells that number if err is not nil.
 func (r *request) encode(code wire.Errno, err error) {
-	chunked := r.conn.agreed.Structured && (r.Command == wire.CmdRead || r.Command == wire.CmdBlockStatus)
-	if err == nil && r.payload != nil && (r.Command == wire.CmdRead || r.Command == wire.CmdBlockStatus) {
+	carriesData := r.Command == wire.CmdRead || r.Command == wire.CmdBlockStatus
+	if err == nil && r.payload != nil && carriesData {
 		r.data = r.payload.bytes
 	}
-	if !chunked {
+	if !carriesData || !r.conn.agreed.Structured {
 		r.head = r.space[:wire.SimpleReplySize]
 		wire.SimpleReply{Errno: code, Cookie: r.Cookie}.Put((*[wire.SimpleReplySize]byte)(r.head))
 		return

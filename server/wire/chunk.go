@@ -12,8 +12,6 @@ const (
 	ContextIDSize = 4
 	// StatusSize is the size in bytes of an extent of ChunkBlockStatus: length and flags.
 	StatusSize = 8
-	// MaxStatusLength is the longest extent in bytes that ChunkBlockStatus can tell of.
-	MaxStatusLength = 1<<32 - 1
 	// MaxErrorText is how many bytes of text AppendError takes.
 	MaxErrorText = 256
 )

@@ -53,7 +53,7 @@ func TestChunkPayloads(t *testing.T) {
 	if got := AppendOffset(nil, 1<<40); len(got) != ChunkOffsetSize || got[2] != 1 {
 		t.Errorf("offset: %q", got)
 	}
-	b := AppendStatus(AppendStatus(AppendContextID(nil, 5), 4096, StateHole|StateZero), MaxStatusLength, 0)
+	b := AppendStatus(AppendStatus(AppendContextID(nil, 5), 4096, StateHole|StateZero), 1<<32-1, 0)
 	id, extents, ok := ParseStatus(b)
 	if !ok || id != 5 || len(extents) != 2*StatusSize {
 		t.Fatalf("status: %d, %q, %t", id, extents, ok)
