@@ -224,6 +224,16 @@ func TestKernelWatchReload(t *testing.T) {
 		return
 	}
 	watch := w.watch()
+	// A device holds the module until a moment after it is free (nbd_config_put).
+	for patience := time.Now().Add(soon); ; <-time.After(5 * time.Millisecond) {
+		references, err := os.ReadFile("/sys/module/nbd/refcnt")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(references) == "0\n" || time.Now().After(patience) {
+			break
+		}
+	}
 	run(t, "modprobe", "-C", "/dev/null", "-r", "nbd")
 	run(t, "modprobe", "-C", "/dev/null", "nbd")
 	r := serve(t)

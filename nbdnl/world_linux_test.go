@@ -69,8 +69,11 @@ func (w world) connect(cfg nbdnl.Config) int {
 		w.Fatal(err)
 	}
 	w.Cleanup(func() {
-		// Already gone where the scenario has disconnected it.
-		_ = w.Drop(context.Background(), index, cfg.Identifier)
+		// Already gone where the scenario has disconnected it, and somebody else's by now perhaps.
+		err := w.Drop(context.Background(), index, cfg.Identifier)
+		if err != nil && !errors.Is(err, nbdnl.ErrNotConnected) && !errors.Is(err, nbdnl.ErrNotOwner) {
+			w.Logf("at the end: %v", err)
+		}
 	})
 	return index
 }

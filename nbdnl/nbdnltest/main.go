@@ -18,10 +18,12 @@ import (
 const requireEnv = "NBD_TEST_REQUIRE"
 
 // RequireKernel skips the test, with the reason, when there is no NBD driver that it could use.
-// Where the environment variable NBD_TEST_REQUIRE is 1 the test fails instead.
+// Where the environment variable NBD_TEST_REQUIRE is 1 the test fails instead. At its end a test
+// fails that has left connected devices of this process.
 func RequireKernel(t testing.TB) {
 	t.Helper()
 	require(t, kernelUsable())
+	wantNoDeviceLeft(t)
 }
 
 // require skips or fails the test if err says that the kernel is of no use to it.
@@ -50,8 +52,40 @@ func kernelUsable() error {
 	return c.Probe(ctx)
 }
 
+// wantNoDeviceLeft has the test fail at its end, after all that it cleans up, if devices of this
+// process are connected that were not when it began. A device that is left makes trouble for other
+// tests. Part of a test does not look, for others may run beside it.
+func wantNoDeviceLeft(t testing.TB) {
+	if strings.Contains(t.Name(), "/") {
+		return
+	}
+	devices := func() census {
+		c := make(census)
+		c.devices()
+		return c
+	}
+	before := devices()
+	t.Cleanup(func() {
+		for _, what := range settled(func() []string { return devices().since(before) }) {
+			t.Errorf("left behind: %s", what)
+		}
+	})
+}
+
 // settleTime is how long what a test has let go of may take to disappear.
-const settleTime = 3 * time.Second
+const settleTime = 10 * time.Second
+
+// settled returns what is left when there is nothing any more, or when it had time to disappear.
+func settled(look func() []string) []string {
+	for patience := time.Now().Add(settleTime); ; {
+		left := look()
+		if len(left) == 0 || time.Now().After(patience) {
+			return left
+		}
+		runtime.Gosched()
+		<-time.After(10 * time.Millisecond)
+	}
+}
 
 // Main runs the tests, as the body of TestMain, and returns the exit code. When they pass, it still
 // fails if they have left open descriptors, running goroutines, or connected devices of this
@@ -64,22 +98,12 @@ func Main(m *testing.M) int {
 	if code != 0 {
 		return code
 	}
-	var left []string
-	for patience := time.Now().Add(settleTime); ; {
-		left = takeCensus().since(before)
-		if len(left) == 0 {
-			return 0
-		}
-		if time.Now().After(patience) {
-			break
-		}
-		runtime.Gosched()
-		<-time.After(10 * time.Millisecond)
-	}
+	left := settled(func() []string { return takeCensus().since(before) })
 	for _, l := range left {
 		fmt.Fprintf(os.Stderr, "left behind: %s\n", l)
+		code = 1
 	}
-	return 1
+	return code
 }
 
 // A census lists what exists, by a key that tells one from the next.
