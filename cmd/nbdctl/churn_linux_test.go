@@ -27,8 +27,8 @@ const (
 	churnRounds = 200
 	// churnTime is how long that may take; on a slow machine there are fewer rounds then, but
 	// churnLeast at least.
-	churnTime  = 2 * time.Minute
-	churnLeast = 40
+	churnTime  = time.Minute
+	churnLeast = 20
 	// churnPatience bounds it, on a lab that shares its processor with others.
 	churnPatience = 8 * time.Minute
 )
