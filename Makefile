@@ -12,16 +12,16 @@ RUN ?= ^TestKernel
 PKG ?=
 COUNT ?=
 # Those that make test repeats with several processors and -race, in a machine that takes several times longer.
-QEMU_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$|Reconnected|ResizeUnderLoad|Trap(14|26))
-# Those that make matrix has there besides.
-QEMU_MORE ?= ^TestKernel(Features|SideBySide|Flush(Stack|Btrfs)|Swap|Ioctl(Session|Terminated|Killed|Signals|Ends|FreeDevice))$$
+RACE_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$|Reconnected|ResizeUnderLoad|Trap(14|26))
+# Those that make matrix has in such machines besides.
+RACE_MORE ?= ^TestKernel(Features|SideBySide|Flush(Stack|Btrfs)|Swap|Ioctl(Session|Terminated|Killed|Signals|Ends|FreeDevice))$$
 # Unit tests of bytes that other machines read.
 BYTES_RUN ?= ^Test(ByteOrder|Encode|Decode|Numbers|Ioctl|Handshake|Transmit|SimpleReply|Chunk|Greeting|Option|Info)
 # How many devices make soak makes; make test makes 200.
 ROUNDS ?= 2000
-# The kernels of make matrix: those of Debian suites in User-Mode Linux (5.10, 6.1, 6.12, 7.x), and under QEMU the machine's
-# own and the newest that there is.
-KERNELS ?= bullseye bookworm trixie sid qemu qemu:trixie-backports
+# The kernels of make matrix: those of Debian suites (5.10, 6.1, 6.12, 7.x), and with several processors and -race the
+# machine's own and the newest that there is.
+KERNELS ?= bullseye bookworm trixie sid race race:trixie-backports
 # The tests of reconnection, which make test repeats on 6.12, where the receiver of an old connection ends late.
 RECONNECT_RUN ?= ^TestKernel(Reconfigure|Reconnect|Trap09)
 # The revision whose nbdctl make test-compat tries beside this tree's.
@@ -35,12 +35,17 @@ CASES ?=
 # What nbdctl version says: go build records the commit where git can tell it, whatever GOFLAGS has, and else does without.
 buildvcs = -buildvcs=$(if $(shell git log -1 --format=%H 2>/dev/null),auto,false)
 
+# Without the generator of manual pages nbdctl starts in four fifths of the time. What is in GOFLAGS has precedence.
+tags = $(if $(findstring -tags,$(shell go env GOFLAGS)),,-tags urfave_cli_no_docs)
+
 lab := testdata/lab
 stage := $(lab)/stage
 # Unless one is asked for, QEMU takes the place of a User-Mode Linux that cannot start.
 machine = $(lab)/$(LAB)$(if $(filter file,$(origin LAB)), --or-qemu)
+# Kernel tests are under QEMU unless something else is asked for: what takes long there is to start.
+machines = $(if $(filter file,$(origin LAB)),qemu,$(LAB))
 
-.PHONY: help build install test test-unit test-kernel test-reconnect test-qemu test-lab test-compat matrix soak flaky lab demo bench bench-connect \
+.PHONY: help build install test test-unit test-kernel test-reconnect test-race test-lab test-compat matrix soak flaky lab demo bench bench-connect \
 	bench-many lint fuzz clean needs needs-demo
 
 help:
@@ -48,15 +53,15 @@ help:
 
 ## make build        .bin/nbdctl
 build:
-	CGO_ENABLED=0 go build -trimpath $(buildvcs) -o .bin/nbdctl ./cmd/nbdctl
+	CGO_ENABLED=0 go build -trimpath $(tags) $(buildvcs) -o .bin/nbdctl ./cmd/nbdctl
 
 ## make install      to PREFIX/bin (/usr/local/bin)
 install: build
 	install -D -m 755 .bin/nbdctl "$(DESTDIR)$(PREFIX)/bin/nbdctl"
 
-## make test         all tests: unit tests here, kernel tests in User-Mode Linux (under QEMU where that cannot start), some under QEMU
+## make test         all tests: unit tests here, kernel tests under QEMU, some of them with several processors and -race
 test: needs
-	@$(stage) total $(MAKE) --no-print-directory test-lab test-unit test-kernel test-reconnect test-qemu
+	@$(stage) total $(MAKE) --no-print-directory test-lab test-unit test-kernel test-reconnect test-race
 
 ## make test-lab     tests of the lab itself: hosts with more registers, without ptrace, with noexec: KERNELS='bullseye trixie'
 test-lab: needs
@@ -77,39 +82,39 @@ test-unit: needs
 		GOARCH=arm go test -v -exec qemu-arm -run '$(BYTES_RUN)' ./nbdnl ./server ./server/wire 2>&1 | awk -v name='unit tests, 32-bit' -v quiet=1 -f $(lab)/tally"
 	@$(stage) 'unit tests of the benchmarks' go -C testdata/bench test ./...
 
-## make test-kernel  kernel tests in User-Mode Linux: RUN=REGEXP PKG=./nbdnl
+## make test-kernel  kernel tests under QEMU, or with LAB=uml in User-Mode Linux: RUN=REGEXP PKG=./nbdnl
 test-kernel: needs
-	@$(stage) 'kernel tests in User-Mode Linux' $(lab)/tests uml '$(value RUN)' $(PKG)
+	@$(stage) 'kernel tests' $(lab)/tests $(machines) '$(value RUN)' $(PKG)
 
 ## make test-reconnect   the kernel tests of reconnection on 6.12
 test-reconnect: needs
-	@$(stage) 'kernel tests of reconnection on 6.12' $(lab)/tests --kernel trixie uml '$(RECONNECT_RUN)' $(PKG)
+	@$(stage) 'kernel tests of reconnection on 6.12' $(lab)/tests --kernel trixie $(machines) '$(RECONNECT_RUN)' $(PKG)
 
-## make test-qemu    kernel tests under QEMU, with four processors and -race: QEMU_RUN=REGEXP PKG=./nbdnl
-test-qemu: needs
-	@$(stage) 'kernel tests under QEMU' $(lab)/tests qemu '$(QEMU_RUN)' $(PKG)
+## make test-race    kernel tests with four processors and -race: RACE_RUN=REGEXP PKG=./nbdnl
+test-race: needs
+	@$(stage) 'kernel tests with -race' $(lab)/tests race '$(RACE_RUN)' $(PKG)
 
 ## make test-compat  nbdctl beside that of an older revision, each with devices of the other: BASE=REVISION of a clone with history
 test-compat: needs
 	@$(stage) 'compatibility with $(BASE)' $(lab)/compat '$(BASE)'
 
-## make matrix       kernel tests on 5.10, 6.1, 6.12, 7.x and, some more than test-qemu has, under QEMU, and a table of them, in
-##                   50 minutes: KERNELS='bullseye sid qemu' RUN=REGEXP PKG=./nbdnl
+## make matrix       kernel tests on 5.10, 6.1, 6.12, 7.x and, some more than test-race has, with -race, and a table of them, in
+##                   50 minutes: KERNELS='bullseye sid race' LAB=uml RUN=REGEXP PKG=./nbdnl
 matrix: needs
-	@$(stage) 'kernel matrix' $(lab)/matrix '$(KERNELS)' '$(value RUN)' \
-		'$(if $(filter file,$(origin RUN)),$(QEMU_RUN)|$(QEMU_MORE),$(value RUN))' $(PKG)
+	@$(stage) 'kernel matrix' $(lab)/matrix $(machines) '$(KERNELS)' '$(value RUN)' \
+		'$(if $(filter file,$(origin RUN)),$(RACE_RUN)|$(RACE_MORE),$(value RUN))' $(PKG)
 
 ## make soak         2,000 devices, made and ended while nbd-client and qemu-nbd do the same: ROUNDS=N
 soak: needs
 	@CGO_ENABLED=0 go test -c -o .bin/soak.test ./server/blockdev
-	@NBD_TEST_SOAK_ROUNDS=$(ROUNDS) NBD_TEST_POOL_ROUNDS=20 $(stage) 'soak in User-Mode Linux' $(lab)/uml --or-qemu --check --timeout 3600 -- \
+	@NBD_TEST_SOAK_ROUNDS=$(ROUNDS) NBD_TEST_POOL_ROUNDS=20 $(stage) 'soak' $(lab)/$(machines) --mem 2G --check --timeout 3600 -- \
 		.bin/soak.test -test.v -test.timeout 1h -test.run '^TestKernel(Soak|PoolMany)$$'
 
 ## make flaky        tests many times beside a load of twice the processors, to find those that fail by chance: unit tests 200 times
 ##                   with -race, kernel tests that wait for time or events 20 times on 6.1 and 6.12, in hours:
 ##                   KERNELS='unit trixie' RUN=REGEXP PKG=./nbdnl COUNT=N for some
 flaky: needs
-	@$(stage) 'tests beside load' $(lab)/flaky '$(COUNT)' '$(if $(filter file,$(origin KERNELS)),unit bookworm trixie,$(KERNELS))' \
+	@$(stage) 'tests beside load' $(lab)/flaky $(machines) '$(COUNT)' '$(if $(filter file,$(origin KERNELS)),unit bookworm trixie,$(KERNELS))' \
 		'$(if $(filter file,$(origin RUN)),,$(value RUN))' $(PKG)
 
 ## make lab          a shell in a kernel with nbd: LAB=qemu; CMD='nbdctl list' runs that instead, and fails if it does

@@ -231,7 +231,7 @@ func TestKernelDoctorTaken(t *testing.T) {
 // TestKernelDoctorOpener shows that doctor finds who opens devices of others.
 func TestKernelDoctorOpener(t *testing.T) {
 	// The prober never rests, and so reads from devices that are ending.
-	requireKernel(t, refusedSocket, openNoise, `I/O error, dev nbd\d+, sector 0 .*\(READ\)|Buffer I/O error`)
+	requireKernel(t, refusedSocket, openNoise, `I/O error, dev nbd\d+, sector \d+ .*\(READ\)|Buffer I/O error`)
 	reload(t)
 	holder := command(t, "sleep", "1000")
 	var err error
