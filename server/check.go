@@ -16,21 +16,26 @@ var (
 	errUnaligned   = &refusal{syscall.EINVAL, "offset and length must be multiples of the block size"}
 	errPastEnd     = &refusal{syscall.EINVAL, "past the end of the export"}
 	errNoRoom      = &refusal{syscall.ENOSPC, "past the end of the export"}
+	errNoPayload   = &refusal{syscall.EINVAL, "a write without NBD_CMD_FLAG_PAYLOAD_LEN has no data"}
 	errNoContext   = &refusal{syscall.EINVAL, "no meta context was negotiated"}
 	errNothing     = &refusal{syscall.EINVAL, "the status of no bytes"}
 	errFlushRange  = &refusal{syscall.EINVAL, "offset and length of a flush must be zero"}
 )
 
-// check returns nil if the request may reach the backend. structured tells that replies are.
-func (e *Export) check(h wire.Request, structured bool) *refusal {
+// check returns nil if the request may reach the backend, of a client with that agreement.
+func (e *Export) check(h wire.Request, a *Agreement) *refusal {
 	// FUA is good with every request type, also where it means nothing.
 	known := wire.CmdFlagFUA
 	switch h.Command {
 	case wire.CmdRead:
-		if structured {
+		if a.Structured {
 			known |= wire.CmdFlagDF
 		}
-	case wire.CmdWrite, wire.CmdFlush, wire.CmdTrim:
+	case wire.CmdWrite:
+		if a.Extended {
+			known |= wire.CmdFlagPayloadLen
+		}
+	case wire.CmdFlush, wire.CmdTrim:
 	case wire.CmdWriteZeroes:
 		known |= wire.CmdFlagNoHole
 	case wire.CmdBlockStatus:
@@ -42,6 +47,10 @@ func (e *Export) check(h wire.Request, structured bool) *refusal {
 	switch {
 	case h.Flags&^known != 0:
 		return errUnknownFlag
+	case h.Command == wire.CmdWrite && h.Length > h.Payload(a.Extended):
+		return errNoPayload
+	case h.Command == wire.CmdBlockStatus && len(a.Contexts) == 0:
+		return errNoContext
 	case writes && e.flags&wire.FlagReadOnly != 0:
 		return errReadOnly
 	case h.Command == wire.CmdTrim && e.flags&wire.FlagSendTrim == 0:

@@ -19,6 +19,9 @@ type Agreement struct {
 	Flags     wire.Flags `json:"flags"`      // that the client was told
 	// Structured tells that READ is answered in chunks (NBD_OPT_STRUCTURED_REPLY).
 	Structured bool `json:"structured,omitempty"`
+	// Extended tells that all headers are extended ones (NBD_OPT_EXTENDED_HEADERS). Then Structured
+	// is true, too.
+	Extended bool `json:"extended,omitempty"`
 	// Contexts are what NBD_CMD_BLOCK_STATUS tells of (NBD_OPT_SET_META_CONTEXT).
 	Contexts []Context `json:"contexts,omitempty"`
 }
@@ -114,6 +117,9 @@ func (e *Export) promises(structured bool) wire.Flags {
 // keeps reports in what the export falls short of what was agreed.
 func (e *Export) keeps(a Agreement) error {
 	var all []error
+	if a.Extended && !a.Structured {
+		all = append(all, errors.New("extended headers were agreed on, and replies that are not structured"))
+	}
 	if flags := e.promises(a.Structured); flags != a.Flags {
 		all = append(all, fmt.Errorf("its flags are %v, and %v were agreed", flags, a.Flags))
 	}
