@@ -12,10 +12,12 @@ var (
 	errUnknownFlag = &refusal{syscall.EINVAL, "flag unknown, or not for this request type"}
 	errReadOnly    = &refusal{syscall.EPERM, "the export is read-only"}
 	errNotOffered  = &refusal{syscall.EINVAL, "trim was not offered"}
+	errNotFast     = &refusal{syscall.EOPNOTSUPP, "zeroes are no quicker than a write"}
 	errTooLong     = &refusal{syscall.EINVAL, "longer than the longest request allowed"}
 	errUnaligned   = &refusal{syscall.EINVAL, "offset and length must be multiples of the block size"}
 	errPastEnd     = &refusal{syscall.EINVAL, "past the end of the export"}
 	errNoRoom      = &refusal{syscall.ENOSPC, "past the end of the export"}
+	errNoCache     = &refusal{syscall.EINVAL, "cache was not offered"}
 	errNoPayload   = &refusal{syscall.EINVAL, "a write without NBD_CMD_FLAG_PAYLOAD_LEN has no data"}
 	errNoContext   = &refusal{syscall.EINVAL, "no meta context was negotiated"}
 	errNothing     = &refusal{syscall.EINVAL, "the status of no bytes"}
@@ -35,9 +37,12 @@ func (e *Export) check(h wire.Request, a *Agreement) *refusal {
 		if a.Extended {
 			known |= wire.CmdFlagPayloadLen
 		}
-	case wire.CmdFlush, wire.CmdTrim:
+	case wire.CmdFlush, wire.CmdTrim, wire.CmdCache:
 	case wire.CmdWriteZeroes:
 		known |= wire.CmdFlagNoHole
+		if e.flags&wire.FlagSendFastZero != 0 {
+			known |= wire.CmdFlagFastZero
+		}
 	case wire.CmdBlockStatus:
 		known |= wire.CmdFlagReqOne
 	default:
@@ -55,6 +60,8 @@ func (e *Export) check(h wire.Request, a *Agreement) *refusal {
 		return errReadOnly
 	case h.Command == wire.CmdTrim && e.flags&wire.FlagSendTrim == 0:
 		return errNotOffered
+	case h.Command == wire.CmdCache && e.flags&wire.FlagSendCache == 0:
+		return errNoCache
 	case h.Command == wire.CmdBlockStatus && h.Length == 0:
 		return errNothing
 	case h.Command == wire.CmdFlush && (h.Offset != 0 || h.Length != 0):

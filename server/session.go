@@ -79,8 +79,9 @@ func (s *Server) greet(nc, talk net.Conn) (*Session, error) {
 // Resume makes a session of a connection that was negotiated before, in this process or in another
 // one: agreed is what was agreed then, and unread what was received from the client since and not
 // executed (Conn.Unread), which belongs to the Conn from now on. It is an error if the export is
-// not there any more, or does not keep what was agreed: its name, flags and block size are the
-// same, and it is not smaller. The place among MaxConnections is waited for as in Handshake.
+// not there any more, or does not keep what was agreed: its name and block size are the same, it
+// has all the flags, and it is not smaller. The place among MaxConnections is waited for as in
+// Handshake.
 func (s *Server) Resume(nc net.Conn, agreed Agreement, unread []byte) (*Session, error) {
 	e := s.export(agreed.Export)
 	if e == nil {
@@ -120,7 +121,7 @@ func (e *Export) keeps(a Agreement) error {
 	if a.Extended && !a.Structured {
 		all = append(all, errors.New("extended headers were agreed on, and replies that are not structured"))
 	}
-	if flags := e.promises(a.Structured); flags != a.Flags {
+	if flags := e.promises(a.Structured); a.Flags&^flags != 0 {
 		all = append(all, fmt.Errorf("its flags are %v, and %v were agreed", flags, a.Flags))
 	}
 	for _, c := range a.Contexts {
