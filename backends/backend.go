@@ -61,7 +61,20 @@ const (
 	// run out of space (NBD_CMD_FLAG_NO_HOLE). Without it the backend is free
 	// to make a hole, which is usually faster.
 	ZeroNoHole ZeroFlags = 1 << iota
+	// ZeroFast wants the zeros only where that is quicker than to write them
+	// (NBD_CMD_FLAG_FAST_ZERO). Elsewhere Zero returns at once, with an error
+	// that matches errors.ErrUnsupported, and the caller does not write zeros.
+	ZeroFast
 )
+
+// A Cacher can fetch early what is far away.
+type Cacher interface {
+	// Cache hints that [off, off+n) is going to be read (NBD_CMD_CACHE). The
+	// range may be as long as the backend; memory used for it is bounded. What
+	// reads as what does not change. Cache may return before the range is there,
+	// and returns nil where nothing can be fetched.
+	Cache(off, n int64) error
+}
 
 // An Extenter knows where its data and its holes are.
 type Extenter interface {

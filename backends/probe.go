@@ -20,6 +20,7 @@ const (
 	CapWriteFrom                     // WriterAtFrom
 	CapReadContext                   // ReaderAtContext
 	CapWriteContext                  // WriterAtContext
+	CapCache                         // Cacher
 )
 
 // capsOfWriter are worth nothing on a device that cannot be written.
@@ -29,7 +30,7 @@ const capsOfWriter = CapSync | CapFUA | CapTrim | CapZero | CapResize | CapWrite
 func (c Caps) String() string {
 	names := []string{
 		"write", "sync", "fua", "trim", "zero", "extents", "resize",
-		"readto", "writefrom", "readcontext", "writecontext",
+		"readto", "writefrom", "readcontext", "writecontext", "cache",
 	}
 	var have []string
 	for i, name := range names {
@@ -68,6 +69,8 @@ type Device struct {
 	ReadContext  ReaderAtContext
 	WriteContext WriterAtContext
 
+	Cacher Cacher
+
 	BlockSizes BlockSizes // zero where the backend has no opinion
 }
 
@@ -94,6 +97,7 @@ func Probe(b Backend) Device {
 	take(&d, b, have, CapWriteFrom, &d.WriteFrom)
 	take(&d, b, have, CapReadContext, &d.ReadContext)
 	take(&d, b, have, CapWriteContext, &d.WriteContext)
+	take(&d, b, have, CapCache, &d.Cacher)
 	if s, ok := b.(BlockSizer); ok {
 		d.BlockSizes = s.BlockSizes()
 	}

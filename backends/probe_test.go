@@ -24,6 +24,7 @@ func (full) WriteAtFUA(p []byte, off int64) (int, error)                  { retu
 func (full) Trim(off, n int64) error                                      { return nil }
 func (full) Zero(off, n int64, flags backends.ZeroFlags) error            { return nil }
 func (full) Extents(off, n int64, yield func(backends.Extent) bool) error { return nil }
+func (full) Cache(off, n int64) error                                     { return nil }
 func (full) Resize(size int64) error                                      { return nil }
 func (full) ReadAtTo(w backends.Reply, off int64, n int) error            { return nil }
 func (full) WriteAtFrom(r backends.Payload, off int64, n int) error       { return nil }
@@ -35,8 +36,8 @@ type (
 )
 
 const (
-	all      = backends.CapWriteFrom<<1 - 1
-	readOnly = backends.CapExtents | backends.CapReadTo
+	all      = backends.CapWriteFrom<<1 - 1 | backends.CapCache
+	readOnly = backends.CapExtents | backends.CapReadTo | backends.CapCache
 )
 
 func TestProbeMethods(t *testing.T) {
@@ -150,7 +151,7 @@ func TestProbeMethods(t *testing.T) {
 			resize
 			readTo
 			writeFrom
-		}{f, f, f, f, f, f, f, f, f}, readOnly},
+		}{f, f, f, f, f, f, f, f, f}, readOnly &^ backends.CapCache},
 	} {
 		d := backends.Probe(tt.b)
 		if d.Caps != tt.want {
@@ -168,6 +169,7 @@ func checkFields(t *testing.T, d backends.Device) {
 		backends.CapWrite: d.WriterAt, backends.CapSync: d.Syncer, backends.CapFUA: d.FUAWriter,
 		backends.CapTrim: d.Trimmer, backends.CapZero: d.Zeroer, backends.CapExtents: d.Extenter,
 		backends.CapResize: d.Resizer, backends.CapReadTo: d.ReadTo, backends.CapWriteFrom: d.WriteFrom,
+		backends.CapCache: d.Cacher,
 	} {
 		if field != nil {
 			fields |= bit
@@ -188,6 +190,9 @@ func (c capped) Caps() backends.Caps { return c.caps }
 
 func TestProbeCaps(t *testing.T) {
 	for caps := range all + 1 {
+		if caps&^all != 0 {
+			continue
+		}
 		want := caps
 		if caps&backends.CapWrite == 0 {
 			want &= readOnly
@@ -233,7 +238,7 @@ func TestProbeKeepsBackend(t *testing.T) {
 
 func TestCapsString(t *testing.T) {
 	got := []string{backends.Caps(0).String(), all.String(), (backends.CapFUA | backends.CapReadTo).String()}
-	want := []string{"", "write,sync,fua,trim,zero,extents,resize,readto,writefrom", "fua,readto"}
+	want := []string{"", "write,sync,fua,trim,zero,extents,resize,readto,writefrom,cache", "fua,readto"}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}

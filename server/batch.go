@@ -16,8 +16,8 @@ const (
 	// minHole is the length in bytes from which on zeroes of a structured reply are worth a chunk
 	// of their own.
 	minHole = 512
-	// headerSize is the room in bytes for the headers of a reply, on average: a chunk of data is 28
-	// long, and one that tells of a hole 32.
+	// headerSize is the room in bytes for the headers of a reply, on average: that of a chunk of
+	// data has 28, and a hole 32. With extended headers there is room for fewer.
 	headerSize = 32
 	// slabSize is the length in bytes of the memory for replies that have to be copied.
 	slabSize = 256 << 10
@@ -32,7 +32,8 @@ var zeros [64 << 10]byte
 // A batch gathers the replies to a burst of requests, to be sent at once. To the backend it is the
 // backends.Reply of the read that is being executed. Used by one goroutine.
 type batch struct {
-	structured bool // the client understands chunks
+	structured bool // READ is answered in chunks
+	extended   bool // everything is, and their headers are extended ones
 
 	vec     rawio.Vec
 	headers [batchReplies * headerSize]byte
@@ -71,11 +72,11 @@ type opening struct {
 
 // chunks are those of a structured reply to a READ, of which the last one is not finished.
 type chunks struct {
-	offset uint64 // of the request
-	inUse  bool
-	holes  bool       // zeroes may be told of instead of being sent
-	last   wire.Chunk // of no type: there is none yet
-	at     int        // where its header is
+	inUse bool
+	holes bool       // zeroes may be told of instead of being sent
+	size  int        // of a header, in bytes
+	last  wire.Chunk // of no type: there is none yet
+	at    int        // where its header is
 }
 
 // begin opens a successful reply to h with n bytes of data.
@@ -85,7 +86,7 @@ func (b *batch) begin(h *wire.Request, n int) {
 		b.open.last = len(b.vec.Bufs[len(b.vec.Bufs)-1])
 	}
 	b.replies++
-	if b.structured && h.Command == wire.CmdRead {
+	if b.extended || b.structured && h.Command == wire.CmdRead {
 		b.beginChunks(h)
 		return
 	}
@@ -143,7 +144,7 @@ func (b *batch) rewind() {
 // full reports whether the batch should be sent before anything is added.
 func (b *batch) full() bool {
 	return b.replies == batchReplies || b.bytes >= batchBytes || b.pages.Len() > 0 ||
-		len(b.headers)-b.head < headerSize
+		len(b.headers)-b.head < maxHole
 }
 
 // fits reports whether a reply with n bytes of copied data does. It is true of an empty batch.

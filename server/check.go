@@ -12,27 +12,37 @@ var (
 	errUnknownFlag = &refusal{syscall.EINVAL, "flag unknown, or not for this request type"}
 	errReadOnly    = &refusal{syscall.EPERM, "the export is read-only"}
 	errNotOffered  = &refusal{syscall.EINVAL, "trim was not offered"}
+	errNotFast     = &refusal{syscall.EOPNOTSUPP, "zeroes are no quicker than a write"}
 	errTooLong     = &refusal{syscall.EINVAL, "longer than the longest request allowed"}
 	errUnaligned   = &refusal{syscall.EINVAL, "offset and length must be multiples of the block size"}
 	errPastEnd     = &refusal{syscall.EINVAL, "past the end of the export"}
 	errNoRoom      = &refusal{syscall.ENOSPC, "past the end of the export"}
+	errNoCache     = &refusal{syscall.EINVAL, "cache was not offered"}
+	errNoPayload   = &refusal{syscall.EINVAL, "a write without NBD_CMD_FLAG_PAYLOAD_LEN has no data"}
 	errNoContext   = &refusal{syscall.EINVAL, "no meta context was negotiated"}
 	errNothing     = &refusal{syscall.EINVAL, "the status of no bytes"}
 	errFlushRange  = &refusal{syscall.EINVAL, "offset and length of a flush must be zero"}
 )
 
-// check returns nil if the request may reach the backend. structured tells that replies are.
-func (e *Export) check(h wire.Request, structured bool) *refusal {
+// check returns nil if the request may reach the backend, of a client with that agreement.
+func (e *Export) check(h wire.Request, a *Agreement) *refusal {
 	// FUA is good with every request type, also where it means nothing.
 	known := wire.CmdFlagFUA
 	switch h.Command {
 	case wire.CmdRead:
-		if structured {
+		if a.Structured {
 			known |= wire.CmdFlagDF
 		}
-	case wire.CmdWrite, wire.CmdFlush, wire.CmdTrim:
+	case wire.CmdWrite:
+		if a.Extended {
+			known |= wire.CmdFlagPayloadLen
+		}
+	case wire.CmdFlush, wire.CmdTrim, wire.CmdCache:
 	case wire.CmdWriteZeroes:
 		known |= wire.CmdFlagNoHole
+		if e.flags&wire.FlagSendFastZero != 0 {
+			known |= wire.CmdFlagFastZero
+		}
 	case wire.CmdBlockStatus:
 		known |= wire.CmdFlagReqOne
 	default:
@@ -42,10 +52,16 @@ func (e *Export) check(h wire.Request, structured bool) *refusal {
 	switch {
 	case h.Flags&^known != 0:
 		return errUnknownFlag
+	case h.Command == wire.CmdWrite && h.Length > h.Payload(a.Extended):
+		return errNoPayload
+	case h.Command == wire.CmdBlockStatus && len(a.Contexts) == 0:
+		return errNoContext
 	case writes && e.flags&wire.FlagReadOnly != 0:
 		return errReadOnly
 	case h.Command == wire.CmdTrim && e.flags&wire.FlagSendTrim == 0:
 		return errNotOffered
+	case h.Command == wire.CmdCache && e.flags&wire.FlagSendCache == 0:
+		return errNoCache
 	case h.Command == wire.CmdBlockStatus && h.Length == 0:
 		return errNothing
 	case h.Command == wire.CmdFlush && (h.Offset != 0 || h.Length != 0):

@@ -93,12 +93,12 @@ func TestCheck(t *testing.T) {
 			Length: size}, nil},
 		{"zero without a Zeroer", noTrim, wire.Request{Command: wire.CmdWriteZeroes, Length: size}, nil},
 		{"zero beyond", full, wire.Request{Command: wire.CmdWriteZeroes, Offset: 512, Length: size}, errNoRoom},
-		{"zero fast", full, wire.Request{Command: wire.CmdWriteZeroes, Flags: 16, Length: 512}, errUnknownFlag},
+		{"zero fast", full, wire.Request{Command: wire.CmdWriteZeroes, Flags: 16, Length: 512}, nil},
+		{"cache, not offered", full, wire.Request{Command: wire.CmdCache, Length: 512}, errNoCache},
 		{"zero of read-only", readOnly, wire.Request{Command: wire.CmdWriteZeroes, Length: 512}, errReadOnly},
 		{"flush", full, wire.Request{Command: wire.CmdFlush, Flags: wire.CmdFlagFUA}, nil},
 		{"flush of read-only", readOnly, wire.Request{Command: wire.CmdFlush}, nil},
 		{"flush of a range", full, wire.Request{Command: wire.CmdFlush, Length: 512}, errFlushRange},
-		{"cache", full, wire.Request{Command: 5, Length: 512}, errUnknownOp},
 		{"block status", full, wire.Request{Command: wire.CmdBlockStatus, Length: 512}, nil},
 		{"block status of read-only", readOnly, wire.Request{Command: wire.CmdBlockStatus, Length: size}, nil},
 		{"block status of nothing", full, wire.Request{Command: wire.CmdBlockStatus, Offset: 512}, errNothing},
@@ -106,7 +106,7 @@ func TestCheck(t *testing.T) {
 		{"nonsense", full, wire.Request{Command: 0xffff, Flags: 0xffff, Offset: 1, Length: 1}, errUnknownOp},
 	}
 	for _, tt := range tests {
-		if got := tt.export.check(tt.h, false); got != tt.want {
+		if got := tt.export.check(tt.h, &Agreement{Contexts: []Context{allocation}}); got != tt.want {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
 		}
 	}
@@ -119,7 +119,7 @@ func BenchmarkCheck(b *testing.B) {
 	}
 	h := wire.Request{Command: wire.CmdRead, Offset: 1 << 19, Length: 4096}
 	for b.Loop() {
-		if err := e.check(h, false); err != nil {
+		if err := e.check(h, &Agreement{Contexts: []Context{allocation}}); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -6,21 +6,32 @@ import "github.com/nbdctl/nbdctl/server/wire"
 // as holes, of which only the length is sent ("Structured reply chunk message").
 
 const (
-	dataHeader = wire.ChunkSize + wire.ChunkOffsetSize
-	holeHeader = wire.ChunkSize + wire.HoleSize
+	maxData = wire.ExtendedChunkSize + wire.ChunkOffsetSize // before the data of a chunk, in bytes
+	maxHole = wire.ExtendedChunkSize + wire.HoleSize        // of a chunk that tells of a hole
 )
+
+// appendChunk appends the header of a chunk.
+func appendChunk(b []byte, c *wire.Chunk, extended bool) []byte {
+	if extended {
+		return c.AppendExtended(b)
+	}
+	return c.Append(b)
+}
 
 // beginChunks begins the reply to h. One without data is a chunk without any.
 func (b *batch) beginChunks(h *wire.Request) {
 	b.open.chunks = chunks{
-		inUse:  true,
-		holes:  h.Flags&wire.CmdFlagDF == 0,
-		offset: h.Offset,
-		last:   wire.Chunk{Type: wire.ChunkNone, Cookie: h.Cookie},
+		inUse: true,
+		holes: h.Flags&wire.CmdFlagDF == 0,
+		size:  wire.ChunkSize,
+		last:  wire.Chunk{Type: wire.ChunkNone, Cookie: h.Cookie, Offset: h.Offset},
+	}
+	if b.extended {
+		b.open.chunks.size = wire.ExtendedChunkSize
 	}
 	if b.open.want == 0 {
 		b.open.chunks.at = b.head
-		b.header(wire.ChunkSize)
+		b.header(b.open.chunks.size)
 	}
 }
 
@@ -30,7 +41,7 @@ func (b *batch) growData(n int) {
 	if n > 0 && c.last.Type != wire.ChunkOffsetData {
 		b.closeChunk(0)
 		c.last.Type, c.last.Length, c.at = wire.ChunkOffsetData, wire.ChunkOffsetSize, b.head
-		wire.AppendOffset(b.header(dataHeader)[:wire.ChunkSize], c.offset+uint64(b.open.got))
+		wire.AppendOffset(b.header(c.size + wire.ChunkOffsetSize)[:c.size], c.last.Offset+uint64(b.open.got))
 	}
 	c.last.Length += uint64(n)
 	b.bytes += n
@@ -40,12 +51,12 @@ func (b *batch) growData(n int) {
 // growHole adds a hole of n bytes, where that is worth it and there is room.
 func (b *batch) growHole(n int) bool {
 	c := &b.open.chunks
-	if n < minHole || n > b.open.want-b.open.got || len(b.headers)-b.head < holeHeader+dataHeader {
+	if n < minHole || n > b.open.want-b.open.got || len(b.headers)-b.head < maxHole+maxData {
 		return false
 	}
 	b.closeChunk(0)
 	c.last.Type, c.last.Length, c.at = wire.ChunkOffsetHole, wire.HoleSize, b.head
-	wire.AppendHole(b.header(holeHeader)[:wire.ChunkSize], c.offset+uint64(b.open.got), uint32(n))
+	wire.AppendHole(b.header(c.size + wire.HoleSize)[:c.size], c.last.Offset+uint64(b.open.got), uint32(n))
 	b.open.got += n
 	return true
 }
@@ -60,5 +71,5 @@ func (b *batch) closeChunk(f wire.ChunkFlags) {
 		return
 	}
 	c.last.Flags = f
-	c.last.Append(b.headers[c.at:c.at])
+	appendChunk(b.headers[c.at:c.at], &c.last, b.extended)
 }

@@ -86,7 +86,7 @@ func (s *Server) promote(nc net.Conn, chosen *choice, unread []byte) (*Session, 
 		return nil, ErrServerClosed
 	}
 	c := chosen.export.newConn(nc, unread, s.share(chosen.export), s.evict)
-	c.agreed = chosen.agreement
+	c.agree(chosen.agreement)
 	c.retired = func() { s.retire(c) }
 	delete(s.clients.talks, nc)
 	s.clients.conns[c] = struct{}{}

@@ -16,6 +16,7 @@ import (
 	"github.com/nbdctl/nbdctl/server/internal/rangelock"
 	"github.com/nbdctl/nbdctl/server/internal/rawio"
 	"github.com/nbdctl/nbdctl/server/metrics"
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // ErrShutdown is what Transmit returns after Shutdown.
@@ -82,7 +83,7 @@ func (e *Export) newConn(nc net.Conn, unread []byte, m *admit.Memory, stalled fu
 	c.loop = loop{
 		conn:   c,
 		export: e,
-		inbox:  inbox{io: raw, pool: &payloads, ahead: unread, full: raw.Window(), window: raw.Window()},
+		inbox:  inbox{io: raw, pool: &payloads, ahead: unread, full: raw.Window(), window: raw.Window(), header: wire.RequestSize},
 		meter:  pace.Meter{Set: &e.paces, Switches: pace.ThreadSwitches},
 		result: make(chan error, 1),
 	}
@@ -96,6 +97,14 @@ func (e *Export) newConn(nc net.Conn, unread []byte, m *admit.Memory, stalled fu
 		_ = c.stop() // Where that fails, the loop does, too.
 	}
 	return c
+}
+
+// agree sets what was negotiated, before Transmit.
+func (c *Conn) agree(a Agreement) {
+	c.agreed = a
+	if a.Extended {
+		c.loop.inbox.header = wire.ExtendedRequestSize
+	}
 }
 
 // Transmit serves requests until the client disconnects, and returns when the last of them is

@@ -26,36 +26,58 @@ func contextsFor(queries []string, set bool) []Context {
 const maxExtents = 4 << 10
 
 // statusSize is the longest reply in bytes, without the header of its chunk.
-const statusSize = wire.ContextIDSize + maxExtents*wire.StatusSize
+const statusSize = wire.StatusExtHead + maxExtents*wire.StatusExtSize
 
-// status appends what the backend has of a range, which is not empty, to b: at most max extents,
-// from the beginning of the range.
-func (e *Export) status(b []byte, off, n int64, max int) ([]byte, error) {
-	s := statuses{b: b, block: int64(e.blockSize), at: off, end: off + n, left: max}
+// statusChunk returns the type of the chunk that the reply is.
+func statusChunk(extended bool) wire.ChunkType {
+	if extended {
+		return wire.ChunkBlockStatusExt
+	}
+	return wire.ChunkBlockStatus
+}
+
+// status has s tell what the backend has of a range, which is not empty, from its beginning.
+func (e *Export) status(s *statuses, off, n int64) error {
+	s.begin(int64(e.blockSize), off, n)
 	if e.dev.Extenter != nil {
 		err := e.dev.Extenter.Extents(off, n, s.add)
 		if err != nil && !errors.Is(err, errors.ErrUnsupported) {
-			return b, err
+			return err
 		}
 	}
 	if !s.begun {
 		s.extend(s.end, 0) // Nothing is known.
 	}
 	s.flush()
-	return s.b, nil
+	if s.extended {
+		wire.EndStatusExt(s.b)
+	}
+	return nil
 }
 
 // statuses makes extents of whole blocks out of pieces, which come in order and without gaps. A
 // block that has any data is data.
 type statuses struct {
-	b     []byte
+	b        []byte // the payload of the chunk
+	extended bool   // which is one of ChunkBlockStatusExt
+	left     int    // how many extents may follow
+
 	block int64
 	at    int64  // what is before it is in an extent
 	end   int64  // of the range
 	begun bool   // an extent, which is not in b yet
 	flags uint32 // of it
 	from  int64  // where it begins
-	left  int    // how many may follow
+}
+
+// begin begins the payload.
+func (s *statuses) begin(block, off, n int64) {
+	s.block, s.at, s.end = block, off, off+n
+	if s.extended {
+		s.b = wire.AppendStatusExtHead(s.b, allocation.ID)
+	} else {
+		s.b = wire.AppendContextID(s.b, allocation.ID)
+	}
 }
 
 // add adds a piece, and reports whether more are wanted.
@@ -104,8 +126,12 @@ func (s *statuses) extend(off int64, flags uint32) bool {
 
 // flush has the last extent written.
 func (s *statuses) flush() {
-	if s.begun {
-		s.b = wire.AppendStatus(s.b, uint32(s.at-s.from), s.flags)
+	switch n := s.at - s.from; {
+	case !s.begun:
+	case s.extended:
+		s.b = wire.AppendStatusExt(s.b, uint64(n), uint64(s.flags))
+	default:
+		s.b = wire.AppendStatus(s.b, uint32(n), s.flags)
 	}
 	s.begun = false
 }

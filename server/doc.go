@@ -28,6 +28,11 @@
 // has them ([backends.Extenter]), in whole blocks, of which one that has any data is data; without
 // that ability, everything is data. At most 4096 come in one reply.
 //
+// A client that asks for extended headers has them for everything, and lengths of 64 bits: TRIM,
+// WRITE_ZEROES and BLOCK_STATUS of any range, in one request. READ and WRITE are for 32 MiB at most
+// all the same. A payload that does not belong to a request is taken from the stream, and the
+// request refused; one beyond 32 MiB ends the connection, as a longer WRITE does.
+//
 // # What a client can rely on
 //
 // Every request that was read is answered, on the connection it came from; answers come in the

@@ -34,6 +34,11 @@ func (e *Export) execute(ctx context.Context, h wire.Request, p []byte) error {
 			return err
 		}
 		return e.syncIf(fua)
+	case wire.CmdCache:
+		if e.dev.Cacher == nil {
+			return nil // since Swap
+		}
+		return e.dev.Cacher.Cache(off, n)
 	case wire.CmdWriteZeroes:
 		if err := e.zero(ctx, off, n, h.Flags); err != nil {
 			return err
@@ -106,16 +111,23 @@ func (e *Export) syncIf(wanted bool) error {
 }
 
 // zero makes the range read as zeros. Where the backend has no way of its own, or says that it has
-// none for this range after all, zeros are written, which also leaves no hole.
+// none for this range after all, zeros are written, which also leaves no hole, unless only quick
+// ones are wanted.
 func (e *Export) zero(ctx context.Context, off, n int64, flags wire.CommandFlags) error {
 	if e.dev.Zeroer != nil {
 		var how backends.ZeroFlags
 		if flags&wire.CmdFlagNoHole != 0 {
 			how |= backends.ZeroNoHole
 		}
+		if flags&wire.CmdFlagFastZero != 0 {
+			how |= backends.ZeroFast
+		}
 		if err := e.dev.Zeroer.Zero(off, n, how); !errors.Is(err, errors.ErrUnsupported) {
 			return err
 		}
+	}
+	if flags&wire.CmdFlagFastZero != 0 {
+		return errNotFast
 	}
 	b := payloads.get(int(min(n, zeroPiece, int64(e.maxLength))))
 	defer payloads.put(b)

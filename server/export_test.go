@@ -75,7 +75,10 @@ func TestExportFlags(t *testing.T) {
 	}{
 		{"a reader", bytes.NewReader(make([]byte, 512)), server.Options{}, "has-flags,read-only,multi-conn"},
 		{"a writable disk, read-only", newDisk(512), server.Options{ReadOnly: true}, "has-flags,read-only,multi-conn"},
-		{"a full disk", newDisk(512), server.Options{}, "has-flags,flush,fua,trim,write-zeroes,multi-conn"},
+		{"a full disk", newDisk(512), server.Options{},
+			"has-flags,flush,fua,trim,write-zeroes,multi-conn,fast-zero"},
+		{"a far disk, read-only", farDisk{newDisk(512)}, server.Options{ReadOnly: true},
+			"has-flags,read-only,multi-conn,cache"},
 		{"write only", plain{newDisk(512), backends.CapWrite}, server.Options{},
 			"has-flags,flush,fua,write-zeroes,multi-conn"},
 		{"write and trim", plain{newDisk(512), backends.CapWrite | backends.CapTrim}, server.Options{},

@@ -65,6 +65,9 @@ var errNoReturn = errors.New("the backend ended its goroutine instead of returni
 func (c *Conn) fail(h wire.Request, err error, took time.Duration) wire.Errno {
 	e := c.export
 	code, now := wire.ErrnoOf(err), time.Now()
+	if err == errNotFast {
+		return code // The client wanted to know.
+	}
 	failed := &RequestError{
 		Op: h.Command, Offset: h.Offset, Length: h.Length, Err: err, Errno: uint32(code), Time: now, Took: took,
 	}

@@ -90,34 +90,65 @@ func FuzzStructured(f *testing.F) {
 	f.Add(call{op: cmdBlockStatus, length: 1<<32 - 512}.encode(1))
 	f.Add(append(call{op: cmdRead, length: 8 * page}.encode(1),
 		call{op: cmdRead, flags: flagDF, length: 8 * page}.encode(2)...))
+	f.Fuzz(func(t *testing.T, stream []byte) { sendForeign(t, stream, false, wholeReplies) })
+}
+
+// FuzzExtended is FuzzStructured for a client that has negotiated extended headers.
+func FuzzExtended(f *testing.F) {
+	read := call{op: cmdRead}.encodeExtended(1, 8*page)
+	f.Add(read)
+	f.Add(append(call{op: cmdWrite, flags: payloadLen, data: make([]byte, 512)}.encodeExtended(2, 512), read...))
+	f.Add(append(call{op: cmdTrim, flags: payloadLen, data: make([]byte, 512)}.encodeExtended(2, 512), read...))
+	f.Add(append(call{op: cmdBlockStatus}.encodeExtended(1, 1<<63), call{op: cmdFlush}.encodeExtended(3, 0)...))
+	f.Add(call{op: cmdBlockStatus, flags: reqOne}.encodeExtended(1, 8*page))
 	f.Fuzz(func(t *testing.T, stream []byte) {
-		ours, theirs := net.Pipe()
-		e := export(t, holey(), server.Options{BlockSize: 512})
-		s := &server.Server{Exports: map[string]*server.Export{"x": e}}
-		session, err := s.Resume(theirs, server.Agreement{
-			Export: "x", Size: e.Size(), BlockSize: 512, Flags: e.Flags() | 1<<7, Structured: true,
-			Contexts: []server.Context{{ID: 1, Name: "base:allocation"}},
-		}, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		result := make(chan error, 1)
-		go func() {
-			result <- session.Conn().Transmit()
-			session.Conn().Close()
-		}()
-		replies := make(chan error, 1)
-		go func() {
-			replies <- wholeReplies(ours)
-			io.Copy(io.Discard, ours)
-		}()
-		ours.Write(stream)
-		ours.Close()
-		if err := <-replies; err != nil {
-			t.Error(err)
-		}
-		<-result
+		sendForeign(t, stream, true, func(r io.Reader) error {
+			for {
+				var h [32]byte
+				if _, err := io.ReadFull(r, h[:]); err != nil {
+					return nil
+				}
+				n := binary.BigEndian.Uint64(h[24:])
+				if magic := binary.BigEndian.Uint32(h[:]); magic != 0x6e8a278c || n > 8*page+8 {
+					return fmt.Errorf("a reply begins with %#x and has %d bytes", magic, n)
+				}
+				if _, err := io.CopyN(io.Discard, r, int64(n)); err != nil {
+					return nil
+				}
+			}
+		})
 	})
+}
+
+// sendForeign sends foreign bytes to a server. whole reads the replies until the stream ends, and
+// returns why they are none.
+func sendForeign(t *testing.T, stream []byte, extended bool, whole func(io.Reader) error) {
+	ours, theirs := net.Pipe()
+	e := export(t, holey(), server.Options{BlockSize: 512})
+	s := &server.Server{Exports: map[string]*server.Export{"x": e}}
+	session, err := s.Resume(theirs, server.Agreement{
+		Export: "x", Size: e.Size(), BlockSize: 512, Flags: e.Flags() | 1<<7, Structured: true, Extended: extended,
+		Contexts: []server.Context{{ID: 1, Name: "base:allocation"}},
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	result := make(chan error, 1)
+	go func() {
+		result <- session.Conn().Transmit()
+		session.Conn().Close()
+	}()
+	replies := make(chan error, 1)
+	go func() {
+		replies <- whole(ours)
+		io.Copy(io.Discard, ours)
+	}()
+	ours.Write(stream)
+	ours.Close()
+	if err := <-replies; err != nil {
+		t.Error(err)
+	}
+	<-result
 }
 
 // wholeReplies reads replies until the stream ends, wherever that is.

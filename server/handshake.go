@@ -38,6 +38,7 @@ type handshake struct {
 	out    []byte              // not sent yet
 
 	structured bool      // replies were agreed on
+	extended   bool      // headers were; then replies are structured
 	contexts   []Context // that were set last
 	contextsOf string    // the name of the export that they are of
 }
@@ -132,8 +133,8 @@ func (h *handshake) answer(length uint32) (*choice, error) {
 		return nil, h.list(data)
 	case wire.OptInfo, wire.OptGo:
 		return h.info(data), nil
-	case wire.OptStructuredReply:
-		h.structure(data)
+	case wire.OptStructuredReply, wire.OptExtendedHeaders:
+		h.form(data)
 		return nil, nil
 	case wire.OptListMetaContext, wire.OptSetMetaContext:
 		h.metaContext(data)
@@ -152,6 +153,7 @@ func (h *handshake) choose(name string) *choice {
 		return nil
 	}
 	c := &choice{export: e, agreement: e.agreement(name, h.structured)}
+	c.agreement.Extended = h.extended
 	if h.contextsOf == name {
 		c.agreement.Contexts = h.contexts
 	}
@@ -160,6 +162,9 @@ func (h *handshake) choose(name string) *choice {
 
 // exportName answers NBD_OPT_EXPORT_NAME, which knows no way to refuse but to hang up.
 func (h *handshake) exportName(name string) (*choice, error) {
+	if h.extended {
+		return nil, errors.New("NBD_OPT_EXPORT_NAME from a client that has extended headers")
+	}
 	c := h.choose(name)
 	if c == nil {
 		return nil, fmt.Errorf("no export %q", name)
@@ -214,14 +219,19 @@ func (h *handshake) info(data []byte) *choice {
 	return c
 }
 
-// structure answers NBD_OPT_STRUCTURED_REPLY. To ask for it again changes nothing.
-func (h *handshake) structure(data []byte) {
-	if len(data) > 0 {
-		h.refuse(wire.RepErrInvalid, "NBD_OPT_STRUCTURED_REPLY takes no data")
-		return
+// form answers NBD_OPT_STRUCTURED_REPLY and NBD_OPT_EXTENDED_HEADERS, of which the latter says all
+// that the other does. To ask for the same again changes nothing.
+func (h *handshake) form(data []byte) {
+	extended := h.option == wire.OptExtendedHeaders
+	switch {
+	case len(data) > 0:
+		h.refuse(wire.RepErrInvalid, "the option takes no data")
+	case h.extended && !extended:
+		h.refuse(wire.RepErrExtHeadersReqd, "extended headers were agreed on")
+	default:
+		h.structured, h.extended = true, extended
+		h.reply(wire.RepAck, nil)
 	}
-	h.structured = true
-	h.reply(wire.RepAck, nil)
 }
 
 // metaContext answers NBD_OPT_LIST_META_CONTEXT and NBD_OPT_SET_META_CONTEXT. Whatever comes of it,
@@ -232,7 +242,7 @@ func (h *handshake) metaContext(data []byte) {
 		h.contexts, h.contextsOf = nil, ""
 	}
 	if !h.structured {
-		h.refuse(wire.RepErrInvalid, "NBD_OPT_STRUCTURED_REPLY comes first")
+		h.refuse(wire.RepErrInvalid, "NBD_OPT_STRUCTURED_REPLY or NBD_OPT_EXTENDED_HEADERS comes first")
 		return
 	}
 	asked, ok := wire.ParseMetaRequest(data)

@@ -91,7 +91,7 @@ func chosen(s *server.Server, nc net.Conn) (*server.Export, error) {
 
 const (
 	sizeDefault  = "\x00\x00\x00\x00\x00\x10\x00\x00"
-	flagsDefault = "\x01\x6d" // has-flags, flush, FUA, trim, write-zeroes, multi-conn
+	flagsDefault = "\x09\x6d" // has-flags, flush, FUA, trim, write-zeroes, multi-conn, fast-zero
 	sizeDisk     = "\x00\x00\x00\x00\x00\x00\x20\x00"
 	flagsDisk    = "\x01\x03" // has-flags, read-only, multi-conn
 

@@ -33,6 +33,7 @@ type inbox struct {
 	ahead  []byte // received by an earlier owner of the connection; comes before what io has
 	full   int    // how much to receive at once in general, in bytes
 	window int    // and now
+	header int    // how long the header of a request is, in bytes
 
 	buf        *buffer
 	start, end int // buf.bytes[start:end] was received and is not consumed
@@ -152,7 +153,7 @@ func (in *inbox) take(n int) []byte {
 }
 
 // holds reports whether there is room for the payload of a request of that length.
-func (in *inbox) holds(length uint64) bool { return length <= uint64(in.full-wire.RequestSize) }
+func (in *inbox) holds(length uint64) bool { return length <= uint64(in.full-in.header) }
 
 // gather waits until n bytes are there to be consumed, for which there is room. With an error it
 // consumes what has come, and returns it.

@@ -46,7 +46,7 @@ func (s *source) SendPages(*rawio.Pages) error       { return errors.ErrUnsuppor
 func (s *source) SendsPages() bool                   { return false }
 
 func newInbox(src *source, pool *buffers, ahead []byte) *inbox {
-	return &inbox{io: src, pool: pool, ahead: ahead, full: src.Window(), window: src.Window()}
+	return &inbox{io: src, pool: pool, ahead: ahead, full: src.Window(), window: src.Window(), header: 28}
 }
 
 // TestInbox reads a stream through an inbox in random portions, from sources that give it in all

@@ -23,7 +23,7 @@ func (l *loop) open(h *wire.Request, n int, copied bool) error {
 		l.batch = batches.Get().(*batch)
 		l.batch.canFile = l.inbox.io.SendsPages()
 		l.batch.copies = l.export.faulty.Load()
-		l.batch.structured = l.conn.agreed.Structured
+		l.batch.structured, l.batch.extended = l.conn.agreed.Structured, l.conn.agreed.Extended
 	}
 	l.batch.begin(h, n)
 	return nil
@@ -44,7 +44,7 @@ func (l *loop) gather(h *wire.Request) error {
 		return err
 	}
 	if got, err := l.inbox.gather(int(h.Length)); err != nil {
-		l.inbox.putBack(append(h.Append(nil), got...))
+		l.putBack(h, got)
 		return err
 	}
 	if l.outdated() { // It has waited for its payload.
@@ -211,7 +211,7 @@ func (l *loop) settleRead(h *wire.Request, err error) error {
 // breakOff makes a write, whose payload will not all come, the beginning of what is unread. Its
 // error is why.
 func (l *loop) breakOff(h *wire.Request) error {
-	l.inbox.putBack(append(h.Append(nil), l.payload.kept...))
+	l.putBack(h, l.payload.kept)
 	l.payload.kept = nil
 	return l.payload.err
 }

@@ -118,14 +118,14 @@ func (l *loop) serve() error {
 func (l *loop) next() error {
 	for {
 		b := l.inbox.received()
-		if len(b) >= wire.RequestSize {
+		if header := l.inbox.header; len(b) >= header {
 			h := &l.current
-			if err := h.Decode((*[wire.RequestSize]byte)(b)); err != nil {
+			if err := l.decode(h, b); err != nil {
 				return err
 			}
 			l.inbox.expect(h, h.Command == wire.CmdWrite && l.situation(h).gathers())
-			if h.Command != wire.CmdWrite || h.Length >= largeWrite || len(b)-wire.RequestSize >= int(h.Length) {
-				l.inbox.take(wire.RequestSize)
+			if n := h.Payload(l.extended()); n >= largeWrite || len(b)-header >= int(n) {
+				l.inbox.take(header)
 				return nil
 			}
 		}
@@ -133,6 +133,28 @@ func (l *loop) next() error {
 			return err
 		}
 	}
+}
+
+// extended reports whether headers are extended ones.
+func (l *loop) extended() bool { return l.inbox.header == wire.ExtendedRequestSize }
+
+// decode reads the header at the beginning of b, which is whole.
+func (l *loop) decode(h *wire.Request, b []byte) error {
+	if l.extended() {
+		return h.DecodeExtended((*[wire.ExtendedRequestSize]byte)(b))
+	}
+	return h.Decode((*[wire.RequestSize]byte)(b))
+}
+
+// putBack makes a request, of whose payload that much has come, the beginning of what is unread.
+func (l *loop) putBack(h *wire.Request, payload []byte) {
+	var header []byte
+	if l.extended() {
+		header = h.AppendExtended(nil)
+	} else {
+		header = h.Append(nil)
+	}
+	l.inbox.putBack(append(header, payload...))
 }
 
 // wait sends the replies so far and receives more. While it waits, the connection holds no large
@@ -184,7 +206,7 @@ func (l *loop) flush() error {
 func (l *loop) dispatch(h *wire.Request) error {
 	e := l.export
 	var refused error // nil: the request may reach the backend
-	if r := l.check(h); r != nil {
+	if r := e.check(*h, &l.conn.agreed); r != nil {
 		refused = r
 	}
 	if e.judge.Active() {
@@ -211,7 +233,7 @@ func (l *loop) dispatch(h *wire.Request) error {
 	}
 	switch p {
 	case planCut:
-		return fmt.Errorf("a write of %d bytes: more than %d", h.Length, wire.MaxPayload)
+		return fmt.Errorf("a %v with %d bytes: more than %d", h.Command, h.Length, wire.MaxPayload)
 	case planRefuse:
 		return l.refuse(h, refused)
 	case planNothing:
@@ -229,19 +251,11 @@ func (l *loop) dispatch(h *wire.Request) error {
 	}
 }
 
-// check returns nil if the request may reach the backend.
-func (l *loop) check(h *wire.Request) *refusal {
-	agreed := &l.conn.agreed
-	if h.Command == wire.CmdBlockStatus && len(agreed.Contexts) == 0 {
-		return errNoContext
-	}
-	return l.export.check(*h, agreed.Structured)
-}
-
 // situation is the one that a request is met in, if it is not refused.
 func (l *loop) situation(h *wire.Request) situation {
 	p := l.export.pace(h)
 	return situation{
+		payload: h.Payload(l.extended()),
 		inline:  p != nil && l.export.inline(p),
 		arrived: uint64(len(l.inbox.received())) >= h.Length,
 		room:    l.inbox.holds(h.Length),

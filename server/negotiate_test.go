@@ -19,7 +19,7 @@ func TestNegotiate(t *testing.T) {
 	contexts := []server.Context{{ID: 1, Name: alloc}}
 	listed := optionReply(optListMeta, repMetaContext, "\x00\x00\x00\x01"+alloc) + optionReply(optListMeta, repAck, "")
 	set := optionReply(optSetMeta, repMetaContext, "\x00\x00\x00\x01"+alloc) + optionReply(optSetMeta, repAck, "")
-	first := "NBD_OPT_STRUCTURED_REPLY comes first"
+	first := "NBD_OPT_STRUCTURED_REPLY or NBD_OPT_EXTENDED_HEADERS comes first"
 	for _, tt := range []struct {
 		name     string
 		said     string // before NBD_OPT_EXPORT_NAME
@@ -31,7 +31,7 @@ func TestNegotiate(t *testing.T) {
 		{name: "structured", said: structured, answer: ack},
 		{name: "structured twice", said: structured + structured, answer: ack + ack},
 		{name: "structured, with data", said: option(optStructured, "x"), simple: true,
-			answer: optionReply(optStructured, errInvalid, "NBD_OPT_STRUCTURED_REPLY takes no data")},
+			answer: optionReply(optStructured, errInvalid, "the option takes no data")},
 		{name: "list before structured", said: option(optListMeta, metaData("disk")), simple: true,
 			answer: optionReply(optListMeta, errInvalid, first)},
 		{name: "set before structured", said: option(optSetMeta, metaData("disk", alloc)) + structured,

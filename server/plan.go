@@ -11,7 +11,7 @@ type plan uint8
 
 const (
 	planCut       plan = iota // not at all: the peer breaks the protocol, and the connection ends
-	planRefuse                // with an error; that of a WRITE comes once its payload has left the stream
+	planRefuse                // with an error, once its payload, if it has one, has left the stream
 	planNothing               // with success: the request asks for nothing
 	planGather                // by another plan, as soon as the payload is in the inbox
 	planReadTo                // by the backend, which puts what it has into the batch
@@ -43,11 +43,12 @@ func (a abilities) durably(h *wire.Request) bool { return a.durable && h.Flags&w
 
 // A situation is what a plan depends on beside the request and the backend.
 type situation struct {
-	refused bool // the request does not reach the backend
-	inline  bool // the loop makes plain calls of this kind
-	arrived bool // the payload of a WRITE is in the inbox
-	room    bool // in the inbox, for the payload of a WRITE
-	counted bool // memory for payloads is, over all clients
+	payload uint64 // how many bytes follow the request
+	refused bool   // the request does not reach the backend
+	inline  bool   // the loop makes plain calls of this kind
+	arrived bool   // the payload of a WRITE is in the inbox
+	room    bool   // in the inbox, for the payload of a WRITE
+	counted bool   // memory for payloads is, over all clients
 }
 
 // gathers reports whether the payload of a WRITE is best received into the inbox, whatever its
@@ -57,6 +58,10 @@ func (s situation) gathers() bool { return s.inline && s.room }
 
 // planOf returns the plan for a request.
 func planOf(h *wire.Request, a abilities, s situation) plan {
+	if s.payload > wire.MaxPayload {
+		// No memory for it, and skipping up to 2⁶⁴ bytes is no way to treat such a peer.
+		return planCut
+	}
 	if h.Command == wire.CmdWrite {
 		return planOfWrite(h, a, s)
 	}
@@ -83,9 +88,6 @@ func planOf(h *wire.Request, a abilities, s situation) plan {
 
 func planOfWrite(h *wire.Request, a abilities, s situation) plan {
 	switch {
-	case h.Length > wire.MaxPayload:
-		// No memory for it, and skipping up to 2⁶⁴ bytes is no way to treat such a peer.
-		return planCut
 	case s.refused:
 		return planRefuse
 	case h.Length == 0:

@@ -67,10 +67,11 @@ func TestPlan(t *testing.T) {
 		{"write, refused", write, plain, refused, planRefuse},
 		{"write of nothing, refused", wire.Request{Command: wire.CmdWrite}, plain, refused, planRefuse},
 		{"longest write", wire.Request{Command: wire.CmdWrite, Length: wire.MaxPayload}, plain, none, planStart},
-		{"write beyond the protocol", wire.Request{Command: wire.CmdWrite, Length: wire.MaxPayload + 1}, plain, none,
-			planCut},
-		{"write beyond the protocol, refused", wire.Request{Command: wire.CmdWrite, Length: 1 << 63}, plain, refused,
-			planCut},
+		{"write beyond the protocol", wire.Request{Command: wire.CmdWrite, Length: wire.MaxPayload + 1}, plain,
+			situation{payload: wire.MaxPayload + 1}, planCut},
+		{"payload beyond the protocol, refused", trim, plain, situation{payload: 1 << 63, refused: true}, planCut},
+		{"write without a payload, refused", wire.Request{Command: wire.CmdWrite, Length: 1 << 63}, plain, refused,
+			planRefuse},
 
 		{"flush", flush, syncs, inline, planStart},
 		{"flush, nothing to sync", flush, plain, none, planNothing},
@@ -104,7 +105,8 @@ func TestPlanHolds(t *testing.T) {
 					h.Flags = wire.CmdFlagFUA
 				}
 				a := abilities{readTo: bit(1), writeFrom: bit(2), syncs: bit(3), durable: bit(4)}
-				s := situation{refused: bit(5), inline: bit(6), arrived: bit(7), room: bit(8), counted: bit(9)}
+				s := situation{payload: h.Payload(false), refused: bit(5), inline: bit(6), arrived: bit(7),
+					room: bit(8), counted: bit(9)}
 				p := planOf(&h, a, s)
 				write, reaches := command == wire.CmdWrite, false
 				var right bool

@@ -51,24 +51,29 @@ func newRequest() *request {
 
 // replySpace is room in bytes for what comes before the data of a reply. Only an error with a text
 // is longer.
-const replySpace = wire.ChunkSize + wire.ChunkOffsetSize
+const replySpace = wire.ExtendedChunkSize + wire.ChunkOffsetSize
 
 // cost returns the payload memory that a request may take, in bytes. The lengths of TRIM and
 // WRITE_ZEROES are ranges, not payload; zeros are written in pieces.
 func cost(h wire.Request) int64 {
 	switch h.Command {
 	case wire.CmdRead, wire.CmdWrite:
-		if h.Length == 0 {
-			return 0
-		}
-		return 1 << classOf(int(min(h.Length, wire.MaxPayload)))
+		return payloadCost(h.Length)
 	case wire.CmdWriteZeroes:
-		return min(int64(h.Length), zeroPiece)
+		return int64(min(h.Length, zeroPiece))
 	case wire.CmdBlockStatus:
-		return 1 << classOf(statusSize)
+		return payloadCost(statusSize)
 	default:
 		return 0
 	}
+}
+
+// payloadCost returns the memory that a payload of n bytes takes.
+func payloadCost(n uint64) int64 {
+	if n == 0 {
+		return 0
+	}
+	return 1 << classOf(int(min(n, wire.MaxPayload)))
 }
 
 // serve executes the request and answers it, whatever the backend does: a panic is caught, and the
@@ -181,24 +186,25 @@ func (r *request) status() error {
 		most = 1
 	}
 	r.payload = payloads.get(statusSize)
-	b := wire.AppendContextID(r.payload.bytes[:0], allocation.ID)
-	b, err := r.conn.export.status(b, int64(r.Offset), int64(r.Length), most)
-	r.payload.bytes = b
+	s := statuses{b: r.payload.bytes[:0], extended: r.conn.agreed.Extended, left: most}
+	err := r.conn.export.status(&s, int64(r.Offset), int64(r.Length))
+	r.payload.bytes = s.b
 	return err
 }
 
 // encode makes the reply, which tells that number if err is not nil.
 func (r *request) encode(code wire.Errno, err error) {
+	agreed := &r.conn.agreed
 	carriesData := r.Command == wire.CmdRead || r.Command == wire.CmdBlockStatus
 	if err == nil && r.payload != nil && carriesData {
 		r.data = r.payload.bytes
 	}
-	if !carriesData || !r.conn.agreed.Structured {
+	if !agreed.Extended && !(carriesData && agreed.Structured) {
 		r.head = r.space[:wire.SimpleReplySize]
 		wire.SimpleReply{Errno: code, Cookie: r.Cookie}.Put((*[wire.SimpleReplySize]byte)(r.head))
 		return
 	}
-	chunk := wire.Chunk{Flags: wire.ChunkDone, Cookie: r.Cookie, Length: uint64(len(r.data))}
+	chunk := wire.Chunk{Flags: wire.ChunkDone, Cookie: r.Cookie, Offset: r.Offset, Length: uint64(len(r.data))}
 	switch {
 	case err != nil:
 		chunk.Type = wire.ChunkError
@@ -209,14 +215,17 @@ func (r *request) encode(code wire.Errno, err error) {
 			payload = wire.AppendErrorOffset(nil, code, errorText(err), r.Offset+uint64(part.n))
 		}
 		chunk.Length = uint64(len(payload))
-		r.head = append(chunk.Append(r.space[:0]), payload...)
-	case r.Command == wire.CmdBlockStatus:
-		chunk.Type = wire.ChunkBlockStatus
-		r.head = chunk.Append(r.space[:0])
-	default:
+		r.head = append(appendChunk(r.space[:0], &chunk, agreed.Extended), payload...)
+	case r.Command == wire.CmdRead && r.Length > 0:
 		chunk.Type = wire.ChunkOffsetData
 		chunk.Length += wire.ChunkOffsetSize
-		r.head = wire.AppendOffset(chunk.Append(r.space[:0]), r.Offset)
+		r.head = wire.AppendOffset(appendChunk(r.space[:0], &chunk, agreed.Extended), r.Offset)
+	default:
+		chunk.Type = wire.ChunkNone
+		if r.Command == wire.CmdBlockStatus {
+			chunk.Type = statusChunk(agreed.Extended)
+		}
+		r.head = appendChunk(r.space[:0], &chunk, agreed.Extended)
 	}
 }
 

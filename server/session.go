@@ -19,6 +19,9 @@ type Agreement struct {
 	Flags     wire.Flags `json:"flags"`      // that the client was told
 	// Structured tells that READ is answered in chunks (NBD_OPT_STRUCTURED_REPLY).
 	Structured bool `json:"structured,omitempty"`
+	// Extended tells that all headers are extended ones (NBD_OPT_EXTENDED_HEADERS). Then Structured
+	// is true, too.
+	Extended bool `json:"extended,omitempty"`
 	// Contexts are what NBD_CMD_BLOCK_STATUS tells of (NBD_OPT_SET_META_CONTEXT).
 	Contexts []Context `json:"contexts,omitempty"`
 }
@@ -76,8 +79,9 @@ func (s *Server) greet(nc, talk net.Conn) (*Session, error) {
 // Resume makes a session of a connection that was negotiated before, in this process or in another
 // one: agreed is what was agreed then, and unread what was received from the client since and not
 // executed (Conn.Unread), which belongs to the Conn from now on. It is an error if the export is
-// not there any more, or does not keep what was agreed: its name, flags and block size are the
-// same, and it is not smaller. The place among MaxConnections is waited for as in Handshake.
+// not there any more, or does not keep what was agreed: its name and block size are the same, it
+// has all the flags, and it is not smaller. The place among MaxConnections is waited for as in
+// Handshake.
 func (s *Server) Resume(nc net.Conn, agreed Agreement, unread []byte) (*Session, error) {
 	e := s.export(agreed.Export)
 	if e == nil {
@@ -114,7 +118,10 @@ func (e *Export) promises(structured bool) wire.Flags {
 // keeps reports in what the export falls short of what was agreed.
 func (e *Export) keeps(a Agreement) error {
 	var all []error
-	if flags := e.promises(a.Structured); flags != a.Flags {
+	if a.Extended && !a.Structured {
+		all = append(all, errors.New("extended headers were agreed on, and replies that are not structured"))
+	}
+	if flags := e.promises(a.Structured); a.Flags&^flags != 0 {
 		all = append(all, fmt.Errorf("its flags are %v, and %v were agreed", flags, a.Flags))
 	}
 	for _, c := range a.Contexts {

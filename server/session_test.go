@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/nbdctl/nbdctl/server"
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // negotiated returns both ends of a connection whose client has chosen an export.
@@ -76,7 +77,7 @@ func TestSessionWrittenDown(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if want := `{"export":"x","size":1048576,"block_size":512,"flags":365}`; string(written) != want {
+		if want := `{"export":"x","size":1048576,"block_size":512,"flags":2413}`; string(written) != want {
 			t.Errorf("written down: %s, want %s", written, want)
 		}
 
@@ -124,9 +125,10 @@ func TestSessionNotKept(t *testing.T) {
 		"grown":    {func(a *server.Agreement) { a.Size -= 512 }, ""},
 		"shrunk":   {func(a *server.Agreement) { a.Size += 512 }, "its size is 8192 bytes, and 8704 were agreed"},
 		"flags": {func(a *server.Agreement) { a.Flags |= 2 },
-			"its flags are has-flags,flush,fua,trim,write-zeroes,multi-conn, and has-flags,read-only"},
-		"blocks": {func(a *server.Agreement) { a.BlockSize = 1 }, "its block size is 512 bytes, and 1 were agreed"},
-		"gone":   {func(a *server.Agreement) { a.Export = "y" }, `no export "y"`},
+			"its flags are has-flags,flush,fua,trim,write-zeroes,multi-conn,fast-zero, and has-flags,read-only"},
+		"flags since": {func(a *server.Agreement) { a.Flags &^= wire.FlagSendFastZero }, ""},
+		"blocks":      {func(a *server.Agreement) { a.BlockSize = 1 }, "its block size is 512 bytes, and 1 were agreed"},
+		"gone":        {func(a *server.Agreement) { a.Export = "y" }, `no export "y"`},
 	} {
 		ours, theirs := net.Pipe()
 		a := agreed

@@ -16,7 +16,7 @@ import (
 // execute has a request carried out.
 func (l *loop) execute(h *wire.Request) error {
 	if h.Command == wire.CmdWrite {
-		return l.receiveWrite(h, nil)
+		return l.receive(h, nil)
 	}
 	if !l.enter(cost(*h)) {
 		return net.ErrClosed
@@ -25,26 +25,27 @@ func (l *loop) execute(h *wire.Request) error {
 	return nil
 }
 
-// refuse has a request answered with an error. The bytes of a write must leave the stream before,
-// and until they all have, the request can still be handed over as unread.
+// refuse has a request answered with an error. Its payload must leave the stream before, and until
+// all of that has, the request can still be handed over as unread.
 func (l *loop) refuse(h *wire.Request, refused error) error {
-	if h.Command == wire.CmdWrite && h.Length > 0 {
-		return l.receiveWrite(h, refused)
+	if h.Payload(l.extended()) > 0 {
+		return l.receive(h, refused)
 	}
 	l.handOver(h, refused)
 	return nil
 }
 
-// receiveWrite receives the payload of a WRITE into memory of its own and has the request carried
-// out, or refused.
-func (l *loop) receiveWrite(h *wire.Request, refused error) error {
+// receive receives a payload into memory of its own and has the request, most often a WRITE,
+// carried out, or refused.
+func (l *loop) receive(h *wire.Request, refused error) error {
+	cost := payloadCost(h.Length)
 	if len(l.inbox.received()) < int(h.Length) {
 		// While the rest is on its way the client may wait for what it has asked before.
 		if err := l.flush(); err != nil {
 			return err
 		}
 	}
-	if !l.enter(cost(*h)) {
+	if !l.enter(cost) {
 		return net.ErrClosed
 	}
 	b := payloads.get(int(h.Length))
@@ -53,14 +54,14 @@ func (l *loop) receiveWrite(h *wire.Request, refused error) error {
 		// Of a stream that has ended nothing is worth its memory: nobody counts it, and the
 		// connection may stay until the client has taken its replies.
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			l.inbox.putBack(append(h.Append(nil), b.bytes[:n]...))
+			l.putBack(h, b.bytes[:n])
 		}
 		payloads.put(b)
-		l.conn.exit(cost(*h))
+		l.conn.exit(cost)
 		return err
 	}
 	if refused != nil {
-		r := l.request(h, cost(*h))
+		r := l.request(h, cost)
 		r.payload, r.err = b, refused
 		l.conn.flight.add(r)
 		go r.run()

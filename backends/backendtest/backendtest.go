@@ -60,6 +60,7 @@ var checks = []check{
 	{"ReadTo", backends.CapReadTo, checkReadTo},
 	{"ReadContext", backends.CapReadContext, checkReadContext},
 	{"Extents", backends.CapExtents, checkExtents},
+	{"Cache", backends.CapCache, checkCache},
 	{"WriteEdges", backends.CapWrite, checkWriteEdges},
 	{"Random", backends.CapWrite, checkRandom},
 	{"Zero", backends.CapZero, checkZero},

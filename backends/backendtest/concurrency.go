@@ -98,7 +98,7 @@ func (s *subject) contend(rng *rand.Rand, c byte, lo, hi int64) bool {
 	case op == 0 && s.dev.Trimmer != nil:
 		return s.check(s.dev.Trimmer.Trim(off, n), "Trim", off, n)
 	case op == 1 && s.dev.Zeroer != nil:
-		err := s.dev.Zeroer.Zero(off, n, backends.ZeroFlags(rng.IntN(2))*backends.ZeroNoHole)
+		err := s.dev.Zeroer.Zero(off, n, backends.ZeroFlags(rng.IntN(int(zeroFlags))))
 		return errors.Is(err, errors.ErrUnsupported) || s.check(err, "Zero", off, n)
 	case op < 4:
 		return s.write(off, bytes.Repeat([]byte{c}, int(n)))

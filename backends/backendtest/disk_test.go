@@ -26,6 +26,7 @@ var _ interface {
 	backends.Trimmer
 	backends.Zeroer
 	backends.Extenter
+	backends.Cacher
 	backends.Resizer
 	backends.ReaderAtTo
 	backends.WriterAtFrom
@@ -84,6 +85,8 @@ func (d *disk) Zero(off, n int64, flags backends.ZeroFlags) error {
 	}
 	return nil
 }
+
+func (d *disk) Cache(off, n int64) error { return nil }
 
 func (d *disk) Extents(off, n int64, yield func(backends.Extent) bool) error {
 	d.mu.Lock()

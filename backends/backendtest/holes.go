@@ -30,13 +30,16 @@ func (m *model) cover() bool {
 	return true
 }
 
+// zeroFlags is how many combinations of flags Zero has.
+const zeroFlags = backends.ZeroFast << 1
+
 func checkZero(s *subject) {
 	for _, span := range s.spans() {
 		m := newModel(s, span[0], span[1])
 		if m == nil || !m.cover() {
 			return
 		}
-		for _, flags := range []backends.ZeroFlags{0, backends.ZeroNoHole} {
+		for flags := range zeroFlags {
 			for _, r := range m.ranges() {
 				off, n := r[0], r[1]
 				if !m.zero(off, n, flags) || !m.around("Zero", off, n) {
@@ -52,6 +55,24 @@ func checkZero(s *subject) {
 			}
 		}
 	}
+}
+
+// checkCache has ranges fetched, written ones among them, which changes nothing.
+func checkCache(s *subject) {
+	for _, span := range s.spans() {
+		m := newModel(s, span[0], span[1])
+		if m == nil || s.dev.WriterAt != nil && !m.cover() {
+			return
+		}
+		for _, r := range m.ranges() {
+			if !m.cache(r[0], r[1]) || !m.around("Cache", r[0], r[1]) {
+				return
+			}
+		}
+		m.compare("after Cache", m.base, int64(len(m.data)))
+	}
+	s.check(s.dev.Cacher.Cache(0, s.size), "Cache", 0, s.size)
+	s.check(s.dev.Cacher.Cache(s.size, 0), "Cache", s.size, 0)
 }
 
 func checkTrim(s *subject) {

@@ -56,6 +56,8 @@ func (m *model) zero(off, n int64, flags backends.ZeroFlags) bool {
 	return m.check(err, "Zero", off, n)
 }
 
+func (m *model) cache(off, n int64) bool { return m.check(m.dev.Cacher.Cache(off, n), "Cache", off, n) }
+
 // trim also finds out what the range reads as from now on: each byte is as
 // before, or zero.
 func (m *model) trim(off, n int64) bool {
@@ -126,7 +128,9 @@ func (m *model) step(rng *rand.Rand, lo, hi int64) bool {
 	case op < 10 && m.dev.Trimmer != nil:
 		return m.trim(off, n)
 	case op < 12 && m.dev.Zeroer != nil:
-		return m.zero(off, n, backends.ZeroFlags(rng.IntN(2))*backends.ZeroNoHole)
+		return m.zero(off, n, backends.ZeroFlags(rng.IntN(int(zeroFlags))))
+	case op < 13 && m.dev.Cacher != nil && rng.IntN(2) == 0:
+		return m.cache(off, n)
 	case op < 13 && m.dev.Syncer != nil && rng.IntN(8) == 0:
 		return m.check(m.dev.Syncer.Sync(), "Sync", 0, 0)
 	default:

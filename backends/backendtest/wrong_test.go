@@ -232,6 +232,24 @@ func (b *zeroesInside) Zero(off, n int64, flags backends.ZeroFlags) error {
 	return b.disk.Zero(lo, max(hi-lo, 0), flags)
 }
 
+type zeroesFastByHalf struct{ *disk } // and finds out then that it is not quick
+
+func (b *zeroesFastByHalf) Zero(off, n int64, flags backends.ZeroFlags) error {
+	if flags&backends.ZeroFast != 0 {
+		b.disk.Zero(off, n/2, flags)
+		return errors.ErrUnsupported
+	}
+	return b.disk.Zero(off, n, flags)
+}
+
+type cacheFails struct{ *disk }
+
+func (*cacheFails) Cache(off, n int64) error { return errWrong }
+
+type cacheForgets struct{ *disk }
+
+func (b *cacheForgets) Cache(off, n int64) error { return b.disk.Zero(off, n, 0) }
+
 type trimsToGarbage struct{ *disk }
 
 func (b *trimsToGarbage) Trim(off, n int64) error {

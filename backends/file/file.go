@@ -21,6 +21,7 @@ var _ interface {
 	backends.Trimmer
 	backends.Zeroer
 	backends.Extenter
+	backends.Cacher
 	backends.BlockSizer
 	backends.Capper
 	backends.Resizer
@@ -179,8 +180,11 @@ func (f *File) setUp(opts Options) error {
 	}
 	f.caps = backends.CapExtents
 	f.queries.New = f.newQuery
-	if f.direct == nil && f.canReadCached() {
-		f.caps |= backends.CapReadTo
+	if f.direct == nil {
+		f.caps |= backends.CapCache
+		if f.canReadCached() {
+			f.caps |= backends.CapReadTo
+		}
 	}
 	if !opts.ReadOnly {
 		f.caps |= backends.CapWrite | backends.CapSync | backends.CapFUA | backends.CapZero

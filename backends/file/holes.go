@@ -55,7 +55,9 @@ func (f *File) Trim(off, n int64) error {
 }
 
 // Zero implements backends.Zeroer. Where holes and unwritten space are not to be
-// had, or not for a range that is aligned like this, it writes zeros.
+// had, or not for a range that is aligned like this, it writes zeros. A block
+// device without an operation of its own has the kernel write them
+// (blkdev_fallocate), so that it makes none but holes for ZeroFast.
 func (f *File) Zero(off, n int64, flags backends.ZeroFlags) error {
 	if err := f.check(off, n); err != nil || n == 0 {
 		return err
@@ -64,14 +66,30 @@ func (f *File) Zero(off, n int64, flags backends.ZeroFlags) error {
 	if flags&backends.ZeroNoHole == 0 {
 		err = f.punch.try(func() error { return f.punchHole(off, n) })
 	}
-	if cannot(err) {
+	fast := flags&backends.ZeroFast != 0
+	if cannot(err) && !(fast && f.block) {
 		err = f.zeroRange.try(func() error { return f.zeroExtent(off, n) })
 	}
 	if cannot(err) {
+		if fast {
+			return errors.ErrUnsupported
+		}
 		err = f.writeZeros(off, n)
 	}
 	if err != nil {
 		return fmt.Errorf("file: %s: zeros for %d bytes at %d: %w", f.path, n, off, err)
+	}
+	return nil
+}
+
+// Cache implements backends.Cacher: the kernel begins to read what is not in its
+// page cache. It is not offered with Options.Direct.
+func (f *File) Cache(off, n int64) error {
+	if err := f.check(off, n); err != nil || n == 0 {
+		return err
+	}
+	if err := f.readAhead(off, n); err != nil && !cannot(err) {
+		return fmt.Errorf("file: %s: read ahead %d bytes at %d: %w", f.path, n, off, err)
 	}
 	return nil
 }

@@ -39,6 +39,11 @@ func (f *File) zeroExtent(off, n int64) error {
 	})
 }
 
+// readAhead begins to read what the page cache does not have.
+func (f *File) readAhead(off, n int64) error {
+	return f.control(func(fd int) error { return unix.Fadvise(fd, off, n, unix.FADV_WILLNEED) })
+}
+
 // discardRange is for block devices.
 func (f *File) discardRange(off, n int64) error {
 	r := [2]uint64{uint64(off), uint64(n)}

@@ -26,6 +26,8 @@ func (f *File) punchHole(off, n int64) error { return errors.ErrUnsupported }
 
 func (f *File) zeroExtent(off, n int64) error { return errors.ErrUnsupported }
 
+func (f *File) readAhead(off, n int64) error { return errors.ErrUnsupported }
+
 func (f *File) discardRange(off, n int64) error { return errors.ErrUnsupported }
 
 func (f *File) canTrim() bool { return false }

@@ -11,6 +11,7 @@ import (
 	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/server"
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 const (
@@ -110,7 +111,7 @@ func (o Options) export(b backends.Backend, log *slog.Logger) (*server.Export, e
 // Zeroes that the server would have to write are left to the kernel: it writes them in requests of
 // ordinary length, while one WRITE_ZEROES may cover 4 GiB and has the time of a single request.
 func kernelFlags(e *server.Export, dev backends.Device) nbdnl.Flags {
-	f := nbdnl.Flags(e.Flags())
+	f := nbdnl.Flags(e.Flags() &^ (wire.FlagSendCache | wire.FlagSendFastZero)) // It sends neither.
 	if dev.Zeroer == nil {
 		f &^= nbdnl.FlagSendWriteZeroes
 	}

@@ -17,6 +17,7 @@ const (
 	kindTrim
 	kindWriteZeroes
 	kindBlockStatus
+	kindCache
 	kindUnknown
 	kinds // how many there are
 )
@@ -35,6 +36,8 @@ func kindOf(op wire.Command) kind {
 		return kindWriteZeroes
 	case wire.CmdBlockStatus:
 		return kindBlockStatus
+	case wire.CmdCache:
+		return kindCache
 	default:
 		return kindUnknown
 	}
@@ -103,6 +106,7 @@ func (c *Counters) Snapshot() Stats {
 		Trim:        c[kindTrim].snapshot(),
 		WriteZeroes: c[kindWriteZeroes].snapshot(),
 		BlockStatus: c[kindBlockStatus].snapshot(),
+		Cache:       c[kindCache].snapshot(),
 		Unknown:     c[kindUnknown].snapshot(),
 	}
 }

@@ -33,6 +33,7 @@ func TestCounters(t *testing.T) {
 	c.Count(wire.CmdTrim, 1<<40, false, time.Microsecond)
 	c.Count(wire.CmdWriteZeroes, 1<<40, true, time.Microsecond)
 	c.Count(wire.CmdBlockStatus, 1<<30, false, time.Microsecond)
+	c.Count(wire.CmdCache, 1<<20, false, time.Microsecond)
 	c.Count(99, 1, true, time.Microsecond)
 	c.Retract(wire.CmdRead, 512)
 	want := Stats{
@@ -42,6 +43,7 @@ func TestCounters(t *testing.T) {
 		Trim:        OpStats{Requests: 1, Bytes: 1 << 40, Latency: latencies(1, 0)},
 		WriteZeroes: OpStats{Requests: 1, Errors: 1, Latency: latencies(1, 0)},
 		BlockStatus: OpStats{Requests: 1, Bytes: 1 << 30, Latency: latencies(1, 0)},
+		Cache:       OpStats{Requests: 1, Bytes: 1 << 20, Latency: latencies(1, 0)},
 		Unknown:     OpStats{Requests: 1, Errors: 1, Latency: latencies(1, 0)},
 	}
 	if diff := cmp.Diff(want, c.Snapshot()); diff != "" {
@@ -55,11 +57,11 @@ func TestAdd(t *testing.T) {
 		return OpStats{Requests: n, Bytes: 10 * n, Errors: n / 2, Latency: latencies(int(n), 0)}
 	}
 	a := Stats{
-		Read: op(2), Write: op(4), Flush: op(6), Trim: op(8), WriteZeroes: op(10), BlockStatus: op(14), Unknown: op(12),
+		Read: op(2), Write: op(4), Flush: op(6), Trim: op(8), WriteZeroes: op(10), BlockStatus: op(14), Cache: op(16), Unknown: op(12),
 		InFlight: 1, Oldest: time.Second,
 	}
 	sum := Stats{
-		Read: op(4), Write: op(8), Flush: op(12), Trim: op(16), WriteZeroes: op(20), BlockStatus: op(28),
+		Read: op(4), Write: op(8), Flush: op(12), Trim: op(16), WriteZeroes: op(20), BlockStatus: op(28), Cache: op(32),
 		Unknown:  op(24),
 		InFlight: 3, Oldest: time.Second,
 	}

@@ -24,6 +24,9 @@ type Stats struct {
 	// BlockStatus is of clients that have negotiated meta contexts. What was written down without
 	// it had none.
 	BlockStatus OpStats `json:",omitzero"`
+	// Cache is of clients that ask for what they will read. What was written down without it had
+	// none.
+	Cache OpStats `json:",omitzero"`
 
 	// Unknown counts requests of a type that the server does not know; each was answered with an
 	// error.
@@ -45,6 +48,7 @@ func (s *Stats) Add(t *Stats) {
 	s.Trim.add(&t.Trim)
 	s.WriteZeroes.add(&t.WriteZeroes)
 	s.BlockStatus.add(&t.BlockStatus)
+	s.Cache.add(&t.Cache)
 	s.Unknown.add(&t.Unknown)
 	s.InFlight += t.InFlight
 	s.Oldest = max(s.Oldest, t.Oldest)

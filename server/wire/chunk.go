@@ -12,6 +12,11 @@ const (
 	ContextIDSize = 4
 	// StatusSize is the size in bytes of an extent of ChunkBlockStatus: length and flags.
 	StatusSize = 8
+	// StatusExtHead is the size in bytes of what comes before the extents of ChunkBlockStatusExt:
+	// the number of the context, and how many extents there are.
+	StatusExtHead = 8
+	// StatusExtSize is the size in bytes of an extent of ChunkBlockStatusExt: length and flags.
+	StatusExtSize = 16
 	// MaxErrorText is how many bytes of text AppendError takes.
 	MaxErrorText = 256
 )
@@ -54,6 +59,40 @@ func ParseStatus(p []byte) (id uint32, extents []byte, ok bool) {
 // DecodeStatus reads one extent.
 func DecodeStatus(b *[StatusSize]byte) (length, flags uint32) {
 	return binary.BigEndian.Uint32(b[0:]), binary.BigEndian.Uint32(b[4:])
+}
+
+// AppendStatusExtHead appends the beginning of the payload of ChunkBlockStatusExt. Behind it come
+// extents, and EndStatusExt.
+func AppendStatusExtHead(b []byte, id uint32) []byte {
+	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(b, id), 0)
+}
+
+// AppendStatusExt appends an extent to the payload of ChunkBlockStatusExt.
+func AppendStatusExt(b []byte, length, flags uint64) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(b, length), flags)
+}
+
+// EndStatusExt writes into p, a payload of ChunkBlockStatusExt, how many extents it has.
+func EndStatusExt(p []byte) {
+	binary.BigEndian.PutUint32(p[4:], uint32((len(p)-StatusExtHead)/StatusExtSize))
+}
+
+// ParseStatusExt reads the payload of ChunkBlockStatusExt: the number of the context, and its
+// extents, each of which DecodeStatusExt reads. Their number may be left open.
+func ParseStatusExt(p []byte) (id uint32, extents []byte, ok bool) {
+	if len(p) < StatusExtHead+StatusExtSize || (len(p)-StatusExtHead)%StatusExtSize != 0 {
+		return 0, nil, false
+	}
+	count := uint64(binary.BigEndian.Uint32(p[4:]))
+	if count != 0 && count*StatusExtSize != uint64(len(p)-StatusExtHead) {
+		return 0, nil, false
+	}
+	return binary.BigEndian.Uint32(p), p[StatusExtHead:], true
+}
+
+// DecodeStatusExt reads one extent.
+func DecodeStatusExt(b *[StatusExtSize]byte) (length, flags uint64) {
+	return binary.BigEndian.Uint64(b[0:]), binary.BigEndian.Uint64(b[8:])
 }
 
 // AppendError appends the payload of ChunkError: a number, and a text for people, of which at most

@@ -64,6 +64,21 @@ func TestChunkPayloads(t *testing.T) {
 	if n, flags := DecodeStatus((*[StatusSize]byte)(extents[StatusSize:])); n != 1<<32-1 || flags != 0 {
 		t.Errorf("status: %d, %d", n, flags)
 	}
+	wide := AppendStatusExt(AppendStatusExt(AppendStatusExtHead(nil, 6), 1<<40, 3), 1<<63, 1<<33)
+	if _, _, ok := ParseStatusExt(wide); !ok {
+		t.Error("a status that does not say how many extents it has")
+	}
+	EndStatusExt(wide)
+	if id, extents, ok := ParseStatusExt(wide); !ok || id != 6 || len(extents) != 2*StatusExtSize || wide[7] != 2 {
+		t.Errorf("extended status: %d, %q, %t", id, extents, ok)
+	} else if n, flags := DecodeStatusExt((*[StatusExtSize]byte)(extents[StatusExtSize:])); n != 1<<63 || flags != 1<<33 {
+		t.Errorf("extended status: %d, %d", n, flags)
+	}
+	for _, n := range []int{0, 8, 23, 24, 25} { // of which 24 has one extent of two
+		if _, _, ok := ParseStatusExt(wide[:n]); ok {
+			t.Errorf("an extended status of %d bytes", n)
+		}
+	}
 	for _, n := range []int{0, 4, 8, 11, 13} {
 		if _, _, ok := ParseStatus(b[:n]); ok {
 			t.Errorf("a status of %d bytes", n)

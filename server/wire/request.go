@@ -77,6 +77,19 @@ type Request struct {
 // Changes reports whether the request changes bytes of the export.
 func (r *Request) Changes() bool { return r.Command.Writes() && r.Length > 0 }
 
+// Payload returns how many bytes follow the request. With an extended header a flag tells that its
+// length is theirs; with a compact one WRITE has them ("Request message").
+func (r *Request) Payload(extended bool) uint64 {
+	has := r.Command == CmdWrite
+	if extended {
+		has = r.Flags&CmdFlagPayloadLen != 0
+	}
+	if !has {
+		return 0
+	}
+	return r.Length
+}
+
 // End returns the offset behind the last byte of the range, modulo 2⁶⁴.
 func (r *Request) End() uint64 { return r.Offset + r.Length }
 

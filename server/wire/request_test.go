@@ -131,3 +131,20 @@ func BenchmarkDecodeRequest(b *testing.B) {
 		}
 	}
 }
+
+// TestPayload holds what follows a request.
+func TestPayload(t *testing.T) {
+	for _, tt := range []struct {
+		r                 wire.Request
+		compact, extended uint64
+	}{
+		{wire.Request{Command: wire.CmdWrite, Length: 5}, 5, 0},
+		{wire.Request{Command: wire.CmdWrite, Length: 5, Flags: wire.CmdFlagPayloadLen}, 5, 5},
+		{wire.Request{Command: wire.CmdRead, Length: 5, Flags: wire.CmdFlagFUA}, 0, 0},
+		{wire.Request{Command: wire.CmdRead, Length: 1<<64 - 1, Flags: wire.CmdFlagPayloadLen}, 0, 1<<64 - 1},
+	} {
+		if c, e := tt.r.Payload(false), tt.r.Payload(true); c != tt.compact || e != tt.extended {
+			t.Errorf("%+v: %d with a compact header, %d with an extended one", tt.r, c, e)
+		}
+	}
+}
