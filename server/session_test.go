@@ -212,7 +212,7 @@ func TestLookup(t *testing.T) {
 	want := greeting + optionReply(optList, repServer, "\x00\x00\x00\x00") +
 		optionReply(optList, repServer, "\x00\x00\x00\x04disk") +
 		optionReply(optList, repAck, "") + optionReply(optGo, errUnknown, "no such export") +
-		optionReply(optGo, repInfo, "\x00\x00\x00\x00\x00\x00\x00\x00\x10\x00\x01\x6d") + optionReply(optGo, repAck, "")
+		optionReply(optGo, repInfo, "\x00\x00\x00\x00\x00\x00\x00\x00\x10\x00"+flagsDefault) + optionReply(optGo, repAck, "")
 	if diff := cmp.Diff(want, c.out.String()); diff != "" {
 		t.Errorf("the server said (-want +got):\n%s", diff)
 	}

@@ -18,7 +18,7 @@ func TestStats(t *testing.T) {
 		a.expect(einval, call{op: cmdRead, offset: 8192, length: 1})
 		a.expect(0, call{op: cmdWrite, data: make([]byte, 512)})
 		a.expect(0, call{op: cmdFlush})
-		a.expect(einval, call{op: 5})
+		a.expect(einval, call{op: 99})
 		b.expect(0, call{op: cmdRead, length: 1})
 		b.expect(0, call{op: cmdTrim, length: 4096})
 		b.expect(0, call{op: cmdZero, length: 2048})

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -113,7 +114,8 @@ func BenchmarkReadAtTo(b *testing.B) {
 	}
 }
 
-// TestReadAtToUncached drops the page cache: then nothing is answered at once.
+// TestReadAtToUncached drops the page cache: then nothing is answered at once, until Cache has
+// fetched it.
 func TestReadAtToUncached(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "disk")
 	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
@@ -146,6 +148,20 @@ func TestReadAtToUncached(t *testing.T) {
 		s := &sink{room: make([]byte, 256<<10), files: true}
 		if err := f.ReadAtTo(s, 512<<10, n); err != backends.ErrWouldBlock {
 			t.Errorf("%d bytes that are not cached: %v, by %s", n, err, s.how)
+		}
+	}
+	// Until somebody wants them there.
+	if err := f.Cache(512<<10, 128<<10); err != nil {
+		t.Fatal(err)
+	}
+	for patience := time.Now().Add(10 * time.Second); ; <-time.After(5 * time.Millisecond) {
+		s := &sink{room: make([]byte, 256<<10), files: true}
+		err := f.ReadAtTo(s, 512<<10, 128<<10)
+		if err == nil {
+			break
+		}
+		if err != backends.ErrWouldBlock || time.Now().After(patience) {
+			t.Fatalf("what was to be read ahead: %v", err)
 		}
 	}
 }
