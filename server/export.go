@@ -144,8 +144,8 @@ func NewExport(b backends.Backend, o Options) (*Export, error) {
 // Several connections are always fine: Sync covers every write that was replied to on any of them,
 // by contract. Flush, FUA and zeroes are always there for a writable export because the server does
 // what the backend does not: a backend without Sync has every completed write durable already, FUA
-// becomes a write and a Sync, zeroes are written. Only trim cannot be imitated. What is quicker than
-// something else is a matter of the backend's, and so is what can be fetched early.
+// becomes a write and a Sync, zeroes are written. Only trim cannot be imitated. To be quick, and to
+// fetch early, is a matter of the backend's.
 func promise(dev backends.Device, readOnly bool) wire.Flags {
 	f := wire.FlagHasFlags | wire.FlagCanMultiConn
 	if dev.Cacher != nil {

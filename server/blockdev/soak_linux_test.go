@@ -28,9 +28,9 @@ import (
 )
 
 const (
-	// soakRoundsEnv sets how many devices TestKernelSoak makes, however long that takes. Otherwise it
-	// makes soakRounds, or as many as it can in soakTime: they take ten times as long on a machine
-	// that is slow at page faults.
+	// soakRoundsEnv sets how many devices TestKernelSoak makes, however long that takes. Otherwise
+	// it makes soakRounds, or as many as it can in soakTime: they take ten times as long on a
+	// machine that is slow at page faults.
 	soakRoundsEnv = "NBD_TEST_SOAK_ROUNDS"
 	soakRounds    = 200
 	soakTime      = 80 * time.Second
