@@ -22,6 +22,8 @@ ROUNDS ?= 2000
 # The kernels of make matrix: those of Debian suites (5.10, 6.1, 6.12, 7.x), and with several processors and -race the
 # machine's own and the newest that there is.
 KERNELS ?= bullseye bookworm trixie sid race race:trixie-backports
+# Where make interop has its clients from.
+SUITE ?= trixie
 # The tests of reconnection, which make test repeats on 6.12, where the receiver of an old connection ends late.
 RECONNECT_RUN ?= ^TestKernel(Reconfigure|Reconnect|Trap09)
 # The revision whose nbdctl make test-compat tries beside this tree's.
@@ -45,7 +47,7 @@ machine = $(lab)/$(LAB)$(if $(filter file,$(origin LAB)), --or-qemu)
 # Kernel tests are under QEMU unless something else is asked for: what takes long there is to start.
 machines = $(if $(filter file,$(origin LAB)),qemu,$(LAB))
 
-.PHONY: help build install test test-unit test-kernel test-reconnect test-race test-lab test-compat matrix soak flaky lab demo bench bench-connect \
+.PHONY: help build install test test-unit test-kernel test-reconnect test-race test-lab test-compat interop matrix soak flaky lab demo bench bench-connect \
 	bench-many lint fuzz clean needs needs-demo
 
 help:
@@ -97,6 +99,12 @@ test-race: needs
 ## make test-compat  nbdctl beside that of an older revision, each with devices of the other: BASE=REVISION of a clone with history
 test-compat: needs
 	@$(stage) 'compatibility with $(BASE)' $(lab)/compat '$(BASE)'
+
+## make interop      clients of Debian 13 (libnbd 1.22, qemu 10), which is fetched for it, against nbdctl serve: SUITE=sid
+interop: needs
+	@tools=$$($(lab)/tools '$(SUITE)' libnbd-bin python3-libnbd qemu-utils) && \
+		PATH="$$tools:$$PATH" NBD_TEST_REQUIRE=1 $(stage) 'interop with clients of $(SUITE)' \
+			go test -v -tags interop,urfave_cli_no_docs -run '^TestInterop' ./cmd/nbdctl
 
 ## make matrix       kernel tests on 5.10, 6.1, 6.12, 7.x and, some more than test-race has, with -race, and a table of them, in
 ##                   50 minutes: KERNELS='bullseye sid race' LAB=uml RUN=REGEXP PKG=./nbdnl

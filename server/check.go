@@ -18,7 +18,6 @@ var (
 	errPastEnd     = &refusal{syscall.EINVAL, "past the end of the export"}
 	errNoRoom      = &refusal{syscall.ENOSPC, "past the end of the export"}
 	errNoCache     = &refusal{syscall.EINVAL, "cache was not offered"}
-	errNoPayload   = &refusal{syscall.EINVAL, "a write without NBD_CMD_FLAG_PAYLOAD_LEN has no data"}
 	errNoContext   = &refusal{syscall.EINVAL, "no meta context was negotiated"}
 	errNothing     = &refusal{syscall.EINVAL, "the status of no bytes"}
 	errFlushRange  = &refusal{syscall.EINVAL, "offset and length of a flush must be zero"}
@@ -52,8 +51,6 @@ func (e *Export) check(h wire.Request, a *Agreement) *refusal {
 	switch {
 	case h.Flags&^known != 0:
 		return errUnknownFlag
-	case h.Command == wire.CmdWrite && h.Length > h.Payload(a.Extended):
-		return errNoPayload
 	case h.Command == wire.CmdBlockStatus && len(a.Contexts) == 0:
 		return errNoContext
 	case writes && e.flags&wire.FlagReadOnly != 0:

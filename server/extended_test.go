@@ -127,10 +127,8 @@ func TestExtended(t *testing.T) {
 		{name: "write", q: call{op: cmdWrite, flags: payloadLen, offset: 7, data: written}, n: 100000,
 			asked: "write w 7+100000", want: none},
 		{name: "write nothing", q: call{op: cmdWrite, flags: payloadLen}, want: none},
-		{name: "write without a payload", q: call{op: cmdWrite}, n: 4096,
-			want: []chunk{failure(einval, "a write without NBD_CMD_FLAG_PAYLOAD_LEN has no data")}},
-		{name: "long write without a payload", q: call{op: cmdWrite}, n: 1 << 63,
-			want: []chunk{failure(einval, "a write without NBD_CMD_FLAG_PAYLOAD_LEN has no data")}},
+		{name: "write without the flag", q: call{op: cmdWrite, offset: 7, data: written}, n: 100000,
+			asked: "write w 7+100000", want: none},
 		{name: "write past the end", q: call{op: cmdWrite, flags: payloadLen, offset: boundlessSize, data: []byte("x")}, n: 1,
 			want: []chunk{failure(enospc, "past the end of the export")}},
 		{name: "trim", q: call{op: cmdTrim, offset: 1 << 41}, n: 1 << 40, asked: "trim 2199023255552+1099511627776",
@@ -209,6 +207,7 @@ func TestExtendedCut(t *testing.T) {
 	const most = 32 << 20
 	for name, stream := range map[string][]byte{
 		"write":   call{op: cmdWrite, flags: payloadLen}.encodeExtended(1, most+1),
+		"no flag": call{op: cmdWrite}.encodeExtended(1, 1<<63),
 		"trim":    call{op: cmdTrim, flags: payloadLen}.encodeExtended(1, most+1),
 		"unknown": call{op: 99, flags: payloadLen}.encodeExtended(1, 1<<64-1),
 		"compact": append(call{op: cmdFlush}.encode(1), 0, 0, 0, 0),

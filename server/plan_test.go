@@ -70,8 +70,6 @@ func TestPlan(t *testing.T) {
 		{"write beyond the protocol", wire.Request{Command: wire.CmdWrite, Length: wire.MaxPayload + 1}, plain,
 			situation{payload: wire.MaxPayload + 1}, planCut},
 		{"payload beyond the protocol, refused", trim, plain, situation{payload: 1 << 63, refused: true}, planCut},
-		{"write without a payload, refused", wire.Request{Command: wire.CmdWrite, Length: 1 << 63}, plain, refused,
-			planRefuse},
 
 		{"flush", flush, syncs, inline, planStart},
 		{"flush, nothing to sync", flush, plain, none, planNothing},

@@ -18,11 +18,11 @@ type piece struct {
 	Zero, Data            bool  // of qemu-img
 }
 
-// servedReadOnly serves an image until the test ends, and returns the URI.
-func servedReadOnly(t *testing.T, image string) string {
+// exported serves something until the test ends, and returns the URI.
+func exported(t *testing.T, args ...string) string {
 	t.Helper()
 	socket := filepath.Join(shortDir(t), "s")
-	cmd := nbdctlCommand(t, "serve", "--read-only", "--listen", "unix:"+socket, "file", image)
+	cmd := nbdctlCommand(t, append([]string{"serve", "--listen", "unix:" + socket}, args...)...)
 	uri := started(t, cmd)
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
@@ -51,7 +51,7 @@ func TestServeHoles(t *testing.T) {
 	if err := f.Truncate(64 * mib); err != nil {
 		t.Fatal(err)
 	}
-	uri := servedReadOnly(t, image)
+	uri := exported(t, "--read-only", "file", image)
 
 	pieces := func(name string, args ...string) (all []piece) {
 		t.Helper()
@@ -114,7 +114,7 @@ func TestServeOdd(t *testing.T) {
 	if err := os.WriteFile(image, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	uri := servedReadOnly(t, image)
+	uri := exported(t, "--read-only", "file", image)
 	if r := finish(t, command(t, "qemu-img", "convert", "-O", "raw", uri, to)); r.code != 0 {
 		t.Fatalf("qemu-img convert: %d, %s", r.code, r.stderr)
 	}

@@ -77,17 +77,14 @@ type Request struct {
 // Changes reports whether the request changes bytes of the export.
 func (r *Request) Changes() bool { return r.Command.Writes() && r.Length > 0 }
 
-// Payload returns how many bytes follow the request. With an extended header a flag tells that its
-// length is theirs; with a compact one WRITE has them ("Request message").
+// Payload returns how many bytes follow the request. WRITE has them, and with an extended header
+// what says so by a flag ("Request message"). WRITE has to say so, too, but clients are about that
+// do not: QEMU's, as of 10.0 (nbd_send_request).
 func (r *Request) Payload(extended bool) uint64 {
-	has := r.Command == CmdWrite
-	if extended {
-		has = r.Flags&CmdFlagPayloadLen != 0
+	if r.Command == CmdWrite || extended && r.Flags&CmdFlagPayloadLen != 0 {
+		return r.Length
 	}
-	if !has {
-		return 0
-	}
-	return r.Length
+	return 0
 }
 
 // End returns the offset behind the last byte of the range, modulo 2⁶⁴.

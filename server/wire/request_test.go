@@ -138,7 +138,7 @@ func TestPayload(t *testing.T) {
 		r                 wire.Request
 		compact, extended uint64
 	}{
-		{wire.Request{Command: wire.CmdWrite, Length: 5}, 5, 0},
+		{wire.Request{Command: wire.CmdWrite, Length: 5}, 5, 5},
 		{wire.Request{Command: wire.CmdWrite, Length: 5, Flags: wire.CmdFlagPayloadLen}, 5, 5},
 		{wire.Request{Command: wire.CmdRead, Length: 5, Flags: wire.CmdFlagFUA}, 0, 0},
 		{wire.Request{Command: wire.CmdRead, Length: 1<<64 - 1, Flags: wire.CmdFlagPayloadLen}, 0, 1<<64 - 1},
