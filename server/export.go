@@ -39,6 +39,9 @@ type Options struct {
 	// BlockSize, in bytes, divides offset and length of every request; others are refused. A power
 	// of two up to 65536. 0: what the backend needs, else 1.
 	BlockSize int
+	// Description is what people are told of the export who list those of a server, or ask. It is
+	// UTF-8 without zero bytes, and at most 4096 bytes long.
+	Description string
 	// MaxInFlight bounds the requests that one connection executes at once. 0: 128.
 	MaxInFlight int
 	// SlowRequest is how long a request may take, from when it was received until its reply is
@@ -57,6 +60,7 @@ type Export struct {
 	dev         backends.Device // for who is in Transmit; Swap changes it, and can, while they are held up
 	can         abilities
 	size        atomic.Int64 // requests are checked against it
+	description string
 	blockSize   int
 	maxLength   uint64 // of a READ or WRITE, in bytes
 	preferred   int    // block size that is offered
@@ -95,6 +99,7 @@ func NewExport(b backends.Backend, o Options) (*Export, error) {
 	e := &Export{
 		dev:         dev,
 		can:         abilitiesOf(&dev),
+		description: o.Description,
 		blockSize:   o.BlockSize,
 		maxLength:   wire.MaxPayload,
 		preferred:   dev.BlockSizes.Preferred,
@@ -133,6 +138,9 @@ func NewExport(b backends.Backend, o Options) (*Export, error) {
 		return nil, fmt.Errorf("server: size %d is not a multiple of the block size, %d bytes", size, e.blockSize)
 	case e.maxInFlight < 1:
 		return nil, fmt.Errorf("server: %d requests in flight are too few to serve any", e.maxInFlight)
+	}
+	if err := wire.CheckString(o.Description); err != nil {
+		return nil, fmt.Errorf("server: description: %w", err)
 	}
 	e.flags = promise(dev, o.ReadOnly)
 	e.noteAbilities()

@@ -277,6 +277,43 @@ func TestExtendedResume(t *testing.T) {
 	}
 }
 
+// TestDescription holds who is told what an export is, and what is no description ("NBD_OPT_LIST",
+// "NBD_INFO_DESCRIPTION").
+func TestDescription(t *testing.T) {
+	s := &server.Server{Exports: map[string]*server.Export{
+		"x": export(t, newDisk(8192), server.Options{Description: "a disk ☺"}),
+		"y": export(t, newDisk(8192), server.Options{}),
+	}}
+	ask := func(name string, infos ...uint16) string {
+		c := &talker{in: strings.NewReader(clientFlags(3) + option(optList, "") + option(optGo, infoData(name, infos...)))}
+		session, err := s.Handshake(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		session.Conn().Close()
+		return c.out.String()
+	}
+	listed := greeting + optionReply(optList, repServer, "\x00\x00\x00\x01xa disk ☺") +
+		optionReply(optList, repServer, "\x00\x00\x00\x01y") + optionReply(optList, repAck, "")
+	of := optionReply(optGo, repInfo, "\x00\x00"+be64(8192)+flagsDefault)
+	described := optionReply(optGo, repInfo, "\x00\x02a disk ☺")
+	ack := optionReply(optGo, repAck, "")
+	for name, tt := range map[string]struct{ got, want string }{
+		"who asks":            {ask("x", 2), listed + of + described + ack},
+		"who does not":        {ask("x"), listed + of + ack},
+		"where there is none": {ask("y", 2), listed + of + ack},
+	} {
+		if diff := cmp.Diff(tt.want, tt.got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+	for _, wrong := range []string{"\xff", "a\x00b", strings.Repeat("x", 4097)} {
+		if _, err := server.NewExport(newDisk(8192), server.Options{Description: wrong}); err == nil {
+			t.Errorf("%.10q is a description", wrong)
+		}
+	}
+}
+
 // TestNegotiateExtended holds what a client is answered that asks for extended headers
 // ("NBD_OPT_EXTENDED_HEADERS").
 func TestNegotiateExtended(t *testing.T) {

@@ -181,7 +181,11 @@ func (h *handshake) list(data []byte) error {
 		return nil
 	}
 	for _, name := range slices.Sorted(maps.Keys(h.server.Exports)) {
-		h.reply(wire.RepServer, wire.AppendServer(nil, name))
+		var details string
+		if e := h.server.Exports[name]; e != nil {
+			details = e.description
+		}
+		h.reply(wire.RepServer, wire.AppendServer(nil, name, details))
 		if len(h.out) > repliesAtOnce {
 			if err := h.send(); err != nil {
 				return err
@@ -208,6 +212,9 @@ func (h *handshake) info(data []byte) *choice {
 	h.reply(wire.RepInfo, wire.AppendInfoExport(nil, uint64(a.Size), a.Flags))
 	if asked.Asks(wire.InfoName) {
 		h.reply(wire.RepInfo, wire.AppendInfoText(nil, wire.InfoName, asked.Name))
+	}
+	if asked.Asks(wire.InfoDescription) && c.export.description != "" {
+		h.reply(wire.RepInfo, wire.AppendInfoText(nil, wire.InfoDescription, c.export.description))
 	}
 	if asked.Asks(wire.InfoBlockSize) || a.BlockSize > 1 {
 		h.reply(wire.RepInfo, wire.AppendInfoBlockSize(nil, c.export.blockSizes()))

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/server/internal/admit"
 	"github.com/nbdctl/nbdctl/server/internal/rangelock"
 	"github.com/nbdctl/nbdctl/server/internal/resend"
@@ -22,6 +23,7 @@ type request struct {
 	payload *buffer        // data of a WRITE, room for those of a READ; nil where there are none
 	cost    int64          // what the limits count it for, in bytes
 	inline  bool           // executed by the connection's goroutine
+	hole    bool           // the answer to a READ is that there are zeroes
 	lock    rangelock.Lock // what it changes
 	arrived time.Duration
 
@@ -51,7 +53,7 @@ func newRequest() *request {
 
 // replySpace is room in bytes for what comes before the data of a reply. Only an error with a text
 // is longer.
-const replySpace = wire.ExtendedChunkSize + wire.ChunkOffsetSize
+const replySpace = wire.ExtendedChunkSize + wire.HoleSize
 
 // cost returns the payload memory that a request may take, in bytes. The lengths of TRIM and
 // WRITE_ZEROES are ranges, not payload; zeros are written in pieces.
@@ -110,6 +112,10 @@ func (r *request) perform() error {
 		}
 	}
 	var p []byte
+	if r.Command == wire.CmdRead && !r.inline && r.tellsHole() {
+		r.hole = true
+		return nil
+	}
 	if r.Command == wire.CmdRead && r.Length > 0 {
 		r.payload = payloads.get(int(r.Length))
 	}
@@ -135,6 +141,23 @@ func (r *request) perform() error {
 	err := e.execute(r.conn.ctx, r.Request, p)
 	pace.Worked(clock()-start, paceBytes(r.Request))
 	return err
+}
+
+// tellsHole reports whether a READ is of nothing but zeroes, of which the client can be told. The
+// backend is not asked on the goroutine of the connection, for to know may take a disk.
+func (r *request) tellsHole() bool {
+	extenter := r.conn.export.dev.Extenter
+	if extenter == nil || !r.conn.agreed.Structured || r.Flags&wire.CmdFlagDF != 0 || r.Length < minHole {
+		return false
+	}
+	zeroes := int64(0)
+	err := extenter.Extents(int64(r.Offset), int64(r.Length), func(e backends.Extent) bool {
+		if e.Zero {
+			zeroes += e.Length
+		}
+		return e.Zero
+	})
+	return err == nil && zeroes == int64(r.Length)
 }
 
 // finish counts the request and hands its reply to the outbox. r must not be used afterwards.
@@ -216,6 +239,9 @@ func (r *request) encode(code wire.Errno, err error) {
 		}
 		chunk.Length = uint64(len(payload))
 		r.head = append(appendChunk(r.space[:0], &chunk, agreed.Extended), payload...)
+	case r.hole:
+		chunk.Type, chunk.Length = wire.ChunkOffsetHole, wire.HoleSize
+		r.head = wire.AppendHole(appendChunk(r.space[:0], &chunk, agreed.Extended), r.Offset, uint32(r.Length))
 	case r.Command == wire.CmdRead && r.Length > 0:
 		chunk.Type = wire.ChunkOffsetData
 		chunk.Length += wire.ChunkOffsetSize

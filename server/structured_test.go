@@ -199,12 +199,16 @@ func TestStructuredRead(t *testing.T) {
 		fails error
 		want  []chunk // of the backend that knows holes
 		plain []chunk // of the other; nil: the same
+		// extents are those of the other if it can tell where holes are; nil: as plain
+		extents []chunk
 	}{
 		{name: "data", q: call{op: cmdRead, length: page}, want: []chunk{data(0, d.pages[0])}},
 		{name: "a part of it", q: call{op: cmdRead, offset: 100, length: 7}, want: []chunk{data(100, d.pages[0][:7])}},
 		{name: "nothing", q: call{op: cmdRead, offset: 512}, want: []chunk{{chunkNone, ""}}},
 		{name: "a hole", q: call{op: cmdRead, offset: page, length: page}, want: []chunk{hole(page, page)},
-			plain: []chunk{data(page, zeroes[:page])}},
+			plain: []chunk{data(page, zeroes[:page])}, extents: []chunk{hole(page, page)}},
+		{name: "a hole, DF", q: call{op: cmdRead, flags: flagDF, offset: page, length: page},
+			want: []chunk{data(page, zeroes[:page])}},
 		{name: "a hole that is too small", q: call{op: cmdRead, offset: page, length: 511},
 			want: []chunk{data(page, zeroes[:511])}},
 		{name: "data, hole, data", q: call{op: cmdRead, length: 3 * page},
@@ -214,7 +218,7 @@ func TestStructuredRead(t *testing.T) {
 			want: []chunk{data(0, bytes.Join([][]byte{d.pages[0], zeroes[:page], d.pages[2]}, nil))}},
 		{name: "hole, hole", q: call{op: cmdRead, offset: 3 * page, length: 2 * page},
 			want:  []chunk{hole(3*page, page), hole(4*page, page)},
-			plain: []chunk{data(3*page, zeroes)}},
+			plain: []chunk{data(3*page, zeroes)}, extents: []chunk{hole(3*page, 2*page)}},
 		{name: "past the end", q: call{op: cmdRead, offset: 8 * page, length: 1},
 			want: []chunk{failure(einval, "past the end of the export")}},
 		{name: "flag unknown", q: call{op: cmdRead, flags: noHole, length: 1},
@@ -226,15 +230,26 @@ func TestStructuredRead(t *testing.T) {
 		{name: "the backend fails at once", fails: syscall.EIO, q: call{op: cmdRead, offset: 7 * page, length: page},
 			want: []chunk{failure(eio, "")}},
 	} {
-		for _, plainly := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s/%t", tt.name, plainly), func(t *testing.T) {
+		for _, as := range []string{"references", "plain", "plain with extents"} {
+			t.Run(tt.name+"/"+as, func(t *testing.T) {
 				d := holey()
 				d.fails = tt.fails
 				var b backends.Backend = d
 				want := tt.want
-				if plainly {
+				switch as {
+				case "plain":
 					b = struct{ backends.Backend }{d}
 					if tt.plain != nil {
+						want = tt.plain
+					}
+				case "plain with extents":
+					b = struct {
+						backends.Backend
+						backends.Extenter
+					}{d, d}
+					if tt.extents != nil {
+						want = tt.extents
+					} else if tt.plain != nil {
 						want = tt.plain
 					}
 				}

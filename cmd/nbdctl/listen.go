@@ -134,17 +134,17 @@ func inUse(address string) error {
 	return exit.With(exit.Busy, "--listen: %s is in use; choose another address", address)
 }
 
-// maxExportName is the length of the longest string in the NBD protocol, in bytes.
-const maxExportName = 4096
+// maxExportString is the length of the longest string in the NBD protocol, in bytes.
+const maxExportString = 4096
 
-// checkExportName refuses what no client could ask for.
-func checkExportName(name string) error {
+// checkExportString refuses what is no string of the protocol, as the value of a flag.
+func checkExportString(flag, value string) error {
 	switch {
-	case !utf8.ValidString(name):
-		return exit.Usagef("--name %q: must be valid UTF-8", name)
-	case len(name) > maxExportName:
-		return exit.Usagef("--name %.20s...: has %d bytes; the name of an export has at most %d",
-			name, len(name), maxExportName)
+	case !utf8.ValidString(value):
+		return exit.Usagef("--%s %q: must be valid UTF-8", flag, value)
+	case len(value) > maxExportString:
+		return exit.Usagef("--%s %.20s...: has %d bytes; the %s of an export has at most %d",
+			flag, value, len(value), flag, maxExportString)
 	}
 	return nil
 }

@@ -36,6 +36,7 @@ func serveCommand() *cli.Command {
 					"0.0.0.0 is all of IPv4, [::] all of IPv6, no HOST both",
 			},
 			&cli.StringFlag{Name: "name", Usage: "`NAME` of the export; clients that name none get it too"},
+			&cli.StringFlag{Name: "description", Usage: "`TEXT` for people who list the exports, or ask for it"},
 		}, backendFlags...),
 		OnUsageError: onUsageError,
 		Action:       serve,
@@ -51,7 +52,10 @@ func serve(c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := checkExportName(c.String("name")); err != nil {
+	if err := checkExportString("name", c.String("name")); err != nil {
+		return err
+	}
+	if err := checkExportString("description", c.String("description")); err != nil {
 		return err
 	}
 	signals, stop := host.Signals()
@@ -91,9 +95,10 @@ func offer(
 	logger *slog.Logger,
 ) (net.Listener, *server.Server, error) {
 	export, err := server.NewExport(backing.Backend, server.Options{
-		ReadOnly:  spec.ReadOnly,
-		BlockSize: spec.BlockSize,
-		Logger:    logger,
+		ReadOnly:    spec.ReadOnly,
+		BlockSize:   spec.BlockSize,
+		Description: c.String("description"),
+		Logger:      logger,
 	})
 	if err != nil {
 		return nil, nil, err

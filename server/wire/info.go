@@ -126,8 +126,11 @@ func ParseBlockSizes(rest []byte) (s BlockSizes, ok bool) {
 	}, true
 }
 
-// AppendServer appends the data of RepServer: the name of an export.
-func AppendServer(b []byte, name string) []byte { return appendString(b, name) }
+// AppendServer appends the data of RepServer: the name of an export, and what else there is to tell
+// of it, for people.
+func AppendServer(b []byte, name, details string) []byte {
+	return append(appendString(b, name), details...)
+}
 
 // ParseServer reads the data of RepServer: the name of an export and what else the server tells of
 // it, for people. It allocates what it returns.

@@ -96,7 +96,7 @@ func TestInfo(t *testing.T) {
 			"\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x01\x01"},
 		{wire.AppendInfoBlockSize(nil, wire.BlockSizes{Minimum: 512, Preferred: 4096, Maximum: 32 << 20}),
 			"\x00\x03\x00\x00\x02\x00\x00\x00\x10\x00\x02\x00\x00\x00"},
-		{wire.AppendServer(nil, "disk"), "\x00\x00\x00\x04disk"},
+		{wire.AppendServer(nil, "disk", ""), "\x00\x00\x00\x04disk"},
 		{wire.AppendExportName(nil, 512, wire.FlagHasFlags, true), "\x00\x00\x00\x00\x00\x00\x02\x00\x00\x01"},
 		{wire.AppendExportName(nil, 512, wire.FlagHasFlags, false)[:12],
 			"\x00\x00\x00\x00\x00\x00\x02\x00\x00\x01\x00\x00"},
@@ -118,7 +118,7 @@ func FuzzParse(f *testing.F) {
 	f.Add((&wire.InfoRequest{Name: "disk", Infos: []wire.Info{0, 3}}).Append(nil))
 	f.Add(wire.AppendInfoExport(nil, 1<<40, 0x1ff))
 	f.Add(wire.AppendInfoBlockSize(nil, wire.BlockSizes{Minimum: 1, Preferred: 2, Maximum: 3}))
-	f.Add(wire.AppendServer(nil, "disk"))
+	f.Add(wire.AppendServer(nil, "disk", ""))
 	f.Add((&wire.MetaRequest{Name: "disk", Queries: []string{wire.ContextAllocation}}).Append(nil))
 	f.Add([]byte("\xff\xff\xff\xff"))
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -126,7 +126,7 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("% x became % x", data, r.Append(nil))
 		}
 		if name, details, ok := wire.ParseServer(data); ok &&
-			!bytes.Equal(append(wire.AppendServer(nil, name), details...), data) {
+			!bytes.Equal(wire.AppendServer(nil, name, details), data) {
 			t.Errorf("% x became %q and %q", data, name, details)
 		}
 		if r, ok := wire.ParseMetaRequest(data); ok && !bytes.Equal(r.Append(nil), data) {
