@@ -21,6 +21,7 @@ const (
 	CapReadContext                   // ReaderAtContext
 	CapWriteContext                  // WriterAtContext
 	CapCache                         // Cacher
+	CapContexts                      // Contexter
 )
 
 // capsOfWriter are worth nothing on a device that cannot be written.
@@ -30,7 +31,7 @@ const capsOfWriter = CapSync | CapFUA | CapTrim | CapZero | CapResize | CapWrite
 func (c Caps) String() string {
 	names := []string{
 		"write", "sync", "fua", "trim", "zero", "extents", "resize",
-		"readto", "writefrom", "readcontext", "writecontext", "cache",
+		"readto", "writefrom", "readcontext", "writecontext", "cache", "contexts",
 	}
 	var have []string
 	for i, name := range names {
@@ -69,7 +70,8 @@ type Device struct {
 	ReadContext  ReaderAtContext
 	WriteContext WriterAtContext
 
-	Cacher Cacher
+	Cacher    Cacher
+	Contexter Contexter
 
 	BlockSizes BlockSizes // zero where the backend has no opinion
 }
@@ -98,6 +100,7 @@ func Probe(b Backend) Device {
 	take(&d, b, have, CapReadContext, &d.ReadContext)
 	take(&d, b, have, CapWriteContext, &d.WriteContext)
 	take(&d, b, have, CapCache, &d.Cacher)
+	take(&d, b, have, CapContexts, &d.Contexter)
 	if s, ok := b.(BlockSizer); ok {
 		d.BlockSizes = s.BlockSizes()
 	}

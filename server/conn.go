@@ -83,7 +83,9 @@ func (e *Export) newConn(nc net.Conn, unread []byte, m *admit.Memory, stalled fu
 	c.loop = loop{
 		conn:   c,
 		export: e,
-		inbox:  inbox{io: raw, pool: &payloads, ahead: unread, full: raw.Window(), window: raw.Window(), header: wire.RequestSize},
+		inbox: inbox{
+			io: raw, pool: &payloads, ahead: unread, full: raw.Window(), window: raw.Window(), header: wire.RequestSize,
+		},
 		meter:  pace.Meter{Set: &e.paces, Switches: pace.ThreadSwitches},
 		result: make(chan error, 1),
 	}

@@ -23,11 +23,14 @@
 //
 // Fixed newstyle, with simple replies, or structured ones for a client that asks for them: zeroes
 // that a backend tells of ([backends.Reply], Zeros) go out as holes, unless they are short or
-// NBD_CMD_FLAG_DF is set; so does a READ that a worker has, of nothing but zeroes, where the backend
-// knows that ([backends.Extenter]). Replies to other requests than READ and BLOCK_STATUS are simple all the
-// same, which the protocol allows. The one meta context is base:allocation: extents as the backend
-// has them ([backends.Extenter]), in whole blocks, of which one that has any data is data; without
-// that ability, everything is data. At most 4096 come in one reply.
+// NBD_CMD_FLAG_DF is set; so does a READ that a worker has, of nothing but zeroes, where the
+// backend knows that ([backends.Extenter]). Replies to other requests than READ and BLOCK_STATUS
+// are simple all the same, which the protocol allows.
+//
+// Meta contexts are base:allocation and those of the backend ([backends.Contexter]). The former has
+// extents as the backend has them ([backends.Extenter]), in whole blocks, of which one that has any
+// data is data; without that ability, everything is data. At most 4096 extents of each context come
+// in one reply.
 //
 // A client that asks for extended headers has them for everything, and lengths of 64 bits: TRIM,
 // WRITE_ZEROES and BLOCK_STATUS of any range, in one request. READ and WRITE are for 32 MiB at most

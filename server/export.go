@@ -61,6 +61,7 @@ type Export struct {
 	can         abilities
 	size        atomic.Int64 // requests are checked against it
 	description string
+	contexts    []metaContext // of which clients choose
 	blockSize   int
 	maxLength   uint64 // of a READ or WRITE, in bytes
 	preferred   int    // block size that is offered
@@ -141,6 +142,10 @@ func NewExport(b backends.Backend, o Options) (*Export, error) {
 	}
 	if err := wire.CheckString(o.Description); err != nil {
 		return nil, fmt.Errorf("server: description: %w", err)
+	}
+	var err error
+	if e.contexts, err = contextsOf(&dev); err != nil {
+		return nil, err
 	}
 	e.flags = promise(dev, o.ReadOnly)
 	e.noteAbilities()

@@ -257,11 +257,12 @@ func (h *handshake) metaContext(data []byte) {
 		h.refuse(wire.RepErrInvalid, "malformed data")
 		return
 	}
-	if h.server.export(asked.Name) == nil {
+	e := h.server.export(asked.Name)
+	if e == nil {
 		h.refuse(wire.RepErrUnknown, "no such export")
 		return
 	}
-	for _, c := range contextsFor(asked.Queries, set) {
+	for _, c := range e.contextsFor(asked.Queries, set, h.extended) {
 		if set {
 			h.contexts, h.contextsOf = append(h.contexts, c), asked.Name
 		}

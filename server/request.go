@@ -55,16 +55,17 @@ func newRequest() *request {
 // is longer.
 const replySpace = wire.ExtendedChunkSize + wire.HoleSize
 
-// cost returns the payload memory that a request may take, in bytes. The lengths of TRIM and
-// WRITE_ZEROES are ranges, not payload; zeros are written in pieces.
-func cost(h wire.Request) int64 {
+// cost returns the payload memory that a request may take, in bytes, of a client that has chosen so
+// many meta contexts. The lengths of TRIM and WRITE_ZEROES are ranges, not payload; zeros are
+// written in pieces.
+func cost(h *wire.Request, contexts int) int64 {
 	switch h.Command {
 	case wire.CmdRead, wire.CmdWrite:
 		return payloadCost(h.Length)
 	case wire.CmdWriteZeroes:
 		return int64(min(h.Length, zeroPiece))
 	case wire.CmdBlockStatus:
-		return payloadCost(statusSize)
+		return payloadCost(uint64(contexts) * statusSize)
 	default:
 		return 0
 	}
@@ -202,17 +203,32 @@ func (r *request) release() {
 	}
 }
 
-// status has the backend tell what is in the range. The answer is the payload.
+// status has the backend tell what is in the range. The answer is the payload, of a chunk for each
+// context.
 func (r *request) status() error {
+	agreed := &r.conn.agreed
 	most := maxExtents
 	if r.Flags&wire.CmdFlagReqOne != 0 {
 		most = 1
 	}
-	r.payload = payloads.get(statusSize)
-	s := statuses{b: r.payload.bytes[:0], extended: r.conn.agreed.Extended, left: most}
-	err := r.conn.export.status(&s, int64(r.Offset), int64(r.Length))
-	r.payload.bytes = s.b
-	return err
+	r.payload = payloads.get(len(agreed.Contexts) * statusSize)
+	reply := r.payload.bytes[:0]
+	for i, c := range agreed.Contexts {
+		chunk := wire.Chunk{Type: statusChunk(agreed.Extended), Cookie: r.Cookie, Offset: r.Offset}
+		if i == len(agreed.Contexts)-1 {
+			chunk.Flags = wire.ChunkDone
+		}
+		header := len(appendChunk(reply[len(reply):], &chunk, agreed.Extended))
+		room := reply[len(reply)+header : len(reply)+header : cap(reply)]
+		s := statuses{id: c.ID, b: room, extended: agreed.Extended, left: most}
+		if err := r.conn.export.status(&s, c.Name, int64(r.Offset), int64(r.Length)); err != nil {
+			return err
+		}
+		chunk.Length = uint64(len(s.b))
+		reply = appendChunk(reply, &chunk, agreed.Extended)[:len(reply)+header+len(s.b)]
+	}
+	r.payload.bytes = reply
+	return nil
 }
 
 // encode makes the reply, which tells that number if err is not nil.
@@ -221,6 +237,9 @@ func (r *request) encode(code wire.Errno, err error) {
 	carriesData := r.Command == wire.CmdRead || r.Command == wire.CmdBlockStatus
 	if err == nil && r.payload != nil && carriesData {
 		r.data = r.payload.bytes
+	}
+	if err == nil && r.Command == wire.CmdBlockStatus {
+		return // It has its headers.
 	}
 	if !agreed.Extended && !(carriesData && agreed.Structured) {
 		r.head = r.space[:wire.SimpleReplySize]
@@ -248,9 +267,6 @@ func (r *request) encode(code wire.Errno, err error) {
 		r.head = wire.AppendOffset(appendChunk(r.space[:0], &chunk, agreed.Extended), r.Offset)
 	default:
 		chunk.Type = wire.ChunkNone
-		if r.Command == wire.CmdBlockStatus {
-			chunk.Type = statusChunk(agreed.Extended)
-		}
 		r.head = appendChunk(r.space[:0], &chunk, agreed.Extended)
 	}
 }

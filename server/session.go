@@ -125,7 +125,7 @@ func (e *Export) keeps(a Agreement) error {
 		all = append(all, fmt.Errorf("its flags are %v, and %v were agreed", flags, a.Flags))
 	}
 	for _, c := range a.Contexts {
-		if c.Name != wire.ContextAllocation {
+		if !e.hasContext(c.Name, a.Extended) {
 			all = append(all, fmt.Errorf("it has no meta context %q", c.Name))
 		}
 	}

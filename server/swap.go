@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/nbdctl/nbdctl/backends"
@@ -104,10 +105,27 @@ func (e *Export) successor(b backends.Backend) (backends.Device, error) {
 	case longest < e.maxLength:
 		lacks = fmt.Sprintf("takes requests up to %d bytes, below the %d of the export", longest, e.maxLength)
 	default:
+		lacks = e.lacksContext(&dev)
+	}
+	if lacks == "" {
 		return dev, nil
 	}
 	return dev, fmt.Errorf("server: the new backend %s, which clients were promised when they connected: %w",
 		lacks, errors.ErrUnsupported)
+}
+
+// lacksContext says which meta context of the export dev does not have, if there is one.
+func (e *Export) lacksContext(dev *backends.Device) string {
+	has, err := contextsOf(dev)
+	if err != nil {
+		return fmt.Sprintf("can't be served (%v)", err)
+	}
+	for _, c := range e.contexts {
+		if !slices.ContainsFunc(has, func(d metaContext) bool { return d.Name == c.Name && (c.wide || !d.wide) }) {
+			return fmt.Sprintf("has no meta context %q", c.Name)
+		}
+	}
+	return ""
 }
 
 // Sync makes what was written to the backend durable, while requests go on. Before a Swap whose

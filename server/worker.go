@@ -18,12 +18,14 @@ func (l *loop) execute(h *wire.Request) error {
 	if h.Command == wire.CmdWrite {
 		return l.receive(h, nil)
 	}
-	if !l.enter(cost(*h)) {
+	if !l.enter(l.cost(h)) {
 		return net.ErrClosed
 	}
 	l.start(h, nil)
 	return nil
 }
+
+func (l *loop) cost(h *wire.Request) int64 { return cost(h, len(l.conn.agreed.Contexts)) }
 
 // refuse has a request answered with an error. Its payload must leave the stream before, and until
 // all of that has, the request can still be handed over as unread.
@@ -84,7 +86,7 @@ func (l *loop) receivePayload(p []byte) (int, error) {
 // pays. Which one it is depends on this moment, for the request may have waited since its plan was
 // made.
 func (l *loop) start(h *wire.Request, payload *buffer) {
-	r := l.request(h, cost(*h))
+	r := l.request(h, l.cost(h))
 	r.payload = payload
 	if h.Changes() && l.outdated() { // It has waited for room, or for memory.
 		r.err = rangelock.ErrAbandoned

@@ -61,6 +61,7 @@ var checks = []check{
 	{"ReadContext", backends.CapReadContext, checkReadContext},
 	{"Extents", backends.CapExtents, checkExtents},
 	{"Cache", backends.CapCache, checkCache},
+	{"Contexts", backends.CapContexts, checkContexts},
 	{"WriteEdges", backends.CapWrite, checkWriteEdges},
 	{"Random", backends.CapWrite, checkRandom},
 	{"Zero", backends.CapZero, checkZero},

@@ -156,6 +156,11 @@ func TestWrongBackends(t *testing.T) {
 		{&extentsLie{newDisk(diskSize)}, "Extents", "is 0x"},
 		{&extentsDeaf{newDisk(diskSize)}, "Extents", "stopped at the first"},
 
+		{&contextsNone{newDisk(diskSize)}, "Contexts", "Contexts: 0"},
+		{&contextsWide{newDisk(diskSize)}, "Contexts", "not Wide"},
+		{&contextsGap{newDisk(diskSize)}, "Contexts", "is next"},
+		{&contextsEarly{newDisk(diskSize)}, "Contexts", "ends at"},
+
 		{&repliesOther{newDisk(diskSize)}, "ReadTo", "ReadAtTo: byte"},
 		{&repliesLess{newDisk(diskSize)}, "ReadTo", "gave"},
 		{&repliesReused{disk: newDisk(diskSize)}, "ReadTo", "ReadAtTo: byte"},

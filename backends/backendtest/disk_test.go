@@ -27,6 +27,7 @@ var _ interface {
 	backends.Zeroer
 	backends.Extenter
 	backends.Cacher
+	backends.Contexter
 	backends.Resizer
 	backends.ReaderAtTo
 	backends.WriterAtFrom
@@ -87,6 +88,23 @@ func (d *disk) Zero(off, n int64, flags backends.ZeroFlags) error {
 }
 
 func (d *disk) Cache(off, n int64) error { return nil }
+
+func (d *disk) Contexts() []backends.Context {
+	return []backends.Context{{Name: "x-test:hole"}, {Name: "x-test:at", Wide: true}}
+}
+
+func (d *disk) ContextExtents(name string, off, n int64, yield func(backends.Mark) bool) error {
+	return d.Extents(off, n, func(e backends.Extent) bool {
+		m := backends.Mark{Offset: e.Offset, Length: e.Length}
+		switch {
+		case name == "x-test:at":
+			m.Flags = uint64(e.Offset) << 32
+		case e.Hole:
+			m.Flags = 1
+		}
+		return yield(m)
+	})
+}
 
 func (d *disk) Extents(off, n int64, yield func(backends.Extent) bool) error {
 	d.mu.Lock()

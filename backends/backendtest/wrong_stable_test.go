@@ -1,5 +1,7 @@
 package backendtest
 
+import "github.com/nbdctl/nbdctl/backends"
+
 // What outlives a crash, and a change of size.
 
 type syncsNothing struct{ *disk }
@@ -35,3 +37,28 @@ func (b *resizeKeepsTail) Resize(size int64) error {
 type resizeForgets struct{ *disk }
 
 func (*resizeForgets) Resize(size int64) error { return nil }
+
+// Contexts.
+
+type contextsNone struct{ *disk }
+
+func (*contextsNone) Contexts() []backends.Context { return nil }
+
+type contextsWide struct{ *disk }
+
+func (*contextsWide) Contexts() []backends.Context { return []backends.Context{{Name: "x-test:at"}} }
+
+type contextsGap struct{ *disk }
+
+func (b *contextsGap) ContextExtents(name string, off, n int64, yield func(backends.Mark) bool) error {
+	return b.disk.ContextExtents(name, off, n, func(m backends.Mark) bool {
+		m.Offset++
+		return yield(m)
+	})
+}
+
+type contextsEarly struct{ *disk }
+
+func (b *contextsEarly) ContextExtents(name string, off, n int64, yield func(backends.Mark) bool) error {
+	return b.disk.ContextExtents(name, off, n/2, yield)
+}

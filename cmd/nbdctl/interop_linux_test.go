@@ -80,7 +80,8 @@ for i, b in enumerate(buffers):
 # What is wrong is refused, and nothing behind it.
 h.set_strict_mode(0)
 for wrong in (lambda: h.pread(64 << 20, 0), lambda: h.pread(1, 4 * TiB), lambda: h.trim(1, 4 * TiB),
-              lambda: h.zero(65536, 4 * TiB - 1), lambda: h.cache(2, 4 * TiB - 1), lambda: h.pread(1, 0, nbd.CMD_FLAG_REQ_ONE)):
+              lambda: h.zero(65536, 4 * TiB - 1), lambda: h.cache(2, 4 * TiB - 1),
+              lambda: h.pread(1, 0, nbd.CMD_FLAG_REQ_ONE)):
     try:
         wrong()
     except nbd.Error as e:
@@ -169,5 +170,6 @@ func TestInteropNewer(t *testing.T) {
 	if diff := cmp.Diff(want, pieces); diff != "" {
 		t.Errorf("nbdinfo --map (-want +got):\n%s", diff)
 	}
-	sh(t, "qemu-io -f raw '"+uri+"' -c 'write -z -u 5M 1M' -c 'discard 6M 1M' -c 'read -P 0 5M 2M' | tee /dev/stderr | (! grep -i fail)")
+	sh(t, "qemu-io -f raw '"+uri+"' -c 'write -z -u 5M 1M' -c 'discard 6M 1M' -c 'read -P 0 5M 2M' | "+
+		"tee /dev/stderr | (! grep -i fail)")
 }

@@ -57,7 +57,8 @@ func TestAdd(t *testing.T) {
 		return OpStats{Requests: n, Bytes: 10 * n, Errors: n / 2, Latency: latencies(int(n), 0)}
 	}
 	a := Stats{
-		Read: op(2), Write: op(4), Flush: op(6), Trim: op(8), WriteZeroes: op(10), BlockStatus: op(14), Cache: op(16), Unknown: op(12),
+		Read: op(2), Write: op(4), Flush: op(6), Trim: op(8), WriteZeroes: op(10), BlockStatus: op(14), Cache: op(16),
+		Unknown:  op(12),
 		InFlight: 1, Oldest: time.Second,
 	}
 	sum := Stats{
