@@ -18,6 +18,7 @@ var (
 	errPastEnd     = &refusal{syscall.EINVAL, "past the end of the export"}
 	errNoRoom      = &refusal{syscall.ENOSPC, "past the end of the export"}
 	errNoCache     = &refusal{syscall.EINVAL, "cache was not offered"}
+	errNoChoice    = &refusal{syscall.EINVAL, "the payload is no choice among the meta contexts"}
 	errNoContext   = &refusal{syscall.EINVAL, "no meta context was negotiated"}
 	errNothing     = &refusal{syscall.EINVAL, "the status of no bytes"}
 	errFlushRange  = &refusal{syscall.EINVAL, "offset and length of a flush must be zero"}
@@ -43,7 +44,7 @@ func (e *Export) check(h wire.Request, a *Agreement) *refusal {
 			known |= wire.CmdFlagFastZero
 		}
 	case wire.CmdBlockStatus:
-		known |= wire.CmdFlagReqOne
+		known |= wire.CmdFlagReqOne // and CmdFlagPayloadLen, which choose has taken away
 	default:
 		return errUnknownOp
 	}

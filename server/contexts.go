@@ -106,6 +106,35 @@ func (e *Export) status(s *statuses, name string, off, n int64) error {
 	return s.err
 }
 
+// A contextSet has a bit for each context of an agreement.
+type contextSet uint32
+
+const allContexts = ^contextSet(0)
+
+// choose takes the payload of a NBD_CMD_BLOCK_STATUS, if it is one, for it says how long the range
+// is, and in which contexts it is of interest. It has arrived, unless it is too long.
+func (l *loop) choose(h *wire.Request) error {
+	agreed := &l.conn.agreed
+	if h.Length > uint64(8+4*len(agreed.Contexts)) || len(agreed.Contexts) == 0 {
+		return errNoChoice
+	}
+	length, ids, ok := wire.ParseStatusChoice(l.inbox.received()[:h.Length])
+	var chosen contextSet
+	for _, id := range ids {
+		i := slices.IndexFunc(agreed.Contexts, func(c Context) bool { return c.ID == id })
+		if i < 0 || chosen&(1<<i) != 0 {
+			return errNoChoice
+		}
+		chosen |= 1 << i
+	}
+	if !ok || chosen == 0 {
+		return errNoChoice
+	}
+	l.inbox.take(int(h.Length))
+	h.Length, h.Flags, l.chosen = length, h.Flags&^wire.CmdFlagPayloadLen, chosen
+	return nil
+}
+
 // statuses makes extents of whole blocks out of pieces, which come in order and without gaps. A
 // block that has any data is data.
 type statuses struct {

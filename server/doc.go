@@ -33,9 +33,10 @@
 // in one reply.
 //
 // A client that asks for extended headers has them for everything, and lengths of 64 bits: TRIM,
-// WRITE_ZEROES and BLOCK_STATUS of any range, in one request. READ and WRITE are for 32 MiB at most
-// all the same. A payload that does not belong to a request is taken from the stream, and the
-// request refused; one beyond 32 MiB ends the connection, as a longer WRITE does.
+// WRITE_ZEROES and BLOCK_STATUS of any range, in one request, the latter in some contexts of those
+// that were chosen. READ and WRITE are for 32 MiB at most all the same. A payload that does not
+// belong to a request is taken from the stream, and the request refused; one beyond 32 MiB ends the
+// connection, as a longer WRITE does.
 //
 // # What a client can rely on
 //

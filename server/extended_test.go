@@ -12,6 +12,7 @@ import (
 
 	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/server"
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 const (
@@ -349,11 +350,16 @@ func TestNegotiateExtended(t *testing.T) {
 				t.Fatal(err)
 			}
 			session.Conn().Close()
-			want := greeting + tt.answer + optionReply(optGo, repInfo, "\x00\x00"+sizeDisk+"\x01\x83")
+			flags := wire.Flags(0x183) // has-flags, read-only, DF, multi-conn
+			if tt.contexts != nil {
+				flags |= wire.FlagBlockStatusPayload
+			}
+			info := "\x00\x00" + sizeDisk + string(binary.BigEndian.AppendUint16(nil, uint16(flags)))
+			want := greeting + tt.answer + optionReply(optGo, repInfo, info)
 			if got := c.out.String(); !strings.HasPrefix(got, want) {
 				t.Errorf("the server said (-want +got):\n%s", cmp.Diff(want, got))
 			}
-			agreed := server.Agreement{Export: "disk", Size: 8192, BlockSize: 512, Flags: 0x183,
+			agreed := server.Agreement{Export: "disk", Size: 8192, BlockSize: 512, Flags: flags,
 				Structured: true, Extended: !tt.compact, Contexts: tt.contexts}
 			if diff := cmp.Diff(agreed, session.Agreement); diff != "" {
 				t.Errorf("agreed on (-want +got):\n%s", diff)

@@ -157,6 +157,7 @@ func (h *handshake) choose(name string) *choice {
 	if h.contextsOf == name {
 		c.agreement.Contexts = h.contexts
 	}
+	c.agreement.Flags = e.promises(&c.agreement)
 	return c
 }
 

@@ -31,6 +31,7 @@ type loop struct {
 	judging bool           // requests may come again
 	inside  bool           // a call of the backend, for it
 	absence time.Duration  // from what was received last until what it asked for had an end, here
+	chosen  contextSet     // of which the current one tells, if it is a NBD_CMD_BLOCK_STATUS
 	result  chan error
 }
 
@@ -206,8 +207,14 @@ func (l *loop) flush() error {
 func (l *loop) dispatch(h *wire.Request) error {
 	e := l.export
 	var refused error // nil: the request may reach the backend
-	if r := e.check(*h, &l.conn.agreed); r != nil {
-		refused = r
+	l.chosen = allContexts
+	if h.Command == wire.CmdBlockStatus && h.Payload(l.extended()) > 0 {
+		refused = l.choose(h)
+	}
+	if refused == nil {
+		if r := e.check(*h, &l.conn.agreed); r != nil {
+			refused = r
+		}
 	}
 	if e.judge.Active() {
 		now := l.inbox.arrived()

@@ -23,6 +23,7 @@ type request struct {
 	payload *buffer        // data of a WRITE, room for those of a READ; nil where there are none
 	cost    int64          // what the limits count it for, in bytes
 	inline  bool           // executed by the connection's goroutine
+	chosen  contextSet     // of which a NBD_CMD_BLOCK_STATUS tells
 	hole    bool           // the answer to a READ is that there are zeroes
 	lock    rangelock.Lock // what it changes
 	arrived time.Duration
@@ -213,9 +214,14 @@ func (r *request) status() error {
 	}
 	r.payload = payloads.get(len(agreed.Contexts) * statusSize)
 	reply := r.payload.bytes[:0]
+	left := r.chosen & (1<<len(agreed.Contexts) - 1)
 	for i, c := range agreed.Contexts {
+		if left&(1<<i) == 0 {
+			continue
+		}
+		left &^= 1 << i
 		chunk := wire.Chunk{Type: statusChunk(agreed.Extended), Cookie: r.Cookie, Offset: r.Offset}
-		if i == len(agreed.Contexts)-1 {
+		if left == 0 {
 			chunk.Flags = wire.ChunkDone
 		}
 		header := len(appendChunk(reply[len(reply):], &chunk, agreed.Extended))

@@ -102,17 +102,21 @@ func (e *Export) agreement(name string, structured bool) Agreement {
 		Export:     name,
 		Size:       e.Size(),
 		BlockSize:  e.blockSize,
-		Flags:      e.promises(structured),
+		Flags:      e.promises(&Agreement{Structured: structured}),
 		Structured: structured,
 	}
 }
 
-// promises returns the flags that a client is told.
-func (e *Export) promises(structured bool) wire.Flags {
-	if structured {
-		return e.flags | wire.FlagSendDF
+// promises returns the flags that a client is told with that agreement.
+func (e *Export) promises(a *Agreement) wire.Flags {
+	f := e.flags
+	if a.Structured {
+		f |= wire.FlagSendDF
 	}
-	return e.flags
+	if a.Extended && len(a.Contexts) > 0 {
+		f |= wire.FlagBlockStatusPayload
+	}
+	return f
 }
 
 // keeps reports in what the export falls short of what was agreed.
@@ -121,7 +125,7 @@ func (e *Export) keeps(a Agreement) error {
 	if a.Extended && !a.Structured {
 		all = append(all, errors.New("extended headers were agreed on, and replies that are not structured"))
 	}
-	if flags := e.promises(a.Structured); a.Flags&^flags != 0 {
+	if flags := e.promises(&a); a.Flags&^flags != 0 {
 		all = append(all, fmt.Errorf("its flags are %v, and %v were agreed", flags, a.Flags))
 	}
 	for _, c := range a.Contexts {

@@ -124,6 +124,7 @@ func (l *loop) request(h *wire.Request, cost int64) *request {
 		r = newRequest()
 	}
 	r.conn, r.Request, r.cost, r.arrived = l.conn, *h, cost, l.inbox.arrived()
+	r.chosen = l.chosen
 	if l.judging && l.judged.Key == keyOf(h) {
 		r.judged = l.judged
 	} else {

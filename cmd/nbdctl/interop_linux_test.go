@@ -64,6 +64,10 @@ if form != "simple":
     assert chunks[1:] == [(3 * TiB, 1 << 20, nbd.READ_DATA)], chunks
 if form == "extended":
     assert sum(n for n, _ in status(4 * TiB, 0)) == 4 * TiB
+    assert h.can_block_status_payload()
+    chosen = []
+    h.block_status_filter(GiB, TiB, ["base:allocation"], lambda c, o, extents, e: chosen.extend(extents) or 0)
+    assert chosen == [(GiB, 3)], chosen
 
 # 64 in flight.
 buffers, cookies = [], []

@@ -95,6 +95,28 @@ func DecodeStatusExt(b *[StatusExtSize]byte) (length, flags uint64) {
 	return binary.BigEndian.Uint64(b[0:]), binary.BigEndian.Uint64(b[8:])
 }
 
+// AppendStatusChoice appends the payload of a CmdBlockStatus with CmdFlagPayloadLen: how long the
+// range is in bytes, and the numbers of the contexts that are of interest.
+func AppendStatusChoice(b []byte, length uint64, ids ...uint32) []byte {
+	b = binary.BigEndian.AppendUint64(b, length)
+	for _, id := range ids {
+		b = binary.BigEndian.AppendUint32(b, id)
+	}
+	return b
+}
+
+// ParseStatusChoice reads the payload. It allocates what it returns.
+func ParseStatusChoice(p []byte) (length uint64, ids []uint32, ok bool) {
+	if len(p) < 8 || len(p)%4 != 0 {
+		return 0, nil, false
+	}
+	length = binary.BigEndian.Uint64(p)
+	for p = p[8:]; len(p) > 0; p = p[4:] {
+		ids = append(ids, binary.BigEndian.Uint32(p))
+	}
+	return length, ids, true
+}
+
 // AppendError appends the payload of ChunkError: a number, and a text for people, of which at most
 // MaxErrorText bytes are taken.
 func AppendError(b []byte, e Errno, text string) []byte {

@@ -64,6 +64,15 @@ func TestChunkPayloads(t *testing.T) {
 	if n, flags := DecodeStatus((*[StatusSize]byte)(extents[StatusSize:])); n != 1<<32-1 || flags != 0 {
 		t.Errorf("status: %d, %d", n, flags)
 	}
+	if length, ids, ok := ParseStatusChoice(AppendStatusChoice(nil, 1<<40, 7, 1<<31)); length != 1<<40 || len(ids) != 2 ||
+		ids[0] != 7 || ids[1] != 1<<31 || !ok {
+		t.Errorf("choice: %d, %d, %t", length, ids, ok)
+	}
+	for _, n := range []int{0, 4, 9, 15} {
+		if _, _, ok := ParseStatusChoice(make([]byte, n)); ok {
+			t.Errorf("a choice of %d bytes", n)
+		}
+	}
 	wide := AppendStatusExt(AppendStatusExt(AppendStatusExtHead(nil, 6), 1<<40, 3), 1<<63, 1<<33)
 	if _, _, ok := ParseStatusExt(wide); !ok {
 		t.Error("a status that does not say how many extents it has")
