@@ -36,7 +36,8 @@ func contextsOf(dev *backends.Device) ([]metaContext, error) {
 		all = append(all, metaContext{Context{ID: uint32(len(all) + 1), Name: c.Name}, c.Wide})
 	}
 	if len(all) > 1+backends.MaxContexts {
-		return nil, fmt.Errorf("server: the backend has %d meta contexts, more than %d", len(all)-1, backends.MaxContexts)
+		return nil, fmt.Errorf("server: the backend has %d meta contexts, more than %d",
+			len(all)-1, backends.MaxContexts)
 	}
 	return all, nil
 }

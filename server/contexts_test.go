@@ -159,7 +159,8 @@ func TestContexts(t *testing.T) {
 
 	// A compact header has no room for what is not to be there.
 	d.flags = high
-	nc = withOptions(t, d, server.Options{}, option(optStructured, ""), option(optSetMeta, metaData("x", "x-test:page")))
+	nc = withOptions(t, d, server.Options{}, option(optStructured, ""),
+		option(optSetMeta, metaData("x", "x-test:page")))
 	nc.Write(call{op: cmdBlockStatus, length: page}.encode(1))
 	got, err := readChunks(nc, 1)
 	if diff := cmp.Diff([]chunk{failure(eio, "")}, got); diff != "" || err != nil {
@@ -199,7 +200,8 @@ func TestContextsRefused(t *testing.T) {
 	without.contexts = wide.contexts[1:]
 	wide.contexts = []backends.Context{{Name: "x-test:page", Wide: true}, {Name: "x-test:wide"}}
 	for name, b := range map[string]backends.Backend{"nothing": holey(), "one of two": without, "wide": wide} {
-		if err := e.Swap(t.Context(), b); err == nil || !strings.Contains(err.Error(), `no meta context "x-test:page"`) {
+		err := e.Swap(t.Context(), b)
+		if err == nil || !strings.Contains(err.Error(), `no meta context "x-test:page"`) {
 			t.Errorf("swap to a backend with %s: %v", name, err)
 		}
 	}

@@ -130,7 +130,8 @@ func TestExtended(t *testing.T) {
 		{name: "write nothing", q: call{op: cmdWrite, flags: payloadLen}, want: none},
 		{name: "write without the flag", q: call{op: cmdWrite, offset: 7, data: written}, n: 100000,
 			asked: "write w 7+100000", want: none},
-		{name: "write past the end", q: call{op: cmdWrite, flags: payloadLen, offset: boundlessSize, data: []byte("x")}, n: 1,
+		{name: "write past the end", n: 1,
+			q:    call{op: cmdWrite, flags: payloadLen, offset: boundlessSize, data: []byte("x")},
 			want: []chunk{failure(enospc, "past the end of the export")}},
 		{name: "trim", q: call{op: cmdTrim, offset: 1 << 41}, n: 1 << 40, asked: "trim 2199023255552+1099511627776",
 			want: none},
@@ -286,7 +287,8 @@ func TestDescription(t *testing.T) {
 		"y": export(t, newDisk(8192), server.Options{}),
 	}}
 	ask := func(name string, infos ...uint16) string {
-		c := &talker{in: strings.NewReader(clientFlags(3) + option(optList, "") + option(optGo, infoData(name, infos...)))}
+		asked := option(optList, "") + option(optGo, infoData(name, infos...))
+		c := &talker{in: strings.NewReader(clientFlags(3) + asked)}
 		session, err := s.Handshake(c)
 		if err != nil {
 			t.Fatal(err)

@@ -127,8 +127,9 @@ func TestSessionNotKept(t *testing.T) {
 		"flags": {func(a *server.Agreement) { a.Flags |= 2 },
 			"its flags are has-flags,flush,fua,trim,write-zeroes,multi-conn,fast-zero, and has-flags,read-only"},
 		"flags since": {func(a *server.Agreement) { a.Flags &^= wire.FlagSendFastZero }, ""},
-		"blocks":      {func(a *server.Agreement) { a.BlockSize = 1 }, "its block size is 512 bytes, and 1 were agreed"},
-		"gone":        {func(a *server.Agreement) { a.Export = "y" }, `no export "y"`},
+		"blocks": {func(a *server.Agreement) { a.BlockSize = 1 },
+			"its block size is 512 bytes, and 1 were agreed"},
+		"gone": {func(a *server.Agreement) { a.Export = "y" }, `no export "y"`},
 	} {
 		ours, theirs := net.Pipe()
 		a := agreed
@@ -212,7 +213,8 @@ func TestLookup(t *testing.T) {
 	want := greeting + optionReply(optList, repServer, "\x00\x00\x00\x00") +
 		optionReply(optList, repServer, "\x00\x00\x00\x04disk") +
 		optionReply(optList, repAck, "") + optionReply(optGo, errUnknown, "no such export") +
-		optionReply(optGo, repInfo, "\x00\x00\x00\x00\x00\x00\x00\x00\x10\x00"+flagsDefault) + optionReply(optGo, repAck, "")
+		optionReply(optGo, repInfo, "\x00\x00\x00\x00\x00\x00\x00\x00\x10\x00"+flagsDefault) +
+		optionReply(optGo, repAck, "")
 	if diff := cmp.Diff(want, c.out.String()); diff != "" {
 		t.Errorf("the server said (-want +got):\n%s", diff)
 	}

@@ -64,8 +64,8 @@ func TestChunkPayloads(t *testing.T) {
 	if n, flags := DecodeStatus((*[StatusSize]byte)(extents[StatusSize:])); n != 1<<32-1 || flags != 0 {
 		t.Errorf("status: %d, %d", n, flags)
 	}
-	if length, ids, ok := ParseStatusChoice(AppendStatusChoice(nil, 1<<40, 7, 1<<31)); length != 1<<40 || len(ids) != 2 ||
-		ids[0] != 7 || ids[1] != 1<<31 || !ok {
+	length, ids, ok := ParseStatusChoice(AppendStatusChoice(nil, 1<<40, 7, 1<<31))
+	if length != 1<<40 || len(ids) != 2 || ids[0] != 7 || ids[1] != 1<<31 || !ok {
 		t.Errorf("choice: %d, %d, %t", length, ids, ok)
 	}
 	for _, n := range []int{0, 4, 9, 15} {
@@ -80,8 +80,8 @@ func TestChunkPayloads(t *testing.T) {
 	EndStatusExt(wide)
 	if id, extents, ok := ParseStatusExt(wide); !ok || id != 6 || len(extents) != 2*StatusExtSize || wide[7] != 2 {
 		t.Errorf("extended status: %d, %q, %t", id, extents, ok)
-	} else if n, flags := DecodeStatusExt((*[StatusExtSize]byte)(extents[StatusExtSize:])); n != 1<<63 || flags != 1<<33 {
-		t.Errorf("extended status: %d, %d", n, flags)
+	} else if n, f := DecodeStatusExt((*[StatusExtSize]byte)(extents[StatusExtSize:])); n != 1<<63 || f != 1<<33 {
+		t.Errorf("extended status: %d, %d", n, f)
 	}
 	for _, n := range []int{0, 8, 23, 24, 25} { // of which 24 has one extent of two
 		if _, _, ok := ParseStatusExt(wide[:n]); ok {
