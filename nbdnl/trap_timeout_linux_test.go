@@ -32,8 +32,12 @@ func TestKernelTrap02DisconnectOfHungServer(t *testing.T) {
 			_, err := f.Write(make([]byte, 8*mebi)) // more than a socket holds
 			return errors.Join(err, f.Sync(), f.Close())
 		})
-		for queued(t, s.ours) < 100_000 { // and the rest finds no room
+		// Until the rest finds no room: the sender holds the lock then.
+		for last, since := 0, time.Now(); last < 100_000 || time.Since(since) < 200*time.Millisecond; {
 			<-time.After(5 * time.Millisecond)
+			if now := queued(t, s.ours); now != last {
+				last, since = now, time.Now()
+			}
 		}
 		if timeout > 0 {
 			disconnected := async(func() error { return w.Drop(t.Context(), index, cfg.Identifier) })
