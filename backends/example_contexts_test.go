@@ -6,19 +6,22 @@ import (
 	"sync"
 
 	"github.com/nbdctl/nbdctl/backends"
-	"github.com/nbdctl/nbdctl/backends/memory"
 )
 
 const trackedBlock = 64 << 10
 
-// A Tracker is a layer that remembers which blocks were written, and tells clients: nbdinfo
+// A Tracker remembers which blocks were written, and tells clients: nbdinfo
 // --map=x-example:changed has them, and a backup copies no others.
 type Tracker struct {
-	*memory.Memory // whose other ways to change content Caps hides
+	data []byte
 
 	mu      sync.Mutex // guards changed
 	changed map[int64]bool
 }
+
+func (t *Tracker) Size() int64 { return int64(len(t.data)) }
+
+func (t *Tracker) ReadAt(p []byte, off int64) (int, error) { return copy(p, t.data[off:]), nil }
 
 func (t *Tracker) WriteAt(p []byte, off int64) (int, error) {
 	t.mu.Lock()
@@ -26,11 +29,7 @@ func (t *Tracker) WriteAt(p []byte, off int64) (int, error) {
 		t.changed[at/trackedBlock] = true
 	}
 	t.mu.Unlock()
-	return t.Memory.WriteAt(p, off)
-}
-
-func (t *Tracker) Caps() backends.Caps {
-	return backends.CapWrite | backends.CapExtents | backends.CapReadTo | backends.CapContexts
+	return copy(t.data[off:], p), nil
 }
 
 func (t *Tracker) Contexts() []backends.Context {
@@ -55,25 +54,18 @@ func (t *Tracker) ContextExtents(_ string, off, n int64, yield func(backends.Mar
 
 // A backend that tells which blocks have changed.
 func ExampleContexter() {
-	m, err := memory.New(256<<10, memory.Options{})
-	if err != nil {
-		log.Fatal(err)
-	}
-	t := &Tracker{Memory: m, changed: make(map[int64]bool)}
+	t := &Tracker{data: make([]byte, 256<<10), changed: make(map[int64]bool)}
 	if _, err := t.WriteAt([]byte("new"), 100_000); err != nil {
 		log.Fatal(err)
 	}
 	for _, c := range t.Contexts() {
-		err = t.ContextExtents(c.Name, 0, t.Size(), func(m backends.Mark) bool {
+		err := t.ContextExtents(c.Name, 0, t.Size(), func(m backends.Mark) bool {
 			fmt.Println(c.Name, m.Offset, m.Length, m.Flags)
 			return true
 		})
 		if err != nil {
 			log.Fatal(err)
 		}
-	}
-	if err := m.Close(); err != nil {
-		log.Fatal(err)
 	}
 	// Output:
 	// x-example:changed 0 65536 0

@@ -6,6 +6,7 @@ options=(-o APT::Sandbox::User=)
 
 # suite_options SUITE makes apt look at that suite, in a state of its own: the machine's is left alone, and what is installed
 # there is no candidate.
+# shellcheck disable=SC2154 # The caller has work.
 suite_options() {
 	local mirror
 	# shellcheck disable=SC2016 # apt expands it.
