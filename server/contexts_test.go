@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -18,8 +19,8 @@ import (
 type markedDisk struct {
 	*holeyDisk
 	contexts []backends.Context
-	flags    uint64 // beside the number of the page
-	err      error
+	flags    atomic.Uint64 // beside the number of the page
+	fails    atomic.Bool
 }
 
 func marked() *markedDisk {
@@ -30,8 +31,11 @@ func marked() *markedDisk {
 func (d *markedDisk) Contexts() []backends.Context { return d.contexts }
 
 func (d *markedDisk) ContextExtents(name string, off, n int64, yield func(backends.Mark) bool) error {
-	for n > 0 && d.err == nil {
-		m := backends.Mark{Offset: off, Length: min(n, page-off%page), Flags: d.flags | uint64(off/page)}
+	if d.fails.Load() {
+		return syscall.EIO
+	}
+	for n > 0 {
+		m := backends.Mark{Offset: off, Length: min(n, page-off%page), Flags: d.flags.Load() | uint64(off/page)}
 		if name == "x-test:wide" {
 			m.Flags |= 1 << 40
 		}
@@ -40,7 +44,7 @@ func (d *markedDisk) ContextExtents(name string, off, n int64, yield func(backen
 		}
 		off, n = off+m.Length, n-m.Length
 	}
-	return d.err
+	return nil
 }
 
 // TestContextsChosen holds which contexts of a backend a client gets ("Metadata querying").
@@ -148,9 +152,9 @@ func TestContexts(t *testing.T) {
 	ask(choice(9*page, 2), 12, failure(einval, "past the end of the export"))
 	ask(call{}, page, of(1, page, 0), of(2, page, 0), of(3, page, high))
 
-	d.err = syscall.EIO
+	d.fails.Store(true)
 	ask(call{}, page, failure(eio, ""))
-	d.err = nil
+	d.fails.Store(false)
 	ask(call{offset: 7 * page}, page, of(1, page, 0), of(2, page, 7), of(3, page, high|7))
 
 	// Blocks that are larger than pieces are what they begin with.
@@ -158,7 +162,7 @@ func TestContexts(t *testing.T) {
 	ask(call{}, 8*page, of(1, 8*page, 0), of(2, 4*page, 0, 4*page, 4), of(3, 4*page, high, 4*page, high|4))
 
 	// A compact header has no room for what is not to be there.
-	d.flags = high
+	d.flags.Store(high)
 	nc = withOptions(t, d, server.Options{}, option(optStructured, ""),
 		option(optSetMeta, metaData("x", "x-test:page")))
 	nc.Write(call{op: cmdBlockStatus, length: page}.encode(1))

@@ -42,13 +42,17 @@ type request struct {
 	next  *request
 	space [replySpace]byte // for head
 
-	// run is r.serve, made once: a method value made at each go statement would be an allocation.
-	run func()
+	zeroes int64 // of a READ, as far as its extents have been looked at
+
+	// run is r.serve, and look is r.sees, made once: a method value that is made where it is used
+	// would be an allocation.
+	run  func()
+	look func(backends.Extent) bool
 }
 
 func newRequest() *request {
 	r := new(request)
-	r.run = r.serve
+	r.run, r.look = r.serve, r.sees
 	return r
 }
 
@@ -152,14 +156,16 @@ func (r *request) tellsHole() bool {
 	if extenter == nil || !r.conn.agreed.Structured || r.Flags&wire.CmdFlagDF != 0 || r.Length < minHole {
 		return false
 	}
-	zeroes := int64(0)
-	err := extenter.Extents(int64(r.Offset), int64(r.Length), func(e backends.Extent) bool {
-		if e.Zero {
-			zeroes += e.Length
-		}
-		return e.Zero
-	})
-	return err == nil && zeroes == int64(r.Length)
+	err := extenter.Extents(int64(r.Offset), int64(r.Length), r.look)
+	return err == nil && r.zeroes == int64(r.Length)
+}
+
+// sees looks at an extent, and reports whether those before it have been zeroes.
+func (r *request) sees(e backends.Extent) bool {
+	if e.Zero {
+		r.zeroes += e.Length
+	}
+	return e.Zero
 }
 
 // finish counts the request and hands its reply to the outbox. r must not be used afterwards.
@@ -196,7 +202,7 @@ func (r *request) release() {
 	if r.payload != nil {
 		payloads.put(r.payload)
 	}
-	*r = request{run: r.run}
+	*r = request{run: r.run, look: r.look}
 	requests.Put(r)
 	c.exit(cost)
 	if c.export.judge.Active() {
