@@ -210,6 +210,13 @@ func requireKernel(t testing.TB, allowed ...string) {
 				nbdctl(t, "kick", name)
 			}
 		}
+		// A process is there for a moment longer than its device.
+		for patience := time.Now().Add(5 * time.Second); time.Now().Before(patience); {
+			if len(serving(t, dir)) == 0 && len(files(t, dir)) == 0 {
+				break
+			}
+			<-time.After(10 * time.Millisecond)
+		}
 		if left := serving(t, dir); len(left) != 0 {
 			t.Errorf("still running: %v", left)
 		}

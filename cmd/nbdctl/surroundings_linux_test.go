@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -101,12 +102,17 @@ func TestKernelTerminalLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	in.Close()
-	eventually(t, func() bool { return len(listJSON(t)) == 1 }, "a device")
-	dev := listJSON(t)[0]["path"].(string)
+	// Who can't tell of the device that it has made takes it back.
+	dev, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev = strings.TrimSpace(dev)
 	holder, err := os.Open(dev)
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer holder.Close()
 	out.Close()
 	log, ok := statusOf(t, dev)["log"].(string)
 	if !ok {
