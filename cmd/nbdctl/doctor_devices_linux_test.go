@@ -254,6 +254,13 @@ func TestKernelDoctorOpener(t *testing.T) {
 	t.Cleanup(func() { stop(holder); stop(prober) })
 
 	d := doctorRun(t)
+	// On a machine that is busy the prober may be kept from it for as long as doctor looks.
+	for range 5 {
+		if older(t, 5, 13) || d.lines["openers"][0].Result == "warning" {
+			break
+		}
+		d = doctorRun(t)
+	}
 	if d.code != exit.OK {
 		t.Errorf("code %d", d.code)
 	}

@@ -30,22 +30,43 @@ func watchOpens(path string) (*opens, error) {
 	if err := unix.FanotifyMark(fd, unix.FAN_MARK_ADD, unix.FAN_OPEN, unix.AT_FDCWD, path); err != nil {
 		return nil, errors.Join(&os.PathError{Op: "fanotify_mark", Path: path, Err: err}, o.events.Close())
 	}
-	go func() {
-		defer close(o.done)
-		buf := make([]byte, 4096)
-		for {
-			n, err := o.events.Read(buf)
-			if err != nil {
+	go o.count()
+	return o, nil
+}
+
+func (o *opens) count() {
+	defer close(o.done)
+	buf := make([]byte, 4096)
+	for {
+		n, err := o.events.Read(buf)
+		if err != nil {
+			break
+		}
+		o.note(buf[:n])
+	}
+	// On a busy machine the time may be over before this goroutine had its turn: a deadline that
+	// has passed also hides what has come before it.
+	raw, err := o.events.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		for range 64 { // Somebody may go on opening it.
+			n, err := unix.Read(int(fd), buf)
+			if n <= 0 || err != nil {
 				return
 			}
-			for _, pid := range openedBy(buf[:n]) {
-				if pid != os.Getpid() {
-					o.who[processName(pid)]++
-				}
-			}
+			o.note(buf[:n])
 		}
-	}()
-	return o, nil
+	})
+}
+
+func (o *opens) note(events []byte) {
+	for _, pid := range openedBy(events) {
+		if pid != os.Getpid() {
+			o.who[processName(pid)]++
+		}
+	}
 }
 
 // eventSize is that of struct fanotify_event_metadata (fanotify(7)).
