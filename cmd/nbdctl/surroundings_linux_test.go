@@ -103,11 +103,12 @@ func TestKernelTerminalLost(t *testing.T) {
 	}
 	in.Close()
 	// Who can't tell of the device that it has made takes it back.
-	dev, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil {
-		t.Fatal(err)
+	dev := ""
+	for lines := bufio.NewScanner(out); !strings.HasPrefix(dev, "/dev/"); dev = lines.Text() {
+		if !lines.Scan() {
+			t.Fatal("the device was not told")
+		}
 	}
-	dev = strings.TrimSpace(dev)
 	holder, err := os.Open(dev)
 	if err != nil {
 		t.Fatal(err)
