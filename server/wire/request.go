@@ -78,8 +78,8 @@ type Request struct {
 func (r *Request) Changes() bool { return r.Command.Writes() && r.Length > 0 }
 
 // Payload returns how many bytes follow the request. WRITE has them, and with an extended header
-// what says so by a flag ("Request message"). WRITE is to have the flag, too, but QEMU's client does
-// not set it, as of 10.0 (nbd_send_request).
+// what says so by a flag ("Request message"). WRITE is to have the flag, too, but QEMU's client
+// does not set it, as of 10.0 (nbd_send_request).
 func (r *Request) Payload(extended bool) uint64 {
 	if r.Command == CmdWrite || extended && r.Flags&CmdFlagPayloadLen != 0 {
 		return r.Length
