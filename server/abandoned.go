@@ -51,7 +51,7 @@ func (c *Conn) leave() {
 // hungUp reports whether the client has shut down both directions of a socket, or closed it. Of a
 // TCP connection, which does not tell one from the other, it reports only that it was reset.
 func (c *Conn) hungUp() bool {
-	s, ok := c.nc.(syscall.Conn)
+	s, ok := c.socket.(syscall.Conn)
 	if !ok {
 		return false
 	}

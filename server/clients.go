@@ -85,7 +85,7 @@ func (s *Server) promote(nc net.Conn, chosen *choice, unread []byte) (*Session, 
 		s.part(nc)
 		return nil, ErrServerClosed
 	}
-	c := chosen.export.newConn(nc, unread, s.share(chosen.export), s.evict)
+	c := chosen.export.newConn(chosen.over, unread, s.share(chosen.export), s.evict)
 	c.agree(chosen.agreement)
 	c.retired = func() { s.retire(c) }
 	delete(s.clients.talks, nc)

@@ -27,6 +27,7 @@ var ErrShutdown = errors.New("server: connection shut down")
 type Conn struct {
 	export   *Export
 	nc       net.Conn
+	socket   net.Conn  // that nc stands on
 	agreed   Agreement // the zero value: nothing but how the Linux client speaks
 	control  control
 	outbox   outbox
@@ -72,6 +73,7 @@ func (e *Export) newConn(nc net.Conn, unread []byte, m *admit.Memory, stalled fu
 	c := &Conn{
 		export:  e,
 		nc:      nc,
+		socket:  socketOf(nc),
 		control: control{nc: nc},
 		outbox:  outbox{io: raw},
 		limit:   admit.NewConnection(e.maxInFlight, maxInFlightBytes),
@@ -245,7 +247,7 @@ func (c *Conn) Close() error {
 	defer c.export.admission.wake()
 	defer c.export.locks.Wake()
 	c.cancel()
-	return c.nc.Close()
+	return c.socket.Close()
 }
 
 // Disconnected reports whether the client has ended the connection in order, by NBD_CMD_DISC.

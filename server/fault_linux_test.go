@@ -14,6 +14,7 @@ import (
 
 	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/server"
+	"github.com/nbdctl/nbdctl/testdata/certs"
 )
 
 // mapped is a backend in a mapping of a file, which is half as long as the mapping: to touch the
@@ -162,13 +163,14 @@ func (m referringMap) WriteAtFrom(r backends.Payload, off int64, n int) error {
 	return r.Into(m.p[off:][:n])
 }
 
-// TestMemoryFaultInKernel has the kernel meet memory that is not there, when it sends or receives
-// for a backend: the request fails, and neither its neighbours nor the connection.
+// TestMemoryFaultInKernel has the kernel, or TLS, meet memory that is not there, when it sends or
+// receives for a backend: the request fails, and neither its neighbours nor the connection.
 func TestMemoryFaultInKernel(t *testing.T) {
 	const gone = mappedSize / 2
 	for network, pair := range map[string]func(testing.TB) (net.Conn, net.Conn){
 		"unix": func(t testing.TB) (net.Conn, net.Conn) { a, b := socketpair(t); return a, b },
 		"tcp":  tcpPair,
+		"tls":  func(t testing.TB) (net.Conn, net.Conn) { return overTLS(t, certs.New(t)) },
 	} {
 		t.Run(network, func(t *testing.T) {
 			m := newMapped(t)

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -28,10 +29,13 @@ const (
 	offered = wire.FlagFixedNewstyle | wire.FlagNoZeroes
 )
 
+// errSilent is the failure of a client that has not said a word.
+var errSilent = errors.New("the client has said nothing")
+
 // A handshake is the negotiation with one client. It reads not one byte that belongs to what comes
 // after.
 type handshake struct {
-	nc     net.Conn
+	nc     net.Conn // a *tls.Conn once the client has begun TLS
 	server *Server
 	flags  wire.HandshakeFlags // of the client
 	option wire.Option         // being answered
@@ -43,16 +47,18 @@ type handshake struct {
 	contextsOf string    // the name of the export that they are of
 }
 
-// A choice is the export that a client has chosen, and what it was told of that.
+// A choice is the export that a client has chosen, what it was told of that, and the connection that
+// it goes on over.
 type choice struct {
 	export    *Export
 	agreement Agreement
+	over      net.Conn
 }
 
 // negotiate negotiates with a client, within the server's HandshakeTimeout.
 func (s *Server) negotiate(nc net.Conn) (*choice, error) {
 	if err := nc.SetDeadline(time.Now().Add(s.handshakeTimeout())); err != nil {
-		return nil, fmt.Errorf("server: handshake: %w", err)
+		return nil, fmt.Errorf("server: handshake: %w: %w", errSilent, err)
 	}
 	h := handshake{nc: nc, server: s}
 	chosen, err := h.run()
@@ -71,10 +77,13 @@ func (s *Server) negotiate(nc net.Conn) (*choice, error) {
 func (h *handshake) run() (*choice, error) {
 	h.out = wire.AppendGreeting(h.out, offered)
 	if err := h.send(); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errSilent, err)
 	}
 	var flags [wire.ClientFlagsSize]byte
-	if _, err := io.ReadFull(h.nc, flags[:]); err != nil {
+	switch n, err := io.ReadFull(h.nc, flags[:]); {
+	case err != nil && n == 0:
+		return nil, fmt.Errorf("%w: %w", errSilent, err)
+	case err != nil:
 		return nil, fmt.Errorf("client flags: %w", err)
 	}
 	h.flags = wire.DecodeClientFlags(&flags)
@@ -123,12 +132,17 @@ func (h *handshake) answer(length uint32) (*choice, error) {
 	if _, err := io.ReadFull(h.nc, data); err != nil {
 		return nil, fmt.Errorf("data of option %d: %w", h.option, err)
 	}
+	if h.server.RequireTLS && !h.overTLS() && h.option != wire.OptStartTLS {
+		return nil, h.requireTLS()
+	}
 	switch h.option {
 	case wire.OptExportName:
 		return h.exportName(string(data))
 	case wire.OptAbort:
 		h.reply(wire.RepAck, nil)
 		return nil, ErrAborted
+	case wire.OptStartTLS:
+		return nil, h.startTLS(data)
 	case wire.OptList:
 		return nil, h.list(data)
 	case wire.OptInfo, wire.OptGo:
@@ -152,13 +166,56 @@ func (h *handshake) choose(name string) *choice {
 	if e == nil {
 		return nil
 	}
-	c := &choice{export: e, agreement: e.agreement(name, h.structured)}
+	c := &choice{export: e, agreement: e.agreement(name, h.structured), over: h.nc}
+	c.agreement.TLS = h.overTLS()
 	c.agreement.Extended = h.extended
 	if h.contextsOf == name {
 		c.agreement.Contexts = h.contexts
 	}
 	c.agreement.Flags = e.promises(&c.agreement)
 	return c
+}
+
+// overTLS reports whether the client has begun TLS.
+func (h *handshake) overTLS() bool {
+	_, ok := h.nc.(*tls.Conn)
+	return ok
+}
+
+// requireTLS answers any other option in place of NBD_OPT_STARTTLS ("FORCEDTLS mode").
+func (h *handshake) requireTLS() error {
+	if h.option == wire.OptExportName {
+		return errors.New("NBD_OPT_EXPORT_NAME in plain text, and TLS is required")
+	}
+	h.refuse(wire.RepErrTLSRequired, "TLS is required")
+	if h.option == wire.OptAbort {
+		return ErrAborted
+	}
+	return nil
+}
+
+// startTLS answers NBD_OPT_STARTTLS, and forgets whatever was negotiated before: somebody else may
+// have said that. What lies behind the option is part of the TLS handshake, and of nothing else.
+func (h *handshake) startTLS(data []byte) error {
+	switch {
+	case h.server.TLS == nil:
+		h.refuse(wire.RepErrPolicy, "this server has no TLS")
+	case h.overTLS():
+		h.refuse(wire.RepErrInvalid, "TLS was begun before")
+	case len(data) > 0:
+		h.refuse(wire.RepErrInvalid, "the option takes no data")
+	default:
+		h.reply(wire.RepAck, nil)
+		if err := h.send(); err != nil {
+			return err
+		}
+		over, err := h.server.startTLS(h.nc)
+		if err != nil {
+			return fmt.Errorf("TLS: %w", err)
+		}
+		*h = handshake{nc: over, server: h.server, flags: h.flags}
+	}
+	return nil
 }
 
 // exportName answers NBD_OPT_EXPORT_NAME, which knows no way to refuse but to hang up.

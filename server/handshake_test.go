@@ -128,7 +128,7 @@ func TestHandshake(t *testing.T) {
 			answer: optionReply(optGo, errUnknown, "no such export") + goDefault},
 		{name: "unknown options, then go",
 			said: clientFlags(fixed) + option(optStartTLS, "") + option(99, "some data") + option(optGo, infoData("")),
-			answer: optionReply(optStartTLS, errUnsup, "option not supported") +
+			answer: optionReply(optStartTLS, errPolicy, "this server has no TLS") +
 				optionReply(99, errUnsup, "option not supported") + goDefault},
 		{name: "too long, then go",
 			said:   clientFlags(fixed) + option(99, strings.Repeat("x", 1<<20)) + option(optGo, infoData("")),
@@ -157,7 +157,7 @@ func TestHandshake(t *testing.T) {
 		{name: "unknown flags", said: "\x80\x00\x00\x03", export: "-", err: "not offered"},
 		{name: "wrong magic", said: clientFlags(fixed) + "IHAVEOPS\x00\x00\x00\x07\x00\x00\x00\x00", export: "-",
 			err: "out of step"},
-		{name: "nothing", export: "-", err: "client flags: EOF"},
+		{name: "nothing", export: "-", err: "the client has said nothing: EOF"},
 		{name: "half an option", said: clientFlags(fixed) + "IHAVE", export: "-", err: "option: unexpected EOF"},
 		{name: "half of the data", said: clientFlags(fixed) + option(optGo, infoData("disk"))[:20], export: "-",
 			err: "data of option 7: unexpected EOF"},

@@ -12,7 +12,7 @@ func (c *Conn) watch() (stop func()) {
 	if !c.export.watchful.Load() {
 		return func() {}
 	}
-	return watchHangup(c.nc, c.hangup)
+	return watchHangup(c.socket, c.hangup)
 }
 
 // hangup ends the context of the backend's calls. If the loop is kept by one all the same, or by

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -56,6 +57,16 @@ type Server struct {
 	// or to send the data of a write. On top come the buffers of each client, which are smaller
 	// than 4 MiB, and what was received of the writes that a Swap or Resize interrupts. 0: 512 MiB.
 	MaxMemory int64
+	// TLS is what clients that ask for it (NBD_OPT_STARTTLS) talk over. Versions below 1.2 are
+	// refused, whatever it says. Certificates change without a restart by its GetCertificate or
+	// GetConfigForClient. It may be shared, and is not changed. nil: who asks is told that there is
+	// none.
+	TLS *tls.Config
+	// RequireTLS has a client told nothing in plain text but that TLS is required.
+	RequireTLS bool
+	// MaxTLSHandshakes bounds how many TLS handshakes are computed at once; those that wait for
+	// their client do not count. 0: half of GOMAXPROCS, and at least one.
+	MaxTLSHandshakes int
 	// Logger takes a record when a connection fails, of ten in ten seconds; how many more there
 	// were is one record. Clients that leave before they have sent anything, as those of port
 	// scanners and health checks do, are told of at level debug. nil: none.
@@ -66,6 +77,7 @@ type Server struct {
 	end       chan struct{} // unless nil, closed along with it
 	listeners map[net.Listener]struct{}
 	clients   clients
+	security  security
 	events    *loglimit.Limiter
 	running   sync.WaitGroup // of clients, and of serve; grows only while closed is false
 }
@@ -97,6 +109,9 @@ func (s *Server) Serve(l net.Listener) error {
 		if s.Exports[name] == nil {
 			return fmt.Errorf("server: export %q is nil", name)
 		}
+	}
+	if s.RequireTLS && s.TLS == nil {
+		return errors.New("server: TLS is required, and there is no configuration for it")
 	}
 	if !s.listen(l) {
 		return ErrServerClosed
@@ -180,19 +195,22 @@ func (s *Server) serve(nc net.Conn) {
 	defer s.running.Done()
 	defer nc.Close()
 	client := nc.RemoteAddr().String()
-	heard := &hearer{Conn: nc}
-	session, err := s.greet(nc, heard)
+	session, err := s.greet(nc)
 	if err != nil {
 		switch {
 		case err == ErrAborted, err == ErrServerClosed:
-		case !heard.something && !errors.Is(err, os.ErrDeadlineExceeded):
+		case errors.Is(err, errSilent) && !errors.Is(err, os.ErrDeadlineExceeded):
 			s.logger().Debug("client left without a word", slog.String("client", client))
 		default:
 			s.note(eventHandshake, client, err)
 		}
 		return
 	}
-	if err := session.conn.Transmit(); err != nil && err != ErrShutdown && !errors.Is(err, net.ErrClosed) {
+	err = session.conn.Transmit()
+	if err == nil || err == ErrShutdown {
+		session.NetConn().Close() // Over TLS, the client is told that this is the end.
+	}
+	if err != nil && err != ErrShutdown && !errors.Is(err, net.ErrClosed) {
 		s.note(eventClient, client, err)
 	}
 }
@@ -206,18 +224,6 @@ func (s *Server) note(sort int, client string, err error) {
 	events := s.events
 	s.mu.Unlock()
 	events.Note(sort, func() slog.Record { return clientRecord(sort, client, err) })
-}
-
-// A hearer is a connection that knows whether its client has said something.
-type hearer struct {
-	net.Conn
-	something bool
-}
-
-func (h *hearer) Read(p []byte) (int, error) {
-	n, err := h.Conn.Read(p)
-	h.something = h.something || n > 0
-	return n, err
 }
 
 // Shutdown stops accepting, cuts who has not chosen an export yet, lets every request that was read

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -22,6 +23,8 @@ type Agreement struct {
 	// Extended tells that all headers are extended ones (NBD_OPT_EXTENDED_HEADERS). Then Structured
 	// is true, too.
 	Extended bool `json:"extended,omitempty"`
+	// TLS tells that the client talks over TLS.
+	TLS bool `json:"tls,omitempty"`
 	// Contexts are what NBD_CMD_BLOCK_STATUS tells of (NBD_OPT_SET_META_CONTEXT).
 	Contexts []Context `json:"contexts,omitempty"`
 }
@@ -45,6 +48,10 @@ type Session struct {
 // Export returns the export that the client has chosen.
 func (s *Session) Export() *Export { return s.export }
 
+// NetConn returns what the client is served over: the connection that was given to Handshake or
+// Resume, or, if Agreement.TLS says so, a *tls.Conn over it.
+func (s *Session) NetConn() net.Conn { return s.conn.nc }
+
 // Conn returns the connection, which is to be served by Conn.Transmit, or closed: until one of the
 // two has ended, the session counts among the MaxConnections of its server, within whose MaxMemory
 // it is served, and whose Shutdown and Close end it. They leave the socket to the caller, who
@@ -62,13 +69,12 @@ func (s *Server) Handshake(nc net.Conn) (*Session, error) {
 	if err := s.enter(nc); err != nil {
 		return nil, err
 	}
-	return s.greet(nc, nc)
+	return s.greet(nc)
 }
 
-// greet is Handshake for a client that has a place, which goes with an error. It talks over talk,
-// which is nc, or passes everything to it.
-func (s *Server) greet(nc, talk net.Conn) (*Session, error) {
-	chosen, err := s.negotiate(talk)
+// greet is Handshake for a client that has a place, which goes with an error.
+func (s *Server) greet(nc net.Conn) (*Session, error) {
+	chosen, err := s.negotiate(nc)
 	if err != nil {
 		s.part(nc)
 		return nil, err
@@ -80,7 +86,8 @@ func (s *Server) greet(nc, talk net.Conn) (*Session, error) {
 // one: agreed is what was agreed then, and unread what was received from the client since and not
 // executed (Conn.Unread), which belongs to the Conn from now on. It is an error if the export is
 // not there any more, or does not keep what was agreed: its name and block size are the same, it
-// has all the flags, and it is not smaller. The place among MaxConnections is waited for as in
+// has all the flags, and it is not smaller. nc must be a *tls.Conn if the client talks over TLS,
+// whose state cannot be written down. The place among MaxConnections is waited for as in
 // Handshake.
 func (s *Server) Resume(nc net.Conn, agreed Agreement, unread []byte) (*Session, error) {
 	e := s.export(agreed.Export)
@@ -90,10 +97,13 @@ func (s *Server) Resume(nc net.Conn, agreed Agreement, unread []byte) (*Session,
 	if err := e.keeps(agreed); err != nil {
 		return nil, fmt.Errorf("server: resume: export %q: %w", agreed.Export, err)
 	}
+	if _, ok := nc.(*tls.Conn); ok != agreed.TLS || s.RequireTLS && !ok {
+		return nil, fmt.Errorf("server: resume: over TLS: %v, agreed: %v, required: %v", ok, agreed.TLS, s.RequireTLS)
+	}
 	if err := s.enter(nc); err != nil {
 		return nil, err
 	}
-	return s.promote(nc, &choice{export: e, agreement: agreed}, unread)
+	return s.promote(nc, &choice{export: e, agreement: agreed, over: nc}, unread)
 }
 
 // agreement returns what a client is told that asks for the export by that name now.

@@ -1,14 +1,15 @@
 // Package rawio moves bytes through a stream socket with as little as possible around the system
 // calls. It is the only place of the serving side that uses package unsafe or raw system calls.
 //
-// There are two implementations of [Conn]. One makes non-blocking system calls of its own on the
-// descriptor of a TCP or Unix socket and parks in the runtime's poller (socket_linux.go). The other
-// is for everything else that is a net.Conn (portable.go): a pipe, a TLS connection, other systems,
-// a build with the race detector, which does not see raw system calls, and a build with the tag
-// nbd_portable. They behave alike, so whoever uses them is written once.
+// There are three implementations of [Conn]. One makes non-blocking system calls of its own on the
+// descriptor of a TCP or Unix socket and parks in the runtime's poller (socket_linux.go). One is for
+// TLS connections (tls.go). The third is for everything else that is a net.Conn (portable.go): a
+// pipe, other systems, a build with the race detector, which does not see raw system calls, and a
+// build with the tag nbd_portable. They behave alike, so whoever uses them is written once.
 package rawio
 
 import (
+	"crypto/tls"
 	"io"
 	"net"
 )
@@ -26,7 +27,8 @@ type Lender interface {
 	// Park tells that what Lend returned is not needed now: Recv is going to wait. Before anything
 	// is received it calls Lend again. So an idle connection need not hold on to a large buffer.
 	Park()
-	// Drained tells that with what Recv is about to return there was nothing more to receive.
+	// Drained tells that with what Recv is about to return there was nothing more to receive. Not
+	// every Conn can know that.
 	Drained()
 }
 
@@ -75,6 +77,8 @@ func New(nc net.Conn) Conn {
 		if raw, err := nc.SyscallConn(); err == nil {
 			return newSocket(nc, raw)
 		}
+	case *tls.Conn:
+		return newTLS(nc)
 	}
 	return newPortable(nc)
 }

@@ -2,6 +2,7 @@ package rawio
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -10,16 +11,36 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/nbdctl/nbdctl/testdata/certs"
 )
 
+// A stream is a connection of which one direction can be ended.
+type stream interface {
+	net.Conn
+	CloseWrite() error
+}
+
 // each runs a test with every implementation over sockets. Where there is but one, New gives it.
-func each(t *testing.T, f func(t *testing.T, c Conn, nc, peer *net.UnixConn)) {
+func each(t *testing.T, f func(t *testing.T, c Conn, nc, peer stream)) {
 	for name, make := range map[string]func(net.Conn) Conn{"best": New, "portable": newPortable} {
 		t.Run(name, func(t *testing.T) {
 			nc, peer := socketpair(t)
 			f(t, make(nc), nc, peer)
 		})
 	}
+	t.Run("TLS", func(t *testing.T) {
+		a := certs.New(t)
+		under, peer := socketpair(t)
+		nc := tls.Server(under, &tls.Config{Certificates: []tls.Certificate{a.Server}})
+		client := tls.Client(peer, &tls.Config{RootCAs: a.Pool, ServerName: "localhost"})
+		done := make(chan error, 1)
+		go func() { done <- nc.Handshake() }()
+		if err := errors.Join(client.Handshake(), <-done); err != nil {
+			t.Fatal(err)
+		}
+		f(t, New(nc), nc, client)
+	})
 }
 
 func socketpair(t *testing.T) (a, b *net.UnixConn) {
@@ -84,7 +105,7 @@ func (l *lender) Park() {
 }
 
 func TestRecv(t *testing.T) {
-	each(t, func(t *testing.T, c Conn, nc, peer *net.UnixConn) {
+	each(t, func(t *testing.T, c Conn, nc, peer stream) {
 		want := pattern(100 << 10)
 		l := newLender()
 		go func() {
@@ -114,13 +135,17 @@ func TestRecv(t *testing.T) {
 
 // TestDrained holds that nobody is told that there is nothing more while there is.
 func TestDrained(t *testing.T) {
-	each(t, func(t *testing.T, c Conn, nc, peer *net.UnixConn) {
+	each(t, func(t *testing.T, c Conn, nc, peer stream) {
 		const whole = 5*MinLend + 100
 		peer.Write(pattern(whole))
 		l := newLender()
 		for got := 0; got < whole; {
 			n, err := c.Recv(l)
-			if got += n; err != nil || (l.drains > 0) != (got == whole) {
+			want := got+n == whole
+			if _, ok := c.(*overTLS); ok {
+				want = false // It never knows.
+			}
+			if got += n; err != nil || (l.drains > 0) != want {
 				t.Fatalf("after %d of %d bytes: %v, %d times drained", got, whole, err, l.drains)
 			}
 		}
@@ -130,7 +155,7 @@ func TestDrained(t *testing.T) {
 // TestDeadline interrupts receiving, at first with nothing there and then in the middle: no byte is
 // lost.
 func TestDeadline(t *testing.T) {
-	each(t, func(t *testing.T, c Conn, nc, peer *net.UnixConn) {
+	each(t, func(t *testing.T, c Conn, nc, peer stream) {
 		past := time.Unix(1, 0)
 		l := newLender()
 		nc.SetReadDeadline(time.Now().Add(time.Millisecond))
@@ -167,7 +192,7 @@ func TestDeadline(t *testing.T) {
 
 // TestWait holds that a waiter hears of a wait once, and from a socket only then.
 func TestWait(t *testing.T) {
-	each(t, func(t *testing.T, c Conn, nc, peer *net.UnixConn) {
+	each(t, func(t *testing.T, c Conn, nc, peer stream) {
 		want := pattern(3000)
 		got := make([]byte, len(want))
 		peer.Write(want)
@@ -175,7 +200,7 @@ func TestWait(t *testing.T) {
 		if _, err := c.ReadFull(got, there); err != nil {
 			t.Fatal(err)
 		}
-		if _, ok := c.(*portable); !ok && there.waits != 0 {
+		if knowsWaits(c) && there.waits != 0 {
 			t.Errorf("%d waits for what was there", there.waits)
 		}
 		late := &lateWriter{peer: peer, p: want}
@@ -188,9 +213,18 @@ func TestWait(t *testing.T) {
 	})
 }
 
+// knowsWaits reports whether c can tell what is there from what is not.
+func knowsWaits(c Conn) bool {
+	switch c.(type) {
+	case *portable, *overTLS:
+		return false
+	}
+	return true
+}
+
 // A lateWriter writes in pieces when it is waited for.
 type lateWriter struct {
-	peer  *net.UnixConn
+	peer  net.Conn
 	p     []byte
 	waits int
 }
@@ -204,7 +238,7 @@ func (w *lateWriter) Wait() {
 
 // TestSend sends more pieces than one system call takes, and more bytes than the socket does.
 func TestSend(t *testing.T) {
-	each(t, func(t *testing.T, c Conn, nc, peer *net.UnixConn) {
+	each(t, func(t *testing.T, c Conn, nc, peer stream) {
 		want := pattern(1 << 20)
 		for _, piece := range []int{300, 64 << 10, 1 << 20} {
 			var v Vec
@@ -280,4 +314,35 @@ func TestWrappedSocket(t *testing.T) {
 	if n, err := New(c).Recv(newLender()); n != 1 || err != nil || c.reads != 1 {
 		t.Errorf("%d bytes, %v, %d reads", n, err, c.reads)
 	}
+}
+
+// TestRecords holds that what is sent over TLS is in as few records as hold it.
+func TestRecords(t *testing.T) {
+	each(t, func(t *testing.T, c Conn, nc, peer stream) {
+		over, ok := c.(*overTLS)
+		if !ok {
+			return
+		}
+		var v Vec
+		for range 32 {
+			v.Add(pattern(16))
+			v.Add(pattern(4 << 10))
+		}
+		go io.Copy(io.Discard, peer)
+		counted := &writeCounter{Conn: over.nc}
+		over.nc = counted
+		if n, err := c.Send(&v, false); n != 32*(16+4<<10) || err != nil || counted.writes != 9 {
+			t.Errorf("%d bytes, %v, in %d records", n, err, counted.writes)
+		}
+	})
+}
+
+type writeCounter struct {
+	net.Conn
+	writes int
+}
+
+func (c *writeCounter) Write(p []byte) (int, error) {
+	c.writes++
+	return c.Conn.Write(p)
 }
