@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"time"
 
 	"github.com/nbdctl/nbdctl/server/internal/admit"
@@ -14,6 +15,7 @@ type clients struct {
 	places chan struct{}         // as many values as places are taken
 	talks  map[net.Conn]struct{} // in the handshake
 	conns  map[*Conn]struct{}
+	from   map[netip.Prefix]int // how many of them an address has
 	// memory is that for the clients of each export, as long as it has some.
 	memory map[*Export]*sharedMemory
 }
@@ -54,19 +56,28 @@ func (s *Server) enter(nc net.Conn) error {
 		return fmt.Errorf("server: handshake: %d clients are being served, and none has gone in %v",
 			cap(seats), s.handshakeTimeout())
 	}
-	if !s.meet(nc) {
+	err := s.meet(nc)
+	if err != nil {
 		<-seats
-		return ErrServerClosed
 	}
-	return nil
+	return err
 }
 
 // meet notes a client that has a place and is in the handshake now.
-func (s *Server) meet(nc net.Conn) bool {
+func (s *Server) meet(nc net.Conn) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return false
+		return ErrServerClosed
+	}
+	if a := addressOf(nc); a.IsValid() {
+		if s.clients.from[a] >= s.maxPerAddress() {
+			return fmt.Errorf("server: handshake: %d clients of %v are being served", s.maxPerAddress(), a)
+		}
+		if s.clients.from == nil {
+			s.clients.from = make(map[netip.Prefix]int)
+		}
+		s.clients.from[a]++
 	}
 	if s.clients.talks == nil {
 		s.clients.talks = make(map[net.Conn]struct{})
@@ -74,7 +85,30 @@ func (s *Server) meet(nc net.Conn) bool {
 	}
 	s.clients.talks[nc] = struct{}{}
 	s.running.Add(1)
-	return true
+	return nil
+}
+
+func (s *Server) maxPerAddress() int {
+	if s.MaxPerAddress > 0 {
+		return s.MaxPerAddress
+	}
+	return max(1, s.maxConnections()/4)
+}
+
+// addressOf returns what the clients of an address have in common, or nothing where they are not
+// counted.
+func addressOf(nc net.Conn) netip.Prefix {
+	a, ok := nc.RemoteAddr().(*net.TCPAddr)
+	if !ok {
+		return netip.Prefix{}
+	}
+	ip := a.AddrPort().Addr().Unmap()
+	bits := 64
+	if ip.Is4() {
+		bits = 32
+	}
+	p, _ := ip.WithZone("").Prefix(bits) // It fails for no address.
+	return p
 }
 
 // promote notes that a client has chosen.
@@ -82,16 +116,21 @@ func (s *Server) promote(nc net.Conn, chosen *choice, unread []byte) (*Session, 
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
+		chosen.export.done()
 		s.part(nc)
 		return nil, ErrServerClosed
 	}
-	c := chosen.export.newConn(chosen.over, unread, s.share(chosen.export), s.evict)
+	e := chosen.export.Export
+	c := e.newConn(chosen.over, unread, s.share(e), s.evict)
 	c.agree(chosen.agreement)
-	c.retired = func() { s.retire(c) }
+	c.retired = func() {
+		chosen.export.done()
+		s.retire(c)
+	}
 	delete(s.clients.talks, nc)
 	s.clients.conns[c] = struct{}{}
 	s.mu.Unlock()
-	return &Session{Agreement: chosen.agreement, export: chosen.export, conn: c}, nil
+	return &Session{Agreement: chosen.agreement, export: e, conn: c}, nil
 }
 
 // part notes that a client has gone that did not choose.
@@ -99,7 +138,7 @@ func (s *Server) part(nc net.Conn) {
 	s.mu.Lock()
 	delete(s.clients.talks, nc)
 	s.mu.Unlock()
-	s.leave()
+	s.leave(nc)
 }
 
 // retire notes that a client has gone that had chosen.
@@ -112,7 +151,7 @@ func (s *Server) retire(c *Conn) {
 		delete(s.clients.memory, c.export)
 	}
 	s.mu.Unlock()
-	s.leave()
+	s.leave(c.socket)
 }
 
 // share returns the memory for the clients of an export, of which there is one more. The caller
@@ -141,12 +180,19 @@ func (s *Server) evict(c *Conn) {
 	}
 	s.logger().Warn("client disconnected: others wait for memory that it holds, "+
 		"and it does not take a reply or send its data",
-		slog.String("client", c.nc.RemoteAddr().String()))
+		slog.String("client", nameOf(c.socket)))
 	c.Close()
 }
 
-// leave gives a place back.
-func (s *Server) leave() {
+// leave gives the place of a client back.
+func (s *Server) leave(nc net.Conn) {
+	if a := addressOf(nc); a.IsValid() {
+		s.mu.Lock()
+		if s.clients.from[a]--; s.clients.from[a] == 0 {
+			delete(s.clients.from, a)
+		}
+		s.mu.Unlock()
+	}
 	<-s.seats()
 	s.running.Done()
 }

@@ -20,7 +20,8 @@ var ErrAborted = errors.New("server: the client ended the negotiation")
 const (
 	// maxOption is the longest option in bytes that is looked at. The longest name has 4096, and a
 	// list of what to be informed of some more.
-	maxOption = 8 << 10
+	maxOption         = 8 << 10
+	defaultMaxOptions = 1024
 	// preferredBlock is the block size in bytes that a client which asks is told to use.
 	preferredBlock = 4 << 10
 	// repliesAtOnce is how many bytes of replies are sent in one piece.
@@ -50,7 +51,7 @@ type handshake struct {
 // A choice is the export that a client has chosen, what it was told of that, and the connection that
 // it goes on over.
 type choice struct {
-	export    *Export
+	export    lease
 	agreement Agreement
 	over      net.Conn
 }
@@ -66,7 +67,9 @@ func (s *Server) negotiate(nc net.Conn) (*choice, error) {
 		return nil, err
 	}
 	if err == nil {
-		err = nc.SetDeadline(time.Time{})
+		if err = nc.SetDeadline(time.Time{}); err != nil {
+			chosen.export.done()
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("server: handshake: %w", err)
@@ -90,7 +93,7 @@ func (h *handshake) run() (*choice, error) {
 	if h.flags&^offered != 0 {
 		return nil, fmt.Errorf("client flags %#x: some of them were not offered", uint32(h.flags))
 	}
-	for {
+	for range h.server.maxOptions() {
 		var b [wire.OptionSize]byte
 		if _, err := io.ReadFull(h.nc, b[:]); err != nil {
 			return nil, fmt.Errorf("option: %w", err)
@@ -104,10 +107,22 @@ func (h *handshake) run() (*choice, error) {
 		if sent := h.send(); err == nil {
 			err = sent
 		}
-		if chosen != nil || err != nil {
+		switch {
+		case err != nil && chosen != nil:
+			chosen.export.done()
+			return nil, err
+		case err != nil || chosen != nil:
 			return chosen, err
 		}
 	}
+	return nil, fmt.Errorf("%d options, and none that ends the negotiation", h.server.maxOptions())
+}
+
+func (s *Server) maxOptions() int {
+	if s.MaxOptions > 0 {
+		return s.MaxOptions
+	}
+	return defaultMaxOptions
 }
 
 // answer reads the data of an option and prepares the reply. A choice ends the negotiation, an
@@ -163,7 +178,7 @@ func (h *handshake) answer(length uint32) (*choice, error) {
 // there is none of that name.
 func (h *handshake) choose(name string) *choice {
 	e := h.server.export(name)
-	if e == nil {
+	if e.Export == nil {
 		return nil
 	}
 	c := &choice{export: e, agreement: e.agreement(name, h.structured), over: h.nc}
@@ -232,17 +247,17 @@ func (h *handshake) exportName(name string) (*choice, error) {
 	return c, nil
 }
 
-// list answers NBD_OPT_LIST, in the order of the names.
+// list answers NBD_OPT_LIST.
 func (h *handshake) list(data []byte) error {
 	if len(data) > 0 {
 		h.refuse(wire.RepErrInvalid, "NBD_OPT_LIST takes no data")
 		return nil
 	}
-	for _, name := range slices.Sorted(maps.Keys(h.server.Exports)) {
-		var details string
-		if e := h.server.Exports[name]; e != nil {
-			details = e.description
-		}
+	list := h.server.List
+	if list == nil {
+		list = h.server.all
+	}
+	for name, details := range list {
 		h.reply(wire.RepServer, wire.AppendServer(nil, name, details))
 		if len(h.out) > repliesAtOnce {
 			if err := h.send(); err != nil {
@@ -252,6 +267,19 @@ func (h *handshake) list(data []byte) error {
 	}
 	h.reply(wire.RepAck, nil)
 	return nil
+}
+
+// all has the names and descriptions of Exports.
+func (s *Server) all(yield func(name, details string) bool) {
+	for _, name := range slices.Sorted(maps.Keys(s.Exports)) {
+		var details string
+		if e := s.Exports[name]; e != nil {
+			details = e.description
+		}
+		if !yield(name, details) {
+			return
+		}
+	}
 }
 
 // info answers NBD_OPT_INFO and NBD_OPT_GO, and returns a choice if the client goes.
@@ -279,6 +307,7 @@ func (h *handshake) info(data []byte) *choice {
 	}
 	h.reply(wire.RepAck, nil)
 	if h.option == wire.OptInfo {
+		c.export.done()
 		return nil
 	}
 	return c
@@ -316,10 +345,11 @@ func (h *handshake) metaContext(data []byte) {
 		return
 	}
 	e := h.server.export(asked.Name)
-	if e == nil {
+	if e.Export == nil {
 		h.refuse(wire.RepErrUnknown, "no such export")
 		return
 	}
+	defer e.done()
 	for _, c := range e.contextsFor(asked.Queries, set, h.extended) {
 		if set {
 			h.contexts, h.contextsOf = append(h.contexts, c), asked.Name

@@ -71,6 +71,7 @@ func (c *talker) Read(p []byte) (int, error)  { return c.in.Read(p) }
 func (c *talker) Write(p []byte) (int, error) { return c.out.Write(p) }
 func (c *talker) SetDeadline(time.Time) error { return nil }
 func (c *talker) Close() error                { return nil }
+func (c *talker) RemoteAddr() net.Addr        { return &net.UnixAddr{} }
 
 func exports(t testing.TB) map[string]*server.Export {
 	return map[string]*server.Export{

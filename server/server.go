@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"maps"
 	"net"
@@ -39,15 +40,26 @@ type Server struct {
 	// the one named "".
 	Exports map[string]*Export
 	// Lookup is asked for what is not in Exports, with a name that a client has chosen: any bytes,
-	// at most 8 KiB of them. It returns nil if there is no such export. It is called concurrently,
-	// and may take as long as HandshakeTimeout. A client that lists exports is not told of what it
-	// knows. nil: there are no others.
-	Lookup func(name string) *Export
+	// at most 8 KiB of them. It returns nil if there is no such export, and else, unless that is
+	// nil, what is to be called once when the client that has asked is done with it: a connection is
+	// when nothing of it is in the backend any more. It is called concurrently, several times for a
+	// client perhaps, and may take as long as HandshakeTimeout. nil: there are no others.
+	Lookup func(name string) (e *Export, done func())
+	// List has the names, each with a description or "", that a client is told which lists the
+	// exports. nil: those of Exports, in the order of their names.
+	List iter.Seq2[string, string]
 	// HandshakeTimeout is how long a client may take to choose. 0: 10 seconds.
 	HandshakeTimeout time.Duration
 	// MaxConnections bounds the clients that the server has at once, over all listeners; more of
 	// them wait to be accepted, and one for each listener to be greeted. 0: 1024.
 	MaxConnections int
+	// MaxPerAddress bounds the clients that one address has at once: an IPv4 address, or the first
+	// 64 bits of an IPv6 address. More of them are cut. Clients by other than IP are not counted. 0:
+	// a quarter of MaxConnections, at least 1.
+	MaxPerAddress int
+	// MaxOptions bounds how many options one client may send in the negotiation; each has at most 8
+	// KiB that are looked at. 0: 1024.
+	MaxOptions int
 	// MaxMemory bounds the memory for the data of requests, in bytes, for the clients of each
 	// export together; 64 MiB of it may be one client's. Half of it is theirs in equal shares, as
 	// many as MaxConnections, so that a client whose requests in flight fit in its share never
@@ -67,8 +79,9 @@ type Server struct {
 	// MaxTLSHandshakes bounds how many TLS handshakes are computed at once; those that wait for
 	// their client do not count. 0: half of GOMAXPROCS, and at least one.
 	MaxTLSHandshakes int
-	// Logger takes a record when a connection fails, of ten in ten seconds; how many more there
-	// were is one record. Clients that leave before they have sent anything, as those of port
+	// Logger takes a record for each client that had an export, when it has gone: who it was, what
+	// was agreed, what it moved, how it ended; and one for each that came to none, unless it wanted
+	// none. Of each sort there are ten in ten seconds; how many more there were is one record. Clients that leave before they have sent anything, as those of port
 	// scanners and health checks do, are told of at level debug. nil: none.
 	Logger *slog.Logger
 
@@ -131,22 +144,39 @@ func (s *Server) Serve(l net.Listener) error {
 			nc.Close()
 			return ErrServerClosed
 		}
-		if !s.meet(nc) {
+		if err := s.meet(nc); err != nil {
 			<-seats
 			nc.Close()
-			return ErrServerClosed
+			if err == ErrServerClosed {
+				return err
+			}
+			s.note(eventHandshake, func() slog.Record { return handshakeRecord(nameOf(nc), err) })
+			continue
 		}
 		s.running.Add(1)
 		go s.serve(nc)
 	}
 }
 
-// export returns the export of a name, nil if there is none.
-func (s *Server) export(name string) *Export {
-	if e := s.Exports[name]; e != nil || s.Lookup == nil {
-		return e
+// A lease is an export that a client was given, until done is called.
+type lease struct {
+	*Export
+	release func() // nil: nobody wants to know
+}
+
+func (l lease) done() {
+	if l.release != nil {
+		l.release()
 	}
-	return s.Lookup(name)
+}
+
+// export returns the export of a name, or none.
+func (s *Server) export(name string) lease {
+	if e := s.Exports[name]; e != nil || s.Lookup == nil {
+		return lease{e, nil}
+	}
+	e, done := s.Lookup(name)
+	return lease{e, done}
 }
 
 // accept waits out what passes: a client that has gone already, and a lack of descriptors or
@@ -194,7 +224,7 @@ func (s *Server) acceptError(err error) error {
 func (s *Server) serve(nc net.Conn) {
 	defer s.running.Done()
 	defer nc.Close()
-	client := nc.RemoteAddr().String()
+	client := nameOf(nc)
 	session, err := s.greet(nc)
 	if err != nil {
 		switch {
@@ -202,28 +232,31 @@ func (s *Server) serve(nc net.Conn) {
 		case errors.Is(err, errSilent) && !errors.Is(err, os.ErrDeadlineExceeded):
 			s.logger().Debug("client left without a word", slog.String("client", client))
 		default:
-			s.note(eventHandshake, client, err)
+			s.note(eventHandshake, func() slog.Record { return handshakeRecord(client, err) })
 		}
 		return
 	}
+	begun := clock()
 	err = session.conn.Transmit()
 	if err == nil || err == ErrShutdown {
 		session.NetConn().Close() // Over TLS, the client is told that this is the end.
 	}
-	if err != nil && err != ErrShutdown && !errors.Is(err, net.ErrClosed) {
-		s.note(eventClient, client, err)
+	sort := eventEnded
+	if failed(err) {
+		sort = eventClient
 	}
+	s.note(sort, func() slog.Record { return connectionRecord(session, client, clock()-begun, err) })
 }
 
 // note logs what became of a client, unless that would be too many.
-func (s *Server) note(sort int, client string, err error) {
+func (s *Server) note(sort int, record func() slog.Record) {
 	s.mu.Lock()
 	if s.events == nil {
 		s.events = newEvents(s.Logger)
 	}
 	events := s.events
 	s.mu.Unlock()
-	events.Note(sort, func() slog.Record { return clientRecord(sort, client, err) })
+	events.Note(sort, record)
 }
 
 // Shutdown stops accepting, cuts who has not chosen an export yet, lets every request that was read

@@ -185,3 +185,56 @@ func TestServerFullShutdown(t *testing.T) {
 		}
 	})
 }
+
+// A caller is a connection that comes from an address.
+type caller struct {
+	net.Conn
+	from *net.TCPAddr
+}
+
+func (c caller) RemoteAddr() net.Addr { return c.from }
+
+// TestMaxPerAddress holds that one address does not take the places of others, and has its own again
+// when its clients have gone.
+func TestMaxPerAddress(t *testing.T) { synctest.Test(t, testMaxPerAddress) }
+
+func testMaxPerAddress(t *testing.T) {
+	s := &server.Server{Exports: exports(t), MaxPerAddress: 2}
+	d := serve(t, s)
+	visit := func(from string) net.Conn {
+		ours, theirs := net.Pipe()
+		t.Cleanup(func() { ours.Close() })
+		d.conns <- caller{theirs, &net.TCPAddr{IP: net.ParseIP(from), Port: 1000}}
+		return ours
+	}
+	greeted := func(from string) net.Conn {
+		t.Helper()
+		nc := visit(from)
+		if got, err := io.ReadAll(io.LimitReader(nc, int64(len(greeting)))); string(got) != greeting || err != nil {
+			t.Errorf("%s hears %q, %v", from, got, err)
+		}
+		return nc
+	}
+	cut := func(from string) {
+		t.Helper()
+		if got, _ := io.ReadAll(visit(from)); len(got) > 0 {
+			t.Errorf("%s, which has its share, hears %q", from, got)
+		}
+	}
+	greeted("192.0.2.1")
+	second := greeted("::ffff:192.0.2.1") // the same
+	cut("192.0.2.1")
+	greeted("192.0.2.2")
+	greeted("2001:db8::1")
+	greeted("2001:db8::2")
+	cut("2001:db8::ffff")
+	greeted("2001:db8:0:1::1")
+	io.WriteString(second, clientFlags(3)+option(optExportName, ""))
+	io.ReadFull(second, make([]byte, 10))
+	cut("192.0.2.1") // also with an export
+	second.Write(call{op: cmdDisc}.encode(1))
+	io.Copy(io.Discard, second)
+	synctest.Wait() // The place is given back after the socket was closed.
+	greeted("192.0.2.1")
+	cut("192.0.2.1")
+}

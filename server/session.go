@@ -90,20 +90,31 @@ func (s *Server) greet(nc net.Conn) (*Session, error) {
 // whose state cannot be written down. The place among MaxConnections is waited for as in
 // Handshake.
 func (s *Server) Resume(nc net.Conn, agreed Agreement, unread []byte) (*Session, error) {
-	e := s.export(agreed.Export)
-	if e == nil {
-		return nil, fmt.Errorf("server: resume: no export %q", agreed.Export)
-	}
-	if err := e.keeps(agreed); err != nil {
-		return nil, fmt.Errorf("server: resume: export %q: %w", agreed.Export, err)
-	}
-	if _, ok := nc.(*tls.Conn); ok != agreed.TLS || s.RequireTLS && !ok {
-		return nil, fmt.Errorf("server: resume: over TLS: %v, agreed: %v, required: %v", ok, agreed.TLS, s.RequireTLS)
+	chosen := &choice{export: s.export(agreed.Export), agreement: agreed, over: nc}
+	if err := s.resumes(chosen); err != nil {
+		chosen.export.done()
+		return nil, fmt.Errorf("server: resume: %w", err)
 	}
 	if err := s.enter(nc); err != nil {
+		chosen.export.done()
 		return nil, err
 	}
-	return s.promote(nc, &choice{export: e, agreement: agreed, over: nc}, unread)
+	return s.promote(nc, chosen, unread)
+}
+
+// resumes reports what keeps a session from going on.
+func (s *Server) resumes(chosen *choice) error {
+	agreed := chosen.agreement
+	if chosen.export.Export == nil {
+		return fmt.Errorf("no export %q", agreed.Export)
+	}
+	if err := chosen.export.keeps(agreed); err != nil {
+		return fmt.Errorf("export %q: %w", agreed.Export, err)
+	}
+	if _, ok := chosen.over.(*tls.Conn); ok != agreed.TLS || s.RequireTLS && !ok {
+		return fmt.Errorf("over TLS: %v, agreed: %v, required: %v", ok, agreed.TLS, s.RequireTLS)
+	}
+	return nil
 }
 
 // agreement returns what a client is told that asks for the export by that name now.

@@ -194,31 +194,86 @@ func TestSessionLimits(t *testing.T) {
 	})
 }
 
-// TestLookup holds that exports which are made on demand are served like others, and not listed.
+// TestLookup holds that exports which are made on demand are served like others, not listed unless
+// List has them, and given back once for each time that they were asked for.
 func TestLookup(t *testing.T) {
 	made := export(t, newDisk(4096), server.Options{})
 	var asked []string
-	s := &server.Server{Exports: exports(t), Lookup: func(name string) *server.Export {
+	out := 0
+	s := &server.Server{Exports: exports(t), Lookup: func(name string) (*server.Export, func()) {
 		asked = append(asked, name)
 		if name == "made" {
-			return made
+			out++
+			return made, func() { out-- }
 		}
-		return nil
+		return nil, nil
 	}}
-	c := &talker{in: strings.NewReader(clientFlags(3) + option(optList, "") + option(optGo, infoData("no")) +
-		option(optGo, infoData("made")))}
-	if e, err := chosen(s, c); e != made || err != nil {
-		t.Errorf("export %p, error %v, want %p", e, err, made)
+	lookUp := option(optList, "") + option(optGo, infoData("no")) + option(optInfo, infoData("made")) +
+		option(optStructured, "") + option(optSetMeta, metaData("made", "base:allocation"))
+	info := func(o uint32) string {
+		return optionReply(o, repInfo, "\x00\x00\x00\x00\x00\x00\x00\x00\x10\x00"+flagsDefault) +
+			optionReply(o, repAck, "")
+	}
+	ack := optionReply(optStructured, repAck, "") +
+		optionReply(optSetMeta, repMetaContext, "\x00\x00\x00\x01base:allocation") + optionReply(optSetMeta, repAck, "")
+	c := &talker{in: strings.NewReader(clientFlags(3) + lookUp + option(optAbort, ""))}
+	if e, err := chosen(s, c); e != nil || err != server.ErrAborted || out != 0 {
+		t.Errorf("export %p, error %v, and %d are out", e, err, out)
 	}
 	want := greeting + optionReply(optList, repServer, "\x00\x00\x00\x00") +
 		optionReply(optList, repServer, "\x00\x00\x00\x04disk") +
 		optionReply(optList, repAck, "") + optionReply(optGo, errUnknown, "no such export") +
-		optionReply(optGo, repInfo, "\x00\x00\x00\x00\x00\x00\x00\x00\x10\x00"+flagsDefault) +
-		optionReply(optGo, repAck, "")
+		info(optInfo) + ack + optionReply(optAbort, repAck, "")
 	if diff := cmp.Diff(want, c.out.String()); diff != "" {
 		t.Errorf("the server said (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff([]string{"no", "made"}, asked); diff != "" {
+	if diff := cmp.Diff([]string{"no", "made", "made"}, asked); diff != "" {
 		t.Errorf("looked up (-want +got):\n%s", diff)
+	}
+
+	// The connection has it until it has ended.
+	s.List = func(yield func(name, description string) bool) { _ = yield("made", "to order") && yield("z", "") }
+	c = &talker{in: strings.NewReader(clientFlags(3) + option(optList, "") + option(optGo, infoData("made")))}
+	session, err := s.Handshake(c)
+	if err != nil || session.Export() != made || out != 1 {
+		t.Fatalf("%v, and %d are out", err, out)
+	}
+	want = greeting + optionReply(optList, repServer, "\x00\x00\x00\x04madeto order") +
+		optionReply(optList, repServer, "\x00\x00\x00\x01z") + optionReply(optList, repAck, "") + info(optGo)
+	if diff := cmp.Diff(want, c.out.String()); diff != "" {
+		t.Errorf("the server said (-want +got):\n%s", diff)
+	}
+	agreed := session.Agreement
+	session.Conn().Close()
+	if out != 0 {
+		t.Errorf("when the connection has ended %d are out", out)
+	}
+
+	// So it is where a session does not come about.
+	agreed.Size++
+	if _, err := s.Resume(c, agreed, nil); err == nil || out != 0 {
+		t.Errorf("%v, and %d are out", err, out)
+	}
+	agreed.Size--
+	s.Close()
+	if _, err := s.Resume(c, agreed, nil); err != server.ErrServerClosed || out != 0 {
+		t.Errorf("%v, and %d are out", err, out)
+	}
+	c = &talker{in: strings.NewReader(clientFlags(3) + option(optGo, infoData("made")))}
+	if _, err := s.Handshake(c); err != server.ErrServerClosed || out != 0 {
+		t.Errorf("%v, and %d are out", err, out)
+	}
+}
+
+// TestMaxOptions holds that a client which goes on negotiating for ever does not.
+func TestMaxOptions(t *testing.T) {
+	s := &server.Server{Exports: exports(t), MaxOptions: 3}
+	said := clientFlags(3) + strings.Repeat(option(99, ""), 2)
+	if e, err := chosen(s, &talker{in: strings.NewReader(said + option(optGo, infoData("")))}); e == nil || err != nil {
+		t.Errorf("within the bound: %v", err)
+	}
+	c := &talker{in: strings.NewReader(said + option(99, "") + option(optGo, infoData("")))}
+	if _, err := chosen(s, c); err == nil || !strings.Contains(err.Error(), "3 options") {
+		t.Errorf("beyond it: %v", err)
 	}
 }

@@ -54,6 +54,17 @@ func (s *Stats) Add(t *Stats) {
 	s.Oldest = max(s.Oldest, t.Oldest)
 }
 
+// Total returns the sum over all kinds of requests.
+func (s *Stats) Total() OpStats {
+	var all OpStats
+	for _, kind := range []*OpStats{
+		&s.Read, &s.Write, &s.Flush, &s.Trim, &s.WriteZeroes, &s.BlockStatus, &s.Cache, &s.Unknown,
+	} {
+		all.add(kind)
+	}
+	return all
+}
+
 func (s *OpStats) add(t *OpStats) {
 	s.Requests += t.Requests
 	s.Bytes += t.Bytes
