@@ -48,8 +48,8 @@ type handshake struct {
 	contextsOf string    // the name of the export that they are of
 }
 
-// A choice is the export that a client has chosen, what it was told of that, and the connection that
-// it goes on over.
+// A choice is the export that a client has chosen, what it was told of that, and the connection
+// that it goes on over.
 type choice struct {
 	export    lease
 	agreement Agreement

@@ -178,8 +178,8 @@ func TestAllocations(t *testing.T) {
 			t.Run(device+" "+name+" over TLS", func(t *testing.T) {
 				ours, theirs := overTLS(t, authority)
 				l := serveLeanOver(t, ours, theirs, export(t, devices[device], server.Options{}), q)
-				// crypto/tls allocates a reader for each time that it has to read from the socket, here
-				// on both sides (readFromUntil), and is given all that a record holds.
+				// crypto/tls allocates a reader for each time that it has to read from the socket,
+				// here on both sides (readFromUntil), and is given all that a record holds.
 				records := (len(l.request)+len(l.reply))/(16<<10) + 2
 				allocates(t, float64(records), l)
 			})
@@ -192,7 +192,8 @@ func allocates(t *testing.T, most float64, l *lean) {
 	for range 100 {
 		l.do(t)
 	}
-	// A collection in between empties the pools, which costs a few allocations: hence not exactly 0.
+	// A collection in between empties the pools, which costs a few allocations: hence not exactly
+	// 0.
 	if n := testing.AllocsPerRun(500, func() { l.do(t) }); n >= most+0.1 {
 		t.Errorf("%v allocations per request", n)
 	}

@@ -41,9 +41,9 @@ type Server struct {
 	Exports map[string]*Export
 	// Lookup is asked for what is not in Exports, with a name that a client has chosen: any bytes,
 	// at most 8 KiB of them. It returns nil if there is no such export, and else, unless that is
-	// nil, what is to be called once when the client that has asked is done with it: a connection is
-	// when nothing of it is in the backend any more. It is called concurrently, several times for a
-	// client perhaps, and may take as long as HandshakeTimeout. nil: there are no others.
+	// nil, what is to be called once when the client that has asked is done with it: a connection
+	// is when nothing of it is in the backend any more. It is called concurrently, several times
+	// for a client perhaps, and may take as long as HandshakeTimeout. nil: there are no others.
 	Lookup func(name string) (e *Export, done func())
 	// List has the names, each with a description or "", that a client is told which lists the
 	// exports. nil: those of Exports, in the order of their names.
@@ -54,8 +54,8 @@ type Server struct {
 	// them wait to be accepted, and one for each listener to be greeted. 0: 1024.
 	MaxConnections int
 	// MaxPerAddress bounds the clients that one address has at once: an IPv4 address, or the first
-	// 64 bits of an IPv6 address. More of them are cut. Clients by other than IP are not counted. 0:
-	// a quarter of MaxConnections, at least 1.
+	// 64 bits of an IPv6 address. More of them are cut. Clients by other than IP are not counted.
+	// 0: a quarter of MaxConnections, at least 1.
 	MaxPerAddress int
 	// MaxOptions bounds how many options one client may send in the negotiation; each has at most 8
 	// KiB that are looked at. 0: 1024.
@@ -81,8 +81,9 @@ type Server struct {
 	MaxTLSHandshakes int
 	// Logger takes a record for each client that had an export, when it has gone: who it was, what
 	// was agreed, what it moved, how it ended; and one for each that came to none, unless it wanted
-	// none. Of each sort there are ten in ten seconds; how many more there were is one record. Clients that leave before they have sent anything, as those of port
-	// scanners and health checks do, are told of at level debug. nil: none.
+	// none. Of each sort there are ten in ten seconds; how many more there were is one record.
+	// Clients that leave before they have sent anything, as those of port scanners and health
+	// checks do, are told of at level debug. nil: none.
 	Logger *slog.Logger
 
 	mu        sync.Mutex // guards all below

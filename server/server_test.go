@@ -194,8 +194,8 @@ type caller struct {
 
 func (c caller) RemoteAddr() net.Addr { return c.from }
 
-// TestMaxPerAddress holds that one address does not take the places of others, and has its own again
-// when its clients have gone.
+// TestMaxPerAddress holds that one address does not take the places of others, and has its own
+// again when its clients have gone.
 func TestMaxPerAddress(t *testing.T) { synctest.Test(t, testMaxPerAddress) }
 
 func testMaxPerAddress(t *testing.T) {

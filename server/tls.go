@@ -37,7 +37,8 @@ func (s *Server) secure() (*tls.Config, chan struct{}) {
 	defer s.mu.Unlock()
 	if s.security.config == nil {
 		config := s.TLS.Clone()
-		// It begins with records of a packet each, which helps those who show the first bytes early.
+		// It begins with records of a packet each, which helps those who show the first bytes
+		// early.
 		config.DynamicRecordSizingDisabled = true
 		n := s.MaxTLSHandshakes
 		if n <= 0 {

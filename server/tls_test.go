@@ -135,7 +135,8 @@ func TestTLSServed(t *testing.T) {
 		config := trusting(a)
 		config.MinVersion, config.MaxVersion = version, version
 		nc := secured(t, d.dial(t, "-"), config, "", "")
-		if got, want := converse(t, nc, option(optExportName, "big"), "0123456789"), "\x00\x00\x00\x00\x04\x00\x00\x00"; got[:8] != want {
+		const size = "\x00\x00\x00\x00\x04\x00\x00\x00"
+		if got := converse(t, nc, option(optExportName, "big"), "0123456789"); got[:8] != size {
 			t.Fatalf("the answer is %q", got)
 		}
 		c := newClient(t, nc)
@@ -177,10 +178,16 @@ func TestTLSRefused(t *testing.T) {
 		{"without a certificate", with(func(c *tls.Config) { c.Certificates = nil }), false},
 		{"a stranger", with(func(c *tls.Config) {
 			c.Certificates = nil
-			c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &stranger.Client, nil }
+			c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+				return &stranger.Client, nil
+			}
 		}), false},
-		{"with a server's certificate", with(func(c *tls.Config) { c.Certificates = []tls.Certificate{a.Server} }), false},
-		{"TLS 1.1", with(func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS11, tls.VersionTLS11 }), false},
+		{"with a server's certificate", with(func(c *tls.Config) {
+			c.Certificates = []tls.Certificate{a.Server}
+		}), false},
+		{"TLS 1.1", with(func(c *tls.Config) {
+			c.MinVersion, c.MaxVersion = tls.VersionTLS11, tls.VersionTLS11
+		}), false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			nc := secured(t, d.dial(t, "-"), tt.config, "", "")

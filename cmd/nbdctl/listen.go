@@ -151,11 +151,15 @@ func checkExportString(flag, value string) error {
 
 // exportURI is where clients find the export ("NBD URI" specification). Of a server that
 // listens to all addresses it gives the one that is right on this machine.
-func exportURI(a net.Addr, name string) string {
+func exportURI(a net.Addr, name string, overTLS bool) string {
 	path := "/" + escape(name, "")
+	scheme := "nbd"
+	if overTLS {
+		scheme = "nbds"
+	}
 	tcp, ok := a.(*net.TCPAddr)
 	if !ok {
-		return "nbd+unix://" + path + "?socket=" + escape(a.String(), "/")
+		return scheme + "+unix://" + path + "?socket=" + escape(a.String(), "/")
 	}
 	host := tcp.IP.String()
 	switch {
@@ -168,7 +172,7 @@ func exportURI(a net.Addr, name string) string {
 	if tcp.Zone != "" {
 		host += "%25" + escape(tcp.Zone, "") // RFC 6874
 	}
-	return "nbd://" + net.JoinHostPort(host, strconv.Itoa(tcp.Port)) + path
+	return scheme + "://" + net.JoinHostPort(host, strconv.Itoa(tcp.Port)) + path
 }
 
 // escape percent-encodes whatever has a meaning in a URI, to any parser: what RFC 3986

@@ -61,7 +61,7 @@ func TestExportURI(t *testing.T) {
 		{&net.TCPAddr{IP: net.ParseIP("2001:db8::1"), Port: 1}, "", "nbd://[2001:db8::1]:1/"},
 		{&net.TCPAddr{IP: net.ParseIP("fe80::1"), Port: 1, Zone: "eth0"}, "a", "nbd://[fe80::1%25eth0]:1/a"},
 	} {
-		got := exportURI(tt.addr, tt.name)
+		got := exportURI(tt.addr, tt.name, false)
 		if got != tt.want {
 			t.Errorf("%v, %q: %s, want %s", tt.addr, tt.name, got, tt.want)
 		}
@@ -69,6 +69,9 @@ func TestExportURI(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 			continue
+		}
+		if over := exportURI(tt.addr, tt.name, true); over != strings.Replace(got, "nbd", "nbds", 1) {
+			t.Errorf("over TLS it is %s", over)
 		}
 		if name := strings.TrimPrefix(u.Path, "/"); name != tt.name {
 			t.Errorf("%s names %q, want %q", got, name, tt.name)

@@ -4,130 +4,245 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
+	"os"
 	"strings"
+	"sync"
+	"syscall"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
-	contract "github.com/nbdctl/nbdctl/backends"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/certs"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exports"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
-	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/kind"
 	"github.com/nbdctl/nbdctl/server"
 )
 
 const serveDescription = `
-Prints the NBD URI once it listens, and serves until interrupted: then every request that was received is
-answered and written data are made durable. Neither asks who a client is nor encrypts: who can reach
-the socket has the data.
+Prints the NBD URIs once it listens, and serves until interrupted: then every request that was received is
+answered and written data are made durable. Without --tls-certificates it neither asks who a client is
+nor encrypts: who can reach the socket has the data. SIGHUP reads --exports and --tls-certificates again.
 `
 
 func serveCommand() *cli.Command {
 	return &cli.Command{
-		Name:        "serve",
-		Usage:       "offer a backend to NBD clients, without a device",
-		ArgsUsage:   "KIND [ARG]",
-		Description: strings.TrimSpace(serveDescription) + "\n\n" + backends(),
-		Flags: append([]cli.Flag{
-			&cli.StringFlag{
-				Name: "listen",
-				Usage: "where: `ADDRESS` is unix:PATH or tcp:HOST:PORT; " +
-					"0.0.0.0 is all of IPv4, [::] all of IPv6, no HOST both",
-			},
-			&cli.StringFlag{Name: "name", Usage: "`NAME` of the export; clients that name none get it too"},
-			&cli.StringFlag{Name: "description", Usage: "`TEXT` for people who list the exports, or ask for it"},
-		}, backendFlags...),
+		Name:         "serve",
+		Usage:        "offer backends to NBD clients, without a device",
+		ArgsUsage:    "KIND [ARG] | --exports FILE",
+		Description:  strings.TrimSpace(serveDescription) + "\n\n" + backends(),
+		Flags:        append(serveFlags, backendFlags...),
 		OnUsageError: onUsageError,
 		Action:       serve,
 	}
 }
 
 func serve(c *cli.Context) (err error) {
-	spec, err := backendOf(c, 1)
+	p, err := servePlanOf(c)
 	if err != nil {
-		return err
-	}
-	at, err := parseEndpoint(c.String("listen"))
-	if err != nil {
-		return err
-	}
-	if err := checkExportString("name", c.String("name")); err != nil {
-		return err
-	}
-	if err := checkExportString("description", c.String("description")); err != nil {
 		return err
 	}
 	signals, stop := host.Signals()
 	defer stop()
-	backing, err := kind.OpenExport(spec)
+	log := &lockedWriter{w: c.App.ErrWriter}
+	logger := slog.New(slog.NewTextHandler(log, nil))
+	d := &daemon{plan: p, set: exports.New(log), logger: logger}
+	if err := d.begin(c.App.Writer, func(warnings []string) { warn(c, warnings) }); err != nil {
+		return err
+	}
+	err = d.run(signals)
+	return errors.Join(err, d.end())
+}
+
+// A daemon is the process that serves exports, while it does.
+type daemon struct {
+	plan   *servePlan
+	set    *exports.Set
+	certs  *certs.Folder // nil: no TLS
+	server *server.Server
+	logger *slog.Logger
+
+	listeners []net.Listener
+}
+
+// begin opens what is to be offered, listens, and says where. If it fails, nothing is left.
+func (d *daemon) begin(out io.Writer, warn func([]string)) error {
+	offer, err := d.plan.offer()
 	if err != nil {
 		return err
 	}
-	redactor := spec.Secrets.Redactor()
-	defer func() { err = redactor.Error(err) }()
-	warn(c, redactor.Texts(backing.Warnings))
-	logger := slog.New(slog.NewTextHandler(redactor.Writer(c.App.ErrWriter), nil))
-	l, s, err := offer(c, spec, backing, at, logger)
-	if err != nil {
-		undo := backing.Close
-		if backing.Discard != nil {
-			undo = backing.Discard
+	d.server = d.plan.server()
+	d.server.Lookup, d.server.List, d.server.Logger = d.set.Lookup, d.set.List, d.logger
+	if d.plan.tls != tlsOff {
+		if d.certs, err = certs.Open(d.plan.certificates, d.plan.verifyPeer); err != nil {
+			return err
 		}
-		return errors.Join(err, undo())
+		d.server.TLS, d.server.RequireTLS = d.certs.Config(), d.plan.tls == tlsRequire
 	}
-	served := make(chan error, 1)
-	go func() { served <- s.Serve(l) }()
-	select {
-	case err = <-served:
-	case sig := <-signals:
-		logger.Info("ending", "signal", sig.String())
+	warnings, err := d.set.Load(offer)
+	if err != nil {
+		return err
 	}
-	return errors.Join(err, end(s, backing))
+	warn(warnings)
+	if err := d.listen(out); err != nil {
+		for _, l := range d.listeners {
+			err = errors.Join(err, l.Close())
+		}
+		return errors.Join(err, d.set.Discard())
+	}
+	return nil
 }
 
-// offer listens and says so.
-func offer(
-	c *cli.Context,
-	spec host.Spec,
-	backing *host.Backing,
-	at endpoint,
-	logger *slog.Logger,
-) (net.Listener, *server.Server, error) {
-	export, err := server.NewExport(backing.Backend, server.Options{
-		ReadOnly:    spec.ReadOnly,
-		BlockSize:   spec.BlockSize,
-		Description: c.String("description"),
-		Logger:      logger,
-	})
+// listen prints a URI for each address and export.
+func (d *daemon) listen(out io.Writer) error {
+	addresses, err := d.bind()
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	l, addr, err := at.listen()
+	names := d.set.Names()
+	if len(names) == 0 {
+		names = []string{""} // There are folders alone.
+	}
+	for _, a := range addresses {
+		for _, name := range names {
+			if _, err := fmt.Fprintln(out, exportURI(a, name, d.server.RequireTLS)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// bind has the listeners of the plan, and returns where they are.
+func (d *daemon) bind() ([]net.Addr, error) {
+	var addresses []net.Addr
+	for _, l := range d.plan.activated {
+		d.listeners = append(d.listeners, l)
+		addresses = append(addresses, l.Addr())
+	}
+	for _, at := range d.plan.endpoints {
+		l, a, err := at.listen()
+		if err != nil {
+			return nil, err
+		}
+		d.listeners = append(d.listeners, l)
+		addresses = append(addresses, a)
+	}
+	return addresses, nil
+}
+
+// run serves until a signal ends it, or a listener fails.
+func (d *daemon) run(signals <-chan os.Signal) error {
+	served := make(chan error, len(d.listeners))
+	for _, l := range d.listeners {
+		go func() { served <- d.server.Serve(l) }()
+	}
+	for {
+		select {
+		case err := <-served:
+			return err
+		case sig := <-signals:
+			if sig == syscall.SIGHUP && d.reloads() {
+				d.reload()
+				continue
+			}
+			d.logger.Info("ending", "signal", sig.String())
+			return nil
+		}
+	}
+}
+
+// reloads reports whether there is something that can be read again.
+func (d *daemon) reloads() bool { return d.certs != nil || d.plan.file != "" }
+
+// reload reads certificates and exports again. Each of the two stays as it is where that fails.
+func (d *daemon) reload() {
+	if d.certs != nil {
+		d.report("certificates", d.certs.Reload())
+	}
+	if d.plan.file == "" {
+		return
+	}
+	offer, err := d.plan.offer()
+	var warnings []string
+	if err == nil {
+		warnings, err = d.set.Load(offer)
+	}
+	d.report("exports", err)
+	for _, w := range warnings {
+		d.logger.Warn(w)
+	}
+}
+
+func (d *daemon) report(what string, err error) {
 	if err != nil {
-		return nil, nil, err
+		d.logger.Error("not read again; "+what+" stay as they are", slog.Any("err", err))
+		return
 	}
-	name := c.String("name")
-	s := &server.Server{Exports: map[string]*server.Export{"": export, name: export}, Logger: logger}
-	if _, err := fmt.Fprintln(c.App.Writer, exportURI(addr, name)); err != nil {
-		return nil, nil, errors.Join(err, l.Close())
-	}
-	return l, s, nil
+	d.logger.Info("read again", slog.String("what", what))
 }
 
 // drainPatience bounds the wait for clients that do not take their replies.
 const drainPatience = 10 * time.Second
 
 // end answers what was received, and makes durable what was written.
-func end(s *server.Server, backing *host.Backing) error {
+func (d *daemon) end() error {
 	ctx, cancel := context.WithTimeout(context.Background(), drainPatience)
 	defer cancel()
-	err := s.Shutdown(ctx)
+	err := d.server.Shutdown(ctx)
 	if err != nil {
-		err = errors.Join(err, s.Close())
+		err = errors.Join(err, d.server.Close())
 	}
-	if d := contract.Probe(backing.Backend); d.Syncer != nil {
-		err = errors.Join(err, d.Syncer.Sync())
+	return errors.Join(err, d.set.Close())
+}
+
+// A lockedWriter is a log that several write to.
+type lockedWriter struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (l *lockedWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
+}
+
+// tlsMode is how clients may talk.
+type tlsMode int
+
+const (
+	tlsOff tlsMode = iota
+	tlsAllow
+	tlsRequire
+)
+
+func tlsModeOf(c *cli.Context) (tlsMode, error) {
+	dir := c.String("tls-certificates")
+	mode := tlsOff
+	if dir != "" {
+		mode = tlsRequire
 	}
-	return errors.Join(err, backing.Close())
+	switch v := c.String("tls"); v {
+	case "":
+	case "off":
+		mode = tlsOff
+	case "allow":
+		mode = tlsAllow
+	case "require":
+		mode = tlsRequire
+	default:
+		return mode, exit.Usagef("--tls %s: must be off, allow or require", v)
+	}
+	switch {
+	case mode != tlsOff && dir == "":
+		return mode, exit.Usagef("--tls %s: needs --tls-certificates, a folder with server-cert.pem and server-key.pem",
+			c.String("tls"))
+	case mode == tlsOff && c.Bool("tls-verify-peer"):
+		return mode, exit.Usagef("--tls-verify-peer: there is no TLS; give --tls-certificates")
+	}
+	return mode, nil
 }

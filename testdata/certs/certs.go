@@ -32,7 +32,7 @@ func New(t testing.TB) *Authority {
 	t.Helper()
 	a := &Authority{key: newKey(t), Pool: x509.NewCertPool()}
 	ca := template("nbdctl test authority")
-	ca.IsCA, ca.BasicConstraintsValid, ca.KeyUsage = true, true, x509.KeyUsageCertSign
+	ca.IsCA, ca.BasicConstraintsValid, ca.KeyUsage = true, true, x509.KeyUsageCertSign|x509.KeyUsageCRLSign
 	der, err := x509.CreateCertificate(rand.Reader, ca, ca, a.key.Public(), a.key)
 	if err != nil {
 		t.Fatal(err)
@@ -64,6 +64,27 @@ func (a *Authority) Write(t testing.TB, dir string) {
 		write(t, filepath.Join(dir, name+"-cert.pem"), 0o644, "CERTIFICATE", c.Certificate[0])
 		write(t, filepath.Join(dir, name+"-key.pem"), 0o600, "PRIVATE KEY", key)
 	}
+}
+
+// Revoke writes ca-crl.pem, which has the certificate of the client.
+func (a *Authority) Revoke(t testing.TB, dir string) {
+	t.Helper()
+	c, err := x509.ParseCertificate(a.Client.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
+		Number:     big.NewInt(1),
+		ThisUpdate: c.NotBefore,
+		NextUpdate: c.NotAfter,
+		RevokedCertificateEntries: []x509.RevocationListEntry{
+			{SerialNumber: c.SerialNumber, RevocationTime: c.NotBefore},
+		},
+	}, a.CA, a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, "ca-crl.pem"), 0o644, "X509 CRL", der)
 }
 
 func (a *Authority) sign(t testing.TB, c *x509.Certificate) tls.Certificate {

@@ -2,9 +2,9 @@
 // calls. It is the only place of the serving side that uses package unsafe or raw system calls.
 //
 // There are three implementations of [Conn]. One makes non-blocking system calls of its own on the
-// descriptor of a TCP or Unix socket and parks in the runtime's poller (socket_linux.go). One is for
-// TLS connections (tls.go). The third is for everything else that is a net.Conn (portable.go): a
-// pipe, other systems, a build with the race detector, which does not see raw system calls, and a
+// descriptor of a TCP or Unix socket and parks in the runtime's poller (socket_linux.go). One is
+// for TLS connections (tls.go). The third is for everything else that is a net.Conn (portable.go):
+// a pipe, other systems, a build with the race detector, which does not see raw system calls, and a
 // build with the tag nbd_portable. They behave alike, so whoever uses them is written once.
 package rawio
 

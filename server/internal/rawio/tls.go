@@ -15,8 +15,8 @@ var records = sync.Pool{New: func() any { return new([maxRecord]byte) }}
 
 // overTLS is a Conn over TLS. Each Write of a TLS connection becomes a record or several, with a
 // header, a checksum and a system call for each, so what is sent is put together to as few as hold
-// it. The copy is also what meets memory that is not there, instead of the cipher in the middle of a
-// record.
+// it. The copy is also what meets memory that is not there, instead of the cipher in the middle of
+// a record.
 type overTLS struct {
 	portable
 }

@@ -1,0 +1,91 @@
+package exports
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"strings"
+
+	"github.com/nbdctl/nbdctl/backends"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/kind"
+	"github.com/nbdctl/nbdctl/server"
+)
+
+// An entry is an export that is open, or is being opened or closed. Its Set guards it.
+type entry struct {
+	def     Definition
+	backing *host.Backing
+	export  *server.Export
+
+	users     int
+	transient bool // its last user closes it
+
+	// The rest is of images.
+	file   fs.FileInfo   // as it was before it was opened
+	ready  chan struct{} // closed when it is open, or has failed with err
+	err    error
+	closed chan struct{} // closed when it is
+}
+
+// open opens the backend and makes an export of it, whose log goes to w.
+func (e *entry) open(w io.Writer) error {
+	redactor := e.def.Spec.Secrets.Redactor()
+	logger := slog.New(slog.NewTextHandler(redactor.Writer(w), nil))
+	if e.def.Name != "" {
+		logger = logger.With(slog.String("export", e.def.Name))
+	}
+	backing, err := kind.OpenExport(e.def.Spec)
+	if err != nil {
+		return e.error(err)
+	}
+	backing.Warnings = redactor.Texts(backing.Warnings)
+	e.backing = backing
+	e.export, err = server.NewExport(backing.Backend, server.Options{
+		ReadOnly:    e.def.Spec.ReadOnly,
+		BlockSize:   e.def.Spec.BlockSize,
+		Description: e.def.Description,
+		Logger:      logger,
+	})
+	if err != nil {
+		return errors.Join(e.error(redactor.Error(err)), e.discard())
+	}
+	return nil
+}
+
+// close makes durable what was written, and closes the backend.
+func (e *entry) close() error {
+	b := e.backing
+	if b == nil {
+		return nil // It could not be opened.
+	}
+	e.backing = nil
+	var err error
+	if d := backends.Probe(b.Backend); d.Syncer != nil {
+		err = d.Syncer.Sync()
+	}
+	err = errors.Join(err, b.Close())
+	return e.error(e.def.Spec.Secrets.Redactor().Error(err))
+}
+
+// error names the export in an error, unless it has no name.
+func (e *entry) error(err error) error {
+	if err == nil || e.def.Name == "" {
+		return err
+	}
+	return fmt.Errorf("export %q: %w", e.def.Name, err)
+}
+
+// discard closes the backend, and removes what opening it has made.
+func (e *entry) discard() error {
+	b := e.backing
+	e.backing = nil
+	if b.Discard != nil {
+		return b.Discard()
+	}
+	return b.Close()
+}
+
+func byName(a, b Definition) int { return strings.Compare(a.Name, b.Name) }
