@@ -27,6 +27,10 @@
 // backend knows that ([backends.Extenter]). Replies to other requests than READ and BLOCK_STATUS
 // are simple all the same, which the protocol allows.
 //
+// TLS is for a client that asks for it (NBD_OPT_STARTTLS), or for all ([Server.RequireTLS]). What
+// was negotiated before it is forgotten. A connection over TLS takes the way through package
+// crypto/tls, one in plain text that of system calls.
+//
 // Meta contexts are base:allocation and those of the backend ([backends.Contexter]). The former has
 // extents as the backend has them ([backends.Extenter]), in whole blocks, of which one that has any
 // data is data; without that ability, everything is data. At most 4096 extents of each context come

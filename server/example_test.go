@@ -2,11 +2,14 @@ package server_test
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"log"
 	"net"
+	"os"
 	"strings"
 	"time"
 
@@ -52,6 +55,46 @@ func ExampleServer() {
 	}
 	// Output:
 	// "content"
+}
+
+// Clients that have no certificate of ours are told nothing, not even which exports there are.
+func ExampleServer_tls() {
+	export, err := server.NewExport(strings.NewReader("content of an image"), server.Options{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	certificate, clients, err := readCertificates()
+	if err != nil {
+		log.Fatal(err)
+	}
+	srv := &server.Server{
+		Exports: map[string]*server.Export{"": export},
+		TLS: &tls.Config{
+			Certificates: []tls.Certificate{certificate},
+			ClientCAs:    clients,
+			ClientAuth:   tls.RequireAndVerifyClientCert,
+		},
+		RequireTLS: true,
+	}
+	l, err := net.Listen("tcp", "localhost:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	log.Fatal(srv.Serve(l))
+}
+
+// readCertificates reads what the example is about.
+func readCertificates() (tls.Certificate, *x509.CertPool, error) {
+	authority, err := os.ReadFile("ca-cert.pem")
+	if err != nil {
+		return tls.Certificate{}, nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(authority) {
+		return tls.Certificate{}, nil, errors.New("ca-cert.pem has no certificate")
+	}
+	own, err := tls.LoadX509KeyPair("server-cert.pem", "server-key.pem")
+	return own, pool, err
 }
 
 // A program that has its sockets from elsewhere, as from inetd or behind a proxy, serves one at a

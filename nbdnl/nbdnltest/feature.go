@@ -140,6 +140,13 @@ func (f *Feature) Need(t testing.TB) {
 	}
 }
 
+// Lack skips the test on a kernel that has the feature.
+func (f *Feature) Lack(t testing.TB) {
+	if f.In(t) {
+		t.Skipf("n/a: this kernel has %s", f.name)
+	}
+}
+
 // Report tells the lab's table whether the running kernel has the feature.
 func (f *Feature) Report(t testing.TB) { f.report(t, f.In(t)) }
 

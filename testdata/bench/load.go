@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -20,6 +21,8 @@ type load struct {
 	reads       int // percent
 	sequential  bool
 	kernel      bool // frame requests as the kernel's client does
+	structured  bool // ask for structured replies
+	empty       bool // read where nobody has written
 }
 
 func (l load) writes() bool { return l.reads < 100 }
@@ -37,6 +40,12 @@ func (l load) flags() []string {
 	if l.kernel {
 		flags = append(flags, "-k")
 	}
+	if l.structured {
+		flags = append(flags, "-x")
+	}
+	if l.empty {
+		flags = append(flags, "-e")
+	}
 	return flags
 }
 
@@ -52,6 +61,9 @@ var (
 	rw128k   = load{name: "rw128k-q16", depth: 16, block: 128 << 10}
 	sr1m     = load{name: "sr1m-q8", depth: 8, block: 1 << 20, reads: 100, sequential: true}
 	sw1m     = load{name: "sw1m-q8", depth: 8, block: 1 << 20, sequential: true}
+	rr4kX    = load{name: "rr4k-q32-x", depth: 32, block: 4 << 10, reads: 100, structured: true}
+	rr128kX  = load{name: "rr128k-q16-x", depth: 16, block: 128 << 10, reads: 100, structured: true}
+	er128kX  = load{name: "er128k-q16-x", depth: 16, block: 128 << 10, reads: 100, structured: true, empty: true}
 	rr4kC4   = load{name: "rr4k-q32-c4", connections: 4, depth: 32, block: 4 << 10, reads: 100}
 	rw4kC4   = load{name: "rw4k-q32-c4", connections: 4, depth: 32, block: 4 << 10}
 	rr128kC4 = load{name: "rr128k-q16-c4", connections: 4, depth: 16, block: 128 << 10, reads: 100}
@@ -91,6 +103,9 @@ func (c client) loadgen(ctx context.Context, mode string, p *process, flags ...s
 		"-p", strconv.Itoa(p.pid),
 		"-S", strconv.FormatInt(c.space, 10),
 		"-P", strconv.Itoa(c.cpu),
+	}
+	if p.tls {
+		argv = append(argv, "-T", filepath.Join(c.w.path("certificates"), "ca-cert.pem"))
 	}
 	argv = pin(append(argv, flags...), c.cpu)
 	out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).Output()

@@ -33,6 +33,8 @@ type server struct {
 	// export is the name that the client asks for.
 	export string
 	env    []string
+	// tls tells that clients have to use it.
+	tls bool
 	// daemon tells that the program goes into the background and leaves its process id in a file.
 	daemon bool
 	// command says how to start it.

@@ -33,7 +33,7 @@ func newWorkspace(ctx context.Context, tree, base, dir string) (*workspace, erro
 	if err := os.MkdirAll(w.path("images"), 0o755); err != nil {
 		return w, err
 	}
-	return w, w.build(ctx)
+	return w, errors.Join(w.build(ctx), makeCertificates(w.path("certificates")))
 }
 
 func (w *workspace) build(ctx context.Context) error {
@@ -42,7 +42,7 @@ func (w *workspace) build(ctx context.Context) error {
 	cc := []string{"gcc", "-std=gnu17", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"}
 	steps := [][]string{
 		append(cc, w.path("floor"), "floor.c"),
-		append(cc, w.path("loadgen"), "loadgen.c", "loop.c", "client.c", "cpu.c", "verify.c"),
+		append(cc, w.path("loadgen"), "loadgen.c", "loop.c", "client.c", "cpu.c", "verify.c", "-lssl", "-lcrypto"),
 		{"go", "-C", w.tree, "build", "-trimpath", "-o", w.path("nbdctl"), "./cmd/nbdctl"},
 		{"go", "-C", bench, "build", "-o", w.path("goserver"), "./goserver"},
 	}

@@ -1,9 +1,13 @@
 #include "client.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,20 +30,95 @@ void die(const char *format, ...)
 	exit(1);
 }
 
+enum {
+	MAX_FD = 4096,
+	RECORD = 16 << 10, // what a TLS record holds, in bytes
+};
+
+// over_tls has the state of TLS of each socket, NULL for plain text.
+static SSL *over_tls[MAX_FD];
+
+static void await(int fd, int events)
+{
+	struct pollfd p = {.fd = fd, .events = events};
+
+	poll(&p, 1, -1);
+}
+
+// tls_send puts pieces together, so that as few records as possible go out.
+static ssize_t tls_send(SSL *s, const struct iovec *iov, int n)
+{
+	static __thread char record[RECORD];
+	size_t filled = 0, sent;
+
+	for (int i = 0; i < n && filled < RECORD; i++) {
+		size_t part = iov[i].iov_len < RECORD - filled ? iov[i].iov_len : RECORD - filled;
+
+		memcpy(record + filled, iov[i].iov_base, part);
+		filled += part;
+	}
+	if (SSL_write_ex(s, record, filled, &sent))
+		return sent;
+	errno = SSL_get_error(s, 0) == SSL_ERROR_WANT_WRITE ? EAGAIN : EPIPE;
+	return -1;
+}
+
+ssize_t net_send(int fd, const struct iovec *iov, int n)
+{
+	struct msghdr m = {.msg_iov = (struct iovec *)iov, .msg_iovlen = n};
+
+	if (over_tls[fd])
+		return tls_send(over_tls[fd], iov, n);
+	return sendmsg(fd, &m, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+ssize_t net_recv(int fd, void *p, size_t n)
+{
+	size_t got;
+
+	if (!over_tls[fd])
+		return recv(fd, p, n, 0);
+	while (!SSL_read_ex(over_tls[fd], p, n, &got)) {
+		if (SSL_get_error(over_tls[fd], 0) != SSL_ERROR_WANT_READ)
+			return 0;
+		await(fd, POLLIN);
+	}
+	return got;
+}
+
 void recv_full(int fd, void *p, size_t n)
 {
-	ssize_t got;
+	size_t got = 0;
+	ssize_t more = 1;
 
 	errno = 0;
-	if (n > 0 && (got = recv(fd, p, n, MSG_WAITALL)) != (ssize_t)n)
+	if (!over_tls[fd] && n > 0)
+		got = recv(fd, p, n, MSG_WAITALL);
+	while (over_tls[fd] && got < n && (more = net_recv(fd, (char *)p + got, n - got)) > 0)
+		got += more;
+	if (got != n)
 		die("connection lost: %zd of %zu bytes came", got, n);
 }
 
 void send_full(int fd, const void *p, size_t n)
 {
 	errno = 0;
-	if (send(fd, p, n, MSG_NOSIGNAL) != (ssize_t)n)
-		die("connection lost while sending");
+	if (!over_tls[fd]) {
+		if (send(fd, p, n, MSG_NOSIGNAL) != (ssize_t)n)
+			die("connection lost while sending");
+		return;
+	}
+	while (n > 0) {
+		struct iovec v = {(void *)p, n};
+		ssize_t sent = net_send(fd, &v, 1);
+
+		if (sent < 0 && errno != EAGAIN)
+			die("connection lost while sending");
+		if (sent < 0)
+			await(fd, POLLOUT);
+		else
+			p = (const char *)p + sent, n -= sent;
+	}
 }
 
 static int dial_unix(const char *path)
@@ -74,8 +153,43 @@ static int dial_tcp(const char *address)
 	return fd;
 }
 
+// agree sends an option without data, which the server has to take.
+static void agree(int fd, int number)
+{
+	struct nbd_option option = {htobe64(NBD_OPTION_MAGIC), htobe32(number), 0};
+	struct nbd_option_reply r;
+
+	send_full(fd, &option, sizeof option);
+	recv_full(fd, &r, sizeof r);
+	errno = 0;
+	if (be64toh(r.magic) != NBD_OPTION_REPLY_MAGIC || be32toh(r.type) != NBD_REP_ACK)
+		die("handshake: the server refuses option %d (reply %#x)", number, be32toh(r.type));
+}
+
+// start_tls begins TLS, with a server that has one of the certificates in that file.
+static void start_tls(int fd, const char *trusted)
+{
+	static SSL_CTX *context;
+	SSL *s;
+
+	agree(fd, NBD_OPT_STARTTLS);
+	errno = 0;
+	if (context == NULL) {
+		context = SSL_CTX_new(TLS_client_method());
+		SSL_CTX_set_verify(context, SSL_VERIFY_PEER, NULL);
+		SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+		if (!SSL_CTX_load_verify_locations(context, trusted, NULL))
+			die("%s: no certificates", trusted);
+	}
+	s = SSL_new(context);
+	if (fd >= MAX_FD || !SSL_set_fd(s, fd) || SSL_connect(s) != 1)
+		die("TLS: %s", ERR_error_string(ERR_get_error(), NULL));
+	fcntl(fd, F_SETFL, O_NONBLOCK);
+	over_tls[fd] = s;
+}
+
 // greet takes the server's hello and asks for the export.
-static void greet(int fd, const char *name)
+static void greet(int fd, const char *name, struct manner m)
 {
 	struct nbd_hello hello;
 	uint32_t flags, name_length = htobe32(strlen(name));
@@ -88,6 +202,10 @@ static void greet(int fd, const char *name)
 		die("not a newstyle NBD server");
 	flags = htobe32(be16toh(hello.flags) & 3); // fixed newstyle, no zeroes
 	send_full(fd, &flags, sizeof flags);
+	if (m.tls)
+		start_tls(fd, m.tls);
+	if (m.structured)
+		agree(fd, NBD_OPT_STRUCTURED_REPLY);
 	send_full(fd, &option, sizeof option);
 	send_full(fd, &name_length, sizeof name_length);
 	if (*name)
@@ -95,7 +213,7 @@ static void greet(int fd, const char *name)
 	send_full(fd, &no_infos, sizeof no_infos);
 }
 
-int dial(const char *address, const char *name, struct export *e)
+int dial(const char *address, const char *name, struct manner m, struct export *e)
 {
 	char data[4096];
 	int fd;
@@ -107,7 +225,7 @@ int dial(const char *address, const char *name, struct export *e)
 		fd = dial_tcp(address + 4);
 	else
 		die("%s: not unix:PATH or tcp:HOST:PORT", address);
-	greet(fd, name);
+	greet(fd, name, m);
 	for (;;) {
 		struct nbd_option_reply r;
 		struct nbd_export_info info;
@@ -155,6 +273,12 @@ void hang_up(int fd)
 {
 	struct nbd_request r = {.magic = htobe32(NBD_REQUEST_MAGIC), .type = htobe16(NBD_CMD_DISC)};
 
-	send(fd, &r, sizeof r, MSG_NOSIGNAL);
+	if (over_tls[fd]) {
+		send_full(fd, &r, sizeof r);
+		SSL_free(over_tls[fd]);
+		over_tls[fd] = NULL;
+	} else {
+		send(fd, &r, sizeof r, MSG_NOSIGNAL); // The server may have gone.
+	}
 	close(fd);
 }

@@ -4,6 +4,8 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
 
 struct export {
 	uint64_t size;
@@ -13,8 +15,20 @@ struct export {
 // die prints what happened, with errno if it is not 0, and exits.
 void die(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
 
-// dial connects to unix:PATH or tcp:HOST:PORT and chooses the export of that name.
-int dial(const char *address, const char *name, struct export *e);
+// How dial speaks to a server.
+struct manner {
+	int structured; // with structured replies
+	const char *tls; // over TLS, trusting this file of certificates; NULL: in plain text
+};
+
+// dial connects to unix:PATH or tcp:HOST:PORT and chooses the export of that name. What it returns is for the functions
+// below, and for poll.
+int dial(const char *address, const char *name, struct manner m, struct export *e);
+
+// net_send sends as much of n pieces as the socket takes, and net_recv waits for something to receive. They return what
+// sendmsg and recv do.
+ssize_t net_send(int fd, const struct iovec *iov, int n);
+ssize_t net_recv(int fd, void *p, size_t n);
 
 void recv_full(int fd, void *p, size_t n);
 void send_full(int fd, const void *p, size_t n);

@@ -24,6 +24,7 @@
 static struct {
 	const char *address, *name;
 	int connections, pid, processor, hold;
+	struct manner manner;
 	double warm, timed; // seconds
 	struct load load;
 } options = {
@@ -42,6 +43,8 @@ static void usage(void)
 	                "  -c N     connections (1)         -q N      requests in flight on each (1)\n"
 	                "  -b BYTES of a request (4096)     -r N      percent of them that read (100)\n"
 	                "  -s       sequential              -k        frame as the kernel's client does\n"
+	                "  -x       structured replies      -T FILE   TLS, with a server that has a certificate by one in FILE\n"
+	                "  -e       read as many bytes behind those of -S, which nobody has written\n"
 	                "  -w S     seconds to warm up      -d S      seconds that count\n"
 	                "  -p PID   the server, whose CPU time is taken with that of its children\n"
 	                "  -P N     all of them are on that processor; what others use of it is told, else of all\n"
@@ -53,7 +56,7 @@ static void parse(int argc, char **argv)
 {
 	int o;
 
-	while ((o = getopt(argc, argv, "a:n:S:c:q:b:r:skw:d:p:P:i")) != -1) {
+	while ((o = getopt(argc, argv, "a:n:S:c:q:b:r:skxeT:w:d:p:P:i")) != -1) {
 		switch (o) {
 		case 'a': options.address = optarg; break;
 		case 'n': options.name = optarg; break;
@@ -64,6 +67,9 @@ static void parse(int argc, char **argv)
 		case 'r': options.load.read_share = atoi(optarg); break;
 		case 's': options.load.sequential = 1; break;
 		case 'k': options.load.kernel = 1; break;
+		case 'x': options.manner.structured = 1; break;
+		case 'e': options.load.empty = 1; break;
+		case 'T': options.manner.tls = optarg; break;
 		case 'w': options.warm = atof(optarg); break;
 		case 'd': options.timed = atof(optarg); break;
 		case 'p': options.pid = atoi(optarg); break;
@@ -87,7 +93,7 @@ static struct loop *connect_all(void)
 	options.load.body = body;
 	for (int i = 0; i < options.connections; i++) {
 		struct export e;
-		int fd = dial(options.address, options.name, &e);
+		int fd = dial(options.address, options.name, options.manner, &e);
 
 		if (options.load.range > e.size)
 			options.load.range = e.size;
@@ -193,7 +199,7 @@ int main(int argc, char **argv)
 		loop_run(&loops[0], FILL, 0, options.load.range);
 	} else if (strcmp(mode, "verify") == 0) {
 		struct export e;
-		int fd = dial(options.address, options.name, &e);
+		int fd = dial(options.address, options.name, options.manner, &e);
 
 		loop_run(&loops[0], CHECK, 0, options.load.range);
 		verify(fd, &e, options.load.range);

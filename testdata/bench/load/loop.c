@@ -72,7 +72,7 @@ static int choose(struct loop *l, struct slot *s)
 	else if (sequential)
 		s->offset = l->position, l->position += load->block;
 	else
-		s->offset = next_random(l) % (load->range / load->block) * load->block;
+		s->offset = next_random(l) % (load->range / load->block) * load->block + (load->empty ? load->range : 0);
 	if (l->task == LOAD && sequential && l->position >= l->end)
 		l->position = l->start;
 	if (l->task == FILL)
@@ -95,6 +95,7 @@ static void refill(struct loop *l)
 			return;
 		l->nidle--;
 		s->started = t;
+		s->got = 0;
 		s->head.stamp = scramble(s->offset);
 		s->head.request = (struct nbd_request){
 			htobe32(NBD_REQUEST_MAGIC), 0, htobe16(s->write ? NBD_CMD_WRITE : NBD_CMD_READ),
@@ -145,8 +146,7 @@ static int push(struct loop *l)
 	struct iovec iov[2 * BURST];
 
 	while (l->nqueue > 0) {
-		struct msghdr m = {.msg_iov = iov, .msg_iovlen = gather(l, iov)};
-		ssize_t n = sendmsg(l->fd, &m, MSG_NOSIGNAL | MSG_DONTWAIT);
+		ssize_t n = net_send(l->fd, iov, gather(l, iov));
 
 		if (n < 0 && errno == EAGAIN)
 			return 0;
@@ -167,20 +167,71 @@ static int push(struct loop *l)
 	return 1;
 }
 
-// expect finds the slot that a reply is for.
-static struct slot *expect(struct loop *l)
+// find finds the slot that a reply is for.
+static struct slot *find(struct loop *l, uint64_t cookie)
 {
-	uint64_t i = l->reply.cookie & 0xffffff;
+	uint64_t i = cookie & 0xffffff;
 
 	errno = 0;
-	if (be32toh(l->reply.magic) != NBD_REPLY_MAGIC)
-		die("reply with magic %#x", be32toh(l->reply.magic));
-	if (i >= (uint64_t)l->load->depth || l->slots[i].head.request.cookie != l->reply.cookie)
-		die("reply to a request that was not made, cookie %#lx", (unsigned long)l->reply.cookie);
-	if (l->reply.error)
-		die("%s at %lu: error %u", l->slots[i].write ? "write" : "read", (unsigned long)l->slots[i].offset,
-		    be32toh(l->reply.error));
+	if (i >= (uint64_t)l->load->depth || l->slots[i].head.request.cookie != cookie)
+		die("reply to a request that was not made, cookie %#lx", (unsigned long)cookie);
 	return &l->slots[i];
+}
+
+// header_size is how long the header is that begins with what has come of it; more, once more of it has.
+static size_t header_size(const struct loop *l)
+{
+	const struct nbd_chunk *c = &l->reply.chunk;
+
+	if (l->reply_got < sizeof c->magic || be32toh(c->magic) == NBD_REPLY_MAGIC)
+		return sizeof(struct nbd_reply);
+	errno = 0;
+	if (be32toh(c->magic) != NBD_CHUNK_MAGIC)
+		die("reply with magic %#x", be32toh(c->magic));
+	if (l->reply_got < offsetof(struct nbd_chunk, offset) || be16toh(c->type) == NBD_REPLY_TYPE_NONE)
+		return offsetof(struct nbd_chunk, offset);
+	return be16toh(c->type) == NBD_REPLY_TYPE_OFFSET_DATA ? offsetof(struct nbd_chunk, hole) : sizeof *c;
+}
+
+// begin_chunk makes of a chunk's header what is to come, and sets holes to zero.
+static void begin_chunk(struct loop *l)
+{
+	const struct nbd_chunk *c = &l->reply.chunk;
+	uint32_t hole = be32toh(c->hole);
+	uint64_t at;
+
+	l->slot = find(l, c->cookie);
+	l->done = be16toh(c->flags) & NBD_REPLY_FLAG_DONE;
+	if (be16toh(c->type) == NBD_REPLY_TYPE_NONE)
+		return;
+	at = be64toh(c->offset) - l->slot->offset;
+	if (be16toh(c->type) > NBD_REPLY_TYPE_OFFSET_HOLE || at != l->slot->got)
+		die("read at %lu: chunk of type %#x at %lu", (unsigned long)l->slot->offset, be16toh(c->type), (unsigned long)at);
+	if (be16toh(c->type) == NBD_REPLY_TYPE_OFFSET_DATA) {
+		l->data_left = be32toh(c->length) - 8;
+	} else {
+		memset(l->slot->data + at, 0, l->task == LOAD ? 8 : hole);
+		l->slot->got += hole;
+	}
+	if (l->slot->got + l->data_left > l->load->block)
+		die("read at %lu: more data than wanted", (unsigned long)l->slot->offset);
+}
+
+// begin makes of the header of a reply what is to come.
+static void begin(struct loop *l)
+{
+	const struct nbd_reply *r = &l->reply.simple;
+
+	l->data_left = 0;
+	if (be32toh(r->magic) == NBD_CHUNK_MAGIC) {
+		begin_chunk(l);
+		return;
+	}
+	l->slot = find(l, r->cookie);
+	if (r->error)
+		die("%s at %lu: error %u", l->slot->write ? "write" : "read", (unsigned long)l->slot->offset, be32toh(r->error));
+	l->done = 1;
+	l->data_left = l->slot->write ? 0 : l->load->block;
 }
 
 // finish judges a request that has been answered.
@@ -194,7 +245,7 @@ static void finish(struct loop *l, struct slot *s, uint64_t t)
 	else if (l->task == READ_BACK)
 		good = is_stamp(s->data, s->offset) && is_pattern(s->data + 8, 8, block - 8, l->load->salt);
 	else if (!s->write)
-		good = is_stamp(s->data, s->offset);
+		good = l->load->empty ? *(uint64_t *)s->data == 0 : is_stamp(s->data, s->offset);
 	errno = 0;
 	if (!good)
 		die("wrong data at %lu, length %u%s", (unsigned long)s->offset, block,
@@ -211,27 +262,32 @@ static void finish(struct loop *l, struct slot *s, uint64_t t)
 static void consume(struct loop *l, const char *p, size_t n, uint64_t t)
 {
 	while (n > 0) {
+		struct slot *s;
 		size_t want, keep;
 
 		if (l->slot == NULL) {
-			want = sizeof l->reply - l->reply_got;
+			want = header_size(l) - l->reply_got;
 			want = n < want ? n : want;
 			memcpy((char *)&l->reply + l->reply_got, p, want);
 			p += want, n -= want, l->reply_got += want;
-			if (l->reply_got < sizeof l->reply)
-				return;
-			l->slot = expect(l);
-			l->reply_got = l->data_got = 0;
+			if (l->reply_got < header_size(l))
+				continue;
+			l->reply_got = 0;
+			begin(l);
 		}
-		want = l->slot->write ? 0 : l->load->block - l->data_got;
-		want = n < want ? n : want;
-		keep = l->task != LOAD ? want : l->data_got < 8 ? 8 - l->data_got : 0;
-		memcpy(l->slot->data + l->data_got, p, keep < want ? keep : want);
-		p += want, n -= want, l->data_got += want;
-		if (!l->slot->write && l->data_got < l->load->block)
+		s = l->slot;
+		want = n < l->data_left ? n : l->data_left;
+		keep = l->task != LOAD ? want : s->got < 8 ? 8 - s->got : 0;
+		memcpy(s->data + s->got, p, keep < want ? keep : want);
+		p += want, n -= want, s->got += want, l->data_left -= want;
+		if (l->data_left > 0)
 			return;
-		finish(l, l->slot, t);
 		l->slot = NULL;
+		errno = 0;
+		if (l->done && !s->write && s->got != l->load->block)
+			die("read at %lu: %zu bytes came", (unsigned long)s->offset, s->got);
+		if (l->done)
+			finish(l, s, t);
 	}
 }
 
@@ -242,14 +298,14 @@ static void pull(struct loop *l)
 
 	errno = 0;
 	if (!l->load->kernel) {
-		n = recv(l->fd, l->inbox, INBOX, 0);
+		n = net_recv(l->fd, l->inbox, INBOX);
 		if (n <= 0)
 			die("connection lost");
 		consume(l, l->inbox, n, now());
 		return;
 	}
-	recv_full(l->fd, l->inbox, sizeof l->reply);
-	consume(l, l->inbox, sizeof l->reply, now());
+	recv_full(l->fd, l->inbox, sizeof l->reply.simple);
+	consume(l, l->inbox, sizeof l->reply.simple, now());
 	if (l->slot) {
 		recv_full(l->fd, l->inbox, l->load->block);
 		consume(l, l->inbox, l->load->block, now());

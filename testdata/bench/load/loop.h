@@ -16,6 +16,7 @@ struct load {
 	int sequential;  // each connection has a part of the range for itself
 	int kernel;      // frame as drivers/block/nbd.c does: one send for a request, exact receives
 	uint64_t range;  // bytes of the device that are used, a multiple of block
+	int empty;       // timed reads are of as many bytes behind these, which nobody has written
 	uint64_t salt;   // of the body of timed writes
 	const char *body; // block bytes
 };
@@ -40,6 +41,7 @@ struct slot {
 	} __attribute__((packed)) head;
 	uint64_t offset, started;
 	int write;
+	size_t got; // bytes of its data that have come, or are holes
 	char *data; // block bytes, for whatever is written or checked as a whole
 };
 
@@ -56,10 +58,14 @@ struct loop {
 	size_t sent;                 // bytes of the first of them that are
 	char *inbox;
 	size_t inbox_size;
-	struct nbd_reply reply; // being received
+	union {
+		struct nbd_reply simple;
+		struct nbd_chunk chunk;
+	} reply;                // being received
 	size_t reply_got;       // bytes of it
 	struct slot *slot;      // whose data are being received
-	size_t data_got;        // bytes of them
+	size_t data_left;       // bytes that belong to the reply, or chunk
+	int done;               // nothing comes behind them
 
 	uint64_t written[WRITTEN]; // offsets of the last timed writes
 	uint64_t nwritten;

@@ -1,11 +1,13 @@
-// The NBD protocol, as far as the load generator and the floor speak it: fixed newstyle, simple replies.
+// The NBD protocol, as far as the load generator and the floor speak it: fixed newstyle, simple and structured replies.
 #pragma once
 
 #include <endian.h>
 #include <stdint.h>
 
 enum {
+	NBD_OPT_STARTTLS = 5,
 	NBD_OPT_GO = 7,
+	NBD_OPT_STRUCTURED_REPLY = 8,
 	NBD_REP_ACK = 1,
 	NBD_REP_INFO = 3,
 	NBD_INFO_EXPORT = 0,
@@ -18,6 +20,11 @@ enum {
 	NBD_CMD_WRITE = 1,
 	NBD_CMD_DISC = 2,
 	NBD_CMD_FLUSH = 3,
+
+	NBD_REPLY_FLAG_DONE = 1 << 0,
+	NBD_REPLY_TYPE_NONE = 0,
+	NBD_REPLY_TYPE_OFFSET_DATA = 1,
+	NBD_REPLY_TYPE_OFFSET_HOLE = 2,
 };
 
 #define NBD_MAGIC 0x4e42444d41474943ull
@@ -25,6 +32,7 @@ enum {
 #define NBD_OPTION_REPLY_MAGIC 0x3e889045565a9ull
 #define NBD_REQUEST_MAGIC 0x25609513u
 #define NBD_REPLY_MAGIC 0x67446698u
+#define NBD_CHUNK_MAGIC 0x668e33efu
 
 // All fields are big-endian; cookie is opaque to the server.
 struct nbd_hello {
@@ -58,4 +66,14 @@ struct nbd_request {
 struct nbd_reply {
 	uint32_t magic, error;
 	uint64_t cookie;
+} __attribute__((packed));
+
+// A chunk of a structured reply. Data and holes go on with their offset, holes then with their length.
+struct nbd_chunk {
+	uint32_t magic;
+	uint16_t flags, type;
+	uint64_t cookie;
+	uint32_t length;
+	uint64_t offset;
+	uint32_t hole;
 } __attribute__((packed));
