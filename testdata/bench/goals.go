@@ -156,6 +156,21 @@ var goals = []goal{
 		{"plain/sr1m-q8", ofFloor, 0.75},
 		{"plain/sw1m-q8", ofFloor, 0.75},
 	}},
+	{17, "structured replies; floor: simple ones of nbdctl", []condition{
+		{"structured/rr4k-q32-x", ofPeer, 1},
+		{"structured/rr128k-q16-x", ofPeer, 1},
+		{"structured/er128k-q16-x", ofPeer, 1},
+		{"forms/rr4k-q32", ofFloor, 0.95},
+	}},
+	{18, "TLS", []condition{
+		{"tls/rr4k-q32", ofPeer, 1},
+		{"tls/rw4k-q32", ofPeer, 1},
+		{"tls/rr128k-q16", ofPeer, 1},
+		{"tls/rw128k-q16", ofPeer, 1},
+	}},
+	{19, "attackers on another processor; floor: none", []condition{
+		{hostileCase, ofFloor, 0.8},
+	}},
 }
 
 // An outcome is what became of a goal.

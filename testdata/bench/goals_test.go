@@ -87,7 +87,7 @@ func TestJudge(t *testing.T) {
 
 // A condition on a case that no suite has would never be judged.
 func TestGoalsAreMeasured(t *testing.T) {
-	measured := make(map[string]bool)
+	measured := map[string]bool{hostileCase: true}
 	for _, s := range suites() {
 		for _, l := range s.selected(regexp.MustCompile("")).loads {
 			if measured[s.caseName(l)] {

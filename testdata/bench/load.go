@@ -148,6 +148,7 @@ func (c client) run(ctx context.Context, p *process, l load) (sample, error) {
 
 func (c client) runOnce(ctx context.Context, p *process, l load) (sample, error) {
 	var s sample
+	l.structured = l.structured || p.structured
 	flags := append(l.flags(), "-w", seconds(c.warm), "-d", seconds(c.timed))
 	out, err := c.loadgen(ctx, "load", p, flags...)
 	if err != nil {

@@ -122,7 +122,7 @@ func TestLoadgenFindsFaults(t *testing.T) {
 	}
 	argv := []string{
 		"gcc", "-std=gnu17", "-O2", "-pthread", "-o", w.path("loadgen"),
-		"loadgen.c", "loop.c", "client.c", "cpu.c", "verify.c",
+		"loadgen.c", "loop.c", "client.c", "cpu.c", "verify.c", "-lssl", "-lcrypto",
 	}
 	if err := run(t.Context(), sources, argv...); err != nil {
 		t.Fatal(err)

@@ -51,6 +51,7 @@ func main() {
 	quick := flag.Bool("quick", false, "short rounds and few of them: to see that it works, not to compare")
 	cases := flag.String("cases", "", "`regexp` of the cases to run, such as memory/rr4k; default: all")
 	inside := flag.String("inside", "", "be the part that runs in a kernel with nbd, and write to `file`")
+	address := flag.String("attack", "", "attack the server at `address` until stdin ends, and do nothing else")
 	rounds := flag.Int("rounds", 0, "rounds of each case, instead of the usual number")
 	flag.StringVar(&o.base, "base", "",
 		"`directory` of an earlier commit of the repository, to be measured beside this one instead of the peers")
@@ -71,6 +72,8 @@ func main() {
 	err := errors.Join(adoptOrphans(), o.resolve(*cases))
 	switch {
 	case err != nil:
+	case *address != "":
+		err = attackHere(*address)
 	case *inside != "":
 		err = measureInside(ctx, o, *inside)
 	default:
@@ -133,6 +136,13 @@ func measure(ctx context.Context, o options, quick bool) (err error) {
 		if rep.Idle, err = measureIdle(ctx, o, w); err != nil {
 			return err
 		}
+	}
+	if o.wanted.MatchString(hostileCase) {
+		hostile, err := measureHostile(ctx, o, w)
+		if err != nil {
+			return err
+		}
+		rep.Results = append(rep.Results, hostile...)
 	}
 	kernel, err := measureKernel(ctx, o, w)
 	if err != nil {

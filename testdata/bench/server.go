@@ -35,6 +35,8 @@ type server struct {
 	env    []string
 	// tls tells that clients have to use it.
 	tls bool
+	// structured has clients ask for structured replies in all timed runs.
+	structured bool
 	// daemon tells that the program goes into the background and leaves its process id in a file.
 	daemon bool
 	// command says how to start it.

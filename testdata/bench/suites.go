@@ -5,6 +5,12 @@ var (
 	nbdkitMemorySingle = nbdkit("nbdkit -t 1", "memory", "1")
 )
 
+// structured is a server that clients ask for structured replies.
+func structured(s server) server {
+	s.structured = true
+	return s
+}
+
 // suites lists all that is measured with loadgen, in the order of the table.
 func suites() []suite {
 	memory := []server{
@@ -30,7 +36,10 @@ func suites() []suite {
 			loads: []load{rr4kQ1, rr4k, rw4k, mix4k, rr4kK, rw4kK, rr128k, rw128k, sr1m, sw1m}},
 		{name: "structured", network: "unix", pinned: true,
 			servers: []server{nbdctlMemory("nbdctl", ours), nbdkitMemory, nbdkitMemorySingle, qemuNBD()},
-			loads:   []load{rr4k, rr4kX, rr128kX, er128kX}},
+			loads:   []load{rr4kX, rr128kX, er128kX}},
+		{name: "forms", network: "unix", pinned: true,
+			servers: []server{nbdctlMemory("simple", floor), structured(nbdctlMemory("structured", ours))},
+			loads:   []load{rr4k, rr128k}},
 		{name: "tls", network: "unix", pinned: true,
 			servers: []server{
 				overTLS(nbdctlMemory("nbdctl", ours), "--tls-certificates", folder),
