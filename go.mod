@@ -6,6 +6,7 @@ require (
 	github.com/google/go-cmp v0.7.0
 	github.com/mdlayher/genetlink v1.4.0
 	github.com/mdlayher/netlink v1.11.2
+	github.com/mdlayher/vsock v1.2.1
 	github.com/urfave/cli/v2 v2.27.7
 	golang.org/x/sys v0.43.0
 )

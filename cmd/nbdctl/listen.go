@@ -13,13 +13,15 @@ import (
 	"syscall"
 	"unicode/utf8"
 
+	"github.com/mdlayher/vsock"
+
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 )
 
 // An endpoint is where a server is to listen, as --listen says.
 type endpoint struct {
-	network string // unix; tcp, tcp4 or tcp6
-	address string // an absolute path; host and port
+	network string // unix; tcp, tcp4 or tcp6; vsock
+	address string // an absolute path; host and port; port
 }
 
 // parseEndpoint reads the value of --listen. Whatever it refuses is valid on no machine.
@@ -32,8 +34,10 @@ func parseEndpoint(v string) (endpoint, error) {
 		return unixEndpoint(v, address)
 	case network == "tcp":
 		return tcpEndpoint(v, address)
+	case network == "vsock":
+		return vsockEndpoint(v, address)
 	}
-	return endpoint{}, exit.Usagef("--listen %s: must be unix:PATH or tcp:HOST:PORT", v)
+	return endpoint{}, exit.Usagef("--listen %s: must be unix:PATH, tcp:HOST:PORT or vsock:PORT", v)
 }
 
 // maxSocketPath is what sun_path holds, less the zero at its end (unix(7)), in bytes.
@@ -104,6 +108,9 @@ func checkPort(port string) error {
 
 // listen begins to listen, and returns where with it.
 func (e endpoint) listen() (net.Listener, net.Addr, error) {
+	if e.network == "vsock" {
+		return e.listenVsock()
+	}
 	if e.network == "unix" {
 		l, err := listenUnix(e.address)
 		return l, &net.UnixAddr{Name: e.address, Net: e.network}, err
@@ -156,6 +163,9 @@ func exportURI(a net.Addr, name string, overTLS bool) string {
 	scheme := "nbd"
 	if overTLS {
 		scheme = "nbds"
+	}
+	if v, ok := a.(*vsock.Addr); ok {
+		return fmt.Sprintf("%s+vsock://%d:%d%s", scheme, v.ContextID, v.Port, path)
 	}
 	tcp, ok := a.(*net.TCPAddr)
 	if !ok {

@@ -19,7 +19,7 @@ import (
 var serveFlags = []cli.Flag{
 	&cli.StringSliceFlag{
 		Name: "listen",
-		Usage: "where: `ADDRESS` is unix:PATH or tcp:HOST:PORT; " +
+		Usage: "where: `ADDRESS` is unix:PATH, tcp:HOST:PORT or vsock:PORT; " +
 			"0.0.0.0 is all of IPv4, [::] all of IPv6, no HOST both; may be repeated; default: the sockets that systemd passes",
 	},
 	&cli.StringFlag{Name: "exports", Usage: "read what to offer from `FILE`, in place of KIND (see the README)"},
