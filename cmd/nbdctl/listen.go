@@ -31,7 +31,7 @@ func parseEndpoint(v string) (endpoint, error) {
 	case v == "":
 		return endpoint{}, exit.Usagef("serve needs --listen, for example --listen unix:/run/disk.sock")
 	case network == "unix" && address != "":
-		return unixEndpoint(v, address)
+		return unixEndpoint("--listen "+v, address)
 	case network == "tcp":
 		return tcpEndpoint(v, address)
 	case network == "vsock":
@@ -45,17 +45,16 @@ const maxSocketPath = 107
 
 // unixEndpoint makes the path absolute, for clients that stand elsewhere. It so never
 // begins with "@", which Go and others take for a name outside of all file systems.
-func unixEndpoint(v, path string) (endpoint, error) {
+func unixEndpoint(typed, path string) (endpoint, error) {
 	abs, err := filepath.Abs(path)
 	switch {
 	case err != nil:
-		return endpoint{}, fmt.Errorf("--listen %s: no working directory: %w", v, err)
+		return endpoint{}, fmt.Errorf("%s: no working directory: %w", typed, err)
 	case !utf8.ValidString(abs):
-		return endpoint{}, exit.Usagef("--listen unix:%q: a path must be valid UTF-8: "+
-			"some clients read no other from a URI", path)
+		return endpoint{}, exit.Usagef("%q: a path must be valid UTF-8: some clients read no other from a URI", typed)
 	case len(abs) > maxSocketPath:
-		return endpoint{}, exit.Usagef("--listen %s: %s has %d bytes, and the path of a socket at most %d; "+
-			"choose a shorter one", v, abs, len(abs), maxSocketPath)
+		return endpoint{}, exit.Usagef("%s: %s has %d bytes, and the path of a socket at most %d; choose a shorter one",
+			typed, abs, len(abs), maxSocketPath)
 	}
 	if st, err := os.Lstat(abs); err == nil && st.Mode().Type() != fs.ModeSocket {
 		return endpoint{}, notSocket(abs, st.Mode())
@@ -138,7 +137,7 @@ func (e endpoint) listen() (net.Listener, net.Addr, error) {
 
 // inUse is the error of a second server.
 func inUse(address string) error {
-	return exit.With(exit.Busy, "--listen: %s is in use; choose another address", address)
+	return exit.With(exit.Busy, "%s is in use; choose another address", address)
 }
 
 // maxExportString is the length of the longest string in the NBD protocol, in bytes.

@@ -66,6 +66,7 @@ type daemon struct {
 	logger *slog.Logger
 
 	listeners []net.Listener
+	silence   func() // ends the answers to stats; nil: there are none
 }
 
 // begin opens what is to be offered, listens, and says where. If it fails, nothing is left.
@@ -87,12 +88,35 @@ func (d *daemon) begin(out io.Writer, warn func([]string)) error {
 		return err
 	}
 	warn(warnings)
-	if err := d.listen(out); err != nil {
+	err = d.answer()
+	if err == nil {
+		err = d.listen(out)
+	}
+	if err != nil {
 		for _, l := range d.listeners {
 			err = errors.Join(err, l.Close())
 		}
+		if d.silence != nil {
+			d.silence()
+		}
 		return errors.Join(err, d.set.Discard())
 	}
+	return nil
+}
+
+// answer lets stats ask.
+func (d *daemon) answer() error {
+	if d.plan.control.network == "" {
+		return nil
+	}
+	l, err := listenUnix(d.plan.control.address)
+	if err != nil {
+		return err
+	}
+	if err := os.Chmod(d.plan.control.address, 0o600); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	d.silence = host.AnswerExports(l, d.set.Status)
 	return nil
 }
 
@@ -195,6 +219,9 @@ func (d *daemon) end() error {
 	err := d.server.Shutdown(ctx)
 	if err != nil {
 		err = errors.Join(err, d.server.Close())
+	}
+	if d.silence != nil {
+		d.silence()
 	}
 	return errors.Join(err, d.set.Close())
 }

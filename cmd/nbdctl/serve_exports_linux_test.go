@@ -148,3 +148,48 @@ func TestServeActivated(t *testing.T) {
 		t.Errorf("the socket, which is not the server's: %v", err)
 	}
 }
+
+// TestServeStats asks a server what its exports have served.
+func TestServeStats(t *testing.T) {
+	tools(t, "qemu-io", "nbdinfo")
+	dir := shortDir(t)
+	file, control := filepath.Join(dir, "exports.json"), filepath.Join(dir, "ctl")
+	text := `{"version": 1, "exports": [{"name": "a", "kind": "memory", "size": "1M"},
+		{"name": "b", "kind": "memory", "size": "2M"}], "folders": [{"path": "."}]}`
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	server, uri, _ := servedFor(t, "--exports", file, "--listen", "unix:"+filepath.Join(dir, "s"), "--control", control)
+	sh(t, "qemu-io -f raw -c 'write 4k 4k' -c flush -c 'read 0 64k' -c 'read 0 64k' '"+uri+"'")
+	sh(t, "nbdinfo --map '"+uri+"'")
+	var all []statsView
+	if err := json.Unmarshal([]byte(must(t, "stats", "--server", control, "--json")), &all); err != nil {
+		t.Fatal(err)
+	}
+	if len(all) != 2 || all[0].Name != "a" || all[1].Name != "b" || *all[0].Clients != 0 ||
+		all[0].Total.Write.Bytes != 4096 || all[0].Total.Read.Bytes < 128<<10 || all[0].Total.Flush.Requests == 0 ||
+		all[0].Total.BlockStatus.Requests == 0 || all[1].Total.Read.Requests != 0 {
+		t.Errorf("stats: %+v", all)
+	}
+	if out := must(t, "stats", "--server", control, "a"); !containsAll(out, "a ", "write", "block status") {
+		t.Errorf("stats of one:\n%s", out)
+	}
+	for _, tt := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{[]string{"--server", control, "c"}, 3, `no export "c" is open; there are "a", "b"`},
+		{[]string{"--server", control + "x"}, 3, "no server answers at"},
+		{[]string{"--server", filepath.Join(dir, "s")}, 1, "--control"},
+		{[]string{"--server", control, "a", "b"}, 2, "the name of one export or none"},
+	} {
+		if r := nbdctl(t, append([]string{"stats"}, tt.args...)...); r.code != tt.code || !strings.Contains(r.stderr, tt.says) {
+			t.Errorf("stats %q: %d, %s", tt.args, r.code, r.stderr)
+		}
+	}
+	ends(t, server, syscall.SIGTERM)
+	if _, err := os.Stat(control); !os.IsNotExist(err) {
+		t.Errorf("the control socket of a server that has ended: %v", err)
+	}
+}

@@ -34,6 +34,7 @@ var serveFlags = []cli.Flag{
 		Name:  "tls-verify-peer",
 		Usage: "serve clients alone that have a certificate signed by the folder's ca-cert.pem",
 	},
+	&cli.StringFlag{Name: "control", Usage: "answer nbdctl stats --server `PATH`, for the user who serves alone"},
 	&cli.StringFlag{Name: "max-clients", Usage: "how many are served at once: `NUMBER`", DefaultText: "1024"},
 	&cli.StringFlag{
 		Name:        "max-per-address",
@@ -64,6 +65,8 @@ type servePlan struct {
 	certificates string
 	verifyPeer   bool
 
+	control endpoint // of no network: none
+
 	maxClients, maxPerAddress int
 	maxMemory                 int64
 	handshakeTimeout          time.Duration
@@ -77,6 +80,7 @@ func servePlanOf(c *cli.Context) (*servePlan, error) {
 		func() (err error) { p.tls, err = tlsModeOf(c); return },
 		func() (err error) { p.maxClients, err = readCount(c, "max-clients"); return },
 		func() (err error) { p.maxPerAddress, err = readCount(c, "max-per-address"); return },
+		func() error { return p.readControl(c) },
 		func() error { return p.readMemory(c) },
 		func() error { return p.readTimeout(c) },
 		func() error { return p.readListen(c) },
@@ -136,6 +140,13 @@ func (p *servePlan) readListen(c *cli.Context) (err error) {
 	}
 	if p.activated, err = activation.Listeners(); err == nil && len(p.activated) == 0 {
 		_, err = parseEndpoint("")
+	}
+	return err
+}
+
+func (p *servePlan) readControl(c *cli.Context) (err error) {
+	if c.IsSet("control") {
+		p.control, err = unixEndpoint("--control "+c.String("control"), c.String("control"))
 	}
 	return err
 }

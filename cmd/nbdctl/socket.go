@@ -52,7 +52,7 @@ func listenUnix(path string) (net.Listener, error) {
 	if lockErr == nil {
 		defer func() { _ = unlock() }() // The file is of no consequence.
 	} else if ctx.Err() != nil {
-		return nil, exit.With(exit.Busy, "--listen: %s: %w", path, context.Cause(ctx))
+		return nil, exit.With(exit.Busy, "%s: %w", path, context.Cause(ctx))
 	}
 	l, err := bindUnix(path)
 	if !errors.Is(err, syscall.EADDRINUSE) {
@@ -99,11 +99,11 @@ func removeStale(path string, lockErr error) error {
 		nc.Close()
 		return inUse(path)
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("--listen: whether the socket %s is in use can't be told: %w", path, err)
+		return fmt.Errorf("whether the socket %s is in use can't be told: %w", path, err)
 	case !errors.Is(err, syscall.ECONNREFUSED):
 		return inUse(path)
 	case lockErr != nil:
-		return fmt.Errorf("--listen: nobody listens on the socket %s, and it could not be locked: %w; remove it",
+		return fmt.Errorf("nobody listens on the socket %s, and it could not be locked: %w; remove it",
 			path, lockErr)
 	}
 	return os.Remove(path)
@@ -127,6 +127,6 @@ func notSocket(path string, mode fs.FileMode) error {
 			what += ", which does not exist"
 		}
 	}
-	return exit.Usagef("--listen: %s is %s; "+
+	return exit.Usagef("%s is %s; "+
 		"name a path at which there is nothing, or the socket of a server that has ended", path, what)
 }

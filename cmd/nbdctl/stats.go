@@ -21,13 +21,15 @@ const statsDescription = `
 Counts are since connect, or with --watch since the line before. A request's time runs from when it was received
 to when its reply was ready: it is the backend's. 99% of the requests took no longer than p99. The last line says how
 many requests wait, and the oldest for how long; if that grows, the backend hangs.
+
+With --server it tells of the exports of nbdctl serve --control PATH: of all, or of the one that is named.
 `
 
 func statsCommand() *cli.Command {
 	return &cli.Command{
 		Name:        "stats",
-		Usage:       "show how many requests a device had and how long they took",
-		ArgsUsage:   "DEVICE",
+		Usage:       "show how many requests a device or an export had and how long they took",
+		ArgsUsage:   "DEVICE | --server PATH [EXPORT]",
 		Description: strings.TrimSpace(statsDescription),
 		Flags: []cli.Flag{
 			&cli.BoolFlag{
@@ -35,7 +37,8 @@ func statsCommand() *cli.Command {
 				Usage: "print what was new in each interval, until interrupted or the device has gone",
 			},
 			&cli.StringFlag{Name: "interval", Value: "1s", Usage: "of --watch, 1s to 24h, whole seconds"},
-			&cli.BoolFlag{Name: "json", Usage: "print a JSON object, with --watch one a line"},
+			&cli.StringFlag{Name: "server", Usage: "ask the server whose --control is `PATH`"},
+			&cli.BoolFlag{Name: "json", Usage: "print a JSON object, with --watch one a line; of exports an array of them"},
 		},
 		OnUsageError: onUsageError,
 		Action:       stats,
@@ -47,7 +50,9 @@ type statsView struct {
 	Time time.Time `json:"time"`
 	Name string    `json:"name"`
 	// Seconds is what the counts cover, null since connect.
-	Seconds     *float64         `json:"seconds"`
+	Seconds *float64 `json:"seconds"`
+	// Clients is of exports.
+	Clients     *int             `json:"clients,omitempty"`
 	Total       connectionView   `json:"total"`
 	Connections []connectionView `json:"connections"`
 }
@@ -58,6 +63,8 @@ type connectionView struct {
 	Flush       opView `json:"flush"`
 	Trim        opView `json:"trim"`
 	WriteZeroes opView `json:"write_zeroes"`
+	BlockStatus opView `json:"block_status"`
+	Cache       opView `json:"cache"`
 	InFlight    int    `json:"in_flight"`
 	OldestNS    int64  `json:"oldest_ns"`
 }
@@ -74,7 +81,11 @@ type opView struct {
 }
 
 func stats(c *cli.Context) error {
-	if c.NArg() != 1 || c.Args().First() == "" {
+	if c.IsSet("server") {
+		if c.NArg() > 1 || c.String("server") == "" {
+			return exit.Usagef("stats --server takes the path of a server's --control, and the name of one export or none")
+		}
+	} else if c.NArg() != 1 || c.Args().First() == "" {
 		return exit.Usagef("stats takes one device: nbd3, /dev/nbd3 or the name given at connect")
 	}
 	interval, err := readSeconds(c, "interval", time.Second)
@@ -86,6 +97,9 @@ func stats(c *cli.Context) error {
 	}
 	ctx, stop := interruptible(c)
 	defer stop()
+	if c.IsSet("server") {
+		return exportStats(ctx, c, interval)
+	}
 	d, err := served(ctx, "stats", c.Args().First())
 	if err != nil {
 		return err
@@ -98,7 +112,7 @@ func stats(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	v := statsOf(e, now)
+	v := statsOf(e.Device(), now)
 	if c.Bool("json") {
 		return printJSON(c.App.Writer, v)
 	}
@@ -124,7 +138,7 @@ func watchStats(ctx context.Context, c *cli.Context, e *host.Entry, interval tim
 		}
 		at := time.Now()
 		if before != nil {
-			v := statsOf(e, between(before, now))
+			v := statsOf(e.Device(), between(before, now))
 			v.Seconds = known(at.Sub(last).Seconds(), true)
 			if c.Bool("json") {
 				err = lines.Encode(v)
@@ -167,13 +181,13 @@ func between(before, now []server.Stats) []server.Stats {
 	return d
 }
 
-// operations are those that the kernel knows, in the order of the views.
-func operations(s *server.Stats) [5]*server.OpStats {
-	return [...]*server.OpStats{&s.Read, &s.Write, &s.Flush, &s.Trim, &s.WriteZeroes}
+// operations are in the order of the views. The kernel knows the first five.
+func operations(s *server.Stats) [7]*server.OpStats {
+	return [...]*server.OpStats{&s.Read, &s.Write, &s.Flush, &s.Trim, &s.WriteZeroes, &s.BlockStatus, &s.Cache}
 }
 
-func statsOf(e *host.Entry, connections []server.Stats) *statsView {
-	v := &statsView{Time: time.Now(), Name: e.Device(), Connections: []connectionView{}}
+func statsOf(name string, connections []server.Stats) *statsView {
+	v := &statsView{Time: time.Now(), Name: name, Connections: []connectionView{}}
 	var total server.Stats
 	for i := range connections {
 		total.Add(&connections[i])
@@ -200,8 +214,8 @@ func connectionOf(s *server.Stats) connectionView {
 	return v
 }
 
-func (v *connectionView) operations() [5]*opView {
-	return [...]*opView{&v.Read, &v.Write, &v.Flush, &v.Trim, &v.WriteZeroes}
+func (v *connectionView) operations() [7]*opView {
+	return [...]*opView{&v.Read, &v.Write, &v.Flush, &v.Trim, &v.WriteZeroes, &v.BlockStatus, &v.Cache}
 }
 
 // printStats prints a line for each operation that had requests.
@@ -212,7 +226,7 @@ func printStats(w io.Writer, v *statsView) error {
 		total, per = "REQUESTS/S\tBYTES/S", *v.Seconds
 	}
 	fmt.Fprintf(t, "%s %s\t%s\tERRORS\tMEAN\tP50\tP99\tMAX\n", v.Name, v.Time.Local().Format(time.TimeOnly), total)
-	names := [...]string{"read", "write", "flush", "trim", "write zeroes"}
+	names := [...]string{"read", "write", "flush", "trim", "write zeroes", "block status", "cache"}
 	idle := true
 	for i, op := range v.Total.operations() {
 		if op.Requests == 0 {

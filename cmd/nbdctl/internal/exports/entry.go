@@ -78,6 +78,28 @@ func (e *entry) error(err error) error {
 	return fmt.Errorf("export %q: %w", e.def.Name, err)
 }
 
+// status is what the entry has served; ok is false if it is just being opened, or could not be.
+func (e *entry) status() (st host.ExportStatus, ok bool) {
+	if e.ready != nil {
+		select {
+		case <-e.ready:
+		default:
+			return st, false
+		}
+	}
+	if e.err != nil || e.export == nil {
+		return st, false
+	}
+	st = host.ExportStatus{Name: e.def.Name, Size: e.export.Size(), Clients: e.users, Stats: e.export.Stats()}
+	if last := e.export.LastError(); last != nil {
+		st.LastError = &host.Failure{
+			Op: last.Op.String(), Offset: last.Offset, Length: last.Length,
+			Error: e.def.Spec.Secrets.Redactor().Text(last.Err.Error()), Time: last.Time,
+		}
+	}
+	return st, true
+}
+
 // discard closes the backend, and removes what opening it has made.
 func (e *entry) discard() error {
 	b := e.backing

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/kind"
 	"github.com/nbdctl/nbdctl/server"
 )
@@ -252,6 +253,21 @@ func (s *Set) Names() []string {
 		}
 	}
 	return names
+}
+
+// Status tells of the exports that are open, in the order of their names.
+func (s *Set) Status() []host.ExportStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []host.ExportStatus
+	for _, open := range []map[string]*entry{s.fixed, s.images} {
+		for _, name := range slices.Sorted(maps.Keys(open)) {
+			if st, ok := open[name].status(); ok {
+				all = append(all, st)
+			}
+		}
+	}
+	return all
 }
 
 // Close makes everything durable and closes it. No client has anything of it any more.

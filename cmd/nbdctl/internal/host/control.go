@@ -60,6 +60,8 @@ type Status struct {
 	Loss string `json:"loss,omitempty"`
 	// Stats are the full counts of each connection, for those who ask for them.
 	Stats []server.Stats `json:"stats,omitempty"`
+	// Exports are those of a process that serves no device, which has nothing of the above.
+	Exports []ExportStatus `json:"exports,omitempty"`
 }
 
 // A Failure is a request that the backend could not serve. The kernel turns
@@ -104,6 +106,11 @@ func listenControl(path string, serve service) (*control, error) {
 	if err := os.Chmod(path, 0o600); err != nil {
 		return nil, errors.Join(fmt.Errorf("control socket: %w", err), l.Close())
 	}
+	return newControl(l, serve), nil
+}
+
+// newControl answers on l.
+func newControl(l net.Listener, serve service) *control {
 	c := &control{
 		listener: l,
 		serve:    serve,
@@ -112,7 +119,7 @@ func listenControl(path string, serve service) (*control, error) {
 	}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	go c.run()
-	return c, nil
+	return c
 }
 
 func (c *control) run() {
