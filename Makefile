@@ -100,11 +100,13 @@ test-race: needs
 test-compat: needs
 	@$(stage) 'compatibility with $(BASE)' $(lab)/compat '$(BASE)'
 
-## make interop      clients of Debian 13 (libnbd 1.22, qemu 10), which is fetched for it, against nbdctl serve: SUITE=sid
-interop: needs
-	@tools=$$($(lab)/tools '$(SUITE)' libnbd-bin python3-libnbd qemu-utils) && \
-		PATH="$$tools:$$PATH" NBD_TEST_REQUIRE=1 $(stage) 'interop with clients of $(SUITE)' \
-			go test -v -tags interop,urfave_cli_no_docs -run '^TestInterop' ./cmd/nbdctl
+## make interop      clients of Debian 13 (libnbd 1.22, qemu 10), the tests of nbd-server, and those of QEMU's block layer, all
+##                   fetched for it, against nbdctl serve: SUITE=sid
+interop: needs build
+	@$(lab)/needs interop
+	@tools=$$($(lab)/tools '$(SUITE)' libnbd-bin python3-libnbd qemu-utils) && tester=$$($(lab)/tester '$(SUITE)') && \
+		iotests=$$($(lab)/iotests) && PATH="$$tools:$$tester:$$PATH" NBD_TEST_IOTESTS="$$iotests" NBD_TEST_REQUIRE=1 \
+			$(stage) 'interop with clients of $(SUITE)' go test -v -tags interop,urfave_cli_no_docs -run '^TestInterop' ./cmd/nbdctl
 
 ## make matrix       kernel tests on 5.10, 6.1, 6.12, 7.x and, some more than test-race has, with -race, and a table of them, in
 ##                   50 minutes: KERNELS='bullseye sid race' LAB=uml RUN=REGEXP PKG=./nbdnl

@@ -18,7 +18,7 @@ import (
 
 // TestHostilePeers has strangers do all that they can at once, as fast as they can: the server
 // takes no more memory and no more goroutines than it says, and an honest client from elsewhere
-// does not wait.
+// is served.
 func TestHostilePeers(t *testing.T) {
 	const (
 		clients, perAddress = 300, 200

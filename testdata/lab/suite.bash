@@ -27,3 +27,16 @@ unpack() {
 	(cd "$work" && apt-get -q "${options[@]}" download "$1")
 	dpkg-deb -x "$work/$1"_*.deb "$work/root"
 }
+
+# sources PACKAGE unpacks what its maintainers took from elsewhere, without their changes, as $work/source; with the paths
+# that follow, those alone.
+sources() {
+	local package=$1 uri name hash
+	shift
+	sed -i 's/^deb /deb-src /' "$work/sources.list"
+	apt-get -q "${options[@]}" update
+	read -r uri name _ hash < <(apt-get -q "${options[@]}" --print-uris --download-only source "$package" | grep -E '\.orig\.tar\.[a-z0-9]+ ')
+	/usr/lib/apt/apt-helper "${options[@]}" download-file "${uri//\'/}" "$work/$name" "$hash"
+	mkdir -p "$work/source"
+	tar -xf "$work/$name" -C "$work/source" --strip-components 1 --wildcards "$@"
+}
