@@ -11,8 +11,8 @@ import (
 )
 
 // TestInteropIotests runs the tests of QEMU's block layer that can do with a raw image behind NBD,
-// unmodified: with qemu-nbd, and with nbdctl in its place. Each that passes with the one passes with
-// the other.
+// unmodified: with qemu-nbd, and with nbdctl in its place. Each that passes with the one passes
+// with the other.
 func TestInteropIotests(t *testing.T) {
 	dir := os.Getenv("NBD_TEST_IOTESTS")
 	if dir == "" {

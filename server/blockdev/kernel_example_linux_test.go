@@ -39,10 +39,11 @@ func TestKernelExamplePool(t *testing.T) {
 	}
 }
 
-// connectMemory makes a device of 16 MiB of memory.
+// connectMemory makes a device of 4 MiB of memory, which is copied fast enough where everything is
+// slow.
 func connectMemory(t *testing.T) (*blockdev.Device, *memory.Memory) {
 	t.Helper()
-	disk, err := memory.New(16<<20, memory.Options{})
+	disk, err := memory.New(4<<20, memory.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
