@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"runtime"
+
+	"github.com/nbdctl/nbdctl/server/internal/rawio"
 )
 
 // security is what a server has for TLS.
@@ -16,12 +18,13 @@ type security struct {
 // startTLS has the client of nc begin TLS, within the deadlines of nc.
 func (s *Server) startTLS(nc net.Conn) (*tls.Conn, error) {
 	config, turns := s.secure()
-	under := &turnConn{Conn: nc, turns: turns}
+	under := rawio.NewUnder(nc)
+	under.Conn = &turnConn{Conn: nc, turns: turns} // until the handshake is over
 	over := tls.Server(under, config)
 	<-turns
 	err := over.Handshake()
 	turns <- struct{}{}
-	under.turns = nil
+	under.Conn = nc
 	if err != nil {
 		return nil, err
 	}
@@ -55,25 +58,19 @@ func (s *Server) secure() (*tls.Config, chan struct{}) {
 
 // A turnConn carries a TLS handshake, which holds one of the turns but while it waits for the
 // client: so many handshakes do not keep the processors from who is being served, and no client
-// keeps others from theirs. Afterwards it adds nothing.
+// keeps others from theirs.
 type turnConn struct {
 	net.Conn
-	turns chan struct{} // nil: the handshake is over
+	turns chan struct{}
 }
 
 func (c *turnConn) Read(p []byte) (int, error) {
-	if c.turns == nil {
-		return c.Conn.Read(p)
-	}
 	c.turns <- struct{}{}
 	defer func() { <-c.turns }()
 	return c.Conn.Read(p)
 }
 
 func (c *turnConn) Write(p []byte) (int, error) {
-	if c.turns == nil {
-		return c.Conn.Write(p)
-	}
 	c.turns <- struct{}{}
 	defer func() { <-c.turns }()
 	return c.Conn.Write(p)
@@ -85,7 +82,7 @@ func socketOf(nc net.Conn) net.Conn {
 	if over, ok := nc.(*tls.Conn); ok {
 		nc = over.NetConn()
 	}
-	if under, ok := nc.(*turnConn); ok {
+	if under, ok := nc.(*rawio.Under); ok {
 		nc = under.Conn
 	}
 	return nc

@@ -15,10 +15,11 @@ const (
 	greetingSize   = 18
 	connectsPerSec = 500
 	tlsPerSec      = 100
-	slow, hungry   = 60, 60 // how many of each keep a connection, as far as they may
+	slow, hungry   = 50, 50 // how many of each keep a connection, as far as they may
 )
 
-// attackers are what a server on the Internet meets.
+// attackers are what a server on the Internet meets. They are as many in a second as the processor
+// that they have to themselves bears, and do not fight for it.
 type attackers struct {
 	address string
 	knocks  atomic.Int64 // connections that came and went
@@ -37,7 +38,6 @@ func attackUntil(address string, in io.Reader, ready io.Writer, summary io.Write
 	for range hungry {
 		go a.again(a.announce)
 		go a.again(a.refuse)
-		go a.again(a.repeat)
 	}
 	begun := time.Now()
 	time.Sleep(200 * time.Millisecond) // by when all of them have tried at least once
@@ -59,7 +59,7 @@ func (a *attackers) often(rate int, do func()) {
 
 // again connects again and again, not much faster than the server cuts.
 func (a *attackers) again(do func(net.Conn)) {
-	for range time.Tick(20 * time.Millisecond) {
+	for range time.Tick(200 * time.Millisecond) {
 		if nc := a.dial(); nc != nil {
 			do(nc)
 			a.cut.Add(1)
@@ -137,18 +137,6 @@ func (a *attackers) refuse(nc net.Conn) {
 	binary.BigEndian.PutUint32(read[24:], 1<<20)
 	for {
 		if _, err := nc.Write(read); err != nil {
-			return
-		}
-	}
-}
-
-// repeat negotiates for ever.
-func (a *attackers) repeat(nc net.Conn) {
-	nc.Write(hello)
-	list := option(3, 0)
-	go io.Copy(io.Discard, nc)
-	for {
-		if _, err := nc.Write(list); err != nil {
 			return
 		}
 	}

@@ -20,24 +20,25 @@ import (
 // folder stands for the folder of certificates in what overTLS adds to a command.
 const folder = "{certificates}"
 
-// makeCertificates makes a folder as qemu and nbdkit have it: a certificate that signs itself is
-// also the authority.
+// makeCertificates makes a folder as qemu and nbdkit have it.
 func makeCertificates(dir string) error {
+	authority, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	ca := certificate("authority of the benchmarks")
+	ca.IsCA, ca.BasicConstraintsValid, ca.KeyUsage = true, true, x509.KeyUsageCertSign
+	signed, err := x509.CreateCertificate(rand.Reader, ca, ca, authority.Public(), authority)
+	if err != nil {
+		return err
+	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
 	}
-	template := &x509.Certificate{
-		SerialNumber:          big.NewInt(1),
-		Subject:               pkix.Name{CommonName: "nbdctl benchmarks"},
-		NotBefore:             time.Now().Add(-time.Hour),
-		NotAfter:              time.Now().Add(24 * time.Hour),
-		IsCA:                  true,
-		BasicConstraintsValid: true,
-		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-		DNSNames:              []string{"localhost"},
-	}
-	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	server := certificate("localhost")
+	server.DNSNames, server.ExtKeyUsage = []string{"localhost"}, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	cert, err := x509.CreateCertificate(rand.Reader, server, ca, key.Public(), authority)
 	if err != nil {
 		return err
 	}
@@ -47,10 +48,20 @@ func makeCertificates(dir string) error {
 	}
 	return errors.Join(
 		os.MkdirAll(dir, 0o755),
-		writePEM(dir, "ca-cert.pem", "CERTIFICATE", cert),
+		writePEM(dir, "ca-cert.pem", "CERTIFICATE", signed),
 		writePEM(dir, "server-cert.pem", "CERTIFICATE", cert),
 		writePEM(dir, "server-key.pem", "PRIVATE KEY", private),
 	)
+}
+
+func certificate(name string) *x509.Certificate {
+	return &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()),
+		Subject:      pkix.Name{CommonName: name},
+		NotBefore:    time.Now().Add(-time.Hour),
+		NotAfter:     time.Now().Add(24 * time.Hour),
+		KeyUsage:     x509.KeyUsageDigitalSignature,
+	}
 }
 
 func writePEM(dir, name, kind string, der []byte) error {

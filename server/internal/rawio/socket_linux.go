@@ -102,6 +102,9 @@ func (c *socket) Window() int      { return socketWindow }
 func (c *socket) Direct() int      { return c.direct }
 func (c *socket) SendsPages() bool { return true }
 
+// asks tells that recv knows what there is.
+const asks = true
+
 // recv is recv(2). The error is syscall.EAGAIN when there is nothing to receive.
 func recv(fd uintptr, p []byte) (int, error) {
 	for {

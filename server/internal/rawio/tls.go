@@ -2,16 +2,127 @@ package rawio
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"syscall"
 )
 
-// maxRecord is how many bytes a TLS record holds (RFC 8446, section 5.1).
-const maxRecord = 16 << 10
+const (
+	// maxRecord is how many bytes a TLS record holds (RFC 8446, section 5.1).
+	maxRecord = 16 << 10
+	// maxGathered is how many bytes of records are sent at once.
+	maxGathered = 256 << 10
+)
 
 // records are pieces of memory, each for the content of one record.
 var records = sync.Pool{New: func() any { return new([maxRecord]byte) }}
+
+// gathered are pieces of memory for the records that are sent at once.
+var gathered = sync.Pool{New: func() any { p := make([]byte, 0, maxGathered); return &p }}
+
+// An Under is a connection for TLS to stand on. TLS makes a system call for each record. With an
+// Under below it, a Conn receives what there is without waiting for more, and sends many records at
+// once. To everybody else it is the connection that it was made of.
+type Under struct {
+	net.Conn
+	raw       syscall.RawConn // nil: it can't be asked what there is
+	impatient bool            // Read does not wait
+	try       func(fd uintptr) bool
+	p         []byte // of try
+	n         int
+	err       error
+
+	mu  sync.Mutex // guards out, and is held while it is sent: TLS may write when it reads
+	out *[]byte    // to be sent; nil: Write sends at once
+}
+
+// NewUnder prepares nc.
+func NewUnder(nc net.Conn) *Under {
+	u := &Under{Conn: nc}
+	if s, ok := nc.(syscall.Conn); ok && asks {
+		u.raw, _ = s.SyscallConn() // A closed one fails when it is read from.
+	}
+	u.try = func(fd uintptr) bool {
+		u.n, u.err = recv(fd, u.p)
+		return true
+	}
+	return u
+}
+
+// notYet is the error of an impatient Read. It is temporary, which keeps TLS from taking it for the
+// end of the connection.
+type notYet struct{ error }
+
+func (notYet) Timeout() bool   { return true }
+func (notYet) Temporary() bool { return true }
+
+var errNotYet net.Error = notYet{errors.New("nothing to receive yet")}
+
+// Read implements net.Conn.
+func (u *Under) Read(p []byte) (int, error) {
+	if !u.impatient {
+		return u.Conn.Read(p)
+	}
+	if u.raw == nil {
+		return 0, errNotYet
+	}
+	u.p, u.n, u.err = p, 0, nil
+	err := u.raw.Read(u.try)
+	u.p = nil
+	switch {
+	case err != nil:
+		return 0, err
+	case u.err == syscall.EAGAIN:
+		return 0, errNotYet
+	}
+	return u.n, u.err
+}
+
+// Write implements net.Conn.
+func (u *Under) Write(p []byte) (int, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.out == nil {
+		return u.Conn.Write(p)
+	}
+	if len(*u.out)+len(p) > maxGathered {
+		if err := u.flush(); err != nil {
+			return 0, err
+		}
+	}
+	*u.out = append(*u.out, p...)
+	return len(p), nil
+}
+
+// gather has Write wait for more.
+func (u *Under) gather() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.out = gathered.Get().(*[]byte)
+}
+
+// send sends what was gathered.
+func (u *Under) send() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	err := u.flush()
+	gathered.Put(u.out)
+	u.out = nil
+	return err
+}
+
+// flush sends what was gathered so far. The caller holds mu.
+func (u *Under) flush() error {
+	p := *u.out
+	*u.out = p[:0]
+	if len(p) == 0 {
+		return nil
+	}
+	_, err := u.Conn.Write(p)
+	return err
+}
 
 // overTLS is a Conn over TLS. Each Write of a TLS connection becomes a record or several, with a
 // header, a checksum and a system call for each, so what is sent is put together to as few as hold
@@ -19,21 +130,53 @@ var records = sync.Pool{New: func() any { return new([maxRecord]byte) }}
 // a record.
 type overTLS struct {
 	portable
+	under *Under // nil: TLS stands on something else
 }
 
-func newTLS(nc *tls.Conn) Conn { return &overTLS{portable{nc: nc}} }
+func newTLS(nc *tls.Conn) Conn {
+	under, _ := nc.NetConn().(*Under)
+	return &overTLS{portable{nc: nc}, under}
+}
 
-// Recv never tells that there is nothing more to receive: the next record may be in memory.
+// Recv waits for a record, and takes along those that have come with it.
 func (c *overTLS) Recv(l Lender) (int, error) {
 	l.Park()
 	n, err := c.nc.Read(c.first[:])
 	if n == 0 {
 		return 0, err
 	}
-	return copy(l.Lend(), c.first[:n]), nil
+	p := l.Lend()
+	copy(p, c.first[:n])
+	if c.under == nil {
+		return n, nil
+	}
+	c.under.impatient = true
+	for n < len(p) && err == nil {
+		var m int
+		m, err = c.nc.Read(p[n:])
+		n += m
+	}
+	c.under.impatient = false
+	if err == errNotYet && c.under.raw != nil {
+		l.Drained()
+	}
+	return n, nil // An error beside the bytes comes again with the next call.
 }
 
-func (c *overTLS) Send(v *Vec, more bool) (sent int, err error) {
+func (c *overTLS) Send(v *Vec, more bool) (int, error) {
+	if c.under == nil {
+		return c.write(v)
+	}
+	c.under.gather()
+	n, err := c.write(v)
+	if sent := c.under.send(); sent != nil {
+		return n, sent
+	}
+	return n, err
+}
+
+// write writes v in as few records as hold it.
+func (c *overTLS) write(v *Vec) (written int, err error) {
 	record := records.Get().(*[maxRecord]byte)
 	defer func() {
 		records.Put(record)
@@ -52,9 +195,9 @@ func (c *overTLS) Send(v *Vec, more bool) (sent int, err error) {
 			p = p[n:]
 			if filled += n; filled == maxRecord {
 				n, err := c.nc.Write(record[:])
-				sent += n
+				written += n
 				if err != nil {
-					return sent, err
+					return written, err
 				}
 				filled = 0
 			}
@@ -62,7 +205,7 @@ func (c *overTLS) Send(v *Vec, more bool) (sent int, err error) {
 	}
 	if filled > 0 {
 		n, err := c.nc.Write(record[:filled])
-		return sent + n, err
+		return written + n, err
 	}
-	return sent, nil
+	return written, nil
 }
