@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/tls"
 	"encoding/binary"
 	"fmt"
@@ -135,8 +136,9 @@ func (a *attackers) refuse(nc net.Conn) {
 	read := make([]byte, 28)
 	binary.BigEndian.PutUint32(read, 0x25609513)
 	binary.BigEndian.PutUint32(read[24:], 1<<20)
+	many := bytes.Repeat(read, 1000)
 	for {
-		if _, err := nc.Write(read); err != nil {
+		if _, err := nc.Write(many); err != nil {
 			return
 		}
 	}

@@ -107,7 +107,7 @@ func nbdServerOverTLS() server {
 		}
 		dir := w.path("certificates")
 		generic := fmt.Sprintf("[generic]\ncertfile = %s/server-cert.pem\nkeyfile = %s/server-key.pem\n"+
-			"cacertfile = %s/ca-cert.pem\nforce_tls = true\n", dir, dir, dir)
+			"force_tls = true\n", dir, dir)
 		secured := strings.Replace(string(text), "[generic]\n", generic, 1)
 		return argv, os.WriteFile(config, []byte(secured), 0o644)
 	}

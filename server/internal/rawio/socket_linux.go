@@ -105,6 +105,9 @@ func (c *socket) SendsPages() bool { return true }
 // asks tells that recv knows what there is.
 const asks = true
 
+// yield gives the processor away once.
+func yield() { _, _, _ = syscall.RawSyscall(syscall.SYS_SCHED_YIELD, 0, 0, 0) }
+
 // recv is recv(2). The error is syscall.EAGAIN when there is nothing to receive.
 func recv(fd uintptr, p []byte) (int, error) {
 	for {
@@ -138,7 +141,7 @@ func (c *socket) tryRecv(fd uintptr) bool {
 	p := c.in.lender.Lend()
 	c.in.n, c.in.err = recv(fd, p)
 	if c.in.err == syscall.EAGAIN && c.in.lender.Yield() {
-		_, _, _ = syscall.RawSyscall(syscall.SYS_SCHED_YIELD, 0, 0, 0)
+		yield()
 		p = c.in.lender.Lend()
 		c.in.n, c.in.err = recv(fd, p)
 	}

@@ -138,18 +138,32 @@ func newTLS(nc *tls.Conn) Conn {
 	return &overTLS{portable{nc: nc}, under}
 }
 
-// Recv waits for a record, and takes along those that have come with it.
+// Recv receives the records that are there, or waits for one and those that come with it.
 func (c *overTLS) Recv(l Lender) (int, error) {
+	if c.asks() {
+		n, err := c.there(l)
+		if n == 0 && err == errNotYet && l.Yield() {
+			yield()
+			n, err = c.there(l)
+		}
+		if n > 0 || err != errNotYet {
+			return n, err
+		}
+	}
 	l.Park()
 	n, err := c.nc.Read(c.first[:])
 	if n == 0 {
 		return 0, err
 	}
+	return copy(l.Lend(), c.first[:n]), nil
+}
+
+// asks reports whether it can be told what is there.
+func (c *overTLS) asks() bool { return c.under != nil && c.under.raw != nil }
+
+// there receives what is there. Bytes come without an error, which comes again.
+func (c *overTLS) there(l Lender) (n int, err error) {
 	p := l.Lend()
-	copy(p, c.first[:n])
-	if c.under == nil {
-		return n, nil
-	}
 	c.under.impatient = true
 	for n < len(p) && err == nil {
 		var m int
@@ -157,10 +171,39 @@ func (c *overTLS) Recv(l Lender) (int, error) {
 		n += m
 	}
 	c.under.impatient = false
-	if err == errNotYet && c.under.raw != nil {
+	if n == 0 {
+		return 0, err
+	}
+	if err == errNotYet {
 		l.Drained()
 	}
-	return n, nil // An error beside the bytes comes again with the next call.
+	return n, nil
+}
+
+// ReadFull gives the processor away once when there is nothing to receive: a client that shares it
+// goes on to the end of its message, instead of being interrupted after each record.
+func (c *overTLS) ReadFull(p []byte, w Waiter) (int, error) {
+	w.Wait()
+	if !c.asks() {
+		return fillFrom(c.nc, p)
+	}
+	n := 0
+	for n < len(p) {
+		c.under.impatient = true
+		m, err := c.nc.Read(p[n:])
+		if m == 0 && err == errNotYet {
+			yield()
+			m, err = c.nc.Read(p[n:])
+		}
+		c.under.impatient = false
+		if m == 0 && err == errNotYet {
+			m, err = c.nc.Read(p[n:])
+		}
+		if n += m; err != nil && n < len(p) {
+			return n, err
+		}
+	}
+	return n, nil
 }
 
 func (c *overTLS) Send(v *Vec, more bool) (int, error) {
