@@ -146,7 +146,16 @@ func (c *contest) each(f func(int, *process) error) {
 	}
 }
 
-// measure gives a load to the servers in turn, each round beginning with another one.
+// turn is whose turn it is, as number k of n in a round. Each round begins with another server, and
+// every other one goes backwards: who comes behind a certain other is some percent faster or slower.
+func turn(round, k, n int) int {
+	if round/n%2 == 1 {
+		k = n - k
+	}
+	return (round + k) % n
+}
+
+// measure gives a load to the servers in turn.
 func (c *contest) measure(ctx context.Context, l load) error {
 	began := time.Now()
 	r := &result{Case: c.caseName(l), block: l.block, busy: c.pinned && !c.waits}
@@ -156,7 +165,7 @@ func (c *contest) measure(ctx context.Context, l load) error {
 	c.results = append(c.results, r)
 	for round := range c.rounds {
 		for k := range c.servers {
-			i := (round + k) % len(c.servers)
+			i := turn(round, k, len(c.servers))
 			if c.failed[i] != nil {
 				continue
 			}
