@@ -147,7 +147,8 @@ func (c *contest) each(f func(int, *process) error) {
 }
 
 // turn is whose turn it is, as number k of n in a round. Each round begins with another server, and
-// every other one goes backwards: who comes behind a certain other is some percent faster or slower.
+// every other one goes backwards: who comes behind a certain other is some percent faster or
+// slower.
 func turn(round, k, n int) int {
 	if round/n%2 == 1 {
 		k = n - k
