@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/nbdctl/nbdctl/testdata/certs"
@@ -86,5 +87,23 @@ func TestInteropVerify(t *testing.T) {
 			sh(t, "cd "+t.TempDir()+"; fio --name=x --ioengine=nbd --uri='"+uri+"' --rw=randwrite --bsrange=512-256k "+
 				"--iodepth=32 --numjobs=4 --offset_increment=16M --size=16M --io_size=32M --verify=crc32c --verify_fatal=1")
 		})
+	}
+}
+
+// TestInteropBoot boots a machine that has a disk from serve, which reads it whole and writes to
+// it.
+func TestInteropBoot(t *testing.T) {
+	image := filepath.Join(t.TempDir(), "image")
+	sh(t, "head -c 8M /dev/urandom >"+image)
+	sum := sh(t, "sha256sum <"+image)
+	server, uri, _ := servedFor(t, "--listen", "unix:"+filepath.Join(shortDir(t), "s"), "file", image)
+	const inside = "disk=$(ls /dev/vd? | tail -n 1); sha256sum <$disk; " +
+		"echo written | dd of=$disk bs=4k seek=1 conv=notrunc,fsync status=none"
+	if got := sh(t, "../../testdata/lab/qemu --no-nbd --drive '"+uri+"' -- sh -c '"+inside+"'"); got != sum {
+		t.Errorf("the machine reads %q, want %q", got, sum)
+	}
+	ends(t, server, syscall.SIGTERM)
+	if got := sh(t, "dd if="+image+" bs=4k skip=1 count=1 status=none | head -n 1"); got != "written" {
+		t.Errorf("the image has %q where the machine has written", got)
 	}
 }
