@@ -211,6 +211,7 @@ func TestUsageErrors(t *testing.T) {
 		{"serve memory --size 1M --listen tcp::0 --tls maybe", "must be off, allow or require"},
 		{"serve memory --size 1M --listen tcp::0 --tls require", "needs --tls-certificates"},
 		{"serve memory --size 1M --listen tcp::0 --tls-verify-peer", "there is no TLS"},
+		{"serve memory --size 1M --listen tcp::0 --tls allow --tls-certificates x --tls-verify-peer", "leave --tls out"},
 		{"serve memory --size 1M --listen tcp::0 --tls off --tls-certificates x --tls-verify-peer", "there is no TLS"},
 		{"serve memory --size 1M --listen tcp::0 --max-clients 0", "--max-clients 0: must be a number from 1 to"},
 		{"serve memory --size 1M --listen tcp::0 --max-per-address many", "must be a number from 1 to"},

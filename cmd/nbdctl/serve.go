@@ -67,6 +67,7 @@ type daemon struct {
 
 	listeners []net.Listener
 	silence   func() // ends the answers to stats; nil: there are none
+	reloading sync.Mutex
 }
 
 // begin opens what is to be offered, listens, and says where. If it fails, nothing is left.
@@ -109,12 +110,11 @@ func (d *daemon) answer() error {
 	if d.plan.control.network == "" {
 		return nil
 	}
-	l, err := listenUnix(d.plan.control.address)
+	var l net.Listener
+	var err error
+	host.Privately(func() { l, err = listenUnix(d.plan.control.address) })
 	if err != nil {
 		return err
-	}
-	if err := os.Chmod(d.plan.control.address, 0o600); err != nil {
-		return errors.Join(err, l.Close())
 	}
 	d.silence = host.AnswerExports(l, d.set.Status)
 	return nil
@@ -170,7 +170,7 @@ func (d *daemon) run(signals <-chan os.Signal) error {
 			return err
 		case sig := <-signals:
 			if sig == syscall.SIGHUP && d.reloads() {
-				d.reload()
+				go d.reload() // A disk may hang.
 				continue
 			}
 			d.logger.Info("ending", "signal", sig.String())
@@ -182,8 +182,11 @@ func (d *daemon) run(signals <-chan os.Signal) error {
 // reloads reports whether there is something that can be read again.
 func (d *daemon) reloads() bool { return d.certs != nil || d.plan.file != "" }
 
-// reload reads certificates and exports again. Each of the two stays as it is where that fails.
+// reload reads certificates and exports again, after another one that is still at it. Each of the
+// two stays as it is where that fails.
 func (d *daemon) reload() {
+	d.reloading.Lock()
+	defer d.reloading.Unlock()
 	if d.certs != nil {
 		d.report("certificates", d.certs.Reload())
 	}
@@ -219,6 +222,11 @@ func (d *daemon) end() error {
 	err := d.server.Shutdown(ctx)
 	if err != nil {
 		err = errors.Join(err, d.server.Close())
+		// Nobody is waited for any more but the backends, whose last calls are to end before they
+		// do.
+		ctx, cancel := context.WithTimeout(context.Background(), drainPatience)
+		defer cancel()
+		err = errors.Join(err, d.server.Shutdown(ctx))
 	}
 	if d.silence != nil {
 		d.silence()
@@ -270,6 +278,9 @@ func tlsModeOf(c *cli.Context) (tlsMode, error) {
 			c.String("tls"))
 	case mode == tlsOff && c.Bool("tls-verify-peer"):
 		return mode, exit.Usagef("--tls-verify-peer: there is no TLS; give --tls-certificates")
+	case mode == tlsAllow && c.Bool("tls-verify-peer"):
+		return mode, exit.Usagef("--tls-verify-peer: with --tls allow whoever has no certificate talks in plain text; " +
+			"leave --tls out")
 	}
 	return mode, nil
 }

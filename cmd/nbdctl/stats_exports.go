@@ -74,7 +74,9 @@ func exportViews(now, before []host.ExportStatus, took time.Duration) []*statsVi
 		counts := []server.Stats{e.Stats}
 		if before != nil {
 			earlier := []server.Stats{{}}
-			if i := slices.IndexFunc(before, func(b host.ExportStatus) bool { return b.Name == e.Name }); i >= 0 {
+			if i := slices.IndexFunc(before, func(b host.ExportStatus) bool {
+				return b.Name == e.Name && b.Since.Equal(e.Since) // It may have been opened anew.
+			}); i >= 0 {
 				earlier[0] = before[i].Stats
 			}
 			counts = between(earlier, counts)

@@ -32,7 +32,7 @@ func New(t testing.TB) *Authority {
 	t.Helper()
 	a := &Authority{key: newKey(t), Pool: x509.NewCertPool()}
 	ca := template("nbdctl test authority")
-	ca.IsCA, ca.BasicConstraintsValid, ca.KeyUsage = true, true, x509.KeyUsageCertSign|x509.KeyUsageCRLSign
+	ca.IsCA, ca.BasicConstraintsValid, ca.KeyUsage = true, true, x509.KeyUsageCertSign
 	der, err := x509.CreateCertificate(rand.Reader, ca, ca, a.key.Public(), a.key)
 	if err != nil {
 		t.Fatal(err)
@@ -73,6 +73,9 @@ func (a *Authority) Revoke(t testing.TB, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Many authorities have no certificate that says that they may sign lists, and do.
+	signer := *a.CA
+	signer.KeyUsage |= x509.KeyUsageCRLSign
 	der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
 		Number:     big.NewInt(1),
 		ThisUpdate: c.NotBefore,
@@ -80,7 +83,7 @@ func (a *Authority) Revoke(t testing.TB, dir string) {
 		RevokedCertificateEntries: []x509.RevocationListEntry{
 			{SerialNumber: c.SerialNumber, RevocationTime: c.NotBefore},
 		},
-	}, a.CA, a.key)
+	}, &signer, a.key)
 	if err != nil {
 		t.Fatal(err)
 	}

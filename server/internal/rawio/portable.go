@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"syscall"
 )
 
 // portableWindow holds what Recv takes at a time, behind the longest incomplete message that a
@@ -46,14 +45,9 @@ func (c *portable) Send(v *Vec, more bool) (n int, err error) {
 	defer func() {
 		c.vec = nil
 		clear(c.own)
-		if p := recover(); p != nil {
-			// A connection that does more than system calls looks at the memory itself
-			// (debug.SetPanicOnFault).
-			f, ok := p.(interface{ Addr() uintptr })
-			if !ok {
-				panic(p)
-			}
-			n, err = -1, fmt.Errorf("write: memory fault at address %#x: %w", f.Addr(), syscall.EFAULT)
+		// A connection that does more than system calls looks at the memory itself.
+		if fault := memoryFault(recover()); fault != nil {
+			n, err = -1, fmt.Errorf("write: %w", fault)
 		}
 	}()
 	c.own = append(c.own[:0], v.Bufs...)

@@ -41,8 +41,14 @@ type Under struct {
 // NewUnder prepares nc.
 func NewUnder(nc net.Conn) *Under {
 	u := &Under{Conn: nc}
-	if s, ok := nc.(syscall.Conn); ok && asks {
-		u.raw, _ = s.SyscallConn() // A closed one fails when it is read from.
+	switch nc := nc.(type) { // as in New: another type may well have a Read that does more
+	case *net.UnixConn:
+		u.raw, _ = nc.SyscallConn() // A closed one fails when it is read from.
+	case *net.TCPConn:
+		u.raw, _ = nc.SyscallConn()
+	}
+	if !asks {
+		u.raw = nil
 	}
 	u.try = func(fd uintptr) bool {
 		u.n, u.err = recv(fd, u.p)
@@ -141,10 +147,10 @@ func newTLS(nc *tls.Conn) Conn {
 // Recv receives the records that are there, or waits for one and those that come with it.
 func (c *overTLS) Recv(l Lender) (int, error) {
 	if c.asks() {
-		n, err := c.there(l)
+		n, err := c.there(l, l.Lend())
 		if n == 0 && err == errNotYet && l.Yield() {
 			yield()
-			n, err = c.there(l)
+			n, err = c.there(l, l.Lend())
 		}
 		if n > 0 || err != errNotYet {
 			return n, err
@@ -155,15 +161,21 @@ func (c *overTLS) Recv(l Lender) (int, error) {
 	if n == 0 {
 		return 0, err
 	}
-	return copy(l.Lend(), c.first[:n]), nil
+	p := l.Lend()
+	copy(p, c.first[:n])
+	if c.asks() {
+		m, _ := c.there(l, p[n:]) // An error comes again with the next call.
+		n += m
+	}
+	return n, nil
 }
 
 // asks reports whether it can be told what is there.
 func (c *overTLS) asks() bool { return c.under != nil && c.under.raw != nil }
 
-// there receives what is there. Bytes come without an error, which comes again.
-func (c *overTLS) there(l Lender) (n int, err error) {
-	p := l.Lend()
+// there receives what is there of what p has room for. Bytes come without an error, which comes
+// again.
+func (c *overTLS) there(l Lender, p []byte) (n int, err error) {
 	c.under.impatient = true
 	for n < len(p) && err == nil {
 		var m int
@@ -171,39 +183,69 @@ func (c *overTLS) there(l Lender) (n int, err error) {
 		n += m
 	}
 	c.under.impatient = false
-	if n == 0 {
-		return 0, err
-	}
 	if err == errNotYet {
 		l.Drained()
 	}
-	return n, nil
+	if n > 0 {
+		err = nil
+	}
+	return n, err
 }
 
 // ReadFull gives the processor away once when there is nothing to receive: a client that shares it
 // goes on to the end of its message, instead of being interrupted after each record.
-func (c *overTLS) ReadFull(p []byte, w Waiter) (int, error) {
+//
+// Memory of p that is not there is an error, as it is of a system call.
+func (c *overTLS) ReadFull(p []byte, w Waiter) (n int, err error) {
 	w.Wait()
-	if !c.asks() {
-		return fillFrom(c.nc, p)
+	defer func() {
+		if fault := memoryFault(recover()); fault != nil {
+			err = fmt.Errorf("receive: %w", fault)
+		}
+	}()
+	for n < len(p) && err == nil {
+		var m int
+		m, err = c.readSome(p[n:])
+		n += m
 	}
-	n := 0
-	for n < len(p) {
+	if n == len(p) {
+		err = nil
+	}
+	return n, err
+}
+
+// readSome is Read of the connection.
+func (c *overTLS) readSome(p []byte) (int, error) {
+	if c.asks() {
 		c.under.impatient = true
-		m, err := c.nc.Read(p[n:])
-		if m == 0 && err == errNotYet {
+		defer func() { c.under.impatient = false }()
+		n, err := c.nc.Read(p)
+		if n == 0 && err == errNotYet {
 			yield()
-			m, err = c.nc.Read(p[n:])
+			n, err = c.nc.Read(p)
+		}
+		switch {
+		case n > 0:
+			return n, nil // An error comes again.
+		case err != errNotYet:
+			return 0, err
 		}
 		c.under.impatient = false
-		if m == 0 && err == errNotYet {
-			m, err = c.nc.Read(p[n:])
-		}
-		if n += m; err != nil && n < len(p) {
-			return n, err
-		}
 	}
-	return n, nil
+	return c.nc.Read(p)
+}
+
+// memoryFault returns the error that a panic is, if it is one of memory that is not there
+// (debug.SetPanicOnFault). It panics again with another one.
+func memoryFault(p any) error {
+	if p == nil {
+		return nil
+	}
+	f, ok := p.(interface{ Addr() uintptr })
+	if !ok {
+		panic(p)
+	}
+	return fmt.Errorf("memory fault at address %#x: %w", f.Addr(), syscall.EFAULT)
 }
 
 func (c *overTLS) Send(v *Vec, more bool) (int, error) {
@@ -223,12 +265,8 @@ func (c *overTLS) write(v *Vec) (written int, err error) {
 	record := records.Get().(*[maxRecord]byte)
 	defer func() {
 		records.Put(record)
-		if p := recover(); p != nil {
-			f, ok := p.(interface{ Addr() uintptr })
-			if !ok {
-				panic(p)
-			}
-			err = fmt.Errorf("send: memory fault at address %#x: %w", f.Addr(), syscall.EFAULT)
+		if fault := memoryFault(recover()); fault != nil {
+			err = fmt.Errorf("send: %w", fault)
 		}
 	}()
 	filled := 0

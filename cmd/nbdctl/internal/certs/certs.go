@@ -12,7 +12,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
+	"time"
 )
 
 // The files of a folder.
@@ -82,11 +84,15 @@ func (f *Folder) read() (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	config.ClientAuth, config.ClientCAs = tls.RequireAndVerifyClientCert, x509.NewCertPool()
-	if !config.ClientCAs.AppendCertsFromPEM(ca) {
-		return nil, fmt.Errorf("%s: no certificate in it", f.path(caFile))
+	authorities, err := parseCertificates(ca)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", f.path(caFile), err)
 	}
-	revoked, err := f.readRevoked()
+	config.ClientAuth, config.ClientCAs = tls.RequireAndVerifyClientCert, x509.NewCertPool()
+	for _, a := range authorities {
+		config.ClientCAs.AddCert(a)
+	}
+	revoked, err := f.readRevoked(authorities)
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +114,28 @@ func (f *Folder) readKey() ([]byte, error) {
 	return os.ReadFile(path)
 }
 
-func (f *Folder) readRevoked() ([]*x509.RevocationList, error) {
+// parseCertificates reads those of a PEM file.
+func parseCertificates(data []byte) ([]*x509.Certificate, error) {
+	var all []*x509.Certificate
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, c)
+	}
+	if len(all) == 0 {
+		return nil, errors.New("no certificate in it")
+	}
+	return all, nil
+}
+
+// readRevoked reads what the authorities have revoked. A list that is of none of them, or out of
+// date, says nothing of who is to be let in: that is an error, and nobody is.
+func (f *Folder) readRevoked(authorities []*x509.Certificate) ([]*x509.RevocationList, error) {
 	path := f.path(crlFile)
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -122,6 +149,12 @@ func (f *Folder) readRevoked() ([]*x509.RevocationList, error) {
 		list, err := x509.ParseRevocationList(block.Bytes)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		if !slices.ContainsFunc(authorities, func(a *x509.Certificate) bool { return signed(list, a) }) {
+			return nil, fmt.Errorf("%s: the list is signed by none of %s", path, caFile)
+		}
+		if !list.NextUpdate.IsZero() && time.Now().After(list.NextUpdate) {
+			return nil, fmt.Errorf("%s: a newer list was due at %v", path, list.NextUpdate)
 		}
 		lists = append(lists, list)
 	}
@@ -142,11 +175,18 @@ func check(s tls.ConnectionState, revoked []*x509.RevocationList) error {
 	return err
 }
 
+// signed reports whether a list is of an authority. Whether its certificate says that it may sign
+// lists is not asked: many that do have none that says so.
+func signed(list *x509.RevocationList, a *x509.Certificate) bool {
+	return bytes.Equal(list.RawIssuer, a.RawSubject) &&
+		a.CheckSignature(list.SignatureAlgorithm, list.RawTBSRevocationList, list.Signature) == nil
+}
+
 func checkChain(chain []*x509.Certificate, revoked []*x509.RevocationList) error {
 	for i, issuer := range chain[1:] {
 		c := chain[i]
 		for _, list := range revoked {
-			if !bytes.Equal(list.RawIssuer, issuer.RawSubject) || list.CheckSignatureFrom(issuer) != nil {
+			if !signed(list, issuer) {
 				continue
 			}
 			for _, r := range list.RevokedCertificateEntries {

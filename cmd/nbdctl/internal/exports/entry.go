@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"strings"
+	"time"
 
 	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
@@ -20,8 +21,11 @@ type entry struct {
 	backing *host.Backing
 	export  *server.Export
 
+	opened time.Time // what it has served counts from then
+
 	users     int
 	transient bool // its last user closes it
+	closing   bool // nobody uses it again
 
 	// The rest is of images.
 	file   fs.FileInfo   // as it was before it was opened
@@ -42,7 +46,7 @@ func (e *entry) open(w io.Writer) error {
 		return e.error(err)
 	}
 	backing.Warnings = redactor.Texts(backing.Warnings)
-	e.backing = backing
+	e.backing, e.opened = backing, time.Now()
 	e.export, err = server.NewExport(backing.Backend, server.Options{
 		ReadOnly:    e.def.Spec.ReadOnly,
 		BlockSize:   e.def.Spec.BlockSize,
@@ -55,19 +59,33 @@ func (e *entry) open(w io.Writer) error {
 	return nil
 }
 
-// close makes durable what was written, and closes the backend.
-func (e *entry) close() error {
-	b := e.backing
-	if b == nil {
+// sync makes durable what was written, if anything was.
+func (e *entry) sync() error {
+	if e.backing == nil {
 		return nil // It could not be opened.
 	}
-	e.backing = nil
-	var err error
-	if d := backends.Probe(b.Backend); d.Syncer != nil {
-		err = d.Syncer.Sync()
+	d := backends.Probe(e.backing.Backend)
+	st := e.export.Stats()
+	if d.Syncer == nil || st.Write.Requests+st.WriteZeroes.Requests+st.Trim.Requests == 0 {
+		return nil
 	}
-	err = errors.Join(err, b.Close())
-	return e.error(e.def.Spec.Secrets.Redactor().Error(err))
+	return e.error(e.def.Spec.Secrets.Redactor().Error(d.Syncer.Sync()))
+}
+
+// close makes durable what was written, and closes the backend.
+func (e *entry) close() error {
+	if e.backing == nil {
+		return nil
+	}
+	err := e.sync()
+	closed := e.error(e.def.Spec.Secrets.Redactor().Error(e.backing.Close()))
+	e.backing = nil
+	return errors.Join(err, closed)
+}
+
+// sharesImage reports whether a definition has the image of e, or whatever it stands on.
+func (e *entry) sharesImage(d Definition) bool {
+	return kind.TakesPath(d.Spec.Kind) && d.Spec.Kind == e.def.Spec.Kind && d.Spec.Arg == e.def.Spec.Arg
 }
 
 // error names the export in an error, unless it has no name.
@@ -90,7 +108,9 @@ func (e *entry) status() (st host.ExportStatus, ok bool) {
 	if e.err != nil || e.export == nil {
 		return st, false
 	}
-	st = host.ExportStatus{Name: e.def.Name, Size: e.export.Size(), Clients: e.users, Stats: e.export.Stats()}
+	st = host.ExportStatus{
+		Name: e.def.Name, Since: e.opened, Size: e.export.Size(), Clients: e.users, Stats: e.export.Stats(),
+	}
 	if last := e.export.LastError(); last != nil {
 		st.LastError = &host.Failure{
 			Op: last.Op.String(), Offset: last.Offset, Length: last.Length,

@@ -22,6 +22,9 @@ import (
 // version is that of the format of a file.
 const version = 1
 
+// maxFileName is NAME_MAX of <linux/limits.h>, in bytes.
+const maxFileName = 255
+
 // A Definition says what an export is.
 type Definition struct {
 	Name        string
@@ -178,6 +181,9 @@ func (e *exportJSON) definition(dir string) (Definition, error) {
 		return d, err
 	}
 	d.Spec.Kind, d.Spec.Arg, d.Spec.Size, d.Spec.Create = e.Kind, e.Arg, int64(e.Size), e.Create
+	if block := max(1, int64(e.BlockSize)); d.Spec.Size%block != 0 {
+		return d, fmt.Errorf("size %d: must be a multiple of the block_size %d", d.Spec.Size, block)
+	}
 	if err := kind.Check(d.Spec); err != nil {
 		return d, err
 	}
@@ -196,6 +202,9 @@ func (c *commonJSON) definition(name string) (Definition, error) {
 	}
 	if err := wire.CheckString(c.Description); err != nil {
 		return d, fmt.Errorf("description: %w", err)
+	}
+	if b := c.BlockSize; b != 0 && (b < 512 || b > 64<<10 || b&(b-1) != 0) {
+		return d, fmt.Errorf("block_size %d: must be a power of two from 512 to 65536", b)
 	}
 	d.Spec.ReadOnly, d.Spec.BlockSize = c.ReadOnly, int(c.BlockSize)
 	for _, key := range slices.Sorted(maps.Keys(c.Options)) {
@@ -240,5 +249,5 @@ func (f *Folder) find(export string) (Definition, bool) {
 }
 
 func possible(name string) bool {
-	return name != "" && name[0] != '.' && !strings.ContainsAny(name, "/\x00") && wire.CheckString(name) == nil
+	return name != "" && len(name) <= maxFileName && name[0] != '.' && !strings.ContainsAny(name, "/\x00") && wire.CheckString(name) == nil
 }

@@ -64,6 +64,9 @@ func TestParseRefused(t *testing.T) {
 		{`{"version": 1, "exports": [{"name": "a\u0000", "kind": "memory", "size": 1}]}`, "number 1: name: "},
 		{`{"version": 1, "exports": [{"name": "` + strings.Repeat("a", 4097) + `", "kind": "memory", "size": 1}]}`,
 			"4096"},
+		{`{"version": 1, "exports": [{"name": "a", "kind": "memory", "size": 1024, "block_size": 3}]}`, "block_size 3: must"},
+		{`{"version": 1, "exports": [{"name": "a", "kind": "memory", "size": 1000, "block_size": 512}]}`, "multiple"},
+		{`{"version": 1, "folders": [{"path": "x", "block_size": 300}]}`, "block_size 300: must"},
 		{`{"version": 1, "folders": [{}]}`, `folder "", number 1: "path" is missing`},
 		{`{"version": 1, "folders": [{"path": "x", "options": {"x": "y"}}]}`, `no option "x"`},
 	} {

@@ -14,7 +14,6 @@ import (
 	"sync"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
-	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/kind"
 	"github.com/nbdctl/nbdctl/server"
 )
 
@@ -22,14 +21,19 @@ import (
 // memory would forget what is in it; an image of a folder is while clients have it. Safe for
 // concurrent use.
 type Set struct {
-	log     io.Writer
-	logger  *slog.Logger   // writes to it
-	closing sync.WaitGroup // of entries that their last client has left
+	log    io.Writer
+	logger *slog.Logger // writes to it
+	quota  quota        // of what clients can have logged
 
-	mu     sync.Mutex // guards all below, and held while an Offer is loaded
-	offer  Offer
-	fixed  map[string]*entry
-	images map[string]*entry // of folders, in use
+	loading sync.Mutex // held while an Offer is loaded
+
+	mu      sync.Mutex // guards all below
+	offer   Offer
+	fixed   map[string]*entry
+	images  map[string]*entry   // of folders, in use
+	leaving map[*entry]struct{} // left by their last client, and not closed yet
+	failed  []error             // of those that could not be closed in order
+	idle    chan struct{}       // unless nil, closed when nothing is leaving any more
 }
 
 // New returns a set that offers nothing yet, and whose log goes to w, which is safe for concurrent
@@ -37,32 +41,25 @@ type Set struct {
 func New(w io.Writer) *Set {
 	return &Set{
 		log: w, logger: slog.New(slog.NewTextHandler(w, nil)),
-		fixed: make(map[string]*entry), images: make(map[string]*entry),
+		fixed: make(map[string]*entry), images: make(map[string]*entry), leaving: make(map[*entry]struct{}),
 	}
 }
 
 // Load has the set offer o in place of what it did. An export that is defined as before stays as it
-// is. One that is not any more goes when its last client has. When something cannot be opened,
-// nothing changes; warnings are of what was.
+// is. One that is not any more goes when its last client has, and its image can't be in another
+// definition before. When something cannot be opened, what was offered stays; an image that has
+// gone meanwhile is told of. Warnings are of what was opened.
 func (s *Set) Load(o Offer) (warnings []string, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	next := make(map[string]*entry)
-	var gone, closed, opened []*entry
-	for _, e := range s.fixed {
-		if i := slices.IndexFunc(o.Exports, func(d Definition) bool { return d.equal(&e.def) }); i >= 0 {
-			next[e.def.Name] = e
-		} else {
-			gone = append(gone, e)
-		}
+	s.loading.Lock()
+	defer s.loading.Unlock()
+	next, gone, inTheWay, err := s.compare(o)
+	if err != nil {
+		return nil, err
 	}
-	// An image that nobody uses must not be in the way of its own new definition.
-	for _, e := range gone {
-		if e.users == 0 && kind.TakesPath(e.def.Spec.Kind) {
-			err = errors.Join(err, e.close())
-			closed = append(closed, e)
-		}
+	for _, e := range inTheWay {
+		err = errors.Join(err, e.close())
 	}
+	var opened []*entry
 	for _, d := range o.Exports {
 		if next[d.Name] != nil || err != nil {
 			continue
@@ -78,30 +75,82 @@ func (s *Set) Load(o Offer) (warnings []string, err error) {
 		for _, e := range opened {
 			err = errors.Join(err, e.discard())
 		}
-		for _, e := range closed {
-			again := e.open(s.log)
-			if again != nil {
-				delete(s.fixed, e.def.Name)
-			}
-			err = errors.Join(err, again)
-		}
-		return nil, err
+		return nil, errors.Join(err, s.restore(inTheWay))
 	}
+	s.mu.Lock()
+	s.offer, s.fixed = o, next
+	var unused []*entry
 	for _, e := range gone {
 		e.transient = true
 		if e.users == 0 {
-			s.closed(e)
+			unused = append(unused, e)
 		}
 	}
-	s.offer, s.fixed = o, next
+	s.mu.Unlock()
+	for _, e := range unused {
+		s.note(e.close())
+	}
 	return warnings, nil
 }
 
-// closed closes what nobody uses any more. What goes wrong is told in the log alone.
-func (s *Set) closed(e *entry) {
-	if err := e.close(); err != nil {
-		s.logger.Error("export could not be closed in order", slog.Any("err", err))
+// compare finds what of o is there already, and what is there that is not in o. An image that o has
+// in another definition is in the way: if nobody uses it, it is taken from what is offered.
+func (s *Set) compare(o Offer) (next map[string]*entry, gone, inTheWay []*entry, err error) {
+	next = make(map[string]*entry)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.fixed {
+		if slices.ContainsFunc(o.Exports, func(d Definition) bool { return d.equal(&e.def) }) {
+			next[e.def.Name] = e
+			continue
+		}
+		if wanted := slices.ContainsFunc(o.Exports, e.sharesImage); !wanted {
+			gone = append(gone, e)
+		} else if e.users > 0 {
+			err = errors.Join(err, fmt.Errorf("export %q: clients have it as it was defined before (%d); "+
+				"define it anew when they have left", e.def.Name, e.users))
+		} else {
+			inTheWay = append(inTheWay, e)
+		}
 	}
+	for e := range s.leaving {
+		if slices.ContainsFunc(o.Exports, e.sharesImage) {
+			err = errors.Join(err, fmt.Errorf("export %q, as it was defined before, is just being closed; try again",
+				e.def.Name))
+		}
+	}
+	if err == nil {
+		for _, e := range inTheWay {
+			delete(s.fixed, e.def.Name)
+		}
+	}
+	return next, gone, inTheWay, err
+}
+
+// restore offers again what was in the way of something that has failed.
+func (s *Set) restore(entries []*entry) error {
+	var err error
+	for _, e := range entries {
+		if again := e.open(s.log); again != nil {
+			err = errors.Join(err, fmt.Errorf("it is not offered any more, as it was before: %w", again))
+			continue
+		}
+		s.mu.Lock()
+		s.fixed[e.def.Name] = e
+		s.mu.Unlock()
+	}
+	return err
+}
+
+// note keeps an error of closing something, which Close returns.
+func (s *Set) note(err error) {
+	if err == nil {
+		return
+	}
+	s.logger.Error("export could not be closed in order", slog.Any("err", err))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failed = append(s.failed, err)
 }
 
 // Lookup is Server.Lookup.
@@ -128,7 +177,7 @@ func (s *Set) Lookup(name string) (*server.Export, func()) {
 	}
 	e, err := s.image(def)
 	if err != nil {
-		if !errors.Is(err, fs.ErrNotExist) {
+		if !errors.Is(err, fs.ErrNotExist) && s.quota.take() {
 			s.logger.Warn("export is not available", slog.String("export", name), slog.Any("err", err))
 		}
 		return nil, nil
@@ -144,32 +193,42 @@ func (s *Set) image(def Definition) (*entry, error) {
 			return nil, err
 		}
 		if m := now.Mode().Type(); m != 0 && m != fs.ModeDevice {
-			return nil, fmt.Errorf("%s is neither a regular file nor a block device", def.Spec.Arg)
+			return nil, fs.ErrNotExist // A folder in the folder, say.
 		}
 		s.mu.Lock()
-		e := s.images[def.Name]
-		if e != nil && e.users == 0 { // It is being closed, and would be in the way.
+		before := s.images[def.Name]
+		if before != nil && before.closing { // It would be in the way.
 			s.mu.Unlock()
-			<-e.closed
+			<-before.closed
 			continue
 		}
-		if e != nil && e.def.equal(&def) && os.SameFile(e.file, now) {
-			e.users++
+		if before != nil && before.def.equal(&def) && os.SameFile(before.file, now) {
+			before.users++
 			s.mu.Unlock()
-			<-e.ready
-			if e.err != nil {
-				s.leave(e)
+			<-before.ready
+			if before.err != nil {
+				s.leave(before)
 			}
-			return e, e.err
+			return before, before.err
 		}
 		// Another file has the name now. The one before serves those who have it.
-		e = &entry{
+		e := &entry{
 			def: def, file: now, transient: true, users: 1,
 			ready: make(chan struct{}), closed: make(chan struct{}),
 		}
 		s.images[def.Name] = e
 		s.mu.Unlock()
 		e.err = e.open(s.log)
+		if after, err := os.Stat(def.Spec.Arg); e.err == nil && (err != nil || !os.SameFile(now, after)) {
+			e.err = fmt.Errorf("%s was replaced just now", def.Spec.Arg)
+		}
+		if e.err != nil {
+			s.mu.Lock()
+			if before != nil && !before.closing && s.images[def.Name] == e {
+				s.images[def.Name] = before
+			}
+			s.mu.Unlock()
+		}
 		close(e.ready)
 		if e.err != nil {
 			s.leave(e)
@@ -178,7 +237,8 @@ func (s *Set) image(def Definition) (*entry, error) {
 	}
 }
 
-// leave counts a user less. The last one of what is not to stay closes it, without waiting.
+// leave counts a user less. What the last one of what is not to stay has written is made durable
+// without waiting, and then, if there is no user again, it is closed.
 func (s *Set) leave(e *entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -186,17 +246,42 @@ func (s *Set) leave(e *entry) {
 	if e.users > 0 || !e.transient {
 		return
 	}
-	s.closing.Go(func() {
-		s.closed(e)
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.images[e.def.Name] == e {
-			delete(s.images, e.def.Name)
-		}
-		if e.closed != nil {
-			close(e.closed)
-		}
-	})
+	if _, already := s.leaving[e]; already {
+		return
+	}
+	s.leaving[e] = struct{}{}
+	go s.part(e)
+}
+
+// part lets go of what its last user has left.
+func (s *Set) part(e *entry) {
+	s.note(e.sync())
+	s.mu.Lock()
+	e.closing = e.users == 0
+	s.mu.Unlock()
+	if e.closing {
+		s.note(e.close())
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !e.closing && e.users == 0 { // It was left again just now.
+		go s.part(e)
+		return
+	}
+	delete(s.leaving, e)
+	if s.idle != nil && len(s.leaving) == 0 {
+		close(s.idle)
+		s.idle = nil
+	}
+	if !e.closing {
+		return
+	}
+	if s.images[e.def.Name] == e {
+		delete(s.images, e.def.Name)
+	}
+	if e.closed != nil {
+		close(e.closed)
+	}
 }
 
 // List is Server.List: what is defined one by one, then what lies in the folders, each in the order
@@ -224,7 +309,9 @@ func (s *Set) List(yield func(name, description string) bool) {
 	for _, f := range o.Folders {
 		files, err := os.ReadDir(f.Path) // in the order of the names
 		if err != nil {
-			s.logger.Warn("folder of exports can't be read", slog.Any("err", err))
+			if s.quota.take() {
+				s.logger.Warn("folder of exports can't be read", slog.Any("err", err))
+			}
 			continue
 		}
 		for _, file := range files {
@@ -270,17 +357,36 @@ func (s *Set) Status() []host.ExportStatus {
 	return all
 }
 
-// Close makes everything durable and closes it. No client has anything of it any more.
+// Close makes everything durable, and closes it, but for images that a client still has: its
+// requests hang. The error has also what went wrong before, when others were closed.
 func (s *Set) Close() error {
-	s.closing.Wait()
+	s.settle()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var err error
+	err := errors.Join(s.failed...)
 	for _, name := range slices.Sorted(maps.Keys(s.fixed)) {
 		err = errors.Join(err, s.fixed[name].close())
 	}
+	for _, name := range slices.Sorted(maps.Keys(s.images)) {
+		err = errors.Join(err, s.images[name].sync())
+	}
 	s.fixed, s.offer = nil, Offer{}
 	return err
+}
+
+// settle waits until nothing is leaving.
+func (s *Set) settle() {
+	s.mu.Lock()
+	if len(s.leaving) == 0 {
+		s.mu.Unlock()
+		return
+	}
+	if s.idle == nil {
+		s.idle = make(chan struct{})
+	}
+	idle := s.idle
+	s.mu.Unlock()
+	<-idle
 }
 
 // Discard closes everything, and removes what was made for it: the server has never begun.

@@ -23,7 +23,9 @@ const exportsLimit = 64 << 20
 
 // An ExportStatus is what such a process tells of one of its exports.
 type ExportStatus struct {
-	Name    string       `json:"name"`
+	Name string `json:"name"`
+	// Since is when it was opened: the counts are of what was served from then on.
+	Since   time.Time    `json:"since"`
 	Size    int64        `json:"size"` // bytes
 	Clients int          `json:"clients"`
 	Stats   server.Stats `json:"stats"`

@@ -310,6 +310,12 @@ func Signals() (<-chan os.Signal, func()) {
 // Publish has the process make its files for all to read, as lists do.
 func Publish() { unix.Umask(0o022) }
 
+// Privately has f make files that are for this user alone. No other goroutine makes any meanwhile.
+func Privately(f func()) {
+	defer unix.Umask(unix.Umask(0o177))
+	f()
+}
+
 // ignoreStops keeps a terminal, with its Ctrl-Z, from stopping the process.
 func ignoreStops() { signal.Ignore(syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU) }
 

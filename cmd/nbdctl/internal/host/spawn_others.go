@@ -44,6 +44,9 @@ func Signals() (<-chan os.Signal, func()) { return nil, func() {} }
 // Inherited is for Linux.
 func Inherited(int) bool { return true }
 
+// Privately is for Linux.
+func Privately(f func()) { f() }
+
 // Publish is for Linux.
 func Publish() {}
 
