@@ -184,7 +184,8 @@ func TestServeStats(t *testing.T) {
 		{[]string{"--server", filepath.Join(dir, "s")}, 1, "--control"},
 		{[]string{"--server", control, "a", "b"}, 2, "the name of one export or none"},
 	} {
-		if r := nbdctl(t, append([]string{"stats"}, tt.args...)...); r.code != tt.code || !strings.Contains(r.stderr, tt.says) {
+		r := nbdctl(t, append([]string{"stats"}, tt.args...)...)
+		if r.code != tt.code || !strings.Contains(r.stderr, tt.says) {
 			t.Errorf("stats %q: %d, %s", tt.args, r.code, r.stderr)
 		}
 	}

@@ -83,7 +83,8 @@ type opView struct {
 func stats(c *cli.Context) error {
 	if c.IsSet("server") {
 		if c.NArg() > 1 || c.String("server") == "" {
-			return exit.Usagef("stats --server takes the path of a server's --control, and the name of one export or none")
+			return exit.Usagef("stats --server takes the path of a server's --control, " +
+				"and the name of one export or none")
 		}
 	} else if c.NArg() != 1 || c.Args().First() == "" {
 		return exit.Usagef("stats takes one device: nbd3, /dev/nbd3 or the name given at connect")

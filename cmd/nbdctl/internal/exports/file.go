@@ -249,5 +249,6 @@ func (f *Folder) find(export string) (Definition, bool) {
 }
 
 func possible(name string) bool {
-	return name != "" && len(name) <= maxFileName && name[0] != '.' && !strings.ContainsAny(name, "/\x00") && wire.CheckString(name) == nil
+	return name != "" && len(name) <= maxFileName && name[0] != '.' && !strings.ContainsAny(name, "/\x00") &&
+		wire.CheckString(name) == nil
 }
