@@ -48,7 +48,7 @@ var iotestLine = regexp.MustCompile(`(?m)^([0-9]{3}|tests/[\w-]+) +(pass|fail|no
 func iotests(t *testing.T, dir, qemuNBD, root string) map[string]string {
 	t.Helper()
 	scratch := shortDir(t)
-	cmd := commandFor(t, 10*time.Minute, "python3", "./check", "-raw", "-nbd")
+	cmd := commandFor(t, 10*time.Minute, "/usr/bin/python3", "./check", "-raw", "-nbd")
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(),
 		"PATH="+root+"/.bin:/usr/sbin:/usr/bin:/sbin:/bin",
