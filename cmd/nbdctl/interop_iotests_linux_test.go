@@ -42,7 +42,7 @@ func TestInteropIotests(t *testing.T) {
 	t.Logf("%d tests passed with both", passed)
 }
 
-var iotestLine = regexp.MustCompile(`(?m)^([0-9]{3}|tests/[\w-]+) +(pass|fail|not run)`)
+var iotestLine = regexp.MustCompile(`[\r\n]([0-9]{3}|tests/[\w-]+) +(pass|fail|not run)`)
 
 // iotests returns what became of each test with that program as qemu-nbd.
 func iotests(t *testing.T, dir, qemuNBD, root string) map[string]string {

@@ -27,7 +27,7 @@ func TestInteropTester(t *testing.T) {
 	credentials := func(dir string) []string {
 		return []string{"-C", dir + "/client-cert.pem", "-K", dir + "/client-key.pem", "-A", dir + "/ca-cert.pem"}
 	}
-	plain := []string{"--size", "50000000", "memory"}
+	plain := []string{"--size", "50M", "memory"}
 	secure := append([]string{"--tls-certificates", dir, "--tls-verify-peer"}, plain...)
 	for _, tt := range []struct {
 		name        string
@@ -65,29 +65,17 @@ func TestInteropPlugin(t *testing.T) {
 	uri = strings.Replace(uri, "127.0.0.1", "localhost", 1)
 	source := filepath.Join(t.TempDir(), "source")
 	sh(t, "head -c 16M /dev/urandom >"+source+"; nbdkit -U - --threads 16 nbd tls=require tls-certificates="+dir+
-		" tls-verify-peer=true uri='"+uri+"' --run 'nbdinfo --can trim $uri && nbdcopy --flush "+source+" $uri && "+
+		" uri='"+uri+"' --run 'nbdinfo --can trim $uri && nbdcopy --flush "+source+" $uri && "+
 		"nbdcopy $uri - | cmp - "+source+"'")
 }
 
-// TestInteropVerify has fio write at random over four connections, and read it back.
+// TestInteropVerify has fio write at random over four connections, and read it back. Over TLS it
+// can't: it does not let libnbd read certificates.
 func TestInteropVerify(t *testing.T) {
 	tools(t, "fio")
-	dir := t.TempDir()
-	certs.New(t).Write(t, dir)
-	for name, args := range map[string][]string{
-		"plain": nil, "TLS": {"--tls-certificates", dir},
-	} {
-		t.Run(name, func(t *testing.T) {
-			args := append([]string{"--listen", "tcp:localhost:0", "--size", "64M", "memory"}, args...)
-			_, uri, _ := servedFor(t, args...)
-			uri = strings.Replace(uri, "127.0.0.1", "localhost", 1)
-			if name == "TLS" {
-				uri += "?tls-certificates=" + dir
-			}
-			sh(t, "cd "+t.TempDir()+"; fio --name=x --ioengine=nbd --uri='"+uri+"' --rw=randwrite --bsrange=512-256k "+
-				"--iodepth=32 --numjobs=4 --offset_increment=16M --size=16M --io_size=32M --verify=crc32c --verify_fatal=1")
-		})
-	}
+	_, uri, _ := servedFor(t, "--listen", "tcp:localhost:0", "--size", "64M", "memory")
+	sh(t, "cd "+t.TempDir()+"; fio --name=x --ioengine=nbd --uri='"+uri+"' --rw=randwrite --bsrange=512-256k "+
+		"--iodepth=32 --numjobs=4 --offset_increment=16M --size=16M --io_size=32M --verify=crc32c --verify_fatal=1")
 }
 
 // TestInteropBoot boots a machine that has a disk from serve, which reads it whole and writes to
