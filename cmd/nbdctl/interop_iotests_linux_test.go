@@ -26,20 +26,27 @@ func TestInteropIotests(t *testing.T) {
 	ours := iotests(t, dir, filepath.Join(root, "testdata/lab/as-qemu-nbd"), root)
 	passed := 0
 	for name, result := range qemu {
-		if result != "pass" {
-			t.Logf("%s: %s with qemu-nbd", name, result)
-			continue
-		}
-		if ours[name] != "pass" {
-			t.Errorf("%s: %s, and passes with qemu-nbd", name, ours[name])
-		} else {
+		switch {
+		case result == "not run":
+		case result != "pass":
+			t.Logf("%s: %s with qemu-nbd, %s with nbdctl", name, result, ours[name])
+		case ours[name] == "pass":
 			passed++
+		case ofQemuNBD[name] != "":
+			t.Logf("%s: %s with nbdctl: %s", name, ours[name], ofQemuNBD[name])
+		default:
+			t.Errorf("%s: %s, and passes with qemu-nbd", name, ours[name])
 		}
 	}
 	if passed < 20 {
 		t.Errorf("only %d tests passed", passed)
 	}
 	t.Logf("%d tests passed with both", passed)
+}
+
+// ofQemuNBD are tests of what qemu-nbd does and no protocol says.
+var ofQemuNBD = map[string]string{
+	"241": "it wants an image of 1000 bytes served as 1024, and a warning of qemu-nbd about its format",
 }
 
 var iotestLine = regexp.MustCompile(`[\r\n]([0-9]{3}|tests/[\w-]+) +(pass|fail|not run)`)
