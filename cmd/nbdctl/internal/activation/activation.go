@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"strconv"
-	"syscall"
 )
 
 // firstFD is SD_LISTEN_FDS_START.
@@ -32,7 +31,6 @@ func Listeners() ([]net.Listener, error) {
 	}
 	var all []net.Listener
 	for fd := firstFD; fd < firstFD+int(count); fd++ {
-		syscall.CloseOnExec(fd)
 		f := os.NewFile(uintptr(fd), "socket "+strconv.Itoa(fd))
 		if f == nil {
 			return nil, fmt.Errorf("socket activation: LISTEN_FDS=%s: there is no descriptor %d", n, fd)
