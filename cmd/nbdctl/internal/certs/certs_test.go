@@ -23,6 +23,7 @@ func handshake(t *testing.T, f *Folder, config *tls.Config) error {
 		t.Fatal(err)
 	}
 	defer l.Close()
+	config = config.Clone() // The client of the handshake before may still look at it.
 	config.ServerName = "localhost"
 	go func() {
 		nc, err := net.Dial("tcp", l.Addr().String())
