@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"net"
 	"strconv"
 	"syscall"
@@ -13,7 +14,7 @@ import (
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 )
 
-// anyContext is VMADDR_CID_ANY of <linux/vm_sockets.h>, and as a port VMADDR_PORT_ANY.
+// anyContext is VMADDR_CID_ANY of <linux/vm_sockets.h>. As a port the number is none.
 const anyContext = math.MaxUint32
 
 // vsockEndpoint reads the port of a socket between virtual machines and their host (vsock(7)). It
@@ -27,6 +28,22 @@ func vsockEndpoint(v, port string) (endpoint, error) {
 	return endpoint{"vsock", port}, nil
 }
 
+// bindVsock listens to a port. If it is 0 it takes a free one that fits in 31 bits: the kernel
+// would take one of 32, which libnbd does not find in a URI.
+func bindVsock(port uint32) (l *vsock.Listener, err error) {
+	const attempts, privileged = 16, 1024
+	if port != 0 {
+		return vsock.ListenContextID(anyContext, port, nil)
+	}
+	for range attempts {
+		l, err = vsock.ListenContextID(anyContext, privileged+rand.Uint32N(math.MaxInt32-privileged), nil)
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			break
+		}
+	}
+	return l, err
+}
+
 // listenVsock listens to whoever can reach this machine: the host, virtual machines on it, itself.
 // Clients elsewhere find it by the number that the machine has, if it has one.
 func (e endpoint) listenVsock() (net.Listener, net.Addr, error) {
@@ -34,10 +51,7 @@ func (e endpoint) listenVsock() (net.Listener, net.Addr, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if port == 0 {
-		port = anyContext
-	}
-	l, err := vsock.ListenContextID(anyContext, uint32(port), nil)
+	l, err := bindVsock(uint32(port))
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return nil, nil, inUse("vsock:" + e.address)
