@@ -10,6 +10,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -194,6 +195,7 @@ int main(int argc, char **argv)
 	if (argc < 2)
 		usage();
 	parse(argc - 1, argv + 1);
+	signal(SIGPIPE, SIG_IGN); // TLS writes without MSG_NOSIGNAL.
 	loops = connect_all();
 	if (strcmp(mode, "fill") == 0) {
 		loop_run(&loops[0], FILL, 0, options.load.range);
