@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -23,9 +24,10 @@ const (
 // that they have to themselves bears, and do not fight for it.
 type attackers struct {
 	address string
-	knocks  atomic.Int64 // connections that came and went
-	secured atomic.Int64 // TLS handshakes
-	cut     atomic.Int64 // connections that the server has ended
+	knocks  atomic.Int64   // connections that came and went
+	secured atomic.Int64   // TLS handshakes
+	cut     atomic.Int64   // connections that the server has ended
+	trying  sync.WaitGroup // of those that keep connections: they have tried to get one
 }
 
 // attackUntil attacks the server at an address until stdin ends, and tells what it did.
@@ -33,6 +35,7 @@ func attackUntil(address string, in io.Reader, ready io.Writer, summary io.Write
 	a := &attackers{address: address}
 	go a.often(connectsPerSec, a.knock)
 	go a.often(tlsPerSec, a.handshake)
+	a.trying.Add(slow + 2*hungry)
 	for range slow {
 		go a.again(a.loris)
 	}
@@ -41,7 +44,7 @@ func attackUntil(address string, in io.Reader, ready io.Writer, summary io.Write
 		go a.again(a.refuse)
 	}
 	begun := time.Now()
-	time.Sleep(200 * time.Millisecond) // by when all of them have tried at least once
+	a.trying.Wait()
 	if _, err := ready.Write([]byte("\n")); err != nil {
 		return err
 	}
@@ -60,8 +63,14 @@ func (a *attackers) often(rate int, do func()) {
 
 // again connects again and again, not much faster than the server cuts.
 func (a *attackers) again(do func(net.Conn)) {
+	first := true
 	for range time.Tick(200 * time.Millisecond) {
-		if nc := a.dial(); nc != nil {
+		nc := a.dial()
+		if first {
+			a.trying.Done()
+			first = false
+		}
+		if nc != nil {
 			do(nc)
 			a.cut.Add(1)
 			nc.Close()
