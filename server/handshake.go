@@ -140,6 +140,9 @@ func (h *handshake) answer(length uint32) (*choice, error) {
 		if _, err := io.CopyN(io.Discard, h.nc, int64(length)); err != nil {
 			return nil, fmt.Errorf("data of option %d: %w", h.option, err)
 		}
+		if h.mustStartTLS() {
+			return nil, h.requireTLS()
+		}
 		h.refuse(wire.RepErrTooBig, "option too long")
 		return nil, nil
 	}
@@ -147,7 +150,7 @@ func (h *handshake) answer(length uint32) (*choice, error) {
 	if _, err := io.ReadFull(h.nc, data); err != nil {
 		return nil, fmt.Errorf("data of option %d: %w", h.option, err)
 	}
-	if h.server.RequireTLS && !h.overTLS() && h.option != wire.OptStartTLS {
+	if h.mustStartTLS() {
 		return nil, h.requireTLS()
 	}
 	switch h.option {
@@ -195,6 +198,11 @@ func (h *handshake) choose(name string) *choice {
 func (h *handshake) overTLS() bool {
 	_, ok := h.nc.(*tls.Conn)
 	return ok
+}
+
+// mustStartTLS reports whether the option is one for which it is too early.
+func (h *handshake) mustStartTLS() bool {
+	return h.server.RequireTLS && !h.overTLS() && h.option != wire.OptStartTLS
 }
 
 // requireTLS answers any other option in place of NBD_OPT_STARTTLS ("FORCEDTLS mode").

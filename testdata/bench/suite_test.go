@@ -27,7 +27,8 @@ func TestTurns(t *testing.T) {
 		}
 		for pair, times := range behind {
 			if back := behind[[2]int{pair[1], pair[0]}]; back != times {
-				t.Errorf("of %d, server %d comes %d times behind server %d, and %d times before it", n, pair[1], times, pair[0], back)
+				t.Errorf("of %d, server %d comes %d times behind server %d, and %d times before it",
+					n, pair[1], times, pair[0], back)
 			}
 		}
 	}

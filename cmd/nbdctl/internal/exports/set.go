@@ -13,6 +13,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/kind"
 	"github.com/nbdctl/nbdctl/server"
 )
 
@@ -81,6 +82,9 @@ func (s *Set) Load(o Offer) (warnings []string, err error) {
 	var unused []*entry
 	for _, e := range gone {
 		e.transient = true
+		if next[e.def.Name] != nil && !kind.TakesPath(e.def.Spec.Kind) {
+			warnings = append(warnings, fmt.Sprintf("export %q is defined anew: new clients find it empty", e.def.Name))
+		}
 		if e.users == 0 {
 			unused = append(unused, e)
 		}

@@ -115,7 +115,11 @@ func TestLoad(t *testing.T) {
 	_, leaveA := s.Lookup("a")
 	changed, leaveN := s.Lookup("n")
 
-	load(t, s, Offer{Exports: []Definition{fileAt("b", b), inMemory("m", 1<<20), inMemory("n", 2<<20)}})
+	warnings, err := s.Load(Offer{Exports: []Definition{fileAt("b", b), inMemory("m", 1<<20), inMemory("n", 2<<20)}})
+	const empty = `export "n" is defined anew: new clients find it empty`
+	if err != nil || len(warnings) != 1 || warnings[0] != empty {
+		t.Errorf("%v, warnings %q", err, warnings)
+	}
 	if same, done := s.Lookup("m"); same != memory {
 		t.Error("an export that is defined as before is another one now")
 	} else {
