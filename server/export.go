@@ -60,7 +60,7 @@ type Export struct {
 	dev         backends.Device // for who is in Transmit; Swap changes it, and can, while they are held up
 	can         abilities
 	size        atomic.Int64 // requests are checked against it
-	description string
+	description atomic.Pointer[string]
 	contexts    []metaContext // of which clients choose
 	blockSize   int
 	maxLength   uint64 // of a READ or WRITE, in bytes
@@ -100,7 +100,6 @@ func NewExport(b backends.Backend, o Options) (*Export, error) {
 	e := &Export{
 		dev:         dev,
 		can:         abilitiesOf(&dev),
-		description: o.Description,
 		blockSize:   o.BlockSize,
 		maxLength:   wire.MaxPayload,
 		preferred:   dev.BlockSizes.Preferred,
@@ -140,10 +139,10 @@ func NewExport(b backends.Backend, o Options) (*Export, error) {
 	case e.maxInFlight < 1:
 		return nil, fmt.Errorf("server: %d requests in flight are too few to serve any", e.maxInFlight)
 	}
-	if err := wire.CheckString(o.Description); err != nil {
-		return nil, fmt.Errorf("server: description: %w", err)
+	err := e.SetDescription(o.Description)
+	if err != nil {
+		return nil, err
 	}
-	var err error
 	if e.contexts, err = contextsOf(&dev); err != nil {
 		return nil, err
 	}
@@ -188,6 +187,16 @@ func (e *Export) Size() int64 { return e.size.Load() }
 
 // BlockSize returns the number of bytes that divides offset and length of every request.
 func (e *Export) BlockSize() int { return e.blockSize }
+
+// SetDescription changes what people are told of the export from now on. Options.Description says
+// what it can be.
+func (e *Export) SetDescription(text string) error {
+	if err := wire.CheckString(text); err != nil {
+		return fmt.Errorf("server: description: %w", err)
+	}
+	e.description.Store(&text)
+	return nil
+}
 
 // Flags returns what the export promises. They never change.
 func (e *Export) Flags() wire.Flags { return e.flags }

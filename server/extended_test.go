@@ -310,7 +310,16 @@ func TestDescription(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
 	}
+	if err := s.Exports["x"].SetDescription("two disks"); err != nil {
+		t.Fatal(err)
+	}
+	if got := ask("x", 2); strings.Count(got, "two disks") != 2 || strings.Contains(got, "☺") {
+		t.Errorf("of what is described anew the server says %q", got)
+	}
 	for _, wrong := range []string{"\xff", "a\x00b", strings.Repeat("x", 4097)} {
+		if err := s.Exports["x"].SetDescription(wrong); err == nil {
+			t.Errorf("a description %.10q is taken", wrong)
+		}
 		if _, err := server.NewExport(newDisk(8192), server.Options{Description: wrong}); err == nil {
 			t.Errorf("%.10q is a description", wrong)
 		}

@@ -282,7 +282,7 @@ func (s *Server) all(yield func(name, details string) bool) {
 	for _, name := range slices.Sorted(maps.Keys(s.Exports)) {
 		var details string
 		if e := s.Exports[name]; e != nil {
-			details = e.description
+			details = *e.description.Load()
 		}
 		if !yield(name, details) {
 			return
@@ -307,8 +307,8 @@ func (h *handshake) info(data []byte) *choice {
 	if asked.Asks(wire.InfoName) {
 		h.reply(wire.RepInfo, wire.AppendInfoText(nil, wire.InfoName, asked.Name))
 	}
-	if asked.Asks(wire.InfoDescription) && c.export.description != "" {
-		h.reply(wire.RepInfo, wire.AppendInfoText(nil, wire.InfoDescription, c.export.description))
+	if text := *c.export.description.Load(); asked.Asks(wire.InfoDescription) && text != "" {
+		h.reply(wire.RepInfo, wire.AppendInfoText(nil, wire.InfoDescription, text))
 	}
 	if asked.Asks(wire.InfoBlockSize) || a.BlockSize > 1 {
 		h.reply(wire.RepInfo, wire.AppendInfoBlockSize(nil, c.export.blockSizes()))

@@ -59,6 +59,22 @@ func (e *entry) open(w io.Writer) error {
 	return nil
 }
 
+// describe changes the description of what is open; what is just being opened, or could not be,
+// keeps the one that it has.
+func (e *entry) describe(text string) {
+	if e.ready != nil {
+		select {
+		case <-e.ready:
+		default:
+			return
+		}
+	}
+	if e.export == nil || e.export.SetDescription(text) != nil {
+		return
+	}
+	e.def.Description = text
+}
+
 // sync makes durable what was written, if anything was.
 func (e *entry) sync() error {
 	if e.backing == nil {

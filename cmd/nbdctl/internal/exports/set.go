@@ -46,9 +46,9 @@ func New(w io.Writer) *Set {
 }
 
 // Load has the set offer o in place of what it did. An export that is defined as before stays as it
-// is. One that is not any more goes when its last client has, and its image can't be in another
-// definition before. When something cannot be opened, what was offered stays; an image that has
-// gone meanwhile is told of. Warnings are of what was opened.
+// is, but for its description. One that is not any more goes when its last client has, and its
+// image can't be in another definition before. When something cannot be opened, what was offered
+// stays; an image that has gone meanwhile is told of. Warnings are of what was opened.
 func (s *Set) Load(o Offer) (warnings []string, err error) {
 	s.loading.Lock()
 	defer s.loading.Unlock()
@@ -80,6 +80,9 @@ func (s *Set) Load(o Offer) (warnings []string, err error) {
 	s.mu.Lock()
 	s.offer, s.fixed = o, next
 	var unused []*entry
+	for _, d := range o.Exports {
+		next[d.Name].describe(d.Description)
+	}
 	for _, e := range gone {
 		e.transient = true
 		if next[e.def.Name] != nil && !kind.TakesPath(e.def.Spec.Kind) {
@@ -103,7 +106,7 @@ func (s *Set) compare(o Offer) (next map[string]*entry, gone, inTheWay []*entry,
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, e := range s.fixed {
-		if slices.ContainsFunc(o.Exports, func(d Definition) bool { return d.equal(&e.def) }) {
+		if slices.ContainsFunc(o.Exports, func(d Definition) bool { return d.same(&e.def) }) {
 			next[e.def.Name] = e
 			continue
 		}
@@ -205,8 +208,9 @@ func (s *Set) image(def Definition) (*entry, error) {
 			<-before.closed
 			continue
 		}
-		if before != nil && before.def.equal(&def) && os.SameFile(before.file, now) {
+		if before != nil && before.def.same(&def) && os.SameFile(before.file, now) {
 			before.users++
+			before.describe(def.Description)
 			s.mu.Unlock()
 			<-before.ready
 			if before.err != nil {

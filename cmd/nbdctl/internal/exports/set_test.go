@@ -195,6 +195,46 @@ func TestLoadFails(t *testing.T) {
 	load(t, s, Offer{Exports: []Definition{readOnly}})
 }
 
+// TestLoadDescriptions holds that what people are told of an export changes also while clients have
+// it, and nothing else of it does.
+func TestLoadDescriptions(t *testing.T) {
+	dir := t.TempDir()
+	s, _ := newSet(t)
+	offer := func(text string) Offer {
+		of := func(d Definition) Definition {
+			d.Description = text
+			return d
+		}
+		return Offer{
+			Exports: []Definition{of(fileAt("a", image(t, dir, "a", 4096))), of(inMemory("m", 1<<20))},
+			Folders: []Folder{{Path: dir, Prefix: "i/", Template: of(Definition{Spec: host.Spec{Kind: "file"}})}},
+		}
+	}
+	image(t, dir, "b", 4096)
+	load(t, s, offer("before"))
+	for _, name := range []string{"a", "m", "i/b"} {
+		e, done := s.Lookup(name)
+		warnings, err := s.Load(offer("after"))
+		if err != nil || len(warnings) > 0 {
+			t.Errorf("%s: %v, warnings %q", name, err, warnings)
+		}
+		again, doneToo := s.Lookup(name)
+		if again != e {
+			t.Errorf("%s is another export now", name)
+		}
+		now := s.fixed[name]
+		if now == nil {
+			now = s.images[name]
+		}
+		if now.def.Description != "after" {
+			t.Errorf("%s is still described as %q", name, now.def.Description)
+		}
+		done()
+		doneToo()
+		load(t, s, offer("before"))
+	}
+}
+
 // TestFolder holds that an image is open while somebody has it, that the one that has its name is
 // served, and what is none.
 func TestFolder(t *testing.T) {
