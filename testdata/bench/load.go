@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -105,7 +104,7 @@ func (c client) loadgen(ctx context.Context, mode string, p *process, flags ...s
 		"-P", strconv.Itoa(c.cpu),
 	}
 	if p.tls {
-		argv = append(argv, "-T", filepath.Join(c.w.path("certificates"), "ca-cert.pem"))
+		argv = append(argv, "-T", c.w.path("certificates"))
 	}
 	argv = pin(append(argv, flags...), c.cpu)
 	out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).Output()

@@ -3,10 +3,13 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -114,7 +117,9 @@ func flip(at func(n int) int) func(*answer) {
 	}
 }
 
-func TestLoadgenFindsFaults(t *testing.T) {
+// withLoadgen is a workspace that has loadgen alone.
+func withLoadgen(t *testing.T) *workspace {
+	t.Helper()
 	w := &workspace{tree: "../..", dir: t.TempDir()}
 	sources, err := filepath.Abs("load")
 	if err != nil {
@@ -127,6 +132,51 @@ func TestLoadgenFindsFaults(t *testing.T) {
 	if err := run(t.Context(), sources, argv...); err != nil {
 		t.Fatal(err)
 	}
+	return w
+}
+
+// TestLoadgenHasCertificate holds that loadgen shows its certificate to a server that wants one, as
+// nbd-server does.
+func TestLoadgenHasCertificate(t *testing.T) {
+	w := withLoadgen(t)
+	dir := w.path("certificates")
+	if err := makeCertificates(dir); err != nil {
+		t.Fatal(err)
+	}
+	cert, key := filepath.Join(dir, "server-cert.pem"), filepath.Join(dir, "server-key.pem")
+	own, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	authority, err := os.ReadFile(filepath.Join(dir, "ca-cert.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(authority)
+	f := &faulty{store: make([]byte, 16<<20)}
+	e, err := nbd.NewExport(f, nbd.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &nbd.Server{
+		Exports:    map[string]*nbd.Export{"": e},
+		RequireTLS: true,
+		TLS: &tls.Config{
+			Certificates: []tls.Certificate{own},
+			ClientCAs:    pool,
+			ClientAuth:   tls.RequireAndVerifyClientCert,
+		},
+	}
+	p, c := newClient(t, w, func(l net.Listener) { _ = s.Serve(l) }) // It ends along with the listener.
+	p.tls = true
+	if err := c.verify(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestLoadgenFindsFaults(t *testing.T) {
+	w := withLoadgen(t)
 	first := func(int) int { return 0 }
 	middle := func(n int) int { return n / 2 }
 	last := func(n int) int { return n - 1 }
@@ -164,7 +214,7 @@ func TestLoadgenFindsFaults(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			f := &faulty{store: make([]byte, 16<<20), after: 4}
-			p, c := f.listen(t, w)
+			p, c := newClient(t, w, func(l net.Listener) { f.serve(t, l) })
 			if err := c.fill(t.Context(), p); err != nil {
 				t.Fatal(err)
 			}
@@ -187,14 +237,15 @@ func TestLoadgenFindsFaults(t *testing.T) {
 	}
 }
 
-func (f *faulty) listen(t *testing.T, w *workspace) (*process, client) {
+// newClient starts a server, and returns it with a client for it.
+func newClient(t *testing.T, w *workspace, serve func(net.Listener)) (*process, client) {
 	t.Helper()
 	l, err := new(net.ListenConfig).Listen(context.Background(), "unix", filepath.Join(t.TempDir(), "s"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	go f.serve(t, l)
+	go serve(l)
 	p := &process{at: place{network: "unix", address: l.Addr().String()}}
 	return p, client{w: w, cpu: -1, space: 16 << 20, warm: 20 * time.Millisecond, timed: 40 * time.Millisecond}
 }

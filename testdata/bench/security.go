@@ -20,7 +20,7 @@ import (
 // folder stands for the folder of certificates in what overTLS adds to a command.
 const folder = "{certificates}"
 
-// makeCertificates makes a folder as qemu and nbdkit have it.
+// makeCertificates makes a folder as qemu, nbdkit and libnbd have it, for servers and for loadgen.
 func makeCertificates(dir string) error {
 	authority, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -32,13 +32,25 @@ func makeCertificates(dir string) error {
 	if err != nil {
 		return err
 	}
+	server := certificate("localhost")
+	server.DNSNames, server.ExtKeyUsage = []string{"localhost"}, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	client := certificate("loadgen")
+	client.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	return errors.Join(
+		os.MkdirAll(dir, 0o755),
+		writePEM(dir, "ca-cert.pem", "CERTIFICATE", signed),
+		writeSigned(dir, "server", server, ca, authority),
+		writeSigned(dir, "client", client, ca, authority),
+	)
+}
+
+// writeSigned writes a certificate that the authority has signed, and its key.
+func writeSigned(dir, name string, c, ca *x509.Certificate, authority *ecdsa.PrivateKey) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
 	}
-	server := certificate("localhost")
-	server.DNSNames, server.ExtKeyUsage = []string{"localhost"}, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
-	cert, err := x509.CreateCertificate(rand.Reader, server, ca, key.Public(), authority)
+	cert, err := x509.CreateCertificate(rand.Reader, c, ca, key.Public(), authority)
 	if err != nil {
 		return err
 	}
@@ -47,10 +59,8 @@ func makeCertificates(dir string) error {
 		return err
 	}
 	return errors.Join(
-		os.MkdirAll(dir, 0o755),
-		writePEM(dir, "ca-cert.pem", "CERTIFICATE", signed),
-		writePEM(dir, "server-cert.pem", "CERTIFICATE", cert),
-		writePEM(dir, "server-key.pem", "PRIVATE KEY", private),
+		writePEM(dir, name+"-cert.pem", "CERTIFICATE", cert),
+		writePEM(dir, name+"-key.pem", "PRIVATE KEY", private),
 	)
 }
 
@@ -91,7 +101,9 @@ func overTLS(s server, flags ...string) server {
 	return s
 }
 
-// nbdServerOverTLS is nbd-server with a configuration that requires TLS.
+// nbdServerOverTLS is nbd-server with a configuration that requires TLS. It asks every client for a
+// certificate and refuses those that have none, whatever its manual says of a missing cacertfile:
+// in nbd-server.c of 3.24, handle_starttls always sets verify_cert.
 func nbdServerOverTLS() server {
 	s := nbdServer()
 	plain := s.command
@@ -107,7 +119,7 @@ func nbdServerOverTLS() server {
 		}
 		dir := w.path("certificates")
 		generic := fmt.Sprintf("[generic]\ncertfile = %s/server-cert.pem\nkeyfile = %s/server-key.pem\n"+
-			"force_tls = true\n", dir, dir)
+			"cacertfile = %s/ca-cert.pem\nforce_tls = true\n", dir, dir, dir)
 		secured := strings.Replace(string(text), "[generic]\n", generic, 1)
 		return argv, os.WriteFile(config, []byte(secured), 0o644)
 	}

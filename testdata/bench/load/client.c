@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -166,21 +167,35 @@ static void agree(int fd, int number)
 		die("handshake: the server refuses option %d (reply %#x)", number, be32toh(r.type));
 }
 
-// start_tls begins TLS, with a server that has one of the certificates in that file.
-static void start_tls(int fd, const char *trusted)
+// tls_context reads the certificates in a folder. A server sees the client's only if it asks for it.
+static SSL_CTX *tls_context(const char *folder)
+{
+	SSL_CTX *context = SSL_CTX_new(TLS_client_method());
+	char ca[PATH_MAX], cert[PATH_MAX], key[PATH_MAX];
+
+	snprintf(ca, sizeof ca, "%s/ca-cert.pem", folder);
+	snprintf(cert, sizeof cert, "%s/client-cert.pem", folder);
+	snprintf(key, sizeof key, "%s/client-key.pem", folder);
+	SSL_CTX_set_verify(context, SSL_VERIFY_PEER, NULL);
+	SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+	errno = 0;
+	if (!SSL_CTX_load_verify_locations(context, ca, NULL))
+		die("%s: no certificates", ca);
+	if (!SSL_CTX_use_certificate_chain_file(context, cert) || !SSL_CTX_use_PrivateKey_file(context, key, SSL_FILETYPE_PEM))
+		die("%s: no certificate with %s", cert, key);
+	return context;
+}
+
+// start_tls begins TLS, with a server whose certificate is by the authority in that folder.
+static void start_tls(int fd, const char *folder)
 {
 	static SSL_CTX *context;
 	SSL *s;
 
 	agree(fd, NBD_OPT_STARTTLS);
+	if (context == NULL)
+		context = tls_context(folder);
 	errno = 0;
-	if (context == NULL) {
-		context = SSL_CTX_new(TLS_client_method());
-		SSL_CTX_set_verify(context, SSL_VERIFY_PEER, NULL);
-		SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
-		if (!SSL_CTX_load_verify_locations(context, trusted, NULL))
-			die("%s: no certificates", trusted);
-	}
 	s = SSL_new(context);
 	if (fd >= MAX_FD || !SSL_set_fd(s, fd) || SSL_connect(s) != 1)
 		die("TLS: %s", ERR_error_string(ERR_get_error(), NULL));

@@ -18,7 +18,7 @@ void die(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2))
 // How dial speaks to a server.
 struct manner {
 	int structured; // with structured replies
-	const char *tls; // over TLS, trusting this file of certificates; NULL: in plain text
+	const char *tls; // over TLS, with ca-cert.pem, client-cert.pem and client-key.pem of this folder; NULL: in plain text
 };
 
 // dial connects to unix:PATH or tcp:HOST:PORT and chooses the export of that name. What it returns is for the functions

@@ -44,7 +44,7 @@ static void usage(void)
 	                "  -c N     connections (1)         -q N      requests in flight on each (1)\n"
 	                "  -b BYTES of a request (4096)     -r N      percent of them that read (100)\n"
 	                "  -s       sequential              -k        frame as the kernel's client does\n"
-	                "  -x       structured replies      -T FILE   TLS, with a server that has a certificate by one in FILE\n"
+	                "  -x       structured replies      -T DIR    TLS, with ca-cert.pem, client-cert.pem, client-key.pem\n"
 	                "  -e       read as many bytes behind those of -S, which nobody has written\n"
 	                "  -w S     seconds to warm up      -d S      seconds that count\n"
 	                "  -p PID   the server, whose CPU time is taken with that of its children\n"
