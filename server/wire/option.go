@@ -86,6 +86,20 @@ const (
 	OptExtendedHeaders Option = 11 // NBD_OPT_EXTENDED_HEADERS
 )
 
+var optionNames = map[Option]string{
+	OptExportName: "EXPORT_NAME", OptAbort: "ABORT", OptList: "LIST", OptStartTLS: "STARTTLS", OptInfo: "INFO",
+	OptGo: "GO", OptStructuredReply: "STRUCTURED_REPLY", OptListMetaContext: "LIST_META_CONTEXT",
+	OptSetMetaContext: "SET_META_CONTEXT", OptExtendedHeaders: "EXTENDED_HEADERS",
+}
+
+// String returns the name of the option in the protocol document.
+func (o Option) String() string {
+	if name := optionNames[o]; name != "" {
+		return "NBD_OPT_" + name
+	}
+	return fmt.Sprintf("option %d", uint32(o))
+}
+
 // An OptionHeader is the fixed part of an option.
 type OptionHeader struct {
 	Option Option

@@ -42,6 +42,9 @@ func (r *SimpleReply) Decode(b *[SimpleReplySize]byte) error {
 	return nil
 }
 
+// IsSimpleReply reports whether a reply that begins so is a simple one. It says nothing of others.
+func IsSimpleReply(b *[4]byte) bool { return binary.BigEndian.Uint32(b[:]) == simpleReplyMagic }
+
 // ChunkFlags qualify a chunk of a reply.
 type ChunkFlags uint16
 

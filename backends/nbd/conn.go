@@ -1,0 +1,192 @@
+package nbd
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nbdctl/nbdctl/server/wire"
+)
+
+const (
+	// cookieShift leaves room for the index of a call in a cookie.
+	cookieShift = 16
+	// maxMaxInFlight is how many calls that is.
+	maxMaxInFlight = 1 << cookieShift
+	// farewell is how long the server may take to accept NBD_CMD_DISC.
+	farewell = time.Second
+)
+
+// A conn is a session in which requests are made. Its methods are safe for concurrent use.
+type conn struct {
+	Session
+	raw    net.Conn   // below TLS, which would say goodbye when it is closed
+	copies bool       // the transport sends one piece of memory best
+	calls  []call     // all that there are
+	free   chan *call // those that are not in use
+
+	inFlight atomic.Int64
+
+	sending sync.Mutex // guards those below
+	busy    bool       // somebody sends
+	next    *batch     // what is to be sent
+	spare   *batch     // empty; nil: it is being sent
+	err     error      // why the connection has ended
+
+	help    chan struct{} // has a value when the helper is to send
+	dead    chan struct{} // closed when err is set
+	running sync.WaitGroup
+}
+
+// newConn makes requests in s, up to as many at once as it is told.
+func newConn(s *Session, maxInFlight int) *conn {
+	k := &conn{
+		Session: *s,
+		calls:   make([]call, maxInFlight), free: make(chan *call, maxInFlight),
+		next: new(batch), spare: new(batch),
+		help: make(chan struct{}, 1), dead: make(chan struct{}),
+	}
+	k.raw = s.NetConn
+	if secure, ok := s.NetConn.(*tls.Conn); ok {
+		k.raw, k.copies = secure.NetConn(), true
+	}
+	for i := range k.calls {
+		c := &k.calls[i]
+		c.index, c.done, c.filled.L = uint64(i), make(chan struct{}, 1), &c.mu
+		k.free <- c
+	}
+	k.running.Add(2)
+	go k.helper()
+	go k.receive()
+	return k
+}
+
+// A connError is why a connection has ended: what happened to the requests on it is not known.
+type connError struct{ err error }
+
+func (e *connError) Error() string { return "nbd: connection lost: " + e.err.Error() }
+func (e *connError) Unwrap() error { return e.err }
+
+// fail ends the connection, unless it has ended already.
+func (k *conn) fail(err error) {
+	k.sending.Lock()
+	if k.err != nil {
+		k.sending.Unlock()
+		return
+	}
+	k.err = &connError{err}
+	close(k.dead)
+	k.sending.Unlock()
+	k.raw.Close()
+}
+
+// alive reports whether requests can be made.
+func (k *conn) alive() bool {
+	select {
+	case <-k.dead:
+		return false
+	default:
+		return true
+	}
+}
+
+// A request is what do makes.
+type request struct {
+	command wire.Command
+	flags   wire.CommandFlags
+	off, n  int64
+	data    []byte  // of a READ or WRITE, n bytes
+	status  *status // of a BLOCK_STATUS
+}
+
+// do makes a request and waits for its reply. It waits, too, while as many as possible are in
+// flight. A request other than WRITE can be given up with ctx, which may be nil; its data are not
+// used any more then.
+func (k *conn) do(ctx context.Context, r *request) error {
+	var ended <-chan struct{}
+	if ctx != nil {
+		ended = ctx.Done()
+	}
+	var c *call
+	select {
+	case c = <-k.free:
+	case <-ended:
+		return context.Cause(ctx)
+	}
+	c.request = wire.Request{Flags: r.flags, Command: r.command, Offset: uint64(r.off), Length: uint64(r.n)}
+	c.data, c.status, c.failure, c.err = r.data, r.status, nil, nil
+	c.covered.reset()
+	k.inFlight.Add(1)
+	c.patient = ended == nil || r.command == wire.CmdWrite
+	k.start(c)
+	if c.patient {
+		<-c.done
+	} else {
+		select {
+		case <-c.done:
+		case <-ended:
+			return k.giveUp(ctx, c)
+		}
+	}
+	err := c.err
+	if c.failure != nil {
+		err = c.failure
+	}
+	k.put(c)
+	return err
+}
+
+// giveUp leaves a call to the reader, which puts it back when the reply comes.
+func (k *conn) giveUp(ctx context.Context, c *call) error {
+	c.abandon(func() { k.NetConn.SetReadDeadline(time.Unix(1, 0)) })
+	go func() { // Seldom, and over with the connection at the latest.
+		<-c.done
+		c.gone = false
+		k.put(c)
+	}()
+	return context.Cause(ctx)
+}
+
+// put makes a call free again.
+func (k *conn) put(c *call) {
+	c.data, c.status = nil, nil
+	k.inFlight.Add(-1)
+	k.free <- c
+}
+
+// close takes leave of the server if no request is in flight, and ends the connection.
+func (k *conn) close() error {
+	k.sending.Lock()
+	quiet := k.err == nil && !k.busy && k.inFlight.Load() == 0
+	k.busy = k.busy || quiet
+	k.sending.Unlock()
+	if quiet {
+		bye := wire.Request{Command: wire.CmdDisconnect}
+		message := bye.Append(nil)
+		if k.Extended {
+			message = bye.AppendExtended(nil)
+		}
+		k.NetConn.SetWriteDeadline(time.Now().Add(farewell))
+		k.NetConn.Write(message)
+		if secure, ok := k.NetConn.(*tls.Conn); ok {
+			secure.CloseWrite() // as the server has it that its peer has not been cut off
+		}
+	}
+	k.fail(net.ErrClosed)
+	if quiet {
+		k.sending.Lock()
+		k.drop()
+		k.sending.Unlock()
+	}
+	k.running.Wait()
+	var lost *connError
+	if errors.As(k.err, &lost) && !errors.Is(lost.err, net.ErrClosed) {
+		return fmt.Errorf("nbd: the connection was lost before: %w", lost.err)
+	}
+	return nil
+}
