@@ -18,8 +18,8 @@ const exitCodes = `Exit codes:
    0  ok
    1  failure, also a backing object that can't be opened, or writes that were lost
    2  usage: what was typed is valid on no machine
-   3  no such device, or not connected
-   4  not permitted, also a device that is not ours
+   3  no such device or export, or not connected
+   4  not permitted, also a device that is not ours, or certificates that are refused
    5  not supported on this machine (no driver, kernel too old)
    6  busy: device taken or in use, image locked, name taken`
 
@@ -64,6 +64,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			kickCommand(),
 			watchCommand(),
 			serveCommand(),
+			infoCommand(),
 			doctorCommand(),
 			versionCommand(),
 			helpCommand(),

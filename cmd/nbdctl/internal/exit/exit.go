@@ -18,7 +18,7 @@ const (
 	OK          Code = 0
 	Failure     Code = 1 // anything else, also a backing object that can't be opened
 	Usage       Code = 2 // never valid, whatever the machine
-	NotFound    Code = 3 // no such device, or not connected
+	NotFound    Code = 3 // no such device or export, or not connected
 	Permission  Code = 4 // not permitted, also a device that is not ours
 	Unsupported Code = 5 // not on this machine: no driver, a kernel too old
 	Busy        Code = 6 // device taken or in use, image locked, name taken
