@@ -72,7 +72,7 @@ test-lab: needs
 ## make test-unit    unit tests, with -race; then those that the race detector does not let run, on the fast build
 test-unit: needs
 	@$(stage) 'unit tests' bash -c "set -o pipefail; \
-		NBD_TEST_REQUIRE=1 go test -race -v -skip '^TestKernel' ./... 2>&1 | awk -v name='unit tests' -v quiet=1 -f $(lab)/tally"
+		NBD_TEST_REQUIRE=1 go test -race -v -skip '^TestKernel' ./... ./testdata/backup 2>&1 | awk -v name='unit tests' -v quiet=1 -f $(lab)/tally"
 	@$(stage) 'unit tests without -race' bash -c "set -o pipefail; \
 		go test -v -skip '^TestKernel' ./server ./server/internal/... ./backends/... 2>&1 | \
 			awk -v name='unit tests without -race' -v quiet=1 -f $(lab)/tally"
