@@ -106,7 +106,7 @@ interop: needs build
 	@$(lab)/needs interop
 	@tools=$$($(lab)/tools '$(SUITE)' libnbd-bin python3-libnbd qemu-utils) && tester=$$($(lab)/tester '$(SUITE)') && \
 		iotests=$$($(lab)/iotests) && PATH="$$tools:$$tester:$$PATH" NBD_TEST_IOTESTS="$$iotests" NBD_TEST_REQUIRE=1 \
-			$(stage) 'interop with clients of $(SUITE)' go test -v -tags interop,urfave_cli_no_docs -run '^TestInterop' ./cmd/nbdctl
+			$(stage) 'interop with clients of $(SUITE)' go test -p 1 -v -tags interop,urfave_cli_no_docs -run '^TestInterop' ./cmd/nbdctl ./backends/nbd
 
 ## make matrix       kernel tests on 5.10, 6.1, 6.12, 7.x and, some more than test-race has, with -race, and a table of them, in
 ##                   50 minutes: KERNELS='bullseye sid race' LAB=uml RUN=REGEXP PKG=./nbdnl
