@@ -23,8 +23,8 @@ type call struct {
 	data    []byte  // of a READ: to be filled. Of a WRITE: to be sent
 	status  *status // of a BLOCK_STATUS
 
-	// parts are what has to be over before the caller is told: the reply is there, and the data of a
-	// WRITE, which are the caller's, were sent.
+	// parts are what has to be over before the caller is told: the reply is there, and the data of
+	// a WRITE, which are the caller's, were sent.
 	parts atomic.Int32
 	done  chan struct{} // has a value then
 

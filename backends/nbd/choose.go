@@ -139,7 +139,8 @@ func (h *Handshake) info(ctx context.Context, o wire.Option, name string) (Info,
 	return i, nil
 }
 
-// take reads the data of one reply of information. What is not known is passed over ("NBD_REP_INFO").
+// take reads the data of one reply of information. What is not known is passed over
+// ("NBD_REP_INFO").
 func (i *Info) take(data []byte) (export bool, err error) {
 	kind, rest, ok := wire.ParseInfo(data)
 	if !ok {
@@ -242,7 +243,13 @@ func (h *Handshake) ListContexts(ctx context.Context, export string, queries ...
 // (NBD_OPT_SET_META_CONTEXT). It returns those that the export has. They are for the export that is
 // chosen afterwards, which must be this one.
 func (h *Handshake) SetContexts(ctx context.Context, export string, names ...string) (Contexts, error) {
-	all, err := h.askContexts(ctx, wire.OptSetMetaContext, export, names)
+	var once []string // Some servers answer a name twice that they are asked for twice.
+	for _, name := range names {
+		if !slices.Contains(once, name) {
+			once = append(once, name)
+		}
+	}
+	all, err := h.askContexts(ctx, wire.OptSetMetaContext, export, once)
 	h.contexts, h.contextsOf = all, export
 	return all, err
 }
@@ -263,7 +270,8 @@ func (h *Handshake) askContexts(ctx context.Context, o wire.Option, export strin
 			}
 			if o == wire.OptSetMetaContext {
 				_, twice := all.find(id)
-				if twice || len(all) == maxContexts || !slices.Contains(queries, name) {
+				_, again := all.named(name)
+				if twice || again || len(all) == maxContexts || !slices.Contains(queries, name) {
 					return protocolError("it sets a context that was not asked for: %q, number %d", name, id)
 				}
 			}

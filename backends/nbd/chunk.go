@@ -18,7 +18,7 @@ const (
 
 // A status is the reply to a BLOCK_STATUS in one context.
 type status struct {
-	context uint32
+	context string
 	extents []mark
 	came    []uint32 // contexts that were in the reply
 }
@@ -157,11 +157,12 @@ func (k *conn) statusChunk(s *stream, h *wire.Chunk, st *status) error {
 			return protocolError("a chunk tells of %d extents and has %d", told, count)
 		}
 	}
-	if _, known := k.Contexts.find(id); !known || !st.first(id) {
+	which, known := k.Contexts.find(id)
+	if !known || !st.first(id) {
 		return protocolError("a chunk of extents of context %d, which was not agreed on or came before", id)
 	}
 	for range count {
-		if id != st.context || len(st.extents) == maxExtents {
+		if k.Contexts[which].Name != st.context || len(st.extents) == maxExtents {
 			return s.skip(h.Length - head)
 		}
 		if p, err = s.need(int(size)); err != nil {

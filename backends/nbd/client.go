@@ -31,8 +31,8 @@ type Options struct {
 	// Connections is how many connections there are at most. A server that does not promise that
 	// they agree (NBD_FLAG_CAN_MULTI_CONN) gets one. 0: 1.
 	Connections int
-	// MaxInFlight bounds the requests in flight on one connection; more of them wait. At most 65536.
-	// 0: 128.
+	// MaxInFlight bounds the requests in flight on one connection; more of them wait. At most
+	// 65536. 0: 128.
 	MaxInFlight int
 	// Contexts are the meta contexts that are of interest beside base:allocation, such as
 	// "qemu:dirty-bitmap:b0". The client goes on without those that the export does not have.
@@ -45,6 +45,9 @@ type Options struct {
 	// Dial connects in place of what the URI says: through a proxy, or with a connection of another
 	// protocol that was upgraded. It is called again for each connection. nil: as the URI says.
 	Dial func(ctx context.Context) (net.Conn, error)
+	// Reconnect has connections replaced that are lost. nil: a request fails that was in flight on
+	// one, and all do when none is left.
+	Reconnect *Reconnect
 }
 
 // A Client is an export of a server. It is a backend with the abilities that the export has. Its
@@ -53,10 +56,11 @@ type Options struct {
 type Client struct {
 	agreed  Agreement
 	options Options
-	conns   []*conn
+	conns   []atomic.Pointer[conn]
 	turn    atomic.Uint32 // whose turn it is among conns
 	caps    backends.Caps
-	longest int64 // of a READ or WRITE, in bytes
+	longest int64  // of a READ or WRITE, in bytes
+	outage  outage // of what is to be replaced
 
 	closing sync.Once
 	closed  error
@@ -96,8 +100,12 @@ func (u URI) Dial(ctx context.Context, o Options) (*Client, error) {
 		return nil, err
 	}
 	var sessions []*Session
+	connect := u.session
+	if o.Reconnect != nil && o.Reconnect.Await {
+		connect = u.await
+	}
 	for {
-		s, err := u.session(ctx, &o, config)
+		s, err := connect(ctx, &o, config)
 		if err == nil && len(sessions) > 0 && !s.same(&sessions[0].Agreement) {
 			s.NetConn.Close()
 			err = fmt.Errorf("nbd: two connections to %v have different exports", u)
@@ -110,7 +118,9 @@ func (u URI) Dial(ctx context.Context, o Options) (*Client, error) {
 		}
 		sessions = append(sessions, s)
 		if len(sessions) >= o.Connections || s.Flags&wire.FlagCanMultiConn == 0 {
-			return newClient(sessions, o), nil
+			c := newClient(sessions, o)
+			c.keep(u, config)
+			return c, nil
 		}
 	}
 }
@@ -131,7 +141,7 @@ func (u *URI) session(ctx context.Context, o *Options, config *tls.Config) (*Ses
 
 // New negotiates on nc, which belongs to the client from now on, and is closed in case of an error.
 // Any connection will do that delivers bytes in order and has deadlines. It remains the only one:
-// Options.Connections and Options.Dial are not used.
+// Options.Connections, Options.Dial and Options.Reconnect are not used.
 func New(ctx context.Context, nc net.Conn, export string, o Options) (*Client, error) {
 	s, err := negotiate(ctx, nc, export, &o)
 	if err != nil {
@@ -180,14 +190,20 @@ func (a *Agreement) same(b *Agreement) bool {
 		a.Structured == b.Structured && a.Extended == b.Extended && slices.Equal(a.Contexts.names(), b.Contexts.names())
 }
 
-func newClient(sessions []*Session, o Options) *Client {
-	c := &Client{agreed: sessions[0].Agreement, options: o, longest: wire.MaxPayload}
-	if m := c.agreed.BlockSizes.Maximum; m > 0 && m < wire.MaxPayload {
-		c.longest = int64(m)
+// longest is how long a READ or WRITE may be, in bytes.
+func (a *Agreement) longest() int64 {
+	if m := a.BlockSizes.Maximum; m > 0 && m < wire.MaxPayload {
+		return int64(m)
 	}
+	return wire.MaxPayload
+}
+
+func newClient(sessions []*Session, o Options) *Client {
+	c := &Client{agreed: sessions[0].Agreement, options: o, longest: sessions[0].longest()}
 	c.caps = c.abilities()
-	for _, s := range sessions {
-		c.conns = append(c.conns, newConn(s, o.MaxInFlight))
+	c.conns = make([]atomic.Pointer[conn], len(sessions))
+	for i, s := range sessions {
+		c.conns[i].Store(newConn(s, o.MaxInFlight))
 	}
 	return c
 }
@@ -230,8 +246,8 @@ func (c *Client) Agreement() Agreement { return c.agreed }
 // Connections returns how many connections there are.
 func (c *Client) Connections() int { return len(c.conns) }
 
-// BlockSizes returns what the server told, if it did. Requests that are not multiples of the minimum
-// are refused before they are sent; longer ones are sent in several.
+// BlockSizes returns what the server told, if it did. Requests that are not multiples of the
+// minimum are refused before they are sent; longer ones are sent in several.
 func (c *Client) BlockSizes() backends.BlockSizes {
 	b := c.agreed.BlockSizes
 	if b == (wire.BlockSizes{}) {
@@ -240,26 +256,38 @@ func (c *Client) BlockSizes() backends.BlockSizes {
 	return backends.BlockSizes{Minimum: int(b.Minimum), Preferred: int(min(b.Preferred, math.MaxInt32+1>>1))}
 }
 
-// conn returns the connection whose turn it is, among those that are alive.
+// conn returns the connection whose turn it is, among those that are alive if any is.
 func (c *Client) conn() *conn {
 	if len(c.conns) == 1 {
-		return c.conns[0]
+		return c.conns[0].Load()
 	}
 	turn := int(c.turn.Add(1) % uint32(len(c.conns)))
 	for i := range c.conns {
-		if k := c.conns[(turn+i)%len(c.conns)]; k.alive() {
+		if k := c.conns[(turn+i)%len(c.conns)].Load(); k.alive() {
 			return k
 		}
 	}
-	return c.conns[turn]
+	return c.conns[turn].Load()
+}
+
+// do makes a request on some connection, and once more on another if it is lost along with one that
+// is going to be replaced.
+func (c *Client) do(ctx context.Context, r *request) error {
+	k := c.conn()
+	err := k.do(ctx, r)
+	if err == nil || !c.outage.kept {
+		return err
+	}
+	return c.again(ctx, r, k, err)
 }
 
 // Close takes leave of the server. Requests in flight end with an error that matches net.ErrClosed.
 // It blocks for a second for each connection at most.
 func (c *Client) Close() error {
 	c.closing.Do(func() {
-		for _, k := range c.conns {
-			c.closed = errors.Join(c.closed, k.close())
+		c.outage.end()
+		for i := range c.conns {
+			c.closed = errors.Join(c.closed, c.conns[i].Load().close())
 		}
 	})
 	return c.closed

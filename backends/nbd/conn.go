@@ -95,6 +95,13 @@ func (k *conn) alive() bool {
 	}
 }
 
+// ended returns why the connection has ended.
+func (k *conn) ended() error {
+	k.sending.Lock()
+	defer k.sending.Unlock()
+	return k.err
+}
+
 // A request is what do makes.
 type request struct {
 	command wire.Command
@@ -121,6 +128,9 @@ func (k *conn) do(ctx context.Context, r *request) error {
 	c.request = wire.Request{Flags: r.flags, Command: r.command, Offset: uint64(r.off), Length: uint64(r.n)}
 	c.data, c.status, c.failure, c.err = r.data, r.status, nil, nil
 	c.covered.reset()
+	if c.status != nil {
+		c.status.extents, c.status.came = c.status.extents[:0], c.status.came[:0]
+	}
 	k.inFlight.Add(1)
 	c.patient = ended == nil || r.command == wire.CmdWrite
 	k.start(c)

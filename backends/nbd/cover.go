@@ -6,8 +6,8 @@ import "slices"
 // order, and in practice in ascending order, or nearly so.
 const maxPieces = 1 << 10
 
-// A cover is a set of bytes of one reply, from 0 to its length: those that have come. The zero value
-// is empty.
+// A cover is a set of bytes of one reply, from 0 to its length: those that have come. The zero
+// value is empty.
 type cover struct {
 	n      uint64   // of bytes in it
 	pieces []extent // in ascending order, none of which touches the next

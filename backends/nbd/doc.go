@@ -15,10 +15,10 @@
 //
 // # Whom it believes
 //
-// A server is not trusted: sizes, flags, lengths, cookies, the order and the ranges of the chunks of
-// a reply, extents and texts are checked before they are used, and memory is not taken at its word.
-// A server that breaks the protocol loses the connection ([ProtocolError]). A read succeeds only if
-// every byte of it came, once.
+// A server is not trusted: sizes, flags, lengths, cookies, the order and the ranges of the chunks
+// of a reply, extents and texts are checked before they are used, and memory is not taken at its
+// word. A server that breaks the protocol loses the connection ([ProtocolError]). A read succeeds
+// only if every byte of it came, once.
 //
 // With TLS (a URI with nbds, or [Options.TLS]) nothing of what was said in plain text is believed
 // later.

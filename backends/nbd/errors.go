@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 	"syscall"
 
 	"github.com/nbdctl/nbdctl/server/wire"
@@ -17,6 +18,13 @@ type OptionError struct {
 	Option wire.Option
 	Reply  wire.OptionReply
 	Text   string // what the server says to people, at most 4096 bytes; may be empty
+}
+
+// readable is what is kept of a server's text for people: UTF-8, and no more than a string can
+// have.
+func readable(text string) string {
+	text = strings.ToValidUTF8(text[:min(len(text), wire.MaxString)], "\uFFFD")
+	return strings.ToValidUTF8(text[:min(len(text), wire.MaxString)], "")
 }
 
 var refusals = map[wire.OptionReply]string{

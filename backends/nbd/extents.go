@@ -69,17 +69,15 @@ func (c *Client) extents(name string, off, n int64, yield func(backends.Mark) bo
 	}
 	st := statuses.Get().(*status)
 	defer statuses.Put(st)
+	st.context = name
 	// The server is asked in whole blocks.
 	unit := int64(max(c.agreed.BlockSizes.Minimum, 1))
 	at := off &^ (unit - 1)
 	end := min((off+n+unit-1)&^(unit-1), c.agreed.Size)
 	most := c.mostEffect()
 	for at < end {
-		k := c.conn()
-		st.context, _ = k.Contexts.named(name)
-		st.extents, st.came = st.extents[:0], st.came[:0]
 		piece := min(end-at, most)
-		err := k.do(nil, &request{command: wire.CmdBlockStatus, off: at, n: piece, status: st})
+		err := c.do(nil, &request{command: wire.CmdBlockStatus, off: at, n: piece, status: st})
 		if tooLong(err) && piece > c.longest {
 			most = c.longest
 			continue

@@ -83,7 +83,8 @@ func (h *Handshake) during(ctx context.Context, f func() error) error {
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
-	stop := context.AfterFunc(ctx, func() { h.nc.SetDeadline(time.Unix(1, 0)) })
+	nc := h.nc // StartTLS replaces it meanwhile; the deadline is that of the same connection.
+	stop := context.AfterFunc(ctx, func() { nc.SetDeadline(time.Unix(1, 0)) })
 	err := f()
 	if !stop() { // The deadline is set, or is just being set.
 		h.err = context.Cause(ctx)
@@ -133,7 +134,7 @@ func (h *Handshake) ask(o wire.Option, data []byte, each func(t wire.OptionReply
 			}
 			return nil
 		case t.IsError():
-			return &OptionError{Option: o, Reply: t, Text: string(data[:min(len(data), wire.MaxString)])}
+			return &OptionError{Option: o, Reply: t, Text: readable(string(data))}
 		case each == nil:
 			return protocolError("its answer to %v is a reply of type %d", o, uint32(t))
 		}

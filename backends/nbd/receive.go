@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/nbdctl/nbdctl/server/wire"
@@ -229,6 +228,6 @@ func (c *call) fail(e wire.Errno, text string, at uint64) {
 	length := int64(c.request.Length)
 	c.failure = &RequestError{
 		Command: c.request.Command, Offset: int64(c.request.Offset), Length: length,
-		Errno: e, Text: strings.ToValidUTF8(text, "\uFFFD"), At: int64(at),
+		Errno: e, Text: readable(text), At: int64(at),
 	}
 }

@@ -49,7 +49,8 @@ func (c *Client) WriteAtFUA(p []byte, off int64) (int, error) {
 }
 
 // transfer reads or writes in pieces that the server takes.
-func (c *Client) transfer(ctx context.Context, command wire.Command, flags wire.CommandFlags, p []byte, off int64) (int, error) {
+func (c *Client) transfer(ctx context.Context, command wire.Command, flags wire.CommandFlags, p []byte,
+	off int64) (int, error) {
 	if err := c.check(command, off, int64(len(p))); err != nil {
 		return 0, err
 	}
@@ -57,7 +58,7 @@ func (c *Client) transfer(ctx context.Context, command wire.Command, flags wire.
 	for done < len(p) {
 		n := int(min(int64(len(p)-done), c.longest))
 		r := request{command: command, flags: flags, off: off + int64(done), n: int64(n), data: p[done : done+n]}
-		if err := c.conn().do(ctx, &r); err != nil {
+		if err := c.do(ctx, &r); err != nil {
 			return done, err
 		}
 		done += n
@@ -90,7 +91,8 @@ func (c *Client) refuse(command wire.Command, off, n int64) error {
 }
 
 func (c *Client) unsupported(command wire.Command, off, n int64) error {
-	return fmt.Errorf("nbd: %v of %d bytes at %d: the export has nothing of the kind: %w", command, n, off, errors.ErrUnsupported)
+	return fmt.Errorf("nbd: %v of %d bytes at %d: the export has nothing of the kind: %w", command, n, off,
+		errors.ErrUnsupported)
 }
 
 // Sync implements backends.Syncer: it covers writes on all connections ("Transmission flags",
@@ -99,7 +101,7 @@ func (c *Client) Sync() error {
 	if c.caps&backends.CapSync == 0 {
 		return c.unsupported(wire.CmdFlush, 0, 0)
 	}
-	return c.conn().do(nil, &request{command: wire.CmdFlush})
+	return c.do(nil, &request{command: wire.CmdFlush})
 }
 
 // Trim implements backends.Trimmer.
@@ -138,7 +140,7 @@ func (c *Client) effect(command wire.Command, needs backends.Caps, flags wire.Co
 	most := c.mostEffect()
 	for n > 0 {
 		piece := min(n, most)
-		err := c.conn().do(nil, &request{command: command, flags: flags, off: off, n: piece})
+		err := c.do(nil, &request{command: command, flags: flags, off: off, n: piece})
 		if tooLong(err) && piece > c.longest {
 			most = c.longest
 			continue

@@ -31,8 +31,8 @@ type URI struct {
 	// Certificates is the folder of "tls-certificates"; "": the authorities of this system, and no
 	// certificate of the client.
 	Certificates string
-	// Hostname is the name that the certificate must have ("tls-hostname"); "": the host of Address,
-	// or "localhost" where that has none.
+	// Hostname is the name that the certificate must have ("tls-hostname"); "": the host of
+	// Address, or "localhost" where that has none.
 	Hostname string
 	// Unverified takes any certificate of the server for good ("tls-verify-peer=0").
 	Unverified bool
