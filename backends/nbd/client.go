@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/server/wire"
@@ -45,6 +46,9 @@ type Options struct {
 	// Dial connects in place of what the URI says: through a proxy, or with a connection of another
 	// protocol that was upgraded. It is called again for each connection. nil: as the URI says.
 	Dial func(ctx context.Context) (net.Conn, error)
+	// Timeout is how long the server may be silent on a connection on which requests are in flight,
+	// give or take a quarter: then the connection counts as lost. 0: for ever.
+	Timeout time.Duration
 	// Reconnect has connections replaced that are lost. nil: a request fails that was in flight on
 	// one, and all do when none is left.
 	Reconnect *Reconnect
@@ -173,6 +177,8 @@ func (s *Session) Client(o Options) (*Client, error) {
 
 func (o *Options) check() error {
 	switch {
+	case o.Timeout < 0:
+		return fmt.Errorf("nbd: a timeout of %v is not possible", o.Timeout)
 	case o.Connections < 0:
 		return fmt.Errorf("nbd: %d connections are not possible", o.Connections)
 	case o.MaxInFlight < 0 || o.MaxInFlight > maxMaxInFlight:
@@ -203,7 +209,7 @@ func newClient(sessions []*Session, o Options) *Client {
 	c.caps = c.abilities()
 	c.conns = make([]atomic.Pointer[conn], len(sessions))
 	for i, s := range sessions {
-		c.conns[i].Store(newConn(s, o.MaxInFlight))
+		c.conns[i].Store(newConn(s, &c.options))
 	}
 	return c
 }

@@ -31,6 +31,7 @@ type conn struct {
 	free   chan *call // those that are not in use
 
 	inFlight atomic.Int64
+	heard    atomic.Int64 // how often something was received
 
 	sending sync.Mutex // guards those below
 	busy    bool       // somebody sends
@@ -43,11 +44,11 @@ type conn struct {
 	running sync.WaitGroup
 }
 
-// newConn makes requests in s, up to as many at once as it is told.
-func newConn(s *Session, maxInFlight int) *conn {
+// newConn makes requests in s.
+func newConn(s *Session, o *Options) *conn {
 	k := &conn{
 		Session: *s,
-		calls:   make([]call, maxInFlight), free: make(chan *call, maxInFlight),
+		calls:   make([]call, o.MaxInFlight), free: make(chan *call, o.MaxInFlight),
 		next: new(batch), spare: new(batch),
 		help: make(chan struct{}, 1), dead: make(chan struct{}),
 	}
@@ -63,6 +64,10 @@ func newConn(s *Session, maxInFlight int) *conn {
 	k.running.Add(2)
 	go k.helper()
 	go k.receive()
+	if o.Timeout > 0 {
+		k.running.Add(1)
+		go k.watch(o.Timeout)
+	}
 	return k
 }
 
@@ -83,6 +88,27 @@ func (k *conn) fail(err error) {
 	close(k.dead)
 	k.sending.Unlock()
 	k.raw.Close()
+}
+
+// watch ends the connection when requests are in flight and nothing was received for that long.
+func (k *conn) watch(timeout time.Duration) {
+	defer k.running.Done()
+	const looks = 4
+	tick := time.NewTicker(max(timeout/looks, 1))
+	defer tick.Stop()
+	var heard int64
+	for silent := 0; ; {
+		select {
+		case <-tick.C:
+		case <-k.dead:
+			return
+		}
+		if now := k.heard.Load(); now != heard || k.inFlight.Load() == 0 {
+			heard, silent = now, 0
+		} else if silent++; silent == looks {
+			k.fail(fmt.Errorf("the server has said nothing for %v", timeout))
+		}
+	}
 }
 
 // alive reports whether requests can be made.

@@ -62,6 +62,7 @@ func (s *stream) fill(n int) error {
 // read reads once. It returns nothing, and no error, if a caller has given up meanwhile.
 func (s *stream) read(p []byte) (int, error) {
 	n, err := s.k.NetConn.Read(p)
+	s.k.heard.Add(1)
 	if n == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
 		return 0, s.k.NetConn.SetReadDeadline(time.Time{})
 	}
@@ -201,7 +202,7 @@ func (k *conn) simple(s *stream) error {
 		return err
 	}
 	switch command := c.request.Command; {
-	case k.Structured && (command == wire.CmdRead || command == wire.CmdBlockStatus):
+	case k.Structured && (command == wire.CmdRead || command == wire.CmdBlockStatus && r.Errno == wire.ErrnoNone):
 		return protocolError("a simple reply to a request for %v where structured ones were agreed on", command)
 	case r.Errno != wire.ErrnoNone:
 		c.fail(r.Errno, "", c.request.Offset)

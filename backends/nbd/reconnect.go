@@ -203,7 +203,7 @@ func (c *Client) replacement(u URI, config *tls.Config) *conn {
 	if err != nil {
 		return nil
 	}
-	return newConn(s, c.options.MaxInFlight)
+	return newConn(s, &c.options)
 }
 
 // attempt connects until that succeeds, ctx ends, or the error is one that goOn does not take.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"path/filepath"
@@ -209,6 +210,51 @@ func TestReconnectTimeout(t *testing.T) {
 		synctest.Wait()
 		if _, err := c.ReadAt(buf, 0); err != nil || c.State().Replaced != 1 {
 			t.Errorf("%v, state %+v", err, c.State())
+		}
+	})
+}
+
+// TestReconnectSilent holds that a server that says nothing is given up, but not while nobody asks.
+func TestReconnectSilent(t *testing.T) {
+	m := newMemory(t, 1<<20)
+	synctest.Test(t, func(t *testing.T) {
+		e, err := server.NewExport(m, server.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &server.Server{Exports: map[string]*server.Export{"disk": e}}
+		silent := 1 // connections that are to say nothing once negotiation has ended
+		o := nbd.Options{Timeout: 30 * time.Second, Reconnect: new(nbd.Reconnect)}
+		o.Dial = func(context.Context) (net.Conn, error) {
+			near, far := net.Pipe()
+			quiet := silent > 0
+			silent--
+			go func() {
+				session, err := s.Handshake(far)
+				switch {
+				case err != nil:
+				case quiet:
+					io.Copy(io.Discard, far)
+					session.Conn().Close()
+				default:
+					session.Conn().Transmit()
+				}
+			}()
+			return near, nil
+		}
+		c, err := nbd.URI{Export: "disk"}.Dial(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		time.Sleep(time.Hour)
+		begun := time.Now()
+		_, err = c.ReadAt(make([]byte, 512), 0)
+		if took := time.Since(begun); err != nil || took < 30*time.Second || took > 38*time.Second {
+			t.Errorf("%v after %v", err, took)
+		}
+		if s := c.State(); s.Replaced != 1 || s.Alive != 1 {
+			t.Errorf("the state is %+v", s)
 		}
 	})
 }
