@@ -47,7 +47,7 @@ type Options struct {
 	// protocol that was upgraded. It is called again for each connection. nil: as the URI says.
 	Dial func(ctx context.Context) (net.Conn, error)
 	// Timeout is how long the server may be silent on a connection on which requests are in flight,
-	// give or take a quarter: then the connection counts as lost. 0: for ever.
+	// or up to a quarter longer: then the connection counts as lost. 0: for ever.
 	Timeout time.Duration
 	// Reconnect has connections replaced that are lost. nil: a request fails that was in flight on
 	// one, and all do when none is left.

@@ -105,7 +105,7 @@ func (k *conn) watch(timeout time.Duration) {
 		}
 		if now := k.heard.Load(); now != heard || k.inFlight.Load() == 0 {
 			heard, silent = now, 0
-		} else if silent++; silent == looks {
+		} else if silent++; silent > looks {
 			k.fail(fmt.Errorf("the server has said nothing for %v", timeout))
 		}
 	}
