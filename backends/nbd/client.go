@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net"
 	"slices"
 	"sync"
@@ -38,6 +37,9 @@ type Options struct {
 	// Contexts are the meta contexts that are of interest beside base:allocation, such as
 	// "qemu:dirty-bitmap:b0". The client goes on without those that the export does not have.
 	Contexts []string
+	// BlockSize, in bytes, leaves out the end of an export that is less than a block. A power of
+	// two. 0: what the server says is the least, else 1.
+	BlockSize int
 	// ReadOnly never sends anything that changes the export.
 	ReadOnly bool
 	// NoExtended does not ask for extended headers, and NoStructured neither for them nor for
@@ -63,6 +65,7 @@ type Client struct {
 	conns   []atomic.Pointer[conn]
 	turn    atomic.Uint32 // whose turn it is among conns
 	caps    backends.Caps
+	size    int64  // in bytes, in whole blocks
 	longest int64  // of a READ or WRITE, in bytes
 	outage  outage // of what is to be replaced
 
@@ -179,6 +182,8 @@ func (o *Options) check() error {
 	switch {
 	case o.Timeout < 0:
 		return fmt.Errorf("nbd: a timeout of %v is not possible", o.Timeout)
+	case o.BlockSize < 0 || o.BlockSize&(o.BlockSize-1) != 0:
+		return fmt.Errorf("nbd: a block size of %d is not a power of two", o.BlockSize)
 	case o.Connections < 0:
 		return fmt.Errorf("nbd: %d connections are not possible", o.Connections)
 	case o.MaxInFlight < 0 || o.MaxInFlight > maxMaxInFlight:
@@ -206,6 +211,8 @@ func (a *Agreement) longest() int64 {
 
 func newClient(sessions []*Session, o Options) *Client {
 	c := &Client{agreed: sessions[0].Agreement, options: o, longest: sessions[0].longest()}
+	unit := max(int64(o.BlockSize), int64(c.agreed.BlockSizes.Minimum), 1)
+	c.size = c.agreed.Size &^ (unit - 1)
 	c.caps = c.abilities()
 	c.conns = make([]atomic.Pointer[conn], len(sessions))
 	for i, s := range sessions {
@@ -243,8 +250,9 @@ func (c *Client) abilities() backends.Caps {
 // Caps implements backends.Capper.
 func (c *Client) Caps() backends.Caps { return c.caps }
 
-// Size returns the size in bytes that the server told. It does not change.
-func (c *Client) Size() int64 { return c.agreed.Size }
+// Size returns the size in bytes that the server told, in whole blocks (Options.BlockSize). It does
+// not change.
+func (c *Client) Size() int64 { return c.size }
 
 // Agreement returns what was agreed on with the server. Its slices must not be changed.
 func (c *Client) Agreement() Agreement { return c.agreed }
@@ -259,7 +267,7 @@ func (c *Client) BlockSizes() backends.BlockSizes {
 	if b == (wire.BlockSizes{}) {
 		return backends.BlockSizes{Preferred: unstatedBlock}
 	}
-	return backends.BlockSizes{Minimum: int(b.Minimum), Preferred: int(min(b.Preferred, math.MaxInt32+1>>1))}
+	return backends.BlockSizes{Minimum: int(b.Minimum), Preferred: int(min(b.Preferred, 1<<30))}
 }
 
 // conn returns the connection whose turn it is, among those that are alive if any is.

@@ -61,7 +61,7 @@ func (c *Client) ContextExtents(name string, off, n int64, yield func(backends.M
 }
 
 func (c *Client) extents(name string, off, n int64, yield func(backends.Mark) bool) error {
-	if off < 0 || n < 0 || off > c.agreed.Size || n > c.agreed.Size-off {
+	if off < 0 || n < 0 || off > c.size || n > c.size-off {
 		return c.refuse(wire.CmdBlockStatus, off, n)
 	}
 	if _, ok := c.agreed.Contexts.named(name); !ok {
@@ -73,7 +73,10 @@ func (c *Client) extents(name string, off, n int64, yield func(backends.Mark) bo
 	// The server is asked in whole blocks.
 	unit := int64(max(c.agreed.BlockSizes.Minimum, 1))
 	at := off &^ (unit - 1)
-	end := min((off+n+unit-1)&^(unit-1), c.agreed.Size)
+	end := off + n
+	if rest := end & (unit - 1); rest > 0 {
+		end += min(unit-rest, c.size-end)
+	}
 	most := c.mostEffect()
 	for at < end {
 		piece := min(end-at, most)

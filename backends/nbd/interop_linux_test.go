@@ -34,10 +34,11 @@ type peer struct {
 
 const imageSize = 8 << 20
 
-// peers are in the forms that each of them has. That of extended headers is QEMU's alone, from 9 on.
+// peers are in the forms that each of them has. That of extended headers is QEMU's alone, from 9
+// on.
 func peers() map[string]peer {
-	qemu := []string{"qemu-nbd", "-t", "-e", "16", "--discard=unmap", "--detect-zeroes=off", "-f", "raw", "-k", "{socket}",
-		"-x", "disk", "{image}"}
+	qemu := []string{"qemu-nbd", "-t", "-e", "16", "--discard=unmap", "--detect-zeroes=off", "-f", "raw",
+		"-k", "{socket}", "-x", "disk", "{image}"}
 	kit := func(argv ...string) []string {
 		return append([]string{"nbdkit", "-f", "-U", "{socket}"}, argv...)
 	}
@@ -57,13 +58,16 @@ func peers() map[string]peer {
 		"nbdkit simple": {argv: kit("--no-sr", "memory", "8M"), zeroes: true, agreed: simple},
 		"nbdkit several": {argv: kit("memory", "8M"), zeroes: true, options: nbd.Options{Connections: 4},
 			agreed: structured},
-		"nbdkit TLS": {argv: kit("--tls=require", "--tls-certificates={certificates}", "--tls-verify-peer", "memory", "8M"),
-			tls: true, zeroes: true, agreed: func(a nbd.Agreement) bool { return a.TLS }},
+		"nbdkit TLS": {
+			argv: kit("--tls=require", "--tls-certificates={certificates}", "--tls-verify-peer", "memory", "8M"),
+			tls:  true, zeroes: true, agreed: func(a nbd.Agreement) bool { return a.TLS },
+		},
 		"nbdkit without GO": {argv: kit("--mask-handshake=0", "memory", "8M"), zeroes: true, agreed: simple},
-		"nbdkit slow": {argv: kit("--filter=delay", "memory", "8M", "delay-read=1ms", "delay-write=1ms"), zeroes: true,
-			agreed: structured},
-		"nbd-server": {argv: []string{"nbd-server", "-p", "{socket}.pid", "-C", "{config}"}, export: "disk", agreed: simple,
-			config: "[generic]\nunixsock = {socket}\n[disk]\nexportname = {image}\nflush = true\nfua = true\ntrim = true\n"},
+		"nbdkit slow": {argv: kit("--filter=delay", "memory", "8M", "delay-read=1ms", "delay-write=1ms"),
+			zeroes: true, agreed: structured},
+		"nbd-server": {argv: []string{"nbd-server", "-p", "{socket}.pid", "-C", "{config}"}, export: "disk",
+			agreed: simple, config: "[generic]\nunixsock = {socket}\n" +
+				"[disk]\nexportname = {image}\nflush = true\nfua = true\ntrim = true\n"},
 	}
 	for _, b := range []wire.BlockSizes{
 		{Minimum: 1, Preferred: 512, Maximum: 4096}, {Minimum: 512, Preferred: 4096, Maximum: 65536},
@@ -88,7 +92,8 @@ func (p peer) start(t testing.TB, certificates string) nbd.URI {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	socket, image, config := filepath.Join(dir, "s"), filepath.Join(dir, "image"), filepath.Join(dir, "config")
-	fill := strings.NewReplacer("{socket}", socket, "{image}", image, "{config}", config, "{certificates}", certificates)
+	fill := strings.NewReplacer("{socket}", socket, "{image}", image, "{config}", config,
+		"{certificates}", certificates)
 	if err := os.WriteFile(config, []byte(fill.Replace(p.config)), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -147,8 +152,8 @@ func TestInterop(t *testing.T) {
 	}
 }
 
-// TestInteropErrors has nbdkit fail as long as a file is there: each error reaches who has asked, and
-// the connection goes on.
+// TestInteropErrors has nbdkit fail as long as a file is there: each error reaches who has asked,
+// and the connection goes on.
 func TestInteropErrors(t *testing.T) {
 	failing := filepath.Join(t.TempDir(), "failing")
 	p := peer{argv: []string{"nbdkit", "-f", "-U", "{socket}", "--filter=error", "memory", "8M", "error=ENOSPC",

@@ -24,10 +24,10 @@ func (c *Client) read(ctx context.Context, p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, c.refuse(wire.CmdRead, off, int64(len(p)))
 	}
-	if off >= c.agreed.Size && len(p) > 0 {
+	if off >= c.size && len(p) > 0 {
 		return 0, io.EOF
 	}
-	n := int(min(int64(len(p)), c.agreed.Size-off))
+	n := int(min(int64(len(p)), c.size-off))
 	done, err := c.transfer(ctx, wire.CmdRead, 0, p[:n], off)
 	if err == nil && n < len(p) {
 		err = io.EOF
@@ -70,7 +70,7 @@ func (c *Client) transfer(ctx context.Context, command wire.Command, flags wire.
 func (c *Client) check(command wire.Command, off, n int64) error {
 	unit := int64(max(c.agreed.BlockSizes.Minimum, 1))
 	switch {
-	case off < 0 || n < 0 || off > c.agreed.Size || n > c.agreed.Size-off:
+	case off < 0 || n < 0 || off > c.size || n > c.size-off:
 		return c.refuse(command, off, n)
 	case (off|n)&(unit-1) != 0:
 		return fmt.Errorf("nbd: %v of %d bytes at %d: the server takes multiples of %d bytes: %w",
@@ -87,7 +87,7 @@ func (c *Client) refuse(command wire.Command, off, n int64) error {
 	if command == wire.CmdWrite && off >= 0 {
 		errno = syscall.ENOSPC
 	}
-	return fmt.Errorf("nbd: %v of %d bytes at %d: the export has %d: %w", command, n, off, c.agreed.Size, errno)
+	return fmt.Errorf("nbd: %v of %d bytes at %d: the export has %d: %w", command, n, off, c.size, errno)
 }
 
 func (c *Client) unsupported(command wire.Command, off, n int64) error {

@@ -86,6 +86,11 @@ func devicesCheck(in *inventory.Inventory) doctor.Check {
 // have a check of their own.
 func illness(ctx context.Context, d inventory.Device) (doctor.Finding, bool) {
 	f := doctor.Finding{Result: doctor.Warning, Remedy: fmt.Sprintf("nbdctl status nbd%d", d.Index)}
+	if v := d.View(); v.Remote != nil && v.Remote.Error != nil {
+		f.Seen = remoteNote(v)
+		f.Why = "the server is away, or what it offers is another export now; nbdctl tries again every few seconds"
+		return f, true
+	}
 	switch d.State() {
 	case nbdnl.StateDegraded:
 		f.Seen = fmt.Sprintf("nbd%d is degraded: some of its connections are dead", d.Index)

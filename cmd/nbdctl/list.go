@@ -58,6 +58,9 @@ func list(c *cli.Context) error {
 		if v.State == nbdnl.StateOrphaned.String() {
 			fmt.Fprintf(c.App.ErrWriter, "nbdctl: %s is orphaned: %s\n", v.Name, orphanAdvice(v))
 		}
+		if v.Remote != nil && v.Remote.Error != nil {
+			fmt.Fprintf(c.App.ErrWriter, "nbdctl: %s\n", remoteNote(v))
+		}
 		if v.Loss != nil {
 			fmt.Fprintf(c.App.ErrWriter, "nbdctl: writes to %s were lost, the first %s\n", v.Name, lossNote(v.Loss))
 		}

@@ -103,6 +103,13 @@ func shown(t *testing.T) []inventory.View {
 	record(7, true, "degraded", "netlink", `"serving": 1,
 		"spec": {"kind": "file", "arg": "/srv/golden.img", "read_only": true, "connections": 2,
 			"timeout": 90000000000, "dead_timeout": 7000000000}`)
+	connect(9, "nbdctl:"+uuid(9), nbdnl.FlagSendFlush)
+	record(9, true, "waiting", "netlink", `"serving": 2,
+		"spec": {"kind": "nbd", "arg": "nbds://example.com/disk", "connections": 2,
+			"timeout": 30000000000, "dead_timeout": 60000000000},
+		"remote": {"way": "relay", "replies": "extended", "tls": true, "connections": 2, "connections_alive": 0,
+			"lost_since": "2026-11-23T04:05:06Z", "replaced": 3,
+			"error": "dial tcp 192.0.2.1:10809: connection refused"}`)
 	connect(8, "other:8", nbdnl.FlagSendFlush)
 	return viewsOf(t, k)
 }
@@ -164,7 +171,7 @@ func TestOutput(t *testing.T) {
 	if err == nil {
 		err = json.Unmarshal(data, &list)
 	}
-	if err != nil || len(list) != 9 {
+	if err != nil || len(list) != 10 {
 		t.Errorf("%d devices, %v", len(list), err)
 	}
 }

@@ -35,6 +35,31 @@ func lossNote(l *host.Loss) string {
 	return fmt.Sprintf("%s: %s", l.Time.Local().Format(time.DateTime), l.Error)
 }
 
+// remoteNote says what is wrong with the connections of a device to another server.
+func remoteNote(v inventory.View) string {
+	r := v.Remote
+	if r.LostSince == nil {
+		return fmt.Sprintf("%s has %d of %d connections to %s: %s", v.Name, r.Alive, r.Connections,
+			printable(v.Backend), *r.Error)
+	}
+	what := "requests wait"
+	if over := r.LostSince.Add(time.Duration(*v.DeadTimeout) * time.Second); time.Now().After(over) {
+		what = "requests fail"
+	}
+	return fmt.Sprintf("%s has no connection to %s since %s, and %s: %s", v.Name, printable(v.Backend),
+		since(r.LostSince), what, *r.Error)
+}
+
+// remoteState says how a device is connected to another server.
+func remoteState(v inventory.View) string {
+	r := v.Remote
+	s := fmt.Sprintf("%s, %d of %d connections, %s replies", r.Way, r.Alive, r.Connections, r.Replies)
+	if r.TLS {
+		s += ", TLS"
+	}
+	return fmt.Sprintf("%s, replaced %d", s, r.Replaced)
+}
+
 // orphanAdvice says what an orphan is and what to do about it.
 func orphanAdvice(v inventory.View) string {
 	if !v.Owner.Ours {

@@ -41,6 +41,7 @@ func specOf(c *cli.Context) (host.Spec, error) {
 		func() error { return readConnections(c, &s) },
 		func() (err error) { s.Timeout, err = readSeconds(c, "timeout", time.Second); return },
 		func() (err error) { s.DeadTimeout, err = readSeconds(c, "dead-timeout", 0); return },
+		func() error { return readOutage(c, &s) },
 		func() error { return checkIoctl(s) },
 		func() error { return checkLabel(c, s.Label) },
 	} {
@@ -81,6 +82,12 @@ func backendOf(c *cli.Context, block int) (host.Spec, error) {
 		Create:   c.Bool("create"),
 		ReadOnly: c.Bool("read-only"),
 	}
+	if kind.IsURI(s.Kind) {
+		if c.NArg() > 1 {
+			return s, exit.Usagef("%s takes a URI alone; %q is too much", c.Command.Name, s.Arg)
+		}
+		s.Kind, s.Arg = kind.Remote, s.Kind
+	}
 	if c.NArg() > 2 {
 		return s, exit.Usagef("%s takes a backend and one argument; %q is too much", c.Command.Name, c.Args().Get(2))
 	}
@@ -107,6 +114,10 @@ func backendOf(c *cli.Context, block int) (host.Spec, error) {
 // process, which has another working directory, and in a list. A descriptor keeps its
 // name: the serving process has it, too.
 func absolute(s host.Spec) (_ host.Spec, err error) {
+	if kind.IsRemote(s.Kind) {
+		s.Arg, err = kind.AbsoluteURI(s.Arg)
+		return s, err
+	}
 	if !kind.TakesPath(s.Kind) {
 		return s, nil
 	}
@@ -198,6 +209,18 @@ func readSeconds(c *cli.Context, flag string, least time.Duration) (time.Duratio
 		return 0, exit.Usagef("--%s %s: %w", flag, c.String(flag), err)
 	}
 	return d, nil
+}
+
+// readOutage has requests to another server wait for it unless it is said for how long.
+func readOutage(c *cli.Context, s *host.Spec) error {
+	switch {
+	case !kind.IsRemote(s.Kind):
+	case !c.IsSet("dead-timeout"):
+		s.DeadTimeout = kind.DefaultOutage
+	case s.DeadTimeout == 0:
+		return exit.Usagef("--dead-timeout 0s: a server that is away for a moment would be errors; use 1s or more")
+	}
+	return nil
 }
 
 // checkIoctl refuses what no kernel can do by ioctls.

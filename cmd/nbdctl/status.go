@@ -75,6 +75,12 @@ func printStatus(w io.Writer, v *inventory.Full) error {
 	line("label", orDash(v.Label))
 	line("mode", orDash(v.Mode))
 	line("connections", connections(v.View))
+	if v.Remote != nil {
+		line("remote", remoteState(v.View))
+		if v.Remote.Error != nil {
+			line("remote error", remoteNote(v.View))
+		}
+	}
 	line("timeout", timeouts(v.View))
 	line("identifier", orDash(v.Identifier))
 	line("owner", owner(v.View))

@@ -69,6 +69,10 @@ func (h *Host) answer(ctx context.Context, device *blockdev.Device, req request)
 // change makes the change. It may ask for several things; what was done before an
 // error stays done.
 func (h *Host) change(ctx context.Context, device *blockdev.Device, c Change) error {
+	if (c.Timeout != nil || c.DeadTimeout != nil) && h.remote != nil {
+		return exit.With(exit.Unsupported, "%s: the timeouts of an export of another server are those of connect",
+			h.record.Device())
+	}
 	if c.Timeout != nil || c.DeadTimeout != nil {
 		if err := device.Reconfigure(ctx, blockdev.Update{Timeout: c.Timeout, DeadTimeout: c.DeadTimeout}); err != nil {
 			return err
@@ -113,15 +117,30 @@ var phases = map[nbdnl.State]Phase{
 func (h *Host) note(device *blockdev.Device) error {
 	return h.update(func(r *Record) {
 		r.Serving = device.Alive()
+		r.Remote = h.remote.state()
 		if p, ok := phases[device.State()]; ok {
-			r.Phase = p
+			r.Phase = r.Remote.phase(p)
 		}
 		r.Size = device.Size()
-		r.Spec.Timeout, r.Spec.DeadTimeout = device.Timeout(), device.DeadTimeout()
+		r.Spec.Timeout, r.Spec.DeadTimeout = device.Timeout()-h.remote.wait(), device.DeadTimeout()
 		if r.Loss == nil {
 			r.Loss = lossOf(device.Loss(), h.redactor)
 		}
 	})
+}
+
+// noteRemote puts into record and log that a connection to a backend elsewhere was lost or
+// replaced.
+func (h *Host) noteRemote(device *blockdev.Device) {
+	if err := h.note(device); err != nil {
+		h.log.Warn("a change could not be noted", "reason", err)
+	}
+	switch s := h.remote.state(); {
+	case s.Error != nil:
+		h.log.Warn("connections to the server were lost", "alive", s.Alive, "error", *s.Error)
+	default:
+		h.log.Info("connected to the server again", "alive", s.Alive, "replaced", s.Replaced)
+	}
 }
 
 // lossOf is what the record says of a device's loss: the first of it, which stays so.
@@ -141,6 +160,7 @@ func (h *Host) status(device *blockdev.Device) *Status {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s := &Status{Record: h.record, Connections: trafficOf(device.Stats())}
+	s.Record.Remote = h.remote.state()
 	if e := device.Export().LastError(); e != nil {
 		s.LastError = &Failure{
 			Op:     e.Op.String(),

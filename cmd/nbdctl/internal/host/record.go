@@ -49,6 +49,8 @@ type Record struct {
 	Spec      Spec   `json:"spec"`
 	// Loss is nil while nothing is known to be lost.
 	Loss *Loss `json:"loss,omitempty"`
+	// Remote is nil of a backend on this machine.
+	Remote *RemoteState `json:"remote,omitempty"`
 }
 
 // A Loss tells of writes that are not where whoever made them may believe them

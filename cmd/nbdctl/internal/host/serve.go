@@ -38,6 +38,8 @@ type Backing struct {
 	Discard func() error
 	// Warnings are for the user.
 	Warnings []string
+	// Remote is what is known of a backend elsewhere; nil: it is on this machine.
+	Remote *Remote
 }
 
 // A Host serves one device.
@@ -62,6 +64,7 @@ type Host struct {
 	record  Record
 	state   *stateDir
 	control *control
+	remote  *Remote
 	logFile *logFile
 	log     *slog.Logger
 	// redactor keeps the secrets of the spec out of what others are told.
@@ -140,11 +143,12 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 // connect makes the device and says that it is ready. On error no device is
 // left.
 func (h *Host) connect(ctx context.Context, client *nbdnl.Client, backing *Backing) (*blockdev.Device, error) {
+	h.remote = backing.Remote
 	options := blockdev.Options{
 		Client:      client,
 		BlockSize:   h.Spec.BlockSize,
 		Connections: h.Spec.Connections,
-		Timeout:     h.Spec.Timeout,
+		Timeout:     h.Spec.Timeout + h.remote.wait(), // A server that is away is no hung request.
 		DeadTimeout: h.Spec.DeadTimeout,
 		ReadOnly:    h.Spec.ReadOnly,
 		Identifier:  h.record.Identifier,
@@ -178,6 +182,7 @@ func (h *Host) publish(ctx context.Context, device *blockdev.Device, warnings []
 		r.Serving = device.Alive()
 		r.Size = device.Size()
 		r.BlockSize = device.BlockSize()
+		r.Remote = h.remote.state()
 	}); err != nil {
 		return err
 	}
@@ -283,6 +288,8 @@ func (h *Host) serve(ctx context.Context, device *blockdev.Device, first os.Sign
 				// Done comes only when the backend lets go of what it has.
 				return h.lost(device, errDead)
 			}
+		case <-h.remote.changed():
+			h.noteRemote(device)
 		case <-device.Done():
 			return h.gone(device)
 		case s := <-h.Signals:

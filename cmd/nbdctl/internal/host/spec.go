@@ -1,6 +1,7 @@
 package host
 
 import (
+	"strings"
 	"time"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/secret"
@@ -41,8 +42,11 @@ type Spec struct {
 
 // Backend describes the backend for people, as the user would have typed it.
 func (s Spec) Backend() string {
-	if s.Arg == "" {
+	switch {
+	case s.Arg == "":
 		return s.Kind
+	case strings.HasPrefix(s.Arg, s.Kind) && strings.Contains(s.Arg, "://"): // a URI of its own
+		return s.Arg
 	}
 	return s.Kind + " " + s.Arg
 }

@@ -31,6 +31,8 @@ type View struct {
 	Since       *time.Time `json:"since"`
 	Owner       Owner      `json:"owner"`
 	Loss        *host.Loss `json:"loss"`
+	// Remote is how the backend is connected if it is another server's export.
+	Remote *host.RemoteState `json:"remote"`
 	// Stopped is Device.Stopped, for people.
 	Stopped bool `json:"-"`
 }
@@ -86,6 +88,7 @@ func (d *Device) View() View {
 		v.DeadTimeout = known(int64(e.Spec.DeadTimeout/time.Second), true)
 		v.Since = &e.Since
 		v.Loss = e.Record.Loss
+		v.Remote = e.Record.Remote
 	}
 	return v
 }
@@ -159,6 +162,7 @@ func (in *Inventory) FullOf(ctx context.Context, d Device) (*Full, error) {
 		if err == nil {
 			v.Traffic = s.Connections
 			v.LastError = s.LastError
+			v.Remote = s.Record.Remote
 		}
 		v.Unanswered = err
 	}

@@ -34,7 +34,7 @@ type Kind struct {
 }
 
 // All lists the kinds in the order of the help text.
-var All = []Kind{memoryKind, fileKind}
+var All = []Kind{memoryKind, fileKind, nbdKind}
 
 // find returns the kind called name.
 func find(name string) (Kind, error) {

@@ -1,0 +1,289 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/testdata/certs"
+)
+
+// A far server is one whose exports are devices here. It can be killed and started again.
+type far struct {
+	t    *testing.T
+	args []string
+	cmd  *exec.Cmd
+	uri  string
+}
+
+func farServer(t *testing.T, args ...string) *far {
+	t.Helper()
+	f := &far{t: t, args: args}
+	f.start()
+	t.Cleanup(f.kill)
+	return f
+}
+
+func (f *far) start() {
+	f.t.Helper()
+	f.cmd, f.uri, _ = serveFor(f.t, f.args...)
+}
+
+func (f *far) kill() {
+	if f.cmd == nil {
+		return
+	}
+	_ = f.cmd.Process.Kill() // It may have ended.
+	_ = f.cmd.Wait()
+	f.cmd = nil
+}
+
+// remoteOf is how a device is connected to its server.
+func remoteOf(t *testing.T, dev string) map[string]any {
+	t.Helper()
+	r, ok := listed(t, dev)["remote"].(map[string]any)
+	if !ok {
+		t.Fatalf("%s has no remote: %v", dev, listed(t, dev))
+	}
+	return r
+}
+
+// TestKernelRelay makes exports of a server devices, over each transport: what is written to the
+// one is in the image of the other.
+func TestKernelRelay(t *testing.T) {
+	requireKernel(t)
+	dir := t.TempDir()
+	certs.New(t).Write(t, dir)
+	image := filepath.Join(imageDir(t), "disk.img")
+	for name, tt := range map[string]struct {
+		size           string
+		serve, connect []string
+		remote         string
+	}{
+		"unix": {size: "48M", remote: "relay extended false 1 1",
+			serve: []string{"--listen", "unix:" + filepath.Join(shortDir(t), "s")}},
+		"several": {size: "4M", serve: []string{"--listen", "tcp:127.0.0.1:0"}, connect: []string{"--connections", "2"},
+			remote: "relay extended false 2 2"},
+		"TLS": {size: "4M", remote: "relay extended true 1 1",
+			serve: []string{"--listen", "tcp:127.0.0.1:0", "--tls-certificates", dir, "--tls-verify-peer"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sh(t, "rm -f "+image)
+			args := []string{"file", "--create", "--size", tt.size, image, "--name", "a disk"}
+			f := farServer(t, append(args, tt.serve...)...)
+			uri := f.uri
+			if strings.HasPrefix(uri, "nbds:") {
+				uri += "?tls-certificates=" + dir
+			}
+			dev := connected(t, append([]string{uri}, tt.connect...)...)
+			d := listed(t, dev)
+			r := remoteOf(t, dev)
+			got := fmt.Sprint(r["way"], " ", r["replies"], " ", r["tls"])
+			got += fmt.Sprint(" ", r["connections"], " ", r["connections_alive"])
+			if got != tt.remote || r["error"] != nil || r["lost_since"] != nil {
+				t.Errorf("the remote is %v, want %s", r, tt.remote)
+			}
+			if !strings.Contains(d["backend"].(string), "/a%20disk") || d["timeout"] != 30.0 ||
+				d["dead_timeout"] != 60.0 {
+				t.Errorf("list shows %v", d)
+			}
+			if name == "unix" {
+				fileSystem(t, dev)
+			} else {
+				sh(t, "head -c 3M /dev/urandom | dd of="+dev+" bs=64k seek=5 iflag=fullblock conv=fsync status=none")
+			}
+			sum := sh(t, "sha256sum <"+dev)
+			must(t, "disconnect", dev)
+			if got := sh(t, "sha256sum <"+image); got != sum {
+				t.Errorf("the image has %s, the device had %s", got, sum)
+			}
+		})
+	}
+}
+
+// TestKernelRelayRefused holds what is no device, and why.
+func TestKernelRelayRefused(t *testing.T) {
+	requireKernel(t)
+	f := farServer(t, "memory", "--size", "66000", "--name", "x", "--listen", "unix:"+filepath.Join(shortDir(t), "s"))
+	other := strings.Replace(f.uri, "/x?", "/no?", 1)
+	dev := connected(t, f.uri) // What is less than a block is left out.
+	if d := listed(t, dev); d["size"] != 65536.0 {
+		t.Errorf("list shows %v", d)
+	}
+	for _, tt := range []struct {
+		args string
+		code exit.Code
+		says string
+	}{
+		{"connect " + other, exit.NotFound, "no such export"},
+		{"connect " + f.uri + "&x=1", exit.Usage, "unknown parameter"},
+		{"connect nbd+unix:///x?socket=/none", exit.Failure, "no such file"},
+		{"connect " + f.uri + " disk.img", exit.Usage, "takes a URI alone"},
+		{"connect --create --size 1M " + f.uri, exit.Usage, "an export is made by its server"},
+		{"connect --size 1M " + f.uri, exit.Usage, "has 65536 bytes"},
+		{"connect --dead-timeout 0s " + f.uri, exit.Usage, "use 1s or more"},
+		{"connect -o wait=on " + f.uri, exit.Usage, "only await"},
+		{"reconfigure --timeout 5s " + dev, exit.Unsupported, "are those of connect"},
+		{"resize " + dev + " 1M", exit.Unsupported, ""},
+	} {
+		r := nbdctl(t, strings.Fields(tt.args)...)
+		if r.code != int(tt.code) || !strings.Contains(r.stderr, tt.says) {
+			t.Errorf("%s: exit code %d, want %d: %s; want %q", tt.args, r.code, tt.code, r.stderr, tt.says)
+		}
+	}
+	must(t, "disconnect", dev)
+}
+
+// awayNoise is what the kernel says of reads that fail.
+const awayNoise = `Buffer I/O error|I/O error, dev nbd|blk_update_request|Other side returned error \(5\)`
+
+// TestKernelRelayAway has a server go away for longer than requests wait: they fail then, list says
+// why, and the device goes on when the server is back, and not with another export.
+func TestKernelRelayAway(t *testing.T) {
+	requireKernel(t, awayNoise)
+	image := filepath.Join(imageDir(t), "disk.img")
+	sh(t, "head -c 1M /dev/urandom >"+image)
+	f := farServer(t, "file", image, "--listen", "unix:"+filepath.Join(shortDir(t), "s"))
+	dev := connected(t, f.uri, "--dead-timeout", "2s")
+	read := func() result {
+		return finish(t, command(t, "dd", "if="+dev, "iflag=direct", "bs=64k", "count=1", "of=/dev/null"))
+	}
+	f.kill()
+	if r := read(); r.code == 0 || !strings.Contains(r.stderr, "Input/output error") {
+		t.Errorf("without a server: %d, %s", r.code, r.stderr)
+	}
+	r := nbdctl(t, "list")
+	if !strings.Contains(r.stdout, "waiting") || !strings.Contains(r.stderr, "has no connection to "+f.uri) ||
+		!strings.Contains(r.stderr, "requests fail") {
+		t.Errorf("list says %s%s", r.stdout, r.stderr)
+	}
+
+	// Another image has its place meanwhile.
+	sh(t, "mv "+image+" "+image+".1; head -c 2M /dev/urandom >"+image)
+	f.start()
+	eventually(t, func() bool {
+		text, _ := statusOf(t, dev)["remote"].(map[string]any)["error"].(string)
+		return strings.Contains(text, "another export than before: it has 2097152 bytes, and had 1048576")
+	}, "the refusal of another image")
+	f.kill()
+	sh(t, "mv "+image+".1 "+image)
+	f.start()
+	eventually(t, func() bool { return remoteOf(t, dev)["connections_alive"] == 1.0 }, "the server")
+	if r := read(); r.code != 0 {
+		t.Errorf("when the server is back: %d, %s", r.code, r.stderr)
+	}
+	if got := listed(t, dev)["state"]; got != "live" {
+		t.Errorf("the state is %v", got)
+	}
+	must(t, "disconnect", dev)
+}
+
+// TestKernelRelayAwait has connect wait for a server that is away.
+func TestKernelRelayAwait(t *testing.T) {
+	requireKernel(t)
+	f := farServer(t, "memory", "--size", "1M", "--listen", "unix:"+filepath.Join(shortDir(t), "s"))
+	f.kill()
+	connecting := begin(t, nbdctlCommand(t, "connect", "-o", "await=on", f.uri))
+	f.start()
+	r := <-connecting
+	if r.code != 0 {
+		t.Fatalf("connect: %d, %s", r.code, r.stderr)
+	}
+	must(t, "disconnect", strings.TrimSpace(r.stdout))
+}
+
+// TestKernelRelayRestarts has a server killed again and again under a file system that is verified:
+// no request fails, nothing is lost, and the file system is clean.
+func TestKernelRelayRestarts(t *testing.T) {
+	requireKernel(t)
+	restarts := 3
+	if n, err := strconv.Atoi(os.Getenv("NBD_TEST_RESTARTS")); err == nil {
+		restarts = n
+	}
+	image := filepath.Join(imageDir(t), "disk.img")
+	f := farServer(t, "file", "--create", "--size", "32M", image, "--listen", "unix:"+filepath.Join(shortDir(t), "s"))
+	dev, mnt := connected(t, f.uri), t.TempDir()
+	sh(t, "mkfs.ext4 -q "+dev+"; mount "+dev+" "+mnt)
+	defer finish(t, command(t, "umount", mnt))
+	stop := filepath.Join(mnt, "stop")
+	load := begin(t, commandFor(t, time.Hour, "sh", "-ec", "while ! test -e "+stop+`; do
+		fio --name=verify --directory=`+mnt+` --size=6M --ioengine=libaio --direct=1 --iodepth=32 --rw=randwrite \
+			--bsrange=4k-64k --fsync=16 --verify=crc32c --do_verify=1 --verify_fatal=1 --minimal >/dev/null
+	done`))
+	eventually(t, func() bool { return writes(t, dev) > 200 }, "writes")
+	var waits []time.Duration // from when the server is back until something is read
+	for i := range restarts {
+		before := writes(t, dev)
+		f.kill()
+		reading := make(chan time.Time, 1)
+		go func() {
+			r := finish(t, command(t, "dd", "if="+dev, "iflag=direct", "bs=4k", "count=1", "of=/dev/null"))
+			if r.code != 0 {
+				t.Errorf("round %d: %s", i, r.stderr)
+			}
+			reading <- time.Now()
+		}()
+		f.start()
+		back := time.Now()
+		waits = append(waits, max(0, (<-reading).Sub(back)))
+		eventually(t, func() bool { return writes(t, dev) > before+50 }, "writes after round %d", i)
+	}
+	sh(t, "touch "+stop)
+	if r := <-load; r.code != 0 {
+		t.Errorf("the load: %d, %s%s", r.code, r.stdout, r.stderr)
+	}
+	sh(t, "umount "+mnt+"; fsck.ext4 -fn "+dev)
+	r := remoteOf(t, dev)
+	if n, _ := r["replaced"].(float64); int(n) != restarts || r["error"] != nil {
+		t.Errorf("after %d restarts the remote is %v", restarts, r)
+	}
+	slices.Sort(waits)
+	t.Logf("%d restarts: I/O went on %v after the server was back (median), at most %v later",
+		restarts, waits[len(waits)/2].Round(time.Millisecond), waits[len(waits)-1].Round(time.Millisecond))
+	must(t, "disconnect", dev)
+}
+
+// TestKernelRelaySilent has a server that is stopped: what was asked of it is asked again of the
+// one that takes its place.
+func TestKernelRelaySilent(t *testing.T) {
+	requireKernel(t)
+	image := filepath.Join(imageDir(t), "disk.img")
+	sh(t, "head -c 1M /dev/urandom >"+image)
+	args := []string{"file", image, "-o", "lock=off", "--listen"}
+	f := farServer(t, append(args, "unix:"+filepath.Join(shortDir(t), "s"))...)
+	dev := connected(t, f.uri, "--timeout", "2s")
+	if err := f.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	reading := begin(t, command(t, "dd", "if="+dev, "iflag=direct", "bs=64k", "count=1", "of=/dev/null"))
+	eventually(t, func() bool { return remoteOf(t, dev)["error"] != nil }, "the loss of a silent server")
+	f.kill()
+	f.start()
+	if r := <-reading; r.code != 0 {
+		t.Errorf("the read: %d, %s", r.code, r.stderr)
+	}
+	must(t, "disconnect", dev)
+}
+
+// TestServeRelay has a server offer what another one has, in a form that its clients do not have of
+// it.
+func TestServeRelay(t *testing.T) {
+	near, far := shortDir(t), shortDir(t)
+	_, uri, _ := servedFor(t, "memory", "--size", "3M", "--read-only", "--listen", "unix:"+filepath.Join(far, "s"))
+	_, again, _ := servedFor(t, uri, "--name", "again", "--listen", "unix:"+filepath.Join(near, "s"))
+	e := informed(t, again).Exports
+	if len(e) != 1 || e[0].Name != "again" || e[0].Size != 3<<20 || !e[0].ReadOnly {
+		t.Errorf("the relay offers %+v", e)
+	}
+	if got := mapped(t, again, "base:allocation"); got != "0+3145728 hole,zero\n" {
+		t.Errorf("its map is %s", got)
+	}
+}
