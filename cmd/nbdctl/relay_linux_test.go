@@ -2,15 +2,11 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/testdata/certs"
@@ -198,57 +194,6 @@ func TestKernelRelayAwait(t *testing.T) {
 		t.Fatalf("connect: %d, %s", r.code, r.stderr)
 	}
 	must(t, "disconnect", strings.TrimSpace(r.stdout))
-}
-
-// TestKernelRelayRestarts has a server killed again and again under a file system that is verified:
-// no request fails, nothing is lost, and the file system is clean.
-func TestKernelRelayRestarts(t *testing.T) {
-	requireKernel(t)
-	restarts := 3
-	if n, err := strconv.Atoi(os.Getenv("NBD_TEST_RESTARTS")); err == nil {
-		restarts = n
-	}
-	image := filepath.Join(imageDir(t), "disk.img")
-	f := farServer(t, "file", "--create", "--size", "32M", image, "--listen", "unix:"+filepath.Join(shortDir(t), "s"))
-	dev, mnt := connected(t, f.uri), t.TempDir()
-	sh(t, "mkfs.ext4 -q "+dev+"; mount "+dev+" "+mnt)
-	defer finish(t, command(t, "umount", mnt))
-	stop := filepath.Join(mnt, "stop")
-	load := begin(t, commandFor(t, time.Hour, "sh", "-ec", "while ! test -e "+stop+`; do
-		fio --name=verify --directory=`+mnt+` --size=6M --ioengine=libaio --direct=1 --iodepth=32 --rw=randwrite \
-			--bsrange=4k-64k --fsync=16 --verify=crc32c --do_verify=1 --verify_fatal=1 --minimal >/dev/null
-	done`))
-	eventually(t, func() bool { return writes(t, dev) > 200 }, "writes")
-	var waits []time.Duration // from when the server is back until something is read
-	for i := range restarts {
-		before := writes(t, dev)
-		f.kill()
-		reading := make(chan time.Time, 1)
-		go func() {
-			r := finish(t, command(t, "dd", "if="+dev, "iflag=direct", "bs=4k", "count=1", "of=/dev/null"))
-			if r.code != 0 {
-				t.Errorf("round %d: %s", i, r.stderr)
-			}
-			reading <- time.Now()
-		}()
-		f.start()
-		back := time.Now()
-		waits = append(waits, max(0, (<-reading).Sub(back)))
-		eventually(t, func() bool { return writes(t, dev) > before+50 }, "writes after round %d", i)
-	}
-	sh(t, "touch "+stop)
-	if r := <-load; r.code != 0 {
-		t.Errorf("the load: %d, %s%s", r.code, r.stdout, r.stderr)
-	}
-	sh(t, "umount "+mnt+"; fsck.ext4 -fn "+dev)
-	r := remoteOf(t, dev)
-	if n, _ := r["replaced"].(float64); int(n) != restarts || r["error"] != nil {
-		t.Errorf("after %d restarts the remote is %v", restarts, r)
-	}
-	slices.Sort(waits)
-	t.Logf("%d restarts: I/O went on %v after the server was back (median), at most %v later",
-		restarts, waits[len(waits)/2].Round(time.Millisecond), waits[len(waits)-1].Round(time.Millisecond))
-	must(t, "disconnect", dev)
 }
 
 // TestKernelRelaySilent has a server that is stopped: what was asked of it is asked again of the
