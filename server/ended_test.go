@@ -58,6 +58,7 @@ func TestConnectionRecord(t *testing.T) {
 				c.expect(0, call{op: cmdRead, length: 512})
 				c.expect(0, call{op: cmdWrite, data: make([]byte, 1024)})
 				c.expect(einval, call{op: cmdRead, offset: 8192, length: 1})
+				synctest.Wait() // The server has seen that its last reply was taken.
 				tt.end(s, c)
 				io.Copy(io.Discard, nc)
 				synctest.Wait()

@@ -203,27 +203,6 @@ func extendedReplies(r io.Reader, offsets map[uint64]uint64) (map[uint64][]chunk
 	return got, nil
 }
 
-// TestExtendedCut holds that a payload which is longer than any is not waited for, whatever it
-// belongs to, and that a compact header is none.
-func TestExtendedCut(t *testing.T) {
-	const most = 32 << 20
-	for name, stream := range map[string][]byte{
-		"write":   call{op: cmdWrite, flags: payloadLen}.encodeExtended(1, most+1),
-		"no flag": call{op: cmdWrite}.encodeExtended(1, 1<<63),
-		"trim":    call{op: cmdTrim, flags: payloadLen}.encodeExtended(1, most+1),
-		"unknown": call{op: 99, flags: payloadLen}.encodeExtended(1, 1<<64-1),
-		"compact": append(call{op: cmdFlush}.encode(1), 0, 0, 0, 0),
-	} {
-		t.Run(name, func(t *testing.T) {
-			nc := withOptions(t, make(boundless, 1), server.Options{}, option(optExtended, ""))
-			nc.Write(stream)
-			if n, err := nc.Read(make([]byte, 1)); n != 0 || err == nil {
-				t.Errorf("read %d, %v", n, err)
-			}
-		})
-	}
-}
-
 // TestExtendedResume holds that a connection which is stopped in the middle of a payload goes on
 // from there, with the same header.
 func TestExtendedResume(t *testing.T) {

@@ -68,6 +68,9 @@ func (c *Conn) fail(h wire.Request, err error, took time.Duration) wire.Errno {
 	if err == errNotFast {
 		return code // The client wanted to know.
 	}
+	if code == wire.ErrnoNotSup && h.Command == wire.CmdWriteZeroes && h.Flags&wire.CmdFlagFastZero == 0 {
+		code = wire.ErrnoIO // The other has a meaning of its own ("Request types", NBD_CMD_WRITE_ZEROES).
+	}
 	failed := &RequestError{
 		Op: h.Command, Offset: h.Offset, Length: h.Length, Err: err, Errno: uint32(code), Time: now, Took: took,
 	}

@@ -63,6 +63,9 @@ func (s *Server) negotiate(nc net.Conn) (*choice, error) {
 	}
 	h := handshake{nc: nc, server: s}
 	chosen, err := h.run()
+	if over, ok := h.nc.(*tls.Conn); ok && err != nil {
+		over.CloseWrite() // "Termination of the session during option haggling"
+	}
 	if err == ErrAborted {
 		return nil, err
 	}
@@ -131,20 +134,8 @@ func (h *handshake) answer(length uint32) (*choice, error) {
 	if h.option != wire.OptExportName && h.flags&wire.FlagFixedNewstyle == 0 {
 		return nil, fmt.Errorf("option %d from a client that understands no replies", h.option)
 	}
-	if length > maxOption {
-		if h.option == wire.OptExportName {
-			return nil, fmt.Errorf("an export name of %d bytes", length)
-		}
-		// Skipped, so that the next option is found behind it. Time bounds it, and no memory is
-		// taken.
-		if _, err := io.CopyN(io.Discard, h.nc, int64(length)); err != nil {
-			return nil, fmt.Errorf("data of option %d: %w", h.option, err)
-		}
-		if h.mustStartTLS() {
-			return nil, h.requireTLS()
-		}
-		h.refuse(wire.RepErrTooBig, "option too long")
-		return nil, nil
+	if length > maxOption || h.option == wire.OptAbort {
+		return nil, h.skip(length)
 	}
 	data := make([]byte, length)
 	if _, err := io.ReadFull(h.nc, data); err != nil {
@@ -156,9 +147,6 @@ func (h *handshake) answer(length uint32) (*choice, error) {
 	switch h.option {
 	case wire.OptExportName:
 		return h.exportName(string(data))
-	case wire.OptAbort:
-		h.reply(wire.RepAck, nil)
-		return nil, ErrAborted
 	case wire.OptStartTLS:
 		return nil, h.startTLS(data)
 	case wire.OptList:
@@ -175,6 +163,29 @@ func (h *handshake) answer(length uint32) (*choice, error) {
 		h.refuse(wire.RepErrUnsup, "option not supported")
 		return nil, nil
 	}
+}
+
+// skip answers an option whose data are not looked at: of NBD_OPT_ABORT, and what is too long. They
+// are taken from the stream, so that the next option is found behind them. Time bounds that, and no
+// memory is taken.
+func (h *handshake) skip(length uint32) error {
+	if h.option == wire.OptExportName {
+		return fmt.Errorf("an export name of %d bytes", length)
+	}
+	if _, err := io.CopyN(io.Discard, h.nc, int64(length)); err != nil {
+		return fmt.Errorf("data of option %d: %w", h.option, err)
+	}
+	switch {
+	case h.option == wire.OptAbort: // Nobody learns anything by it, with TLS or without.
+		h.reply(wire.RepAck, nil)
+		return ErrAborted
+	case h.mustStartTLS():
+		return h.requireTLS()
+	case h.option == wire.OptSetMetaContext:
+		h.contexts, h.contextsOf = nil, ""
+	}
+	h.refuse(wire.RepErrTooBig, "option too long")
+	return nil
 }
 
 // choose looks up an export, and notes what a client that chooses it is told. It returns nil if
@@ -205,15 +216,13 @@ func (h *handshake) mustStartTLS() bool {
 	return h.server.RequireTLS && !h.overTLS() && h.option != wire.OptStartTLS
 }
 
-// requireTLS answers any other option in place of NBD_OPT_STARTTLS ("FORCEDTLS mode").
+// requireTLS answers any other option in place of NBD_OPT_STARTTLS ("FORCEDTLS mode"), but for
+// NBD_OPT_ABORT.
 func (h *handshake) requireTLS() error {
 	if h.option == wire.OptExportName {
 		return errors.New("NBD_OPT_EXPORT_NAME in plain text, and TLS is required")
 	}
 	h.refuse(wire.RepErrTLSRequired, "TLS is required")
-	if h.option == wire.OptAbort {
-		return ErrAborted
-	}
 	return nil
 }
 
@@ -359,10 +368,11 @@ func (h *handshake) metaContext(data []byte) {
 	}
 	defer e.done()
 	for _, c := range e.contextsFor(asked.Queries, set, h.extended) {
+		id := uint32(0) // in a list, where it has no meaning
 		if set {
-			h.contexts, h.contextsOf = append(h.contexts, c), asked.Name
+			h.contexts, h.contextsOf, id = append(h.contexts, c), asked.Name, c.ID
 		}
-		h.reply(wire.RepMetaContext, wire.AppendMetaContext(nil, c.ID, c.Name))
+		h.reply(wire.RepMetaContext, wire.AppendMetaContext(nil, id, c.Name))
 	}
 	h.reply(wire.RepAck, nil)
 }

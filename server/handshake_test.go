@@ -95,15 +95,11 @@ const (
 	flagsDefault = "\x09\x6d" // has-flags, flush, FUA, trim, write-zeroes, multi-conn, fast-zero
 	sizeDisk     = "\x00\x00\x00\x00\x00\x00\x20\x00"
 	flagsDisk    = "\x01\x03" // has-flags, read-only, multi-conn
-
-	blocksDefault = "\x00\x00\x00\x01\x00\x00\x10\x00\x02\x00\x00\x00" // 1, 4096, 32 MiB
-	blocksDisk    = "\x00\x00\x02\x00\x00\x00\x10\x00\x02\x00\x00\x00" // 512, 4096, 32 MiB
 )
 
 func TestHandshake(t *testing.T) {
 	const fixed = 3
 	infoDefault := "\x00\x00" + sizeDefault + flagsDefault
-	infoDisk := "\x00\x00" + sizeDisk + flagsDisk
 	goDefault := optionReply(optGo, repInfo, infoDefault) + optionReply(optGo, repAck, "")
 	tests := []struct {
 		name   string
@@ -114,41 +110,12 @@ func TestHandshake(t *testing.T) {
 		left   int    // bytes not read
 	}{
 		{name: "go", said: clientFlags(fixed) + option(optGo, infoData("")), answer: goDefault},
-		{name: "go asking for block sizes", said: clientFlags(fixed) + option(optGo, infoData("", 1, 3)),
-			answer: optionReply(optGo, repInfo, infoDefault) + optionReply(optGo, repInfo, "\x00\x01") +
-				optionReply(optGo, repInfo, "\x00\x03"+blocksDefault) + optionReply(optGo, repAck, "")},
-		{name: "go where blocks matter", said: clientFlags(fixed) + option(optGo, infoData("disk")), export: "disk",
-			answer: optionReply(optGo, repInfo, infoDisk) + optionReply(optGo, repInfo, "\x00\x03"+blocksDisk) +
-				optionReply(optGo, repAck, "")},
 		{name: "go, requests behind it", said: clientFlags(fixed) + option(optGo, infoData("")) + "request",
 			answer: goDefault, left: 7},
-		{name: "info, then go", said: clientFlags(fixed) + option(optInfo, infoData("")) + option(optGo, infoData("")),
-			answer: optionReply(optInfo, repInfo, infoDefault) + optionReply(optInfo, repAck, "") + goDefault},
-		{name: "unknown export, then go", said: clientFlags(fixed) + option(optGo, infoData("no")) +
-			option(optGo, infoData("")),
-			answer: optionReply(optGo, errUnknown, "no such export") + goDefault},
-		{name: "unknown options, then go",
-			said: clientFlags(fixed) + option(optStartTLS, "") + option(99, "some data") + option(optGo, infoData("")),
-			answer: optionReply(optStartTLS, errPolicy, "this server has no TLS") +
-				optionReply(99, errUnsup, "option not supported") + goDefault},
-		{name: "too long, then go",
-			said:   clientFlags(fixed) + option(99, strings.Repeat("x", 1<<20)) + option(optGo, infoData("")),
-			answer: optionReply(99, errTooBig, "option too long") + goDefault},
-		{name: "malformed, then go",
-			said: clientFlags(fixed) + option(optGo, "") + option(optGo, "\xff\xff\xff\xff\x00\x00") +
-				option(optInfo, infoData("", 1)+"\x00") +
-				option(optGo, infoData("")),
-			answer: optionReply(optGo, errInvalid, "malformed data") +
-				optionReply(optGo, errInvalid, "malformed data") +
-				optionReply(optInfo, errInvalid, "malformed data") + goDefault},
-		{name: "list with data, then go", said: clientFlags(fixed) + option(optList, "x") + option(optGo, infoData("")),
-			answer: optionReply(optList, errInvalid, "NBD_OPT_LIST takes no data") + goDefault},
 		{name: "abort", said: clientFlags(fixed) + option(optAbort, ""), answer: optionReply(optAbort, repAck, ""),
 			export: "-", err: server.ErrAborted.Error()},
 		{name: "by name", said: clientFlags(fixed) + option(optExportName, "disk"), answer: sizeDisk + flagsDisk,
 			export: "disk"},
-		{name: "by name, padded", said: clientFlags(0) + option(optExportName, ""),
-			answer: sizeDefault + flagsDefault + strings.Repeat("\x00", 124)},
 		{name: "by an unknown name", said: clientFlags(fixed) + option(optExportName, "no"), export: "-",
 			err: `no export "no"`},
 		{name: "by a name far too long", said: clientFlags(fixed) + option(optExportName, strings.Repeat("x", 9000)),

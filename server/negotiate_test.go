@@ -17,7 +17,7 @@ func TestNegotiate(t *testing.T) {
 	structured := option(optStructured, "")
 	ack := optionReply(optStructured, repAck, "")
 	contexts := []server.Context{{ID: 1, Name: alloc}}
-	listed := optionReply(optListMeta, repMetaContext, "\x00\x00\x00\x01"+alloc) + optionReply(optListMeta, repAck, "")
+	listed := optionReply(optListMeta, repMetaContext, "\x00\x00\x00\x00"+alloc) + optionReply(optListMeta, repAck, "")
 	set := optionReply(optSetMeta, repMetaContext, "\x00\x00\x00\x01"+alloc) + optionReply(optSetMeta, repAck, "")
 	first := "NBD_OPT_STRUCTURED_REPLY or NBD_OPT_EXTENDED_HEADERS comes first"
 	for _, tt := range []struct {

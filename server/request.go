@@ -214,7 +214,12 @@ func (r *request) release() {
 // context.
 func (r *request) status() error {
 	agreed := &r.conn.agreed
-	most := maxExtents
+	// What is variable of a chunk is no longer than the longest payload ("Block size constraints").
+	size := uint64(wire.StatusSize)
+	if agreed.Extended {
+		size = wire.StatusExtSize
+	}
+	most := int(max(1, min(maxExtents, r.conn.export.maxLength/size)))
 	if r.Flags&wire.CmdFlagReqOne != 0 {
 		most = 1
 	}

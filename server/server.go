@@ -239,9 +239,7 @@ func (s *Server) serve(nc net.Conn) {
 	}
 	begun := clock()
 	err = session.conn.Transmit()
-	if err == nil || err == ErrShutdown {
-		session.NetConn().Close() // Over TLS, the client is told that this is the end.
-	}
+	session.NetConn().Close() // Over TLS, the client is told that this is the end.
 	sort := eventEnded
 	if failed(err) {
 		sort = eventClient

@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,11 +16,7 @@ import (
 	"github.com/nbdctl/nbdctl/testdata/certs"
 )
 
-const (
-	errPolicy, errTLSRequired = 1<<31 + 2, 1<<31 + 5
-
-	startTLS = "\x49\x48\x41\x56\x45\x4f\x50\x54\x00\x00\x00\x05\x00\x00\x00\x00"
-)
+const startTLS = "\x49\x48\x41\x56\x45\x4f\x50\x54\x00\x00\x00\x05\x00\x00\x00\x00"
 
 // secureServer is a server that has TLS.
 func secureServer(t testing.TB, a *certs.Authority) *server.Server {
@@ -50,78 +45,6 @@ func secured(t *testing.T, nc net.Conn, config *tls.Config, said, answer string)
 		t.Fatalf("before TLS the answer is %q, want %q", got, want)
 	}
 	return tls.Client(nc, config)
-}
-
-// TestTLSRequired has a client in plain text told nothing ("FORCEDTLS mode").
-func TestTLSRequired(t *testing.T) {
-	s := secureServer(t, certs.New(t))
-	s.RequireTLS = true
-	d := serve(t, s)
-	refused := func(option uint32) string { return optionReply(option, errTLSRequired, "TLS is required") }
-	for _, tt := range []struct{ name, said, answer string }{
-		{"list", option(optList, "") + option(optList, "x"), refused(optList) + refused(optList)},
-		{"info", option(optInfo, infoData("", 1, 3)), refused(optInfo)},
-		{"go", option(optGo, infoData("")), refused(optGo)},
-		{"structured replies", option(optStructured, ""), refused(optStructured)},
-		{"an unknown option", option(99, "some data"), refused(99)},
-		{"one too long", option(99, strings.Repeat("x", 1<<20)), refused(99)},
-		{"data", option(optStartTLS, "x"), optionReply(optStartTLS, errInvalid, "the option takes no data")},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			nc := d.dial(t, "-")
-			want := greeting + tt.answer
-			if got := converse(t, nc, clientFlags(3)+tt.said, want); got != want {
-				t.Errorf("the answer is %q, want %q", got, want)
-			}
-		})
-	}
-	for _, tt := range []struct{ name, said, answer string }{
-		{"export name", option(optExportName, ""), ""},
-		{"abort", option(optAbort, ""), refused(optAbort)},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			nc := d.dial(t, "-")
-			go io.WriteString(nc, clientFlags(3)+tt.said)
-			if got, _ := io.ReadAll(nc); string(got) != greeting+tt.answer {
-				t.Errorf("the answer is %q, to its end", got)
-			}
-		})
-	}
-}
-
-// TestTLSForgets holds that nothing that was said in plain text counts afterwards.
-func TestTLSForgets(t *testing.T) {
-	a := certs.New(t)
-	d := serve(t, secureServer(t, a))
-	ack := func(o uint32) string { return optionReply(o, repAck, "") }
-	nc := secured(t, d.dial(t, "-"), trusting(a),
-		option(optStructured, "")+option(optSetMeta, metaData("disk", "base:allocation")),
-		ack(optStructured)+optionReply(optSetMeta, repMetaContext, "\x00\x00\x00\x01base:allocation")+ack(optSetMeta))
-	want := optionReply(optSetMeta, errInvalid,
-		"NBD_OPT_STRUCTURED_REPLY or NBD_OPT_EXTENDED_HEADERS comes first") +
-		optionReply(optStartTLS, errInvalid, "TLS was begun before") +
-		optionReply(optInfo, repInfo, "\x00\x00"+sizeDisk+flagsDisk) + // without NBD_FLAG_SEND_DF
-		optionReply(optInfo, repInfo, "\x00\x03"+blocksDisk) + ack(optInfo)
-	said := option(optSetMeta, metaData("disk", "base:allocation")) + startTLS + option(optInfo, infoData("disk"))
-	if got := converse(t, nc, said, want); got != want {
-		t.Errorf("over TLS the answer is %q, want %q", got, want)
-	}
-}
-
-// TestTLSInjected holds that what somebody has put behind NBD_OPT_STARTTLS is answered neither
-// before TLS nor within.
-func TestTLSInjected(t *testing.T) {
-	var log logBuffer
-	s := secureServer(t, certs.New(t))
-	s.Logger = slog.New(log.handler())
-	d := serve(t, s)
-	nc := d.dial(t, "-")
-	go io.WriteString(nc, clientFlags(3)+startTLS+option(optList, "")+option(optExportName, ""))
-	got, _ := io.ReadAll(nc)
-	rest, ok := strings.CutPrefix(string(got), greeting+optionReply(optStartTLS, repAck, ""))
-	if !ok || strings.Contains(rest, "disk") || len(rest) > 7 {
-		t.Errorf("the answer is %q", got) // An alert of TLS has 7 bytes.
-	}
 }
 
 // TestTLSServed holds what a client over TLS is served, up to the largest request, and how it ends.

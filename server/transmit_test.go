@@ -190,17 +190,3 @@ func TestEnds(t *testing.T) {
 		})
 	}
 }
-
-// TestCookies holds that the eight bytes come back as they were, whatever they are.
-func TestCookies(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := connect(t, export(t, newDisk(1024), server.Options{}))
-		for _, cookie := range []uint64{0, 1, math.MaxUint64, 0x8000000000000000, 0x00000000ffffffff} {
-			s.mu.Lock()
-			s.cookie = cookie - 1
-			s.mu.Unlock()
-			s.expect(0, call{op: cmdRead, length: 8}) // The client finds the request by the cookie.
-		}
-		s.disconnect()
-	})
-}
