@@ -19,6 +19,9 @@ RACE_MORE ?= ^TestKernel(Features|SideBySide|Flush(Stack|Btrfs)|Swap|Ioctl(Sessi
 BYTES_RUN ?= ^Test(ByteOrder|Encode|Decode|Numbers|Ioctl|Handshake|Transmit|SimpleReply|Chunk|Greeting|Option|Info)
 # How many devices make soak makes; make test makes 200.
 ROUNDS ?= 2000
+# How often make survive kills a server and cuts the network; make test does 3 and 1.
+RESTARTS ?= 100
+CUTS ?= 20
 # The kernels of make matrix: those of Debian suites (5.10, 6.1, 6.12, 7.x), and with several processors and -race the
 # machine's own and the newest that there is.
 KERNELS ?= bullseye bookworm trixie sid race race:trixie-backports
@@ -47,7 +50,7 @@ machine = $(lab)/$(LAB)$(if $(filter file,$(origin LAB)), --or-qemu)
 # Kernel tests are under QEMU unless something else is asked for: what takes long there is to start.
 machines = $(if $(filter file,$(origin LAB)),qemu,$(LAB))
 
-.PHONY: help build install test test-unit test-kernel test-reconnect test-race test-lab test-compat interop matrix soak flaky lab demo bench bench-connect \
+.PHONY: help build install test test-unit test-kernel test-reconnect test-race test-lab test-compat interop matrix soak survive flaky lab demo bench bench-connect \
 	bench-many lint fuzz clean needs needs-demo
 
 help:
@@ -119,6 +122,13 @@ soak: needs
 	@CGO_ENABLED=0 go test -c -o .bin/soak.test ./server/blockdev
 	@NBD_TEST_SOAK_ROUNDS=$(ROUNDS) NBD_TEST_POOL_ROUNDS=20 $(stage) 'soak' $(lab)/$(machines) --mem 2G --check --timeout 3600 -- \
 		.bin/soak.test -test.v -test.timeout 1h -test.run '^TestKernel(Soak|PoolMany)$$'
+
+## make survive      a server that is killed, and a network that is cut, under a relay whose file system is verified, and the same
+##                   under nbd-client -persist: RESTARTS=N CUTS=N
+survive: needs
+	@CGO_ENABLED=0 go test -tags survive -c -o .bin/survive.test ./cmd/nbdctl
+	@NBD_TEST_RESTARTS=$(RESTARTS) NBD_TEST_CUTS=$(CUTS) $(stage) 'survive' $(lab)/$(machines) --mem 2G --timeout 3600 -- \
+		.bin/survive.test -test.v -test.timeout 1h -test.run '^TestKernel(RelayRestarts|RelayCut|Persist)$$'
 
 ## make flaky        tests many times beside a load of twice the processors, to find those that fail by chance: unit tests 200 times
 ##                   with -race, kernel tests that wait for time or events 20 times on 6.1 and 6.12, in hours:

@@ -6,13 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/mdlayher/vsock"
 
+	"github.com/nbdctl/nbdctl/server/certs"
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
@@ -108,11 +108,18 @@ func (u *URI) tlsConfig(o *Options) (*tls.Config, error) {
 	case !u.TLS:
 		return nil, nil
 	}
-	config := &tls.Config{ServerName: u.hostname(), InsecureSkipVerify: u.Unverified, MinVersion: tls.VersionTLS12}
-	if u.Certificates == "" {
-		return config, nil
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if u.Certificates != "" {
+		var err error
+		if config, err = certs.Client(u.Certificates); err != nil {
+			return nil, fmt.Errorf("nbd: %w", err)
+		}
 	}
-	return config, readCertificates(config, u.Certificates)
+	config.ServerName, config.InsecureSkipVerify = u.hostname(), u.Unverified
+	if u.Unverified {
+		config.VerifyConnection = nil // There is no chain to be looked at.
+	}
+	return config, nil
 }
 
 // choose asks for the most that there is, and ends the negotiation with an export.
@@ -149,10 +156,4 @@ func (h *Handshake) choose(ctx context.Context, export string, o *Options) (*Ses
 		return h.ExportName(ctx, export)
 	}
 	return s, err
-}
-
-// exists reports whether a file is there.
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
 }

@@ -15,7 +15,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/certs"
+	"github.com/nbdctl/nbdctl/server/certs"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exports"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"

@@ -67,9 +67,14 @@ func (a *Authority) Write(t testing.TB, dir string) {
 }
 
 // Revoke writes ca-crl.pem, which has the certificate of the client.
-func (a *Authority) Revoke(t testing.TB, dir string) {
+func (a *Authority) Revoke(t testing.TB, dir string) { a.revoke(t, dir, a.Client) }
+
+// RevokeServer writes ca-crl.pem, which has the certificate of the server.
+func (a *Authority) RevokeServer(t testing.TB, dir string) { a.revoke(t, dir, a.Server) }
+
+func (a *Authority) revoke(t testing.TB, dir string, which tls.Certificate) {
 	t.Helper()
-	c, err := x509.ParseCertificate(a.Client.Certificate[0])
+	c, err := x509.ParseCertificate(which.Certificate[0])
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -66,7 +66,7 @@ func TestReload(t *testing.T) {
 	if trusted(first) || !trusted(second) {
 		t.Error("files that were read do not count")
 	}
-	if err := os.Remove(filepath.Join(dir, keyFile)); err != nil {
+	if err := os.Remove(filepath.Join(dir, serverKeyFile)); err != nil {
 		t.Fatal(err)
 	}
 	if err := f.Reload(); !errors.Is(err, fs.ErrNotExist) || !trusted(second) {
@@ -130,10 +130,10 @@ func TestRefused(t *testing.T) {
 		says   string
 	}{
 		{"no folder", os.RemoveAll, "no such file"},
-		{"a key for all", func(dir string) error { return os.Chmod(filepath.Join(dir, keyFile), 0o644) },
+		{"a key for all", func(dir string) error { return os.Chmod(filepath.Join(dir, serverKeyFile), 0o644) },
 			"its mode is 0644, and a key is nothing for others; chmod o= "},
 		{"a key of another certificate", func(dir string) error {
-			return os.Rename(filepath.Join(dir, "client-key.pem"), filepath.Join(dir, keyFile))
+			return os.Rename(filepath.Join(dir, "client-key.pem"), filepath.Join(dir, serverKeyFile))
 		}, "private key does not match"},
 		{"no authority", func(dir string) error { return os.Remove(filepath.Join(dir, caFile)) },
 			"ca-cert.pem: no such"},
@@ -154,7 +154,7 @@ func TestRefused(t *testing.T) {
 	// A group may have the key.
 	dir := t.TempDir()
 	certs.New(t).Write(t, dir)
-	if err := os.Chmod(filepath.Join(dir, keyFile), 0o640); err != nil {
+	if err := os.Chmod(filepath.Join(dir, serverKeyFile), 0o640); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Open(dir, true); err != nil {
