@@ -86,6 +86,7 @@ var _ interface {
 	backends.BlockSizer
 	backends.Capper
 	backends.ReaderAtContext
+	backends.WriterAtContext
 } = (*Client)(nil)
 
 // Dial connects to the export of a URI (ParseURI).
@@ -230,7 +231,7 @@ func (c *Client) abilities() backends.Caps {
 		}
 	}
 	if !c.options.ReadOnly && c.agreed.Flags&wire.FlagReadOnly == 0 {
-		caps |= backends.CapWrite
+		caps |= backends.CapWrite | backends.CapWriteContext
 		has(wire.FlagSendFlush, backends.CapSync)
 		has(wire.FlagSendFUA, backends.CapFUA)
 		has(wire.FlagSendTrim, backends.CapTrim)

@@ -305,6 +305,9 @@ func TestReconnectClose(t *testing.T) {
 	if _, err := c.ReadAtContext(ctx, make([]byte, 512), 0); !errors.Is(err, context.Canceled) {
 		t.Errorf("a read that was given up: %v", err)
 	}
+	if _, err := c.WriteAtContext(ctx, make([]byte, 512), 0); !errors.Is(err, context.Canceled) {
+		t.Errorf("a write that was given up: %v", err)
+	}
 	c.Close()
 	if err := <-failed; !errors.Is(err, net.ErrClosed) {
 		t.Errorf("a read that waits for the server: %v", err)

@@ -40,6 +40,12 @@ func (c *Client) WriteAt(p []byte, off int64) (int, error) {
 	return c.transfer(nil, wire.CmdWrite, 0, p, off)
 }
 
+// WriteAtContext implements backends.WriterAtContext. It gives up what was not sent yet, or was lost
+// along with its connection. What the server has it waits for.
+func (c *Client) WriteAtContext(ctx context.Context, p []byte, off int64) (int, error) {
+	return c.transfer(ctx, wire.CmdWrite, 0, p, off)
+}
+
 // WriteAtFUA implements backends.FUAWriter.
 func (c *Client) WriteAtFUA(p []byte, off int64) (int, error) {
 	if c.caps&backends.CapFUA == 0 && c.caps&backends.CapWrite != 0 {
@@ -165,6 +171,9 @@ func (c *Client) mostEffect() int64 {
 
 // tooLong reports whether the server may have refused a request for its length.
 func tooLong(err error) bool {
+	if err == nil {
+		return false // What follows is on the heap.
+	}
 	var refused *RequestError
 	return errors.As(err, &refused) && (refused.Errno == wire.ErrnoOverflow || refused.Errno == wire.ErrnoInvalid)
 }
