@@ -37,6 +37,7 @@ type conn struct {
 	busy    bool       // somebody sends
 	next    *batch     // what is to be sent
 	spare   *batch     // empty; nil: it is being sent
+	leaving bool       // the goodbye is being said
 	err     error      // why the connection has ended
 
 	help    chan struct{} // has a value when the helper is to send
@@ -83,6 +84,9 @@ func (k *conn) fail(err error) {
 	if k.err != nil {
 		k.sending.Unlock()
 		return
+	}
+	if k.leaving {
+		err = net.ErrClosed // Whatever the server makes of the goodbye.
 	}
 	k.err = &connError{err}
 	close(k.dead)
@@ -199,7 +203,7 @@ func (k *conn) put(c *call) {
 func (k *conn) close() error {
 	k.sending.Lock()
 	quiet := k.err == nil && !k.busy && k.inFlight.Load() == 0
-	k.busy = k.busy || quiet
+	k.busy, k.leaving = k.busy || quiet, quiet
 	k.sending.Unlock()
 	if quiet {
 		bye := wire.Request{Command: wire.CmdDisconnect}
@@ -207,11 +211,13 @@ func (k *conn) close() error {
 		if k.Extended {
 			message = bye.AppendExtended(nil)
 		}
-		k.NetConn.SetWriteDeadline(time.Now().Add(farewell))
+		// A deadline would not do: TLS has one of its own for its goodbye.
+		late := time.AfterFunc(farewell, func() { k.fail(net.ErrClosed) })
 		k.NetConn.Write(message)
 		if secure, ok := k.NetConn.(*tls.Conn); ok {
 			secure.CloseWrite() // as the server has it that its peer has not been cut off
 		}
+		late.Stop()
 	}
 	k.fail(net.ErrClosed)
 	if quiet {

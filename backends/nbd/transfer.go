@@ -40,8 +40,8 @@ func (c *Client) WriteAt(p []byte, off int64) (int, error) {
 	return c.transfer(nil, wire.CmdWrite, 0, p, off)
 }
 
-// WriteAtContext implements backends.WriterAtContext. It gives up what was not sent yet, or was lost
-// along with its connection. What the server has it waits for.
+// WriteAtContext implements backends.WriterAtContext. It gives up what was not sent yet, or was
+// lost along with its connection. What the server has it waits for.
 func (c *Client) WriteAtContext(ctx context.Context, p []byte, off int64) (int, error) {
 	return c.transfer(ctx, wire.CmdWrite, 0, p, off)
 }

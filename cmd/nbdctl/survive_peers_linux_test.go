@@ -38,7 +38,8 @@ func persisted(t *testing.T, f *far, dev string) string {
 	n := rounds("NBD_TEST_RESTARTS", 3)
 	for i := range n {
 		f.kill()
-		reading := begin(t, command(t, "timeout", "60", "dd", "if="+dev, "iflag=direct", "bs=4k", "count=1", "of=/dev/null"))
+		read := []string{"60", "dd", "if=" + dev, "iflag=direct", "bs=4k", "count=1", "of=/dev/null"}
+		reading := begin(t, command(t, "timeout", read...))
 		f.start()
 		if r := <-reading; r.code != 0 {
 			said := strings.TrimSpace(strings.ReplaceAll(r.stderr, "\n", "; "))

@@ -40,6 +40,11 @@ func TestCheck(t *testing.T) {
 		{host.Spec{Kind: "file", Arg: "disk.img", Options: []string{"direct=on", "direct=maybe"}}, "must be on or off"},
 		{host.Spec{Kind: "file", Arg: "disk.img", Options: []string{"lock=off"}}, ""},
 		{host.Spec{Kind: "file", Arg: "disk.img", Options: []string{"lock=no"}}, "-o lock=no: must be on or off"},
+		{host.Spec{Kind: "nbd", Arg: "nbd://example.com/disk", Size: 1 << 20, Options: []string{"await=on"}}, ""},
+		{host.Spec{Kind: "nbd", Arg: "disk.img"}, "its scheme must be one of"},
+		{host.Spec{Kind: "nbd"}, "its scheme must be one of"},
+		{host.Spec{Kind: "nbd", Arg: "nbd://example.com/disk", Create: true}, "made by its server"},
+		{host.Spec{Kind: "nbd", Arg: "nbd://example.com/disk", Options: []string{"await=yes"}}, "must be on or off"},
 	}
 	for _, tt := range tests {
 		err := Check(tt.spec)
