@@ -152,8 +152,10 @@ func (r *request) perform() error {
 // tellsHole reports whether a READ is of nothing but zeroes, of which the client can be told. The
 // backend is not asked on the goroutine of the connection, for to know may take a disk.
 func (r *request) tellsHole() bool {
-	extenter := r.conn.export.dev.Extenter
-	if extenter == nil || !r.conn.agreed.Structured || r.Flags&wire.CmdFlagDF != 0 || r.Length < minHole {
+	dev := &r.conn.export.dev
+	extenter := dev.Extenter
+	// Who can give up waits for a network, where to ask takes as long as to read.
+	if extenter == nil || dev.ReadContext != nil || !r.conn.agreed.Structured || r.Flags&wire.CmdFlagDF != 0 || r.Length < minHole {
 		return false
 	}
 	err := extenter.Extents(int64(r.Offset), int64(r.Length), r.look)

@@ -62,7 +62,7 @@ func (k *conn) chunk(s *stream, h *wire.Chunk) error {
 	case c.request.Command == wire.CmdBlockStatus && len(c.status.extents) == 0:
 		return protocolError("a reply has no extents of a context that was agreed on")
 	}
-	c.replied()
+	k.replied(c)
 	return nil
 }
 

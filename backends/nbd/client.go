@@ -49,7 +49,8 @@ type Options struct {
 	// protocol that was upgraded. It is called again for each connection. nil: as the URI says.
 	Dial func(ctx context.Context) (net.Conn, error)
 	// Timeout is how long the server may be silent on a connection on which requests are in flight,
-	// or up to a quarter longer: then the connection counts as lost. 0: for ever.
+	// or up to an eighth longer: then the connection counts as lost. In that time it must also take
+	// what is sent at once, which can be 32 MiB and more. 0: for ever.
 	Timeout time.Duration
 	// Reconnect has connections replaced that are lost. nil: a request fails that was in flight on
 	// one, and all do when none is left.

@@ -18,6 +18,12 @@ const (
 	cookieShift = 16
 	// maxMaxInFlight is how many calls that is.
 	maxMaxInFlight = 1 << cookieShift
+	// sendBuffer, in bytes, is what a Unix socket takes before it makes the sender wait for the
+	// server. The system may allow less of it. Its default is shorter than one WRITE of 256 KiB.
+	sendBuffer = 1 << 20
+	// retirement is how long requests may take that are in flight when the server says that it is
+	// shutting down.
+	retirement = 5 * time.Second
 	// farewell is how long the server may take to accept NBD_CMD_DISC.
 	farewell = time.Second
 )
@@ -31,7 +37,9 @@ type conn struct {
 	free   chan *call // those that are not in use
 
 	inFlight atomic.Int64
-	heard    atomic.Int64 // how often something was received
+	heard    atomic.Int64 // how often something was received, or sent
+	answered atomic.Bool  // a request was
+	retired  atomic.Bool  // no more requests are to be made
 
 	sending sync.Mutex // guards those below
 	busy    bool       // somebody sends
@@ -57,9 +65,14 @@ func newConn(s *Session, o *Options) *conn {
 	if secure, ok := s.NetConn.(*tls.Conn); ok {
 		k.raw, k.copies = secure.NetConn(), true
 	}
+	if u, ok := k.raw.(*net.UnixConn); ok { // TCP adapts its buffer to the path, unless it is told a size.
+		_ = u.SetWriteBuffer(sendBuffer) // A socket that stays as it is works, too.
+	}
+	pieces := make([]extent, len(k.calls))
 	for i := range k.calls {
 		c := &k.calls[i]
 		c.index, c.done, c.filled.L = uint64(i), make(chan struct{}, 1), &c.mu
+		c.covered.pieces = pieces[i : i : i+1] // What comes in order is one.
 		k.free <- c
 	}
 	k.running.Add(2)
@@ -85,19 +98,43 @@ func (k *conn) fail(err error) {
 		k.sending.Unlock()
 		return
 	}
-	if k.leaving {
-		err = net.ErrClosed // Whatever the server makes of the goodbye.
+	switch {
+	case k.retired.Load():
+		err = errRetired
+	case k.leaving: // Whatever the server makes of the goodbye.
+		err = net.ErrClosed
 	}
 	k.err = &connError{err}
 	close(k.dead)
+	leaving := k.leaving
 	k.sending.Unlock()
+	if l, ok := k.raw.(interface{ SetLinger(int) error }); ok && !leaving {
+		// What the system has still to send is thrown away, and the server is told so (RST): it
+		// must not execute on an old connection what is sent again on a new one.
+		l.SetLinger(0)
+	}
 	k.raw.Close()
 }
+
+// retire has no more requests made on the connection. It ends in order when those in flight have
+// been answered, or after a while.
+func (k *conn) retire() {
+	if k.retired.Swap(true) {
+		return
+	}
+	time.AfterFunc(retirement, func() { k.fail(errRetired) })
+	if k.inFlight.Load() == 0 {
+		go k.close()
+	}
+}
+
+// errRetired is how a connection ends whose server has said that it is shutting down.
+var errRetired = errors.New("the server is shutting down")
 
 // watch ends the connection when requests are in flight and nothing was received for that long.
 func (k *conn) watch(timeout time.Duration) {
 	defer k.running.Done()
-	const looks = 4
+	const looks = 16
 	tick := time.NewTicker(max(timeout/looks, 1))
 	defer tick.Stop()
 	var heard int64
@@ -117,6 +154,9 @@ func (k *conn) watch(timeout time.Duration) {
 
 // alive reports whether requests can be made.
 func (k *conn) alive() bool {
+	if k.retired.Load() {
+		return false
+	}
 	select {
 	case <-k.dead:
 		return false
@@ -156,6 +196,9 @@ func (k *conn) do(ctx context.Context, r *request) error {
 		return context.Cause(ctx)
 	}
 	c.request = wire.Request{Flags: r.flags, Command: r.command, Offset: uint64(r.off), Length: uint64(r.n)}
+	if k.Extended && r.command == wire.CmdWrite {
+		c.request.Flags |= wire.CmdFlagPayloadLen // "Request types", NBD_CMD_WRITE
+	}
 	c.data, c.status, c.failure, c.err = r.data, r.status, nil, nil
 	c.covered.reset()
 	if c.status != nil {
@@ -195,15 +238,18 @@ func (k *conn) giveUp(ctx context.Context, c *call) error {
 // put makes a call free again.
 func (k *conn) put(c *call) {
 	c.data, c.status = nil, nil
-	k.inFlight.Add(-1)
+	last := k.inFlight.Add(-1) == 0
 	k.free <- c
+	if last && k.retired.Load() {
+		go k.close()
+	}
 }
 
 // close takes leave of the server if no request is in flight, and ends the connection.
 func (k *conn) close() error {
 	k.sending.Lock()
 	quiet := k.err == nil && !k.busy && k.inFlight.Load() == 0
-	k.busy, k.leaving = k.busy || quiet, quiet
+	k.busy, k.leaving = k.busy || quiet, k.leaving || quiet
 	k.sending.Unlock()
 	if quiet {
 		bye := wire.Request{Command: wire.CmdDisconnect}
@@ -227,7 +273,7 @@ func (k *conn) close() error {
 	}
 	k.running.Wait()
 	var lost *connError
-	if errors.As(k.err, &lost) && !errors.Is(lost.err, net.ErrClosed) {
+	if errors.As(k.err, &lost) && !errors.Is(lost.err, net.ErrClosed) && lost.err != errRetired {
 		return fmt.Errorf("nbd: the connection was lost before: %w", lost.err)
 	}
 	return nil

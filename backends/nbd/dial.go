@@ -152,7 +152,7 @@ func (h *Handshake) choose(ctx context.Context, export string, o *Options) (*Ses
 		}
 	}
 	s, err := h.Go(ctx, export)
-	if errors.Is(err, errors.ErrUnsupported) && h.err == nil {
+	if errors.Is(err, errors.ErrUnsupported) && h.err == nil && !h.extended { // "NBD_OPT_EXPORT_NAME"
 		return h.ExportName(ctx, export)
 	}
 	return s, err

@@ -211,12 +211,15 @@ func (k *conn) simple(s *stream) error {
 			return err
 		}
 	}
-	c.replied()
+	k.replied(c)
 	return nil
 }
 
 // replied gives the call back to its caller.
-func (c *call) replied() {
+func (k *conn) replied(c *call) {
+	if !k.answered.Load() {
+		k.answered.Store(true)
+	}
 	c.cookie.Store(0)
 	c.finish()
 }

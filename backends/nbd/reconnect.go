@@ -141,12 +141,16 @@ func (c *Client) State() State {
 func (c *Client) tend(i int, u URI, config *tls.Config) {
 	defer c.outage.tending.Done()
 	policy := c.options.Reconnect
+	pauses := policy.pauses()
 	for {
 		k := c.conns[i].Load()
 		select {
 		case <-k.dead:
 		case <-c.outage.ended:
 			return
+		}
+		if k.answered.Load() {
+			pauses = policy.pauses() // A server that answers nothing is not asked again at once.
 		}
 		c.outage.change(func(s *State) {
 			s.Err = k.ended()
@@ -155,7 +159,7 @@ func (c *Client) tend(i int, u URI, config *tls.Config) {
 			}
 		}, policy.Notify)
 		k.close() // It waits for what is left of it.
-		k = c.replacement(u, config)
+		k = c.replacement(u, config, pauses)
 		if k == nil {
 			return
 		}
@@ -172,7 +176,7 @@ func (c *Client) tend(i int, u URI, config *tls.Config) {
 }
 
 // replacement connects until that succeeds, or the client is closed: then there is none.
-func (c *Client) replacement(u URI, config *tls.Config) *conn {
+func (c *Client) replacement(u URI, config *tls.Config, p *pauses) *conn {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	stop := make(chan struct{})
@@ -186,18 +190,21 @@ func (c *Client) replacement(u URI, config *tls.Config) *conn {
 	}()
 	options := c.options
 	options.NoExtended, options.NoStructured = !c.agreed.Extended, !c.agreed.Structured
-	s, err := attempt(ctx, c.options.Reconnect, func(ctx context.Context) (*Session, error) {
+	s, err := c.options.Reconnect.attempt(ctx, p, func(ctx context.Context) (*Session, error) {
+		if fresh, err := u.tlsConfig(&options); err == nil {
+			config = fresh // Certificates do not live as long as a device.
+		}
 		s, err := u.session(ctx, &options, config)
 		if err == nil {
-			if err = c.agreed.continues(&s.Agreement); err != nil {
+			if err = c.continues(&s.Agreement); err != nil {
 				s.NetConn.Close()
 			}
 		}
 		return s, err
 	}, func(err error) bool {
-		c.outage.mu.Lock()
-		defer c.outage.mu.Unlock()
-		c.outage.state.Err = err
+		if before := c.State().Err; before == nil || before.Error() != err.Error() {
+			c.outage.change(func(s *State) { s.Err = err }, c.options.Reconnect.Notify)
+		}
 		return true
 	})
 	if err != nil {
@@ -206,15 +213,40 @@ func (c *Client) replacement(u URI, config *tls.Config) *conn {
 	return newConn(s, &c.options)
 }
 
+// pauses are what is between attempts.
+type pauses struct{ next, least, longest time.Duration }
+
+// pauses begin with none.
+func (p *Reconnect) pauses() *pauses {
+	least := max(otherwise(p.MinPause, defaultMinPause), time.Microsecond)
+	return &pauses{least: least, longest: max(otherwise(p.MaxPause, defaultMaxPause), least)}
+}
+
+// take returns the next pause.
+func (p *pauses) take() time.Duration {
+	now := p.next
+	p.next = min(max(2*p.next, p.least), p.longest)
+	if now == 0 {
+		return 0
+	}
+	return now*3/4 + rand.N(now/2+1)
+}
+
 // attempt connects until that succeeds, ctx ends, or the error is one that goOn does not take.
-func attempt(ctx context.Context, p *Reconnect, connect func(context.Context) (*Session, error),
+func (p *Reconnect) attempt(ctx context.Context, pauses *pauses, connect func(context.Context) (*Session, error),
 	goOn func(error) bool) (*Session, error) {
-	pause, longest := otherwise(p.MinPause, defaultMinPause), otherwise(p.MaxPause, defaultMaxPause)
-	timer := time.NewTimer(0)
+	timer := time.NewTimer(pauses.take())
 	defer timer.Stop()
-	<-timer.C
 	var last error
 	for {
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			if last == nil {
+				last = errNoAnswer
+			}
+			return nil, fmt.Errorf("%w; before that: %w", context.Cause(ctx), last)
+		}
 		limited, cancel := context.WithTimeoutCause(ctx, otherwise(p.Attempt, defaultAttempt), errNoAnswer)
 		s, err := connect(limited)
 		cancel()
@@ -224,13 +256,7 @@ func attempt(ctx context.Context, p *Reconnect, connect func(context.Context) (*
 		if last == nil || ctx.Err() == nil {
 			last = err // One that ctx has cut short says nothing.
 		}
-		timer.Reset(pause*3/4 + rand.N(pause/2+1))
-		pause = min(2*pause, longest)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			return nil, fmt.Errorf("%w; before that: %w", context.Cause(ctx), last)
-		}
+		timer.Reset(pauses.take())
 	}
 }
 
@@ -239,23 +265,29 @@ var errNoAnswer = errors.New("nbd: the server does not answer")
 // await connects to a server that may be away still. It does not wait for one that has an answer.
 func (u *URI) await(ctx context.Context, o *Options, config *tls.Config) (*Session, error) {
 	connect := func(ctx context.Context) (*Session, error) { return u.session(ctx, o, config) }
-	return attempt(ctx, o.Reconnect, connect, func(err error) bool {
+	return o.Reconnect.attempt(ctx, o.Reconnect.pauses(), connect, func(err error) bool {
 		var refused *OptionError
 		var broken *ProtocolError
 		var unverified *tls.CertificateVerificationError
-		return !errors.As(err, &refused) && !errors.As(err, &broken) && !errors.As(err, &unverified)
+		return !errors.As(err, &broken) && !errors.As(err, &unverified) &&
+			(!errors.As(err, &refused) || refused.Reply == wire.RepErrShutdown)
 	})
 }
 
 // continues tells how a new session differs from what was agreed on before, where that matters.
-func (a *Agreement) continues(b *Agreement) error {
+func (c *Client) continues(b *Agreement) error {
+	a := &c.agreed
+	needed := a.Flags &^ (wire.FlagRotational | wire.FlagSendDF | wire.FlagBlockStatusPayload)
+	if len(c.conns) == 1 {
+		needed &^= wire.FlagCanMultiConn
+	}
 	var what string
 	switch {
 	case b.Size != a.Size:
 		what = fmt.Sprintf("it has %d bytes, and had %d", b.Size, a.Size)
 	case b.Name != a.Name:
 		what = fmt.Sprintf("it is called %q, and was %q", b.Name, a.Name)
-	case b.Flags&a.Flags != a.Flags || (b.Flags^a.Flags)&wire.FlagReadOnly != 0:
+	case b.Flags&needed != needed || (b.Flags^a.Flags)&wire.FlagReadOnly != 0:
 		what = fmt.Sprintf("its flags are %v, and were %v", b.Flags, a.Flags)
 	case b.BlockSizes.Minimum > max(a.BlockSizes.Minimum, 1) || b.longest() < a.longest():
 		what = fmt.Sprintf("its block sizes are %+v, and were %+v", b.BlockSizes, a.BlockSizes)
@@ -277,6 +309,9 @@ func (c *Client) again(ctx context.Context, r *request, k *conn, err error) erro
 	}
 	until := time.Now().Add(c.options.Reconnect.timeout())
 	for err != nil && k.lost(err) {
+		if !time.Now().Before(until) {
+			return err
+		}
 		var failed error
 		if k, failed = c.await(ctx, until); failed != nil {
 			return failed
@@ -287,11 +322,12 @@ func (c *Client) again(ctx context.Context, r *request, k *conn, err error) erro
 }
 
 // lost reports whether an error says nothing of a request but that it was lost along with the
-// connection. One to a server that is shutting down is, too: the connection is given up.
+// connection. One to a server that is shutting down is, too, but others are not: they are still
+// answered ("Terminating the transmission phase").
 func (k *conn) lost(err error) bool {
 	var refused *RequestError
 	if errors.As(err, &refused) && refused.Errno == wire.ErrnoShutdown {
-		k.fail(err)
+		k.retire()
 		return true
 	}
 	var gone *connError

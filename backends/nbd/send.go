@@ -96,6 +96,11 @@ func (k *conn) start(c *call) {
 		return
 	}
 	k.busy = true
+	if !c.patient { // A caller that can give up must not wait for the network.
+		k.help <- struct{}{}
+		k.sending.Unlock()
+		return
+	}
 	k.sending.Unlock()
 	if k.inFlight.Load() > 1 {
 		runtime.Gosched() // Others that can run may have something to send, too.
@@ -125,6 +130,7 @@ func (k *conn) flush(c *call) {
 		if err := b.send(k.NetConn); err != nil {
 			k.fail(err)
 		}
+		k.heard.Add(1)
 		k.sending.Lock()
 		k.spare = b
 		k.sending.Unlock()

@@ -24,7 +24,7 @@ func (c *Client) read(ctx context.Context, p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, c.refuse(wire.CmdRead, off, int64(len(p)))
 	}
-	if off >= c.size && len(p) > 0 {
+	if off > c.size || off == c.size && len(p) > 0 {
 		return 0, io.EOF
 	}
 	n := int(min(int64(len(p)), c.size-off))
@@ -144,10 +144,13 @@ func (c *Client) effect(command wire.Command, needs backends.Caps, flags wire.Co
 		return c.unsupported(command, off, n)
 	}
 	most := c.mostEffect()
+	if flags&wire.CmdFlagFastZero != 0 && n > most {
+		return c.unsupported(command, off, n) // With a part of it done there would be no way back.
+	}
 	for n > 0 {
 		piece := min(n, most)
 		err := c.do(nil, &request{command: command, flags: flags, off: off, n: piece})
-		if tooLong(err) && piece > c.longest {
+		if tooLong(err) && piece > c.longest && flags&wire.CmdFlagFastZero == 0 {
 			most = c.longest
 			continue
 		}

@@ -53,6 +53,9 @@ func shown(s string) string {
 	if parsed, err := url.Parse(s); err == nil {
 		return parsed.Redacted()
 	}
+	if at := strings.LastIndex(s, "@"); at >= 0 {
+		return "…" + s[at:]
+	}
 	return s
 }
 

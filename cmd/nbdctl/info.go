@@ -1,7 +1,7 @@
 package main
 
 import (
-	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"strconv"
@@ -50,12 +50,16 @@ func info(c *cli.Context) error {
 	}
 	ctx, stop := interruptible(c)
 	defer stop()
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("%v has not answered within %v", u, patience))
-	defer cancel()
 	if c.IsSet("map") {
-		return printMap(ctx, c, u, c.String("map"))
+		look := func(yield func(survey.Piece) error) error {
+			return survey.Map(ctx, u, c.String("map"), patience, yield)
+		}
+		if c.Bool("json") {
+			return printMapJSON(c.App.Writer, look)
+		}
+		return printMap(c.App.Writer, look)
 	}
-	s, err := survey.Look(ctx, u)
+	s, err := survey.Look(ctx, u, patience)
 	if err != nil {
 		return err
 	}
@@ -104,28 +108,36 @@ func wordsOf(words []string) string {
 	return strings.Join(shown, " ")
 }
 
-// printMap prints the extents of an export as they come.
-func printMap(ctx context.Context, c *cli.Context, u nbd.URI, name string) error {
-	w := c.App.Writer
-	if c.Bool("json") {
-		pieces := []survey.Piece{}
-		err := survey.Map(ctx, u, name, func(p survey.Piece) error {
-			pieces = append(pieces, p)
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		return printJSON(w, pieces)
+// printMap prints the extents of an export as they come: there may be very many.
+func printMap(w io.Writer, look func(func(survey.Piece) error) error) error {
+	const line = "%16v  %16v  %6v  %s\n"
+	if _, err := fmt.Fprintf(w, line, "OFFSET", "LENGTH", "FLAGS", "MEANING"); err != nil {
+		return err
 	}
-	t := tabwriter.NewWriter(w, 12, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "OFFSET\tLENGTH\tFLAGS\t  MEANING")
-	err := survey.Map(ctx, u, name, func(p survey.Piece) error {
-		_, err := fmt.Fprintf(t, "%d\t%d\t%d\t  %s\n", p.Offset, p.Length, p.Flags, orDash(p.Meaning))
+	return look(func(p survey.Piece) error {
+		_, err := fmt.Fprintf(w, line, p.Offset, p.Length, p.Flags, orDash(p.Meaning))
+		return err
+	})
+}
+
+// printMapJSON prints them as an array, also as they come.
+func printMapJSON(w io.Writer, look func(func(survey.Piece) error) error) error {
+	before := "["
+	err := look(func(p survey.Piece) error {
+		text, err := json.Marshal(p)
+		if err == nil {
+			_, err = fmt.Fprintf(w, "%s\n  %s", before, text)
+		}
+		before = ","
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	return t.Flush()
+	if before == "[" {
+		_, err = fmt.Fprintln(w, "[]")
+	} else {
+		_, err = fmt.Fprintln(w, "\n]")
+	}
+	return err
 }

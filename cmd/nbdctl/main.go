@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 )
@@ -24,8 +26,18 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) exit.Code
 	if err != nil {
 		// Errors that have several causes say one in a line.
 		for line := range strings.SplitSeq(err.Error(), "\n") {
-			fmt.Fprintf(stderr, "nbdctl: %s\n", line)
+			fmt.Fprintf(stderr, "nbdctl: %s\n", harmless(line))
 		}
 	}
 	return exit.Of(err)
+}
+
+// harmless is a line that does nothing to a terminal: what a server or a file has to say may be in
+// it.
+func harmless(line string) string {
+	if !strings.ContainsFunc(line, func(r rune) bool { return !unicode.IsPrint(r) && r != '\t' }) {
+		return line
+	}
+	quoted := strconv.Quote(line)
+	return strings.ReplaceAll(quoted[1:len(quoted)-1], `\"`, `"`)
 }

@@ -40,14 +40,14 @@ func remoteNote(v inventory.View) string {
 	r := v.Remote
 	if r.LostSince == nil {
 		return fmt.Sprintf("%s has %d of %d connections to %s: %s", v.Name, r.Alive, r.Connections,
-			printable(v.Backend), *r.Error)
+			printable(v.Backend), printable(r.Error))
 	}
 	what := "requests wait"
 	if over := r.LostSince.Add(time.Duration(*v.DeadTimeout) * time.Second); time.Now().After(over) {
 		what = "requests fail"
 	}
 	return fmt.Sprintf("%s has no connection to %s since %s, and %s: %s", v.Name, printable(v.Backend),
-		since(r.LostSince), what, *r.Error)
+		since(r.LostSince), what, printable(r.Error))
 }
 
 // remoteState says how a device is connected to another server.

@@ -18,19 +18,27 @@ type far struct {
 	args []string
 	cmd  *exec.Cmd
 	uri  string
+	log  *lockedBuffer
+
+	ended error
 }
 
 func farServer(t *testing.T, args ...string) *far {
 	t.Helper()
 	f := &far{t: t, args: args}
 	f.start()
-	t.Cleanup(f.kill)
+	t.Cleanup(func() {
+		f.kill()
+		if t.Failed() {
+			t.Logf("the server: %v: %s", f.ended, f.log)
+		}
+	})
 	return f
 }
 
 func (f *far) start() {
 	f.t.Helper()
-	f.cmd, f.uri, _ = serveFor(f.t, f.args...)
+	f.cmd, f.uri, f.log = serveFor(f.t, f.args...)
 }
 
 func (f *far) kill() {
@@ -38,7 +46,7 @@ func (f *far) kill() {
 		return
 	}
 	_ = f.cmd.Process.Kill() // It may have ended.
-	_ = f.cmd.Wait()
+	f.ended = f.cmd.Wait()   // By this, or of itself before.
 	f.cmd = nil
 }
 

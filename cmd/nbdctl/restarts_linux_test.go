@@ -142,6 +142,11 @@ func TestKernelRelayCut(t *testing.T) {
 	f := farServer(t, "file", "--create", "--size", "32M", image, "--listen", "tcp:127.0.0.1:0")
 	dev := connected(t, f.uri)
 	load := verifiedLoad(t, dev)
+	defer func() {
+		if t.Failed() {
+			t.Log(sh(t, "cat $NBDCTL_STATE_DIR/*/log $NBDCTL_STATE_DIR/*/state.json; nbdctl status nbd0 || true"))
+		}
+	}()
 	var waits times // from when the network is back until something is read
 	for i := range rounds("NBD_TEST_CUTS", 1) {
 		before := writes(t, dev)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
@@ -27,7 +28,7 @@ var vaultKind = kind.Kind{
 	Options: []string{"key", "fail"},
 	Secrets: []string{"key"},
 	Check:   func(host.Spec) error { return nil },
-	Open: func(s host.Spec, _ bool) (*host.Backing, error) {
+	Open: func(_ context.Context, s host.Spec, _ bool) (*host.Backing, error) {
 		key := s.Secrets["key"].Reveal()
 		if slices.Contains(s.Options, "fail=on") {
 			return nil, fmt.Errorf("vault: %s opens nothing, nor does %q", key, key)

@@ -16,7 +16,10 @@ func upgrade(ctx context.Context, url string) (net.Conn, error) {
 		nc, err = new(net.Dialer).DialContext(ctx, network, address)
 		return nc, err
 	}}
-	req, err := http.NewRequestWithContext(context.WithoutCancel(ctx), http.MethodGet, url, nil)
+	lasting, cancel := context.WithCancel(context.WithoutCancel(ctx)) // The connection outlives ctx.
+	stop := context.AfterFunc(ctx, cancel)
+	defer stop()
+	req, err := http.NewRequestWithContext(lasting, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
 	}

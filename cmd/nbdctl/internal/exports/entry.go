@@ -1,6 +1,7 @@
 package exports
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -41,7 +42,7 @@ func (e *entry) open(w io.Writer) error {
 	if e.def.Name != "" {
 		logger = logger.With(slog.String("export", e.def.Name))
 	}
-	backing, err := kind.OpenExport(e.def.Spec)
+	backing, err := kind.OpenExport(context.Background(), e.def.Spec)
 	if err != nil {
 		return e.error(err)
 	}

@@ -85,7 +85,7 @@ func (s *Set) Load(o Offer) (warnings []string, err error) {
 	}
 	for _, e := range gone {
 		e.transient = true
-		if next[e.def.Name] != nil && !kind.TakesPath(e.def.Spec.Kind) {
+		if next[e.def.Name] != nil && kind.Forgets(e.def.Spec.Kind) {
 			warnings = append(warnings, fmt.Sprintf("export %q is defined anew: new clients find it empty", e.def.Name))
 		}
 		if e.users == 0 {

@@ -59,7 +59,11 @@ func (h *Host) answer(ctx context.Context, device *blockdev.Device, req request)
 		}
 	case opKick:
 		h.log.Warn("kicked: disconnecting although requests wait")
-		return nil, device.Kick(ctx)
+		err := device.Kick(ctx)
+		if h.remote != nil {
+			h.remote.GiveUp()
+		}
+		return nil, err
 	default:
 		return nil, exit.With(exit.Unsupported, "%w %q", errUnknownOp, req.Op)
 	}
@@ -122,7 +126,9 @@ func (h *Host) note(device *blockdev.Device) error {
 			r.Phase = r.Remote.phase(p)
 		}
 		r.Size = device.Size()
-		r.Spec.Timeout, r.Spec.DeadTimeout = device.Timeout()-h.remote.wait(), device.DeadTimeout()
+		if h.remote == nil { // Else they are those of connect.
+			r.Spec.Timeout, r.Spec.DeadTimeout = device.Timeout(), device.DeadTimeout()
+		}
 		if r.Loss == nil {
 			r.Loss = lossOf(device.Loss(), h.redactor)
 		}

@@ -10,6 +10,8 @@ type Remote struct {
 	Changed <-chan struct{}
 	// State tells how it is connected.
 	State func() RemoteState
+	// GiveUp ends all requests, also those that wait for a connection. There is no way back.
+	GiveUp func()
 }
 
 // A RemoteState is how a backend elsewhere is connected. It is part of records and of --json.
@@ -37,12 +39,13 @@ func (r *Remote) changed() <-chan struct{} {
 	return r.Changed
 }
 
-// wait is how long requests may wait for a connection.
-func (r *Remote) wait() time.Duration {
+// timeout is how long the kernel has to wait for an answer, if the server may take t: it is given
+// up some time after t, its connection replaced within Wait, and the request made again.
+func (r *Remote) timeout(t time.Duration) time.Duration {
 	if r == nil {
-		return 0
+		return t
 	}
-	return r.Wait
+	return 2*t + r.Wait
 }
 
 // state returns how the backend is connected; nil if it is here.

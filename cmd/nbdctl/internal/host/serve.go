@@ -46,8 +46,8 @@ type Backing struct {
 type Host struct {
 	Store *Store
 	Spec  Spec
-	// Open opens the backend of a spec.
-	Open func(Spec) (*Backing, error)
+	// Open opens the backend of a spec. Its context ends with a signal.
+	Open func(context.Context, Spec) (*Backing, error)
 	// Ready is called once, when the device is usable, with warnings for the
 	// user; its context ends with a signal. If it fails everything is undone:
 	// nobody would know of the device.
@@ -110,7 +110,7 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, client.Close()) }()
 
-	backing, err := h.Open(h.Spec)
+	backing, err := h.Open(starting, h.Spec)
 	if err != nil {
 		return err
 	}
@@ -148,7 +148,7 @@ func (h *Host) connect(ctx context.Context, client *nbdnl.Client, backing *Backi
 		Client:      client,
 		BlockSize:   h.Spec.BlockSize,
 		Connections: h.Spec.Connections,
-		Timeout:     h.Spec.Timeout + h.remote.wait(), // A server that is away is no hung request.
+		Timeout:     h.remote.timeout(h.Spec.Timeout),
 		DeadTimeout: h.Spec.DeadTimeout,
 		ReadOnly:    h.Spec.ReadOnly,
 		Identifier:  h.record.Identifier,

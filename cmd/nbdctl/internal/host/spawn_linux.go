@@ -210,7 +210,7 @@ func closeOnExec() error {
 
 // RunSpawned is the serving process: it takes what Spawn gave it, serves, and
 // returns when the device has gone.
-func RunSpawned(ctx context.Context, store *Store, open func(Spec) (*Backing, error)) error {
+func RunSpawned(ctx context.Context, store *Store, open func(context.Context, Spec) (*Backing, error)) error {
 	files, err := inherited()
 	if err != nil {
 		return err
@@ -230,8 +230,8 @@ func RunSpawned(ctx context.Context, store *Store, open func(Spec) (*Backing, er
 
 	reported := false
 	h := &Host{Store: store, Spec: spec, Signals: signals}
-	h.Open = func(s Spec) (*Backing, error) {
-		backing, err := open(s)
+	h.Open = func(ctx context.Context, s Spec) (*Backing, error) {
+		backing, err := open(ctx, s)
 		// An image that was inherited has been opened anew, by its number. To keep it
 		// would do no harm.
 		_, _ = forgetStdin(), closeFile(files[fileImage])

@@ -24,7 +24,7 @@ func Spawn(context.Context, Spec, int) (*Spawned, []string, error) {
 }
 
 // RunSpawned is for Linux.
-func RunSpawned(context.Context, *Store, func(Spec) (*Backing, error)) error {
+func RunSpawned(context.Context, *Store, func(context.Context, Spec) (*Backing, error)) error {
 	return errors.ErrUnsupported
 }
 

@@ -1,6 +1,7 @@
 package kind
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -56,7 +57,7 @@ func onOff(s host.Spec, key string, otherwise bool) (bool, error) {
 	}
 }
 
-func openFile(s host.Spec, export bool) (*host.Backing, error) {
+func openFile(_ context.Context, s host.Spec, export bool) (*host.Backing, error) {
 	opts, err := fileOptions(s)
 	if err != nil {
 		return nil, err

@@ -3,6 +3,7 @@
 package kind
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -30,7 +31,7 @@ type Kind struct {
 	// Check refuses a spec that can be valid on no machine.
 	Check func(host.Spec) error
 	// Open opens the backend for devices, or for exports, which end at any byte.
-	Open func(s host.Spec, export bool) (*host.Backing, error)
+	Open func(ctx context.Context, s host.Spec, export bool) (*host.Backing, error)
 }
 
 // All lists the kinds in the order of the help text.
@@ -116,18 +117,18 @@ func ReadSecrets(s host.Spec) (host.Spec, error) {
 }
 
 // Open opens the backend of s for the process that serves a device.
-func Open(s host.Spec) (*host.Backing, error) { return open(s, false) }
+func Open(ctx context.Context, s host.Spec) (*host.Backing, error) { return open(ctx, s, false) }
 
 // OpenExport opens the backend of s for NBD clients. Unless s has a block size, it is
 // taken to the byte, and an object without any is one, too.
-func OpenExport(s host.Spec) (*host.Backing, error) { return open(s, true) }
+func OpenExport(ctx context.Context, s host.Spec) (*host.Backing, error) { return open(ctx, s, true) }
 
-func open(s host.Spec, export bool) (*host.Backing, error) {
+func open(ctx context.Context, s host.Spec, export bool) (*host.Backing, error) {
 	k, err := find(s.Kind)
 	if err != nil {
 		return nil, err
 	}
-	b, err := k.Open(s, export)
+	b, err := k.Open(ctx, s, export)
 	return b, s.Secrets.Redactor().Error(err)
 }
 
@@ -150,6 +151,9 @@ func lastOption(s host.Spec, key string) int {
 	}
 	return -1
 }
+
+// Forgets tells whether a backend of the kind called name is empty when it is opened.
+func Forgets(name string) bool { return name == memoryKind.Name }
 
 // TakesPath tells whether the argument of the kind called name is a path.
 func TakesPath(name string) bool {

@@ -61,12 +61,12 @@ func TestCheck(t *testing.T) {
 // does not come into being, and that one that was there stays.
 func TestOpenFile(t *testing.T) {
 	spec := host.Spec{Kind: "file", Arg: filepath.Join(t.TempDir(), "disk.img"), Size: 1 << 20}
-	_, err := Open(spec)
+	_, err := Open(t.Context(), spec)
 	if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "--create --size") {
 		t.Errorf("without an image: %v, want advice how to make it", err)
 	}
 	spec.Create = true
-	b, err := Open(spec)
+	b, err := Open(t.Context(), spec)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +81,7 @@ func TestOpenFile(t *testing.T) {
 	if err := os.WriteFile(spec.Arg, make([]byte, 1<<20+7), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	b, err = Open(host.Spec{Kind: "file", Arg: spec.Arg})
+	b, err = Open(t.Context(), host.Spec{Kind: "file", Arg: spec.Arg})
 	if err != nil {
 		t.Fatal(err)
 	}

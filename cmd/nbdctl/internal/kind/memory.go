@@ -1,6 +1,7 @@
 package kind
 
 import (
+	"context"
 	"github.com/nbdctl/nbdctl/backends/memory"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
@@ -24,7 +25,7 @@ var memoryKind = Kind{
 		_, err := memoryLimit(s)
 		return err
 	},
-	Open: func(s host.Spec, _ bool) (*host.Backing, error) {
+	Open: func(_ context.Context, s host.Spec, _ bool) (*host.Backing, error) {
 		limit, err := memoryLimit(s)
 		if err != nil {
 			return nil, err

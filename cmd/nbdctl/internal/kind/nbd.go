@@ -20,6 +20,8 @@ const (
 	Remote = "nbd"
 	// DefaultOutage is how long requests wait for a server that is away, unless it is said.
 	DefaultOutage = time.Minute
+	// defaultTimeout is how long a server may be silent, unless it is said.
+	defaultTimeout = 30 * time.Second
 	// dialPatience is how long a server may take at first, and awaitPatience, where it may be away,
 	// to come back.
 	dialPatience, awaitPatience = 30 * time.Second, 100 * time.Second
@@ -67,7 +69,7 @@ func AbsoluteURI(arg string) (string, error) {
 	return u.String(), nil
 }
 
-func openRemote(s host.Spec, export bool) (*host.Backing, error) {
+func openRemote(ctx context.Context, s host.Spec, export bool) (*host.Backing, error) {
 	u, err := nbd.ParseURI(s.Arg)
 	if err != nil {
 		return nil, err
@@ -83,9 +85,12 @@ func openRemote(s host.Spec, export bool) (*host.Backing, error) {
 	if block == 0 && !export {
 		block = host.DefaultBlockSize
 	}
-	outage := s.DeadTimeout
+	outage, timeout := s.DeadTimeout, s.Timeout
 	if outage == 0 {
 		outage = DefaultOutage
+	}
+	if timeout == 0 {
+		timeout = defaultTimeout
 	}
 	changed := make(chan struct{}, 1)
 	notify := func(nbd.State) {
@@ -94,11 +99,11 @@ func openRemote(s host.Spec, export bool) (*host.Backing, error) {
 		default:
 		}
 	}
-	ctx, cancel := context.WithTimeoutCause(context.Background(), patience,
+	ctx, cancel := context.WithTimeoutCause(ctx, patience,
 		fmt.Errorf("%v has not answered within %v", u, patience))
 	defer cancel()
 	c, err := u.Dial(ctx, nbd.Options{
-		Connections: s.Connections, ReadOnly: s.ReadOnly, BlockSize: block, Timeout: s.Timeout,
+		Connections: s.Connections, ReadOnly: s.ReadOnly, BlockSize: block, Timeout: timeout,
 		Reconnect: &nbd.Reconnect{Timeout: outage, Await: await, Notify: notify},
 	})
 	if err != nil {
@@ -106,6 +111,7 @@ func openRemote(s host.Spec, export bool) (*host.Backing, error) {
 	}
 	b := &host.Backing{Backend: c, Close: c.Close, Remote: &host.Remote{
 		Wait: outage, Changed: changed, State: func() host.RemoteState { return stateOf(c) },
+		GiveUp: func() { c.Close() },
 	}}
 	if s.Size != 0 && s.Size != c.Size() {
 		err := exit.Usagef("--size: %v has %d bytes; leave --size out to take it as it is", u, c.Size())
@@ -116,7 +122,7 @@ func openRemote(s host.Spec, export bool) (*host.Backing, error) {
 	}
 	a := c.Agreement()
 	if tail := a.Size - c.Size(); tail != 0 {
-		warn("its last %d bytes are not part of the device: they are less than a block", tail)
+		warn("its last %d bytes are left out: they are less than a block", tail)
 	}
 	if n := c.Connections(); n < s.Connections {
 		warn("the server does not promise that connections agree, so it gets %d", n)

@@ -57,7 +57,7 @@ func TestOpenRemote(t *testing.T) {
 	spec := host.Spec{Kind: Remote, Arg: "nbd://" + l.Addr().String() + "/x", Connections: 2}
 	spec.DeadTimeout = 5 * time.Second
 	for _, export := range []bool{false, true} {
-		b, err := open(spec, export)
+		b, err := open(t.Context(), spec, export)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -78,12 +78,12 @@ func TestOpenRemote(t *testing.T) {
 		}
 	}
 	spec.Size = 1 << 20
-	if _, err := Open(spec); exit.Of(err) != exit.Usage || !strings.Contains(err.Error(), "has 9728 bytes") {
+	if _, err := Open(t.Context(), spec); exit.Of(err) != exit.Usage || !strings.Contains(err.Error(), "has 9728 bytes") {
 		t.Errorf("another size: %v", err)
 	}
 	spec.Arg, spec.Size = strings.Replace(spec.Arg, "/x", "/no", 1), 0
 	var coded *exit.Error
-	if _, err := Open(spec); !errors.As(err, &coded) || coded.Code != exit.NotFound {
+	if _, err := Open(t.Context(), spec); !errors.As(err, &coded) || coded.Code != exit.NotFound {
 		t.Errorf("no such export: %v", err)
 	}
 }

@@ -1,6 +1,7 @@
 package kind
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,7 +26,7 @@ func safe(t *testing.T) {
 	All = append(all[:len(all):len(all)], Kind{
 		Name: "safe", Options: []string{"size", "pin", "puk"}, Secrets: []string{"pin", "puk"},
 		Check: func(host.Spec) error { return nil },
-		Open: func(s host.Spec, _ bool) (*host.Backing, error) {
+		Open: func(_ context.Context, s host.Spec, _ bool) (*host.Backing, error) {
 			return nil, fmt.Errorf("safe: %s: %w", s.Secrets["pin"].Reveal(), errRefused)
 		},
 	})
@@ -57,7 +58,7 @@ func TestSecrets(t *testing.T) {
 	if len(s.Secrets) != 1 || s.Secrets["pin"].Reveal() != "4711" {
 		t.Errorf("the secrets are %v", s.Secrets)
 	}
-	_, err = Open(s)
+	_, err = Open(t.Context(), s)
 	if !errors.Is(err, errRefused) || err.Error() != "safe: ***: refused" {
 		t.Error(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/backends/nbd"
@@ -22,16 +23,21 @@ type Piece struct {
 
 // Map calls yield for the pieces of an export, in ascending order, each of which differs from the
 // next.
-func Map(ctx context.Context, u nbd.URI, name string, yield func(Piece) error) error {
-	o := nbd.Options{ReadOnly: true}
+//
+// The server may be silent for patience at most. Map ends with ctx.
+func Map(ctx context.Context, u nbd.URI, name string, patience time.Duration, yield func(Piece) error) error {
+	o := nbd.Options{ReadOnly: true, Timeout: patience}
 	if name != wire.ContextAllocation {
 		o.Contexts = []string{name}
 	}
-	c, err := u.Dial(ctx, o)
+	dialling, cancel := withPatience(ctx, u, patience)
+	defer cancel()
+	c, err := u.Dial(dialling, o)
 	if err != nil {
 		return Explain(err)
 	}
 	defer c.Close()
+	defer context.AfterFunc(ctx, func() { c.Close() })()
 	a := c.Agreement()
 	agreed := false
 	for _, x := range a.Contexts {
@@ -54,20 +60,16 @@ func Map(ctx context.Context, u nbd.URI, name string, yield func(Piece) error) e
 		last = Piece{Offset: m.Offset, Length: m.Length, Flags: m.Flags, Meaning: meaning(name, m.Flags)}
 		return failed == nil
 	})
-	if err != nil || failed != nil {
-		return Explain(firstOf(err, failed))
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case failed != nil:
+		return failed
+	case err != nil:
+		return Explain(err)
 	}
 	if last.Length > 0 {
 		return yield(last)
-	}
-	return nil
-}
-
-func firstOf(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
 	}
 	return nil
 }

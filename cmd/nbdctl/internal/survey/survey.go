@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"time"
 
 	"github.com/nbdctl/nbdctl/backends/nbd"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
@@ -43,7 +44,10 @@ type BlockSizes struct {
 }
 
 // Look asks a server about the export of the URI, or, if that names none, about all that it lists.
-func Look(ctx context.Context, u nbd.URI) (*Server, error) {
+// It may take patience.
+func Look(ctx context.Context, u nbd.URI, patience time.Duration) (*Server, error) {
+	ctx, cancel := withPatience(ctx, u, patience)
+	defer cancel()
 	h, err := u.Negotiate(ctx, nbd.Options{})
 	if err != nil {
 		return nil, Explain(err)
@@ -71,6 +75,11 @@ func Look(ctx context.Context, u nbd.URI) (*Server, error) {
 	// The server may answer whatever it likes to that, or nothing.
 	h.Abort(ctx)
 	return s, nil
+}
+
+// withPatience ends a context when a server has not answered in time.
+func withPatience(ctx context.Context, u nbd.URI, patience time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, patience, fmt.Errorf("%v has not answered within %v", u, patience))
 }
 
 // replies asks for the most that there is.
