@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/testdata/certs"
@@ -38,7 +39,10 @@ func farServer(t *testing.T, args ...string) *far {
 
 func (f *far) start() {
 	f.t.Helper()
-	f.cmd, f.uri, f.log = serveFor(f.t, f.args...)
+	// It serves for longer than other commands may take.
+	f.cmd, f.log = selfCommand(f.t, time.Hour, append([]string{"serve"}, f.args...)...), new(lockedBuffer)
+	f.cmd.Stderr = f.log
+	f.uri = started(f.t, f.cmd)
 }
 
 func (f *far) kill() {
