@@ -30,11 +30,12 @@ const (
 // name, size, block sizes, flags.
 //
 // A server must promise two things for that. What it has acknowledged it must not lose when it
-// ends; a file of a machine that goes on is not lost. And what it has received on a connection that
-// is lost it must not execute after it has accepted another: an old write would end on top of newer
-// data. Servers that end when they are killed keep the second promise, and those that look at what
-// overlaps (nbdctl serve). The client does its part: of two writes to the same range the second is
-// not sent before the first was answered, if its callers wait for one another.
+// ends; a file of a machine that goes on is not lost, but what was not synced is if that machine
+// goes down, too. And what it has received on a connection that is lost it must not execute after
+// it has accepted another: an old write would end on top of newer data. Servers that end when they
+// are killed keep the second promise, and those that look at what overlaps (nbdctl serve). The
+// client does its part: of two writes to the same range the second is not sent before the first was
+// answered, if its callers wait for one another.
 type Reconnect struct {
 	// Timeout is how long requests wait for a server that is away. 0: a minute.
 	Timeout time.Duration
