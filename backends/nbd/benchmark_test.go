@@ -59,9 +59,10 @@ func benchmarked(b *testing.B) nbd.URI {
 	if err != nil {
 		b.Fatal(err)
 	}
-	_, err = u.Negotiate(context.Background(), nbd.Options{})
+	h, err := u.Negotiate(context.Background(), nbd.Options{})
 	if err != nil {
 		b.Fatal(err)
 	}
+	h.Close()
 	return u
 }

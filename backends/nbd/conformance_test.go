@@ -79,7 +79,7 @@ func TestConformance(t *testing.T) {
 					s.TLS, s.RequireTLS = &tls.Config{Certificates: []tls.Certificate{authority.Server}}, true
 					tt.options.TLS = &tls.Config{RootCAs: authority.Pool}
 				}
-				c := dial(t, serve(t, newMemory(t, 8<<20), s), tt.options)
+				c := dial(t, serve(t, newMemory(t, 1<<20), s), tt.options)
 				a := c.Agreement()
 				if a.TLS != tt.tls || a.Extended != (!tt.options.NoExtended && !tt.options.NoStructured) {
 					t.Fatalf("agreed on %+v", a)

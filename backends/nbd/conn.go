@@ -182,13 +182,9 @@ type request struct {
 }
 
 // do makes a request and waits for its reply. It waits, too, while as many as possible are in
-// flight. A request other than WRITE can be given up with ctx, which may be nil; its data are not
-// used any more then.
+// flight. A request other than WRITE can be given up with ctx; its data are not used any more then.
 func (k *conn) do(ctx context.Context, r *request) error {
-	var ended <-chan struct{}
-	if ctx != nil {
-		ended = ctx.Done()
-	}
+	ended := ctx.Done() // nil of one that does not end
 	var c *call
 	select {
 	case c = <-k.free:

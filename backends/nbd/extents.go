@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"sync"
@@ -80,7 +81,7 @@ func (c *Client) extents(name string, off, n int64, yield func(backends.Mark) bo
 	most := c.mostEffect()
 	for at < end {
 		piece := min(end-at, most)
-		err := c.do(nil, &request{command: wire.CmdBlockStatus, off: at, n: piece, status: st})
+		err := c.do(context.Background(), &request{command: wire.CmdBlockStatus, off: at, n: piece, status: st})
 		if tooLong(err) && piece > c.longest {
 			most = c.longest
 			continue

@@ -305,9 +305,6 @@ func (c *Client) continues(b *Agreement) error {
 // again makes a request that was lost along with k on a connection that is there, or will be. It
 // does so as often as it takes, until the time of the policy is up.
 func (c *Client) again(ctx context.Context, r *request, k *conn, err error) error {
-	if ctx == nil {
-		ctx = context.Background()
-	}
 	until := time.Now().Add(c.options.Reconnect.timeout())
 	for err != nil && k.lost(err) {
 		if !time.Now().Before(until) {

@@ -13,7 +13,9 @@ import (
 )
 
 // ReadAt implements io.ReaderAt. With an error nothing is known of p.
-func (c *Client) ReadAt(p []byte, off int64) (int, error) { return c.read(nil, p, off) }
+func (c *Client) ReadAt(p []byte, off int64) (int, error) {
+	return c.read(context.Background(), p, off)
+}
 
 // ReadAtContext implements backends.ReaderAtContext. Who gives up does not disturb other requests.
 func (c *Client) ReadAtContext(ctx context.Context, p []byte, off int64) (int, error) {
@@ -37,7 +39,7 @@ func (c *Client) read(ctx context.Context, p []byte, off int64) (int, error) {
 
 // WriteAt implements io.WriterAt. It is durable after the next Sync.
 func (c *Client) WriteAt(p []byte, off int64) (int, error) {
-	return c.transfer(nil, wire.CmdWrite, 0, p, off)
+	return c.transfer(context.Background(), wire.CmdWrite, 0, p, off)
 }
 
 // WriteAtContext implements backends.WriterAtContext. It gives up what was not sent yet, or was
@@ -51,7 +53,7 @@ func (c *Client) WriteAtFUA(p []byte, off int64) (int, error) {
 	if c.caps&backends.CapFUA == 0 && c.caps&backends.CapWrite != 0 {
 		return 0, c.unsupported(wire.CmdWrite, off, int64(len(p)))
 	}
-	return c.transfer(nil, wire.CmdWrite, wire.CmdFlagFUA, p, off)
+	return c.transfer(context.Background(), wire.CmdWrite, wire.CmdFlagFUA, p, off)
 }
 
 // transfer reads or writes in pieces that the server takes.
@@ -107,7 +109,7 @@ func (c *Client) Sync() error {
 	if c.caps&backends.CapSync == 0 {
 		return c.unsupported(wire.CmdFlush, 0, 0)
 	}
-	return c.do(nil, &request{command: wire.CmdFlush})
+	return c.do(context.Background(), &request{command: wire.CmdFlush})
 }
 
 // Trim implements backends.Trimmer.
@@ -149,7 +151,7 @@ func (c *Client) effect(command wire.Command, needs backends.Caps, flags wire.Co
 	}
 	for n > 0 {
 		piece := min(n, most)
-		err := c.do(nil, &request{command: command, flags: flags, off: off, n: piece})
+		err := c.do(context.Background(), &request{command: command, flags: flags, off: off, n: piece})
 		if tooLong(err) && piece > c.longest && flags&wire.CmdFlagFastZero == 0 {
 			most = c.longest
 			continue
