@@ -30,7 +30,8 @@ type yardstick struct {
 	other func(r *result, rate metric) *serverResult
 }
 
-// Of requests in a second, unless CPU is said, which is the server's CPU time for one.
+// Of requests in a second, unless CPU is said, which is the CPU time for one: of the server, or of
+// the client where that is said.
 var (
 	ofFloor     = yardstick{name: "of floor", other: theFloorOf}
 	ofPeer      = yardstick{name: "of best peer", other: (*result).best}
@@ -38,12 +39,14 @@ var (
 	cpuFloor    = yardstick{name: "CPU of floor", less: true, number: serverCPU, other: theFloorOf}
 	cpuCheapest = yardstick{name: "CPU of cheapest peer", less: true, number: serverCPU, other: cheapestOf}
 	cpuPeer     = yardstick{name: "CPU of best peer", less: true, number: serverCPU, other: (*result).best}
+	cpuLibnbd   = yardstick{name: "client CPU of libnbd", less: true, number: clientCPU, other: libnbdOf}
 	allocations = yardstick{name: "allocations per request", less: true, number: allocated}
 )
 
 func theFloorOf(r *result, _ metric) *serverResult { return r.first(floor) }
 func nbdkitOf(r *result, _ metric) *serverResult   { return r.named("nbdkit") }
 func cheapestOf(r *result, _ metric) *serverResult { return r.cheapest() }
+func libnbdOf(r *result, _ metric) *serverResult   { return r.named("libnbd") }
 func allocated(s sample) float64                   { return s.Allocations }
 
 // of is the number of a server of r.
@@ -170,6 +173,25 @@ var goals = []goal{
 	}},
 	{19, "attackers on another processor; floor: none", []condition{
 		{hostileCase, ofFloor, 0.8},
+	}},
+	{20, "client, 4k, 32 in flight", []condition{
+		{"client/rr4k-q32", cpuLibnbd, 1},
+		{"client/rw4k-q32", cpuLibnbd, 1},
+		{"client/rr4k-q32-apart", cpuLibnbd, 1},
+		{"client/rw4k-q32-apart", cpuLibnbd, 1},
+	}},
+	{21, "client, copies of a whole image", []condition{
+		{"client/copy-null-c1", ofPeer, 1},
+		{"client/copy-null-c4", ofPeer, 1},
+		{"client/copy-c1", ofPeer, 1},
+		{"client/copy-c4", ofPeer, 1},
+	}},
+	{22, "client, no allocation for a request", []condition{
+		{"client/rr4k-q1", allocations, noAllocation},
+		{"client/rr4k-q32", allocations, noAllocation},
+		{"client/rw4k-q32", allocations, noAllocation},
+		{"client/rr128k-q16", allocations, noAllocation},
+		{"client/sr1m-q4", allocations, noAllocation},
 	}},
 }
 

@@ -85,10 +85,70 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+func TestJudgeClients(t *testing.T) {
+	client := func(name string, r role, us, allocations float64) *serverResult {
+		return &serverResult{Name: name, Role: r, Samples: []sample{
+			{IOPS: 1e5, ServerUS: 2, ClientUS: us, Allocations: allocations},
+		}}
+	}
+	const on, copied = "client/rr4k-q32", "client/copy-c1" // goals 20 and 22, and 21
+	tests := []struct {
+		name              string
+		clients, copiers  []*serverResult
+		cpu, copy, allocs string
+	}{
+		{
+			"good", []*serverResult{client("f", floor, 1, 0), client("b", ours, 3, 0), client("libnbd", peer, 9, 0)},
+			[]*serverResult{servers("b", ours, 100), servers("nbdcopy", peer, 100)},
+			"yes", "yes", "yes",
+		},
+		{
+			"dear and slow", []*serverResult{client("b", ours, 9.1, 0), client("libnbd", peer, 9, 0)},
+			[]*serverResult{servers("b", ours, 99), servers("nbdcopy", peer, 100)},
+			"no", "no", "yes",
+		},
+		{
+			"fio does not count", []*serverResult{
+				client("b", ours, 3, 0), client("libnbd", peer, 9, 0), client("fio", peer, 2, 0),
+			}, nil,
+			"yes", "-", "yes",
+		},
+		{
+			"an allocation", []*serverResult{client("b", ours, 3, 1), client("libnbd", peer, 9, 0)}, nil,
+			"yes", "-", "no",
+		},
+		{
+			"no libnbd", []*serverResult{client("b", ours, 3, 0)}, nil,
+			"no", "-", "yes",
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			results := []*result{{Case: on, Servers: tt.clients}}
+			if tt.copiers != nil {
+				results = append(results, &result{Case: copied, Servers: tt.copiers})
+			}
+			outcomes := judge(results)
+			for goal, want := range map[int]string{20: tt.cpu, 21: tt.copy, 22: tt.allocs} {
+				if got := outcomes[goal-1].Met; got != want {
+					t.Errorf("goal %d: got %s, want %s", goal, got, want)
+				}
+			}
+		})
+	}
+}
+
 // A condition on a case that no suite has would never be judged.
 func TestGoalsAreMeasured(t *testing.T) {
 	measured := map[string]bool{hostileCase: true}
-	for _, s := range suites() {
+	for _, k := range copyings {
+		measured[k.name] = true
+	}
+	all := suites()
+	for _, s := range clientSuites() {
+		all = append(all, s.suite)
+	}
+	for _, s := range all {
 		for _, l := range s.selected(regexp.MustCompile("")).loads {
 			if measured[s.caseName(l)] {
 				t.Errorf("%s is measured twice", s.caseName(l))

@@ -115,63 +115,12 @@ func (b *bench) measure(ctx context.Context, l load, rounds int) *result {
 
 // fio gives a load to a device.
 func fio(ctx context.Context, path string, l load, timed time.Duration) (sample, error) {
-	kind := "randread"
-	if l.writes() {
-		kind = "randwrite"
-	}
-	out, err := output(ctx, "fio", "--output-format=json",
-		"--name="+l.name,
-		"--filename="+path,
-		"--ioengine=libaio",
-		"--direct=1",
-		"--thread",
-		"--rw="+kind,
-		fmt.Sprintf("--bs=%d", l.block),
-		fmt.Sprintf("--iodepth=%d", l.depth),
-		fmt.Sprintf("--size=%d", deviceSize),
-		"--norandommap",
-		"--randrepeat=0",
-		"--time_based",
-		fmt.Sprintf("--runtime=%dms", timed.Milliseconds()),
-		"--ramp_time=50ms",
-	)
+	flags := append(fioFlags(l, deviceSize, timed), "--filename="+path, "--ioengine=libaio", "--direct=1")
+	out, err := output(ctx, append([]string{"fio"}, flags...)...)
 	if err != nil {
 		return sample{}, err
 	}
-	var answer struct {
-		Jobs []struct {
-			Error       int `json:"error"`
-			Read, Write fioDirection
-		} `json:"jobs"`
-	}
-	if err := json.Unmarshal([]byte(out), &answer); err != nil {
-		return sample{}, fmt.Errorf("fio: %w", err)
-	}
-	if len(answer.Jobs) != 1 || answer.Jobs[0].Error != 0 {
-		return sample{}, fmt.Errorf("fio: %s: %s", l.name, out)
-	}
-	if l.writes() {
-		return answer.Jobs[0].Write.sample(), nil
-	}
-	return answer.Jobs[0].Read.sample(), nil
-}
-
-// A fioDirection is what fio says of reads or of writes.
-type fioDirection struct {
-	IOPS      float64 `json:"iops"`
-	Bandwidth float64 `json:"bw_bytes"`
-	Latency   struct {
-		Percentile map[string]float64 `json:"percentile"` // in nanoseconds
-	} `json:"clat_ns"`
-}
-
-func (d fioDirection) sample() sample {
-	return sample{
-		IOPS: d.IOPS,
-		MBps: d.Bandwidth / 1e6,
-		P50:  d.Latency.Percentile["50.000000"] / 1e3,
-		P99:  d.Latency.Percentile["99.000000"] / 1e3,
-	}
+	return parseFio([]byte(out), l)
 }
 
 // output runs a command and returns what it prints.

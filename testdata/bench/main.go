@@ -128,6 +128,11 @@ func measure(ctx context.Context, o options, quick bool) (err error) {
 		}
 		rep.Results = append(rep.Results, results...)
 	}
+	clients, err := measureClients(ctx, o, w)
+	if err != nil {
+		return err
+	}
+	rep.Results = append(rep.Results, clients...)
 	if o.base != "" {
 		rep.Seconds = time.Since(began).Seconds()
 		return rep.write(o.out, os.Stdout)

@@ -51,12 +51,21 @@ func (r *report) print(out io.Writer) error {
 	fmt.Fprintf(out, "%d × %s, Linux %s, %s; %d rounds; %.0f s\n\n",
 		m.Processors, m.CPU, m.Kernel, m.Go, r.Rounds, r.Seconds)
 	others, growing := splitGrowth(r.Results)
-	if err := printTable(out, others); err != nil {
-		return err
+	others, clients := splitClients(others)
+	if len(others) > 0 {
+		if err := printTable(out, others); err != nil {
+			return err
+		}
 	}
 	if len(growing) > 0 {
 		fmt.Fprintln(out)
 		if err := printGrowth(out, growing); err != nil {
+			return err
+		}
+	}
+	if len(clients) > 0 {
+		fmt.Fprintln(out)
+		if err := printClients(out, clients); err != nil {
 			return err
 		}
 	}

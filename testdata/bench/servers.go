@@ -23,9 +23,14 @@ func nbdctlMemory(name string, r role, env ...string) server {
 
 // nbdctlBuilt is nbdctl over memory, by the program of that name in the workspace.
 func nbdctlBuilt(program, name string, r role, env ...string) server {
+	return nbdctlSized(program, name, exportSize, r, env...)
+}
+
+// nbdctlSized is the same with an export of so many bytes.
+func nbdctlSized(program, name string, size int64, r role, env ...string) server {
 	return server{name: name, role: r, env: env, command: func(w *workspace, at place) ([]string, error) {
 		return []string{
-			w.path(program), "serve", "--listen", at.url(), "--size", strconv.Itoa(exportSize), "memory",
+			w.path(program), "serve", "--listen", at.url(), "--size", strconv.FormatInt(size, 10), "memory",
 		}, nil
 	}}
 }

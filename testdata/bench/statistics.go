@@ -28,6 +28,7 @@ type metric func(sample) float64
 
 func iops(s sample) float64      { return s.IOPS }
 func serverCPU(s sample) float64 { return s.ServerUS }
+func clientCPU(s sample) float64 { return s.ClientUS }
 
 // byCPU is the requests in a second of CPU time.
 func byCPU(s sample) float64 { return 1e6 / (s.ServerUS + s.ClientUS) }

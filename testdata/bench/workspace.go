@@ -20,6 +20,8 @@ type workspace struct {
 	shm  string // in memory
 	// goNBD tells why there is no such peer; nil: there is.
 	goNBD error
+	// baseClient tells why base has no goclient; nil: it has one.
+	baseClient error
 }
 
 // newWorkspace builds what the run needs. Paths of sockets have to stay below 108 bytes, so they
@@ -43,8 +45,10 @@ func (w *workspace) build(ctx context.Context) error {
 	steps := [][]string{
 		append(cc, w.path("floor"), "floor.c"),
 		append(cc, w.path("loadgen"), "loadgen.c", "loop.c", "client.c", "cpu.c", "verify.c", "-lssl", "-lcrypto"),
+		append(cc, w.path("libnbd"), "libnbd.c", "client.c", "cpu.c", "-lnbd", "-lssl", "-lcrypto"),
 		{"go", "-C", w.tree, "build", "-trimpath", "-o", w.path("nbdctl"), "./cmd/nbdctl"},
 		{"go", "-C", bench, "build", "-o", w.path("goserver"), "./goserver"},
+		{"go", "-C", bench, "build", "-o", w.path("goclient"), "./goclient"},
 	}
 	if w.base != "" {
 		nbdctl, goserver := w.path("base-nbdctl"), w.path("base-goserver")
@@ -58,6 +62,10 @@ func (w *workspace) build(ctx context.Context) error {
 		if err := run(ctx, load, argv...); err != nil {
 			return err
 		}
+	}
+	if w.base != "" {
+		goclient := w.path("base-goclient")
+		w.baseClient = run(ctx, w.base, "go", "-C", "testdata/bench", "build", "-o", goclient, "./goclient")
 	}
 	// The peer comes from elsewhere. Without it the others are still worth a run.
 	w.goNBD = run(ctx, load, "go", "-C", bench, "build", "-o", w.path("gonbd"), "./gonbd")
