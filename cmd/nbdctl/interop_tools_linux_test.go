@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// negotiation has libnbd negotiate step by step with a server that has two exports, in another order
-// than it would by itself, and repeat itself.
+// negotiation has libnbd negotiate step by step with a server that has two exports, in another
+// order than it would by itself, and repeat itself.
 const negotiation = `
 import os, nbd
 
