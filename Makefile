@@ -19,7 +19,7 @@ RACE_MORE ?= ^TestKernel(Features|SideBySide|Flush(Stack|Btrfs)|Swap|Ioctl(Sessi
 BYTES_RUN ?= ^Test(ByteOrder|Encode|Decode|Numbers|Ioctl|Handshake|Transmit|SimpleReply|Chunk|Greeting|Option|Info)
 # How many devices make soak makes; make test makes 200.
 ROUNDS ?= 2000
-# How often make survive kills a server and cuts the network; make test does 3 and 1.
+# How often make survive kills a server and cuts the network; make test does 3 and none.
 RESTARTS ?= 100
 CUTS ?= 20
 # The kernels of make matrix: those of Debian suites (5.10, 6.1, 6.12, 7.x), and with several processors and -race the
@@ -128,7 +128,7 @@ soak: needs
 survive: needs
 	@CGO_ENABLED=0 go test -tags survive -c -o .bin/survive.test ./cmd/nbdctl
 	@NBD_TEST_RESTARTS=$(RESTARTS) NBD_TEST_CUTS=$(CUTS) $(stage) 'survive' $(lab)/$(machines) --mem 2G --timeout 3600 -- \
-		.bin/survive.test -test.v -test.timeout 1h -test.run '^TestKernel(RelayRestarts|RelayCut|Persist)$$'
+		.bin/survive.test -test.v -test.timeout 1h -test.run '^TestKernel(RelayRestarts|RelayCut|RelayIdle|Persist)$$'
 
 ## make flaky        tests many times beside a load of twice the processors, to find those that fail by chance: unit tests 200 times
 ##                   with -race, kernel tests that wait for time or events 20 times on 6.1 and 6.12, in hours:
@@ -148,7 +148,7 @@ demo: needs-demo build
 	@PATH="$(CURDIR)/.bin:$$PATH"; \
 	if $(lab)/native; then exec $(lab)/demo; else exec $(machine) --check --timeout 600 -- $(lab)/demo; fi
 
-## make bench        nbdctl beside a floor in C and other servers, 10 minutes: BENCH=quick for 2, CASES=REGEXP for some;
+## make bench        nbdctl beside a floor in C and other servers, 13 minutes: BENCH=quick for 2, CASES=REGEXP for some;
 ##                   BASE=REV beside an earlier commit instead of the others, 15 rounds: the column nbdctl/it says what changed since
 bench:
 	@$(lab)/needs bench

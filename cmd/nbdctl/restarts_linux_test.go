@@ -133,8 +133,8 @@ func setLoopback(t *testing.T, up bool) {
 	}
 }
 
-// TestKernelRelayCut cuts the network under a file system that is verified, for a moment and for so
-// long that connections are given up; and under a device that nobody uses.
+// TestKernelRelayCut cuts the network under a file system that is verified, for so long that
+// connections are given up, and before that, as make survive has it, for moments.
 func TestKernelRelayCut(t *testing.T) {
 	requireKernel(t)
 	t.Cleanup(func() { setLoopback(t, true) })
@@ -148,7 +148,7 @@ func TestKernelRelayCut(t *testing.T) {
 		}
 	}()
 	var waits times // from when the network is back until something is read
-	for i := range rounds("NBD_TEST_CUTS", 1) {
+	for i := range rounds("NBD_TEST_CUTS", 0) {
 		before := writes(t, dev)
 		setLoopback(t, false)
 		reading := readOnce(t, dev)
@@ -158,30 +158,29 @@ func TestKernelRelayCut(t *testing.T) {
 		waits = append(waits, max(0, (<-reading).Sub(back)))
 		load.goesOn(before)
 	}
-	t.Logf("I/O went on after a cut in %v", waits)
-
-	lost := func() time.Duration {
-		t.Helper()
-		begun := time.Now()
-		setLoopback(t, false)
-		eventually(t, func() bool { return remoteOf(t, dev)["error"] != nil }, "the loss to be noticed")
-		took := time.Since(begun)
-		setLoopback(t, true)
-		eventually(t, func() bool { return remoteOf(t, dev)["connections_alive"] == 1.0 }, "a new connection")
-		return took
+	if len(waits) > 0 {
+		t.Logf("I/O went on after a cut in %v", waits)
 	}
 	before := writes(t, dev)
-	busy := lost()
+	vanish(t, dev)
 	load.goesOn(before)
 	load.stop()
-	idle := lost()
-	t.Logf("a server that vanished was missed after %v under load, %v idle", busy.Round(time.Second),
-		idle.Round(time.Second))
-	if busy > noticed || idle > noticed {
+	must(t, "disconnect", dev)
+}
+
+// vanish has the server vanish without a word until it is missed, and come back.
+func vanish(t *testing.T, dev string) {
+	t.Helper()
+	begun := time.Now()
+	setLoopback(t, false)
+	eventually(t, func() bool { return remoteOf(t, dev)["error"] != nil }, "the loss to be noticed")
+	took := time.Since(begun)
+	setLoopback(t, true)
+	eventually(t, func() bool { return remoteOf(t, dev)["connections_alive"] == 1.0 }, "a new connection")
+	t.Logf("a server that vanished was missed after %v", took.Round(time.Second))
+	if took > noticed {
 		t.Errorf("that is more than the %v that are documented, and some for a slow machine", noticed)
 	}
-	<-readOnce(t, dev)
-	must(t, "disconnect", dev)
 }
 
 // noticed is within what time a server is missed that vanishes without a word: 25 seconds, and some
