@@ -22,7 +22,7 @@ func TestKernelResize(t *testing.T) {
 			dev := connected(t, "file", image, "--create", "--size", "320M", "--name", "growing")
 			mnt := t.TempDir()
 			sh(t, tt.mkfs+" "+dev+"; modprobe -q "+tt.fs+" || true; mount "+dev+" "+mnt)
-			defer finish(t, command(t, "umount", "-l", mnt))
+			defer func() { finish(t, command(t, "umount", "-l", mnt)) }()
 			sh(t, "head -c 20000000 /dev/urandom >"+mnt+"/data; sync")
 			sum := sh(t, "sha256sum <"+mnt+"/data")
 

@@ -94,7 +94,7 @@ func fileSystem(t *testing.T, dev string) {
 	mnt := t.TempDir()
 	sh(t, "mkfs.ext4 -q "+dev)
 	sh(t, "mount "+dev+" "+mnt)
-	defer finish(t, command(t, "umount", mnt))
+	defer func() { finish(t, command(t, "umount", mnt)) }()
 	sh(t, "head -c 20000000 /dev/urandom >/tmp/data; cp /tmp/data "+mnt+"/data; sync; echo 3 >/proc/sys/vm/drop_caches")
 	if got, want := sh(t, "sha256sum <"+mnt+"/data"), sh(t, "sha256sum </tmp/data"); got != want {
 		t.Errorf("read back %s, wrote %s", got, want)
@@ -188,7 +188,7 @@ func TestKernelJSON(t *testing.T) {
 	keys := []string{
 		"name", "index", "path", "state", "size", "block_size", "label", "backend", "mode",
 		"connections", "connections_alive", "read_only", "features", "timeout", "dead_timeout",
-		"identifier", "since", "owner", "loss",
+		"identifier", "since", "owner", "loss", "remote",
 	}
 	more := append(keys, "log", "last_error", "traffic", "holders")
 	all := listJSON(t, "--all")

@@ -38,7 +38,7 @@ func TestKernelShrunkImage(t *testing.T) {
 	sh(t, fmt.Sprintf("cp %s %s", fresh, image))
 	dev := connected(t, "file", image, "--connections", "2", "--read-only")
 	sh(t, "mount -o ro,noload "+dev+" "+mnt)
-	defer finish(t, command(t, "umount", mnt))
+	defer func() { finish(t, command(t, "umount", mnt)) }()
 
 	const rounds = 25
 	copying := fmt.Sprintf("for i in $(seq %d); do cp %s %s || exit 1; done", rounds, fresh, image)
