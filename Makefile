@@ -127,7 +127,8 @@ soak: needs
 ##                   under nbd-client -persist: RESTARTS=N CUTS=N
 survive: needs
 	@CGO_ENABLED=0 go test -tags survive -c -o .bin/survive.test ./cmd/nbdctl
-	@NBD_TEST_RESTARTS=$(RESTARTS) NBD_TEST_CUTS=$(CUTS) $(stage) 'survive' $(lab)/$(machines) --mem 2G --timeout 3600 -- \
+	@NBD_TEST_RESTARTS=$(RESTARTS) NBD_TEST_CUTS=$(CUTS) \
+		$(stage) 'survive' $(lab)/$(machines) --mem 2G --timeout 3600 -- \
 		.bin/survive.test -test.v -test.timeout 1h -test.run '^TestKernel(RelayRestarts|RelayCut|RelayIdle|Persist)$$'
 
 ## make flaky        tests many times beside a load of twice the processors, to find those that fail by chance: unit tests 200 times

@@ -26,24 +26,29 @@ type batch struct {
 
 func (b *batch) empty() bool { return len(b.bytes) == 0 }
 
-// add appends a request with the data that follow it. It reports whether these are referred to.
-func (b *batch) add(c *call, extended, copyAll bool) bool {
+// refers reports whether the data of a call are sent from where they are.
+func (k *conn) refers(c *call) bool {
+	return c.request.Command == wire.CmdWrite && !k.copies && len(c.data) > maxCopied
+}
+
+// add appends a request, with the data that follow it if it is a WRITE, or with a reference to
+// them.
+func (b *batch) add(c *call, extended, refers bool) {
 	if extended {
 		b.bytes = c.request.AppendExtended(b.bytes)
 	} else {
 		b.bytes = c.request.Append(b.bytes)
 	}
-	if c.request.Command != wire.CmdWrite {
-		return false
-	}
-	if copyAll || len(c.data) <= maxCopied {
+	switch {
+	case c.request.Command != wire.CmdWrite:
+		return
+	case !refers:
 		b.bytes = append(b.bytes, c.data...)
-		return false
+		return
 	}
 	b.pieces = append(b.pieces, b.bytes[b.begun:], c.data)
 	b.begun = len(b.bytes)
 	b.refs = append(b.refs, c)
-	return true
 }
 
 // send writes the batch, and empties it in any case.
@@ -85,12 +90,13 @@ func (k *conn) start(c *call) {
 		return
 	}
 	// The call is the reader's when its cookie is there, and who sends it may not be us.
+	refers := k.refers(c)
 	c.parts.Store(1)
-	if c.request.Command == wire.CmdWrite && !k.copies && len(c.data) > maxCopied {
+	if refers {
 		c.parts.Store(2)
 	}
 	c.cookie.Store(c.request.Cookie)
-	k.next.add(c, k.Extended, k.copies)
+	k.next.add(c, k.Extended, refers)
 	if k.busy {
 		k.sending.Unlock()
 		return
