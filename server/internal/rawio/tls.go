@@ -25,6 +25,10 @@ var gathered = sync.Pool{New: func() any { p := make([]byte, 0, maxGathered); re
 // An Under is a connection for TLS to stand on. TLS makes a system call for each record. With an
 // Under below it, a Conn receives what there is without waiting for more, and sends many records at
 // once. To everybody else it is the connection that it was made of.
+//
+// What is gathered is sent as a socket sends. By the connection's own Write it takes 1.15 times the
+// CPU time for writes of 128 KiB on one processor: the runtime's monitor takes the processor from a
+// Write that has woken the client, and looks every 20 µs then whether there is another one.
 type Under struct {
 	net.Conn
 	raw       syscall.RawConn // nil: it can't be asked what there is
@@ -34,13 +38,15 @@ type Under struct {
 	n         int
 	err       error
 
-	mu  sync.Mutex // guards out, and is held while it is sent: TLS may write when it reads
-	out *[]byte    // to be sent; nil: Write sends at once
+	mu   sync.Mutex // guards the rest, and is held while it is sent: TLS may write when it reads
+	out  *[]byte    // to be sent; nil: Write sends at once
+	sock Conn       // what is gathered goes through it, of which the scheduler learns nothing
+	vec  Vec        // of sock
 }
 
 // NewUnder prepares nc.
 func NewUnder(nc net.Conn) *Under {
-	u := &Under{Conn: nc}
+	u := &Under{Conn: nc, sock: New(nc)}
 	switch nc := nc.(type) { // as in New: another type may well have a Read that does more
 	case *net.UnixConn:
 		u.raw, _ = nc.SyscallConn() // A closed one fails when it is read from.
@@ -126,7 +132,9 @@ func (u *Under) flush() error {
 	if len(p) == 0 {
 		return nil
 	}
-	_, err := u.Conn.Write(p)
+	u.vec.Add(p)
+	defer u.vec.Truncate(0)
+	_, err := u.sock.Send(&u.vec, false)
 	return err
 }
 
