@@ -1,6 +1,11 @@
 package server
 
-import "time"
+import (
+	"syscall"
+	"time"
+
+	"github.com/nbdctl/nbdctl/server/internal/rawio"
+)
 
 // hangupGrace is what the loop of a connection has to notice by itself that the client has hung up.
 const hangupGrace = 100 * time.Millisecond
@@ -9,10 +14,16 @@ const hangupGrace = 100 * time.Millisecond
 // at once: for a client that sends everything again over another connection, and for a backend that
 // can give up. stop waits until it is over; the loop has ended then.
 func (c *Conn) watch() (stop func()) {
-	if !c.export.watchful.Load() {
-		return func() {}
+	none := func() {}
+	socket, ok := c.socket.(syscall.Conn)
+	if !ok || !c.export.watchful.Load() {
+		return none
 	}
-	return watchHangup(c.socket, c.hangup)
+	stop, err := rawio.WatchHangup(socket, c.hangup)
+	if err != nil { // It will see for itself, later.
+		return none
+	}
+	return stop
 }
 
 // hangup ends the context of the backend's calls. If the loop is kept by one all the same, or by

@@ -197,7 +197,7 @@ func (c *Client) replacement(u URI, config *tls.Config, p *pauses) *conn {
 		}
 		s, err := u.session(ctx, &options, config)
 		if err == nil {
-			if err = c.continues(&s.Agreement); err != nil {
+			if err = c.agreed.continues(&s.Agreement, len(c.conns) > 1); err != nil {
 				s.NetConn.Close()
 			}
 		}
@@ -276,10 +276,10 @@ func (u *URI) await(ctx context.Context, o *Options, config *tls.Config) (*Sessi
 }
 
 // continues tells how a new session differs from what was agreed on before, where that matters.
-func (c *Client) continues(b *Agreement) error {
-	a := &c.agreed
+// several tells that there are connections beside it.
+func (a *Agreement) continues(b *Agreement, several bool) error {
 	needed := a.Flags &^ (wire.FlagRotational | wire.FlagSendDF | wire.FlagBlockStatusPayload)
-	if len(c.conns) == 1 {
+	if !several {
 		needed &^= wire.FlagCanMultiConn
 	}
 	var what string

@@ -139,7 +139,7 @@ func detach(ctx context.Context, c *cli.Context, client *nbdnl.Client, d invento
 		Force:       force,
 		// No server is left to write anything to. That is no reason to keep the
 		// device; its users are.
-		Dead: d.State() == nbdnl.StateOrphaned,
+		Dead: d.Unserved(),
 	})
 	if err == nil || !force && !errors.Is(err, nbdnl.ErrNotWritten) {
 		return err == nil, err

@@ -164,7 +164,7 @@ func orphan(ctx context.Context, in *inventory.Inventory, d inventory.Device) do
 		defer client.Close()
 		ctx, cancel := context.WithTimeoutCause(ctx, fixPatience, fmt.Errorf("not within %s", fixPatience))
 		defer cancel()
-		if err := client.Detach(ctx, d.Index, nbdnl.DetachOptions{Identifier: d.Identifier, Dead: true}); err != nil {
+		if err := client.Detach(ctx, d.Index, nbdnl.DetachOptions{Identifier: d.Identifier, Dead: d.Unserved()}); err != nil {
 			return "", err
 		}
 		return fmt.Sprintf("nbd%d disconnected", d.Index), in.Sweep(ctx)

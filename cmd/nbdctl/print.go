@@ -74,6 +74,10 @@ func orphanAdvice(v inventory.View) string {
 	if v.Owner.PID != nil {
 		who = fmt.Sprintf("pid %d, which served it,", *v.Owner.PID)
 	}
+	if v.Remote != nil && v.Remote.Way == host.Direct {
+		return fmt.Sprintf("%s ended without disconnecting; I/O goes on, for the kernel speaks with the server itself, "+
+			"until a connection is lost; nbdctl disconnect %s frees it", who, v.Name)
+	}
 	return fmt.Sprintf("%s ended without disconnecting, all I/O on it fails; nbdctl disconnect %s frees it", who,
 		v.Name)
 }

@@ -346,3 +346,12 @@ func (b *fitting) backend() backends.Backend {
 type plainWriter struct{}
 
 func (plainWriter) WriteAt(p []byte, _ int64) (int, error) { return len(p), nil }
+
+// ends returns the server's ends.
+func (l *links) ends() []link {
+	ends := make([]link, len(l.server))
+	for i, c := range l.server {
+		ends[i].conn = c
+	}
+	return ends
+}

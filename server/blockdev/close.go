@@ -149,6 +149,9 @@ func (d *Device) detach(ctx context.Context, force bool) error {
 	if err == nil && !o.Force && !o.Dead {
 		d.losses.excuse()
 	}
+	if err == nil && d.export == nil {
+		d.conns.leave()
+	}
 	return err
 }
 
@@ -172,6 +175,10 @@ func (d *Device) await(ctx context.Context) error {
 	case <-d.conns.done:
 		return nil
 	case <-ctx.Done():
+		if d.export == nil {
+			return fmt.Errorf("blockdev: %s: the kernel has not let go of its connections: %w",
+				d.Path(), context.Cause(ctx))
+		}
 		return fmt.Errorf("blockdev: %s: %d requests are still in the backend: %w",
 			d.Path(), d.export.Stats().InFlight, context.Cause(ctx))
 	}

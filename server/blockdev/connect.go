@@ -12,6 +12,7 @@ import (
 
 	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // anyIndex stands for one of the kernel's choice.
@@ -47,21 +48,22 @@ func ConnectIndex(ctx context.Context, index int, b backends.Backend, o Options)
 }
 
 func (m machine) connect(ctx context.Context, index int, b backends.Backend, o Options) (*Device, error) {
-	return m.establish(ctx, b, o, placeAt(index), func() error { return nil })
+	device := func() (*Device, error) { return m.newDevice(b, o) }
+	return m.establish(ctx, device, placeAt(index), func() error { return nil })
 }
 
 // A place has the kernel connect a device somewhere, and returns where.
 type place func(context.Context, *Device, nbdnl.Config) (index int, err error)
 
-// establish connects a device where place says. It calls giveBack once, when the device has ended
-// or does not come into being.
+// establish connects what device makes, where place says. It calls giveBack once, when the device
+// has ended or does not come into being.
 func (m machine) establish(
-	ctx context.Context, b backends.Backend, o Options, place place, giveBack func() error,
+	ctx context.Context, device func() (*Device, error), place place, giveBack func() error,
 ) (*Device, error) {
 	if ctx.Err() != nil {
 		return nil, errors.Join(context.Cause(ctx), giveBack())
 	}
-	d, err := m.received(ctx, b, o, place)
+	d, err := m.received(ctx, device, place)
 	if err != nil {
 		return nil, errors.Join(err, giveBack())
 	}
@@ -77,9 +79,9 @@ func (m machine) establish(
 // threads were missing (see nbdnl.Client.WaitReceivers), which are there a moment later. A device
 // that has always too few is better than none: the kernel gives up the others at their first
 // timeout, and they are replaced.
-func (m machine) received(ctx context.Context, b backends.Backend, o Options, place place) (*Device, error) {
+func (m machine) received(ctx context.Context, device func() (*Device, error), place place) (*Device, error) {
 	for attempt := 1; ; attempt++ {
-		d, err := m.newDevice(b, o)
+		d, err := device()
 		if err != nil {
 			return nil, err
 		}
@@ -113,24 +115,29 @@ func (m machine) newDevice(b backends.Backend, o Options) (*Device, error) {
 		return nil, errors.New("blockdev: no backend")
 	}
 	dev := backends.Probe(b)
-	o = o.complete(dev)
-	path := new(atomic.Pointer[string])
-	log := slog.New(label{o.Logger.Handler(), o.Identifier, path})
-	e, err := o.export(b, log)
+	o = o.complete(dev.BlockSizes.Minimum)
+	d := m.device(o)
+	e, err := o.export(b, d.log)
 	if err != nil {
 		return nil, err
 	}
-	if n := runtime.NumCPU(); o.Connections > n {
-		log.Warn("more connections than processors: the kernel sends nothing over the others",
-			"connections", o.Connections, "processors", n)
-	}
+	d.source, d.backend, d.export = ownSource{d}, dev, e
+	d.blockSize, d.flags = e.BlockSize(), kernelFlags(e, dev)
+	d.readOnly = e.Flags()&wire.FlagReadOnly != 0
+	d.size.Store(e.Size())
+	d.bePatient()
+	e.OnLoss(d.losses.failed)
+	return d, d.open()
+}
+
+// device makes a device of completed options, of which it is not said yet what it is for.
+func (m machine) device(o Options) *Device {
+	path := new(atomic.Pointer[string])
+	log := slog.New(label{o.Logger.Handler(), o.Identifier, path})
 	d := &Device{
 		machine:    m,
 		client:     o.Client,
-		backend:    dev,
-		export:     e,
 		options:    o,
-		flags:      kernelFlags(e, dev),
 		log:        log,
 		path:       path,
 		index:      anyIndex,
@@ -141,48 +148,50 @@ func (m machine) newDevice(b backends.Backend, o Options) (*Device, error) {
 		conns:      newConnections(o.Timeout, o.DeadTimeout, log),
 	}
 	d.conns.renew, d.conns.missed, d.conns.changed = d.renew, d.losses.unsent, d.changed
-	d.bePatient()
-	d.size.Store(e.Size())
 	d.losses.notify = d.changed
-	if d.ReadOnly() {
-		d.losses.excuse()
-	}
-	e.OnLoss(d.losses.failed)
-	if d.client == nil {
-		if d.client, err = nbdnl.New(); err != nil {
-			return nil, err
-		}
-		d.ownsClient = true
-	}
-	return d, nil
+	return d
 }
 
-// attach serves fresh connections and hands their other ends to the kernel. On error the
-// connections are gone.
-func (d *Device) attach(ctx context.Context, place place) error {
-	l, err := openLinks(d.options.Connections, d.machine.sendBuffer(), d.log)
-	if err != nil {
-		return fmt.Errorf("blockdev: connection to the kernel: %w", err)
+// open gets ready what the device needs for itself.
+func (d *Device) open() (err error) {
+	if n := runtime.NumCPU(); d.options.Connections > n {
+		d.log.Warn("more connections than processors: the kernel sends nothing over the others",
+			"connections", d.options.Connections, "processors", n)
 	}
-	// From here on the kernel has references of its own. A copy that stayed open here would keep
-	// the other end from seeing that the kernel has let go of a connection.
-	defer l.closeKernelEnds()
+	if d.readOnly {
+		d.losses.excuse()
+	}
+	if d.client == nil {
+		d.client, err = nbdnl.New()
+		d.ownsClient = err == nil
+	}
+	return err
+}
+
+// attach makes fresh connections, and hands the kernel its part of them. On error the connections
+// are gone.
+func (d *Device) attach(ctx context.Context, place place) error {
+	made, err := d.source.connect(ctx, d.options.Connections)
+	if err != nil {
+		return err
+	}
+	defer made.release()
 
 	// The kernel's first request can come before its answer to the connect: udev opens the device
 	// as soon as it appears.
-	d.serve(l.ends())
-	if err := d.command(ctx, place, l.kernel); err != nil {
+	d.conns.serve(made.conns)
+	if err := d.command(ctx, place, made.kernel); err != nil {
 		d.conns.cut()
 		return errors.Join(err, d.await(context.WithoutCancel(ctx)))
 	}
 	return nil
 }
 
-// serve has the connections served.
+// serve has existing connections served.
 func (d *Device) serve(ends []link) {
 	conns := make([]transmitter, len(ends))
 	for i, end := range ends {
-		conns[i] = d.export.NewConn(end.open(), end.unread)
+		conns[i] = served{d.export.NewConn(end.open(), end.unread)}
 	}
 	d.conns.serve(conns)
 }
@@ -191,8 +200,8 @@ func (d *Device) serve(ends []link) {
 func (d *Device) command(ctx context.Context, place place, sockets []syscall.Conn) error {
 	index, err := place(ctx, d, nbdnl.Config{
 		Sockets:         sockets,
-		Size:            d.export.Size(),
-		BlockSize:       d.export.BlockSize(),
+		Size:            d.Size(),
+		BlockSize:       d.blockSize,
 		Flags:           d.flags,
 		Timeout:         d.Timeout(),
 		DeadConnTimeout: d.DeadTimeout(),

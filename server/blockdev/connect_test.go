@@ -135,7 +135,7 @@ func TestSettings(t *testing.T) {
 }
 
 func TestDefaultIdentifier(t *testing.T) {
-	prefix, id, ok := strings.Cut(Options{}.complete(backends.Device{}).Identifier, ":")
+	prefix, id, ok := strings.Cut(Options{}.complete(0).Identifier, ":")
 	if !ok || prefix != filepath.Base(os.Args[0]) || len(id) != 36 {
 		t.Errorf("identifier %q:%q, want the program's name and a UUID", prefix, id)
 	}

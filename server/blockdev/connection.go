@@ -6,13 +6,15 @@ import (
 	"github.com/nbdctl/nbdctl/server"
 )
 
-// A transmitter serves one socket to its end, as a *server.Conn does.
+// A transmitter serves one socket to its end, as a *server.Conn does, or watches it.
 type transmitter interface {
 	Transmit() error
 	Stopped() <-chan struct{}
 	Disconnected() bool
 	Away() bool
 	Absence() time.Duration
+	// Idle reports whether it has carried nothing.
+	Idle() bool
 	Stats() server.Stats
 	Close() error
 }
@@ -69,11 +71,4 @@ func (c *connection) restored(t transmitter) {
 		c.fold(c.conn)
 	}
 	c.conn, c.alive = t, true
-}
-
-// idle reports whether the last one has carried nothing.
-func (c *connection) idle() bool {
-	n := c.conn.Stats()
-	return n.InFlight == 0 && n.Read.Requests+n.Write.Requests+n.Flush.Requests+n.Trim.Requests+
-		n.WriteZeroes.Requests+n.Unknown.Requests == 0
 }

@@ -48,7 +48,7 @@ func TestConnectionIdle(t *testing.T) {
 	}{{0, 0, true}, {1, 0, false}, {0, 1, false}} {
 		s := newSocket()
 		s.inFlight, s.served = tt.inFlight, tt.served
-		if got := newConnection(0, s).idle(); got != tt.want {
+		if got := s.Idle(); got != tt.want {
 			t.Errorf("%d in flight, %d served: idle %t", tt.inFlight, tt.served, got)
 		}
 	}

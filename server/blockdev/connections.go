@@ -52,6 +52,11 @@ type connections struct {
 	reconnecting context.Context
 	giveUp       context.CancelCauseFunc
 
+	// remote is whether the kernel is connected to a server elsewhere, which may come back after
+	// any time, and hears of the device's end what is not heard here. It does not change after
+	// serve.
+	remote bool
+
 	mu                   sync.Mutex    // guards all below
 	all                  []*connection // does not change after serve
 	alive                int           // how many of all are
@@ -59,6 +64,8 @@ type connections struct {
 	goodbye              bool          // the kernel has announced the end
 	leaving              bool          // by cut
 	lost                 error         // what ended the connection that died first of those that are dead
+	failing              error         // of the last attempt to replace one of those; nil: there was none
+	replaced             int64         // how many connections were
 	expiry               *expiry       // of the wait for a new connection; nil: there is none
 	timeout, deadTimeout time.Duration
 }
@@ -213,9 +220,9 @@ func (cs *connections) died(c *connection) {
 	case c.conn.Disconnected():
 		cs.goodbye = true
 		cs.retire()
-	case cs.alive == 0 && cs.deadTimeout == 0:
+	case cs.alive == 0 && cs.deadTimeout == 0 && !cs.remote:
 		cs.giveUp(errDead)
-	case cs.alive == 0 && cs.reconnecting.Err() == nil:
+	case cs.alive == 0 && cs.reconnecting.Err() == nil && !cs.remote:
 		e := &expiry{limit: cs.timeout + cs.deadTimeout}
 		e.timer = time.AfterFunc(e.limit, func() { cs.expire(e) })
 		cs.expiry = e
@@ -258,8 +265,9 @@ func (cs *connections) restore(c *connection, t transmitter) error {
 	if gap := cs.gap(); cs.alive == 0 && gap+hasty >= cs.deadTimeout {
 		cs.missed(fmt.Errorf("there was none for %v", gap))
 	}
+	cs.replaced++
 	if cs.alive++; cs.alive == len(cs.all) {
-		cs.lost = nil
+		cs.lost, cs.failing = nil, nil
 	}
 	cs.unexpire()
 	cs.changed()
@@ -268,14 +276,48 @@ func (cs *connections) restore(c *connection, t transmitter) error {
 
 // gap returns for how long there has been no connection for the kernel, at the most, if there is
 // none. The caller holds mu.
-func (cs *connections) gap() time.Duration {
-	var last time.Time
+func (cs *connections) gap() time.Duration { return time.Since(cs.lastDeath()) }
+
+// lastDeath is since when. The caller holds mu.
+func (cs *connections) lastDeath() (last time.Time) {
 	for _, c := range cs.all {
 		if c.dead.After(last) {
 			last = c.dead
 		}
 	}
-	return time.Since(last)
+	return last
+}
+
+// failed notes that a dead connection was not replaced yet.
+func (cs *connections) failed(err error) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	if cs.failing == nil || cs.failing.Error() != err.Error() {
+		cs.failing = err
+		cs.changed()
+	}
+}
+
+// leave notes that the device is disconnected, where no connection tells.
+func (cs *connections) leave() {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	cs.goodbye = true
+	cs.retire()
+}
+
+// outage returns how the device is connected (Device.Outage).
+func (cs *connections) outage() Outage {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	o := Outage{Alive: cs.alive, Replaced: cs.replaced, Err: cs.failing}
+	if o.Err == nil {
+		o.Err = cs.lost
+	}
+	if cs.alive == 0 {
+		o.Since = cs.lastDeath()
+	}
+	return o
 }
 
 // cut ends all connections at once, and for good. Their goroutines end when the backend calls in

@@ -8,19 +8,22 @@ import (
 	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/server"
-	"github.com/nbdctl/nbdctl/server/wire"
 )
 
-// A Device is a backend connected as /dev/nbdN and served by this process. It must be ended with
+// A Device is a backend connected as /dev/nbdN and served by this process, or an export of another
+// server to which the kernel is connected, watched over by this process. It must be ended with
 // Disconnect or Close. Its methods are safe for concurrent use.
 type Device struct {
 	machine    machine
 	client     *nbdnl.Client
 	ownsClient bool
-	giveBack   func() error    // gives the index back; called once
-	tuned      bool            // the settings of the queue of the index were made before
+	giveBack   func() error // gives the index back; called once
+	tuned      bool         // the settings of the queue of the index were made before
+	source     source
 	backend    backends.Device // guarded by changing, once the device is attached
-	export     *server.Export
+	export     *server.Export  // nil: the kernel speaks with a server elsewhere
+	blockSize  int             // in bytes
+	readOnly   bool
 	options    Options
 	flags      nbdnl.Flags
 	log        *slog.Logger
@@ -64,7 +67,7 @@ func (d *Device) Mode() nbdnl.Mode { return d.client.Mode() }
 func (d *Device) Size() int64 { return d.size.Load() }
 
 // BlockSize returns the logical block size in bytes.
-func (d *Device) BlockSize() int { return d.export.BlockSize() }
+func (d *Device) BlockSize() int { return d.blockSize }
 
 // Connections returns the number of connections that the device was made with. Alive says how many
 // of them serve.
@@ -83,13 +86,14 @@ func (d *Device) DeadTimeout() time.Duration {
 }
 
 // ReadOnly reports whether the device refuses writes.
-func (d *Device) ReadOnly() bool { return d.export.Flags()&wire.FlagReadOnly != 0 }
+func (d *Device) ReadOnly() bool { return d.readOnly }
 
-// Export returns what serves the device's requests.
+// Export returns what serves the device's requests; nil of a device of ConnectRemote.
 func (d *Device) Export() *server.Export { return d.export }
 
 // Stats returns what each connection has served, those included whose place it has taken, in the
-// order in which the kernel knows them.
+// order in which the kernel knows them. It is nothing of a device of ConnectRemote, of which the
+// kernel counts (/sys/block/nbdN/stat).
 func (d *Device) Stats() []server.Stats { return d.conns.stats() }
 
 // Alive returns how many of the device's connections are served. One whose loop is in a call of a
@@ -136,8 +140,11 @@ func (d *Device) Err() error {
 // With what the kernel adds, that is 10 seconds at most.
 const overdue = 7 * time.Second
 
-// bePatient tells the server for how long the kernel is.
+// bePatient tells the server for how long the kernel is, if it is this one.
 func (d *Device) bePatient() {
+	if d.export == nil {
+		return
+	}
 	timeout, deadTimeout := d.conns.timeouts()
 	d.export.SetPatience(server.Patience{Resend: timeout, Total: timeout + deadTimeout + overdue})
 }

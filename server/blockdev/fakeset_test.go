@@ -39,6 +39,8 @@ func (c *socket) Disconnected() bool     { return get(c, &c.goodbye) }
 func (c *socket) Away() bool             { return get(c, &c.away) }
 func (c *socket) Absence() time.Duration { return get(c, &c.absence) }
 
+func (c *socket) Idle() bool { return nothing(c.Stats()) }
+
 func get[T any](c *socket, p *T) T {
 	c.mu.Lock()
 	defer c.mu.Unlock()

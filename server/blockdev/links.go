@@ -20,15 +20,6 @@ func (l *links) add(server *net.UnixConn, kernel *os.File) {
 	l.kernelEnds = append(l.kernelEnds, kernel)
 }
 
-// ends returns the server's ends.
-func (l *links) ends() []link {
-	ends := make([]link, len(l.server))
-	for i, c := range l.server {
-		ends[i].conn = c
-	}
-	return ends
-}
-
 func (l *links) closeKernelEnds() {
 	for _, c := range l.kernelEnds {
 		c.Close()

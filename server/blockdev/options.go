@@ -65,10 +65,10 @@ type Options struct {
 	Logger *slog.Logger
 }
 
-// complete fills in the defaults.
-func (o Options) complete(dev backends.Device) Options {
+// complete fills in the defaults of a device whose requests are of so many bytes at least.
+func (o Options) complete(minimum int) Options {
 	if o.BlockSize == 0 {
-		o.BlockSize = max(minBlockSize, dev.BlockSizes.Minimum)
+		o.BlockSize = max(minBlockSize, minimum)
 	}
 	if o.Connections == 0 {
 		o.Connections = defaultConnections
@@ -85,14 +85,22 @@ func (o Options) complete(dev backends.Device) Options {
 	return o
 }
 
-// export checks the backend against completed options, and offers it.
-func (o Options) export(b backends.Backend, log *slog.Logger) (*server.Export, error) {
+// check says what is impossible of completed options.
+func (o Options) check() error {
 	switch {
 	case o.Connections < 0 || o.Connections > maxConnections:
-		return nil, fmt.Errorf("blockdev: %d connections are not within 1 and %d", o.Connections, maxConnections)
+		return fmt.Errorf("blockdev: %d connections are not within 1 and %d", o.Connections, maxConnections)
 	case o.BlockSize < minBlockSize:
-		return nil, fmt.Errorf("blockdev: block size %d: a block device has at least %d bytes",
+		return fmt.Errorf("blockdev: block size %d: a block device has at least %d bytes",
 			o.BlockSize, minBlockSize)
+	}
+	return nil
+}
+
+// export checks the backend against completed options, and offers it.
+func (o Options) export(b backends.Backend, log *slog.Logger) (*server.Export, error) {
+	if err := o.check(); err != nil {
+		return nil, err
 	}
 	e, err := server.NewExport(b, server.Options{
 		ReadOnly: o.ReadOnly, BlockSize: o.BlockSize, MaxInFlight: o.MaxInFlight, Logger: log,

@@ -147,7 +147,8 @@ func (p *Pool) Connect(ctx context.Context, b backends.Backend, o Options) (*Dev
 		d.tuned = true
 		return free.lease.Index(), nil
 	}
-	return p.machine.establish(ctx, b, o, place, func() error { return p.leave(free) })
+	device := func() (*Device, error) { return p.machine.newDevice(b, o) }
+	return p.machine.establish(ctx, device, place, func() error { return p.leave(free) })
 }
 
 // enter waits for a place for another device.

@@ -31,8 +31,10 @@ func (d *Device) ready(ctx context.Context, p *probe) error {
 		return snatched(d.Path(), err)
 	}
 	// The user of a block device sees nothing but EIO; the backend has said more.
-	if last := d.export.LastError(); last != nil {
-		return fmt.Errorf("blockdev: %w (%w)", err, last)
+	if d.export != nil {
+		if last := d.export.LastError(); last != nil {
+			return fmt.Errorf("blockdev: %w (%w)", err, last)
+		}
 	}
 	return fmt.Errorf("blockdev: %w", err)
 }

@@ -35,7 +35,8 @@ func TestReceived(t *testing.T) {
 			lab.Connections, lab.Logger = tt.connections, slog.New(slog.NewTextHandler(&said, nil))
 			givenBack := 0
 			giveBack := func() error { givenBack++; return nil }
-			d, err := m.establish(t.Context(), newStore(), lab, placeAt(anyIndex), giveBack)
+			device := func() (*Device, error) { return m.newDevice(newStore(), lab) }
+			d, err := m.establish(t.Context(), device, placeAt(anyIndex), giveBack)
 			if err != nil {
 				t.Fatal(err)
 			}

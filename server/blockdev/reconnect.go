@@ -3,7 +3,9 @@ package blockdev
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"time"
 
@@ -28,6 +30,7 @@ type reconnection struct {
 	attempt func(context.Context) error // makes one attempt
 	giveUp  func(error)                 // is called when no attempt can succeed, and ends the context of run
 	idle    bool                        // the dead connection has carried nothing
+	spread  bool                        // others may have lost theirs at the same time
 	log     *slog.Logger
 }
 
@@ -50,7 +53,11 @@ func (r reconnection) run(ctx context.Context) bool {
 		if beyondHelp(err) {
 			r.giveUp(err)
 		}
-		timer := time.NewTimer(pause)
+		now := pause
+		if r.spread {
+			now = pause*3/4 + rand.N(pause/2)
+		}
+		timer := time.NewTimer(now)
 		select {
 		case <-timer.C:
 			if pause < longestPause && 2*pause >= longestPause {
@@ -86,14 +93,23 @@ func (cs *connections) reconnect(c *connection) bool {
 		return false
 	}
 	cs.mu.Lock()
-	idle := c.idle()
+	idle := c.conn.Idle()
 	cs.mu.Unlock()
 	return reconnection{
 		attempt: func(ctx context.Context) error { return cs.replace(ctx, c) },
-		giveUp:  cs.giveUp,
+		giveUp:  cs.beyondHelp,
 		idle:    idle,
+		spread:  cs.remote,
 		log:     cs.log.With("connection", c.number),
 	}.run(cs.reconnecting)
+}
+
+// beyondHelp has nothing replaced any more, because of an answer of the kernel.
+func (cs *connections) beyondHelp(err error) {
+	if cs.remote && missing(err) {
+		cs.leave()
+	}
+	cs.giveUp(err)
 }
 
 // replace makes one attempt. That the kernel has taken the connection, and has not shut it down
@@ -104,6 +120,7 @@ func (cs *connections) replace(ctx context.Context, c *connection) error {
 	}
 	t, err := cs.renew(ctx)
 	if err != nil {
+		cs.failed(err)
 		return err
 	}
 	if err := cs.restore(c, t); err != nil {
@@ -117,15 +134,23 @@ func (cs *connections) replace(ctx context.Context, c *connection) error {
 func (d *Device) renew(ctx context.Context) (transmitter, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandPatience)
 	defer cancel()
-	l, err := openLinks(1, d.machine.sendBuffer(), d.log)
+	if d.export == nil && d.gone(ctx) { // A server that is away can't be asked whether it was told.
+		return nil, fmt.Errorf("blockdev: %s: %w", d.Path(), nbdnl.ErrNotConnected)
+	}
+	made, err := d.source.connect(ctx, 1)
 	if err != nil {
+		return nil, &connectError{err}
+	}
+	if err := d.reconfigure(ctx, nbdnl.Update{Sockets: made.kernel}); err != nil {
+		made.close()
 		return nil, err
 	}
-	err = d.reconfigure(ctx, nbdnl.Update{Sockets: l.kernel})
-	l.closeKernelEnds()
-	if err != nil {
-		l.close()
-		return nil, err
-	}
-	return d.export.NewConn(l.server[0], nil), nil
+	made.release()
+	return made.conns[0], nil
 }
+
+// A connectError is why there was no connection to give to the kernel. It does not unwrap, lest it
+// be taken for the kernel's answer: a server's socket file may be missing, and the device is not.
+type connectError struct{ err error }
+
+func (e *connectError) Error() string { return e.err.Error() }

@@ -253,7 +253,7 @@ func TestReconnectBusy(t *testing.T) {
 	kernel.Write(readRequest(0))
 	<-arrived
 	d.conns.mu.Lock()
-	idle := d.conns.all[0].idle()
+	idle := d.conns.all[0].conn.Idle()
 	d.conns.mu.Unlock()
 	if idle {
 		t.Error("a connection that carries a request is taken for idle")

@@ -44,6 +44,9 @@ func (d *Device) Resize(ctx context.Context, size int64) error { return d.resize
 func (d *Device) ForceResize(ctx context.Context, size int64) error { return d.resize(ctx, size, true) }
 
 func (d *Device) resize(ctx context.Context, size int64, force bool) error {
+	if err := d.served(); err != nil {
+		return err
+	}
 	if err := d.change(ctx); err != nil {
 		return err
 	}

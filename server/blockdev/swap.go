@@ -56,6 +56,9 @@ func (d *Device) SwapFunc(ctx context.Context, next func(context.Context) (backe
 
 // swap has the export change its backend.
 func (d *Device) swap(ctx context.Context, exchange func(context.Context) (backends.Device, error)) error {
+	if err := d.served(); err != nil {
+		return err
+	}
 	if err := d.change(ctx); err != nil {
 		return err
 	}

@@ -34,6 +34,10 @@ func (h *Host) answer(ctx context.Context, device *blockdev.Device, req request)
 	case opStats:
 		s := h.status(device)
 		s.Stats = device.Stats()
+		if h.remote.direct() {
+			return nil, exit.With(exit.Unsupported, "%s: the kernel speaks with the server itself, and has the counts "+
+				"(/sys/block/%[1]s/stat, iostat); connect with -o way=relay to have them here", h.record.Device())
+		}
 		return s, nil
 	case opLoss:
 		s := h.status(device)
@@ -60,7 +64,7 @@ func (h *Host) answer(ctx context.Context, device *blockdev.Device, req request)
 	case opKick:
 		h.log.Warn("kicked: disconnecting although requests wait")
 		err := device.Kick(ctx)
-		if h.remote != nil {
+		if h.remote != nil && h.remote.GiveUp != nil {
 			h.remote.GiveUp()
 		}
 		return nil, err
@@ -73,8 +77,8 @@ func (h *Host) answer(ctx context.Context, device *blockdev.Device, req request)
 // change makes the change. It may ask for several things; what was done before an
 // error stays done.
 func (h *Host) change(ctx context.Context, device *blockdev.Device, c Change) error {
-	if (c.Timeout != nil || c.DeadTimeout != nil) && h.remote != nil {
-		return exit.With(exit.Unsupported, "%s: the timeouts of an export of another server are those of connect",
+	if (c.Timeout != nil || c.DeadTimeout != nil) && h.remote != nil && !h.remote.direct() {
+		return exit.With(exit.Unsupported, "%s: the timeouts of a relay to another server are those of connect",
 			h.record.Device())
 	}
 	if c.Timeout != nil || c.DeadTimeout != nil {
@@ -121,12 +125,12 @@ var phases = map[nbdnl.State]Phase{
 func (h *Host) note(device *blockdev.Device) error {
 	return h.update(func(r *Record) {
 		r.Serving = device.Alive()
-		r.Remote = h.remote.state()
+		r.Remote = h.remote.state(device)
 		if p, ok := phases[device.State()]; ok {
 			r.Phase = r.Remote.phase(p)
 		}
 		r.Size = device.Size()
-		if h.remote == nil { // Else they are those of connect.
+		if h.remote == nil || h.remote.direct() { // Else they are those of connect.
 			r.Spec.Timeout, r.Spec.DeadTimeout = device.Timeout(), device.DeadTimeout()
 		}
 		if r.Loss == nil {
@@ -141,7 +145,7 @@ func (h *Host) noteRemote(device *blockdev.Device) {
 	if err := h.note(device); err != nil {
 		h.log.Warn("a change could not be noted", "reason", err)
 	}
-	switch s := h.remote.state(); {
+	switch s := h.remote.state(device); {
 	case s.Error != nil:
 		h.log.Warn("connections to the server were lost", "alive", s.Alive, "error", *s.Error)
 	default:
@@ -165,8 +169,12 @@ func lossOf(err error, redact *secret.Redactor) *Loss {
 func (h *Host) status(device *blockdev.Device) *Status {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	s := &Status{Record: h.record, Connections: trafficOf(device.Stats())}
-	s.Record.Remote = h.remote.state()
+	s := &Status{Record: h.record}
+	s.Record.Remote = h.remote.state(device)
+	if h.remote.direct() {
+		return s
+	}
+	s.Connections = trafficOf(device.Stats())
 	if e := device.Export().LastError(); e != nil {
 		s.LastError = &Failure{
 			Op:     e.Op.String(),

@@ -30,6 +30,7 @@ const DefaultBlockSize = 512
 
 // A Backing is an opened backend with what the serving process must do about it.
 type Backing struct {
+	// Backend is nil if the kernel speaks with a server elsewhere (Remote).
 	Backend backends.Backend
 	// Close gives the backend back after the last request.
 	Close func() error
@@ -110,7 +111,9 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, client.Close()) }()
 
-	backing, err := h.Open(starting, h.Spec)
+	spec := h.Spec
+	spec.Ioctl = client.Mode() == nbdnl.ModeIoctl // also where nothing else is to be had
+	backing, err := h.Open(starting, spec)
 	if err != nil {
 		return err
 	}
@@ -154,13 +157,7 @@ func (h *Host) connect(ctx context.Context, client *nbdnl.Client, backing *Backi
 		Identifier:  h.record.Identifier,
 		Logger:      h.log,
 	}
-	var device *blockdev.Device
-	var err error
-	if h.Spec.Index != nil {
-		device, err = blockdev.ConnectIndex(ctx, *h.Spec.Index, backing.Backend, options)
-	} else {
-		device, err = blockdev.Connect(ctx, backing.Backend, options)
-	}
+	device, err := h.make(ctx, backing.Backend, options)
 	if err != nil {
 		return nil, err
 	}
@@ -168,6 +165,20 @@ func (h *Host) connect(ctx context.Context, client *nbdnl.Client, backing *Backi
 		return nil, errors.Join(err, device.Close())
 	}
 	return device, nil
+}
+
+// make has the kernel connect the device.
+func (h *Host) make(ctx context.Context, b backends.Backend, o blockdev.Options) (*blockdev.Device, error) {
+	index := h.Spec.Index
+	switch {
+	case h.remote.direct() && index != nil:
+		return blockdev.ConnectRemoteIndex(ctx, *index, h.remote.Export, o)
+	case h.remote.direct():
+		return blockdev.ConnectRemote(ctx, h.remote.Export, o)
+	case index != nil:
+		return blockdev.ConnectIndex(ctx, *index, b, o)
+	}
+	return blockdev.Connect(ctx, b, o)
 }
 
 // publish makes the device known: to lists by the record, to askers by the
@@ -182,7 +193,8 @@ func (h *Host) publish(ctx context.Context, device *blockdev.Device, warnings []
 		r.Serving = device.Alive()
 		r.Size = device.Size()
 		r.BlockSize = device.BlockSize()
-		r.Remote = h.remote.state()
+		r.Remote = h.remote.state(device)
+		r.Spec.Connections = device.Connections() // A server may be good for one alone.
 	}); err != nil {
 		return err
 	}

@@ -63,6 +63,15 @@ func (d *Device) State() nbdnl.State {
 	return d.Status.State
 }
 
+// Unserved tells whether nobody answers the device's requests any more. A server elsewhere does,
+// with which the kernel speaks itself, although nobody watches over that.
+func (d *Device) Unserved() bool { return d.State() == nbdnl.StateOrphaned && !d.direct() }
+
+// direct tells whether the kernel speaks with a server elsewhere.
+func (d *Device) direct() bool {
+	return d.Entry != nil && d.Entry.Remote != nil && d.Entry.Remote.Way == host.Direct
+}
+
 // ownerGone tells, for a device whose record has been lost, whether the process that connected it
 // is known to have ended. In a container it may be out of sight and well.
 func (d *Device) ownerGone() bool {

@@ -82,7 +82,7 @@ func (d *Device) View() View {
 		v.Serving = aliveConnections(e)
 		v.Stopped = d.Stopped
 		if d.State() == nbdnl.StateOrphaned {
-			v.Serving = known(0, true)
+			v.Serving = known(0, !d.direct())
 		}
 		v.Timeout = known(int64(e.Spec.Timeout/time.Second), true)
 		v.DeadTimeout = known(int64(e.Spec.DeadTimeout/time.Second), true)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/survey"
+	"github.com/nbdctl/nbdctl/server/blockdev"
 	"github.com/nbdctl/nbdctl/server/wire"
 )
 
@@ -31,16 +33,13 @@ var nbdKind = Kind{
 	Name:     Remote,
 	Synopsis: "nbd://HOST/EXPORT",
 	Summary: "an export of an NBD server; also nbds:// (TLS), nbd+unix:///EXPORT?socket=PATH and nbd+vsock://; " +
-		"-o await=on waits for a server that is away",
-	Options: []string{"await"},
+		"-o await=on waits for a server that is away, and -o way=relay has requests pass through this process",
+	Options: []string{"await", "way"},
 	Check: func(s host.Spec) error {
-		if _, err := nbd.ParseURI(s.Arg); err != nil {
-			return exit.Usagef("%w", err)
-		}
 		if s.Create {
 			return exit.Usagef("--create: an export is made by its server; leave it out")
 		}
-		_, err := onOff(s, "await", false)
+		_, err := readRemote(s, false)
 		return err
 	},
 	Open: openRemote,
@@ -69,75 +68,176 @@ func AbsoluteURI(arg string) (string, error) {
 	return u.String(), nil
 }
 
+// A remote is an export of another server that is to be opened.
+type remote struct {
+	uri     nbd.URI
+	spec    host.Spec
+	await   bool
+	way     string // host.Direct, host.Relay; "": direct if that is possible
+	block   int    // bytes that the device counts in; 0: bytes
+	outage  time.Duration
+	timeout time.Duration
+}
+
+func readRemote(s host.Spec, export bool) (r remote, err error) {
+	r = remote{spec: s, block: s.BlockSize, outage: s.DeadTimeout, timeout: s.Timeout}
+	if r.uri, err = nbd.ParseURI(s.Arg); err != nil {
+		return r, exit.Usagef("%w", err)
+	}
+	if r.await, err = onOff(s, "await", false); err != nil {
+		return r, err
+	}
+	switch way, _ := option(s, "way"); way {
+	case "", host.Direct, host.Relay:
+		r.way = way
+	default:
+		return r, exit.Usagef("-o way=%s: the ways are %s and %s", way, host.Direct, host.Relay)
+	}
+	if r.block == 0 && !export {
+		r.block = host.DefaultBlockSize
+	}
+	if r.outage == 0 {
+		r.outage = DefaultOutage
+	}
+	if r.timeout == 0 {
+		r.timeout = defaultTimeout
+	}
+	return r, nil
+}
+
 func openRemote(ctx context.Context, s host.Spec, export bool) (*host.Backing, error) {
-	u, err := nbd.ParseURI(s.Arg)
+	r, err := readRemote(s, export)
 	if err != nil {
 		return nil, err
 	}
-	await, err := onOff(s, "await", false)
-	if err != nil {
-		return nil, err
-	}
-	patience, block := dialPatience, s.BlockSize
-	if await {
+	patience := dialPatience
+	if r.await {
 		patience = awaitPatience
 	}
-	if block == 0 && !export {
-		block = host.DefaultBlockSize
+	ctx, cancel := context.WithTimeoutCause(ctx, patience,
+		fmt.Errorf("%v has not answered within %v", r.uri, patience))
+	defer cancel()
+	why := r.noDirect(export)
+	if why == "" && r.way != host.Relay {
+		var b *host.Backing
+		if b, why, err = r.openDirect(ctx); b != nil || err != nil {
+			return b, err
+		}
 	}
-	outage, timeout := s.DeadTimeout, s.Timeout
-	if outage == 0 {
-		outage = DefaultOutage
+	if r.way == host.Direct {
+		return nil, exit.With(exit.Unsupported, "%v: the kernel can't speak with it: %s; leave -o way=direct out", r.uri, why)
 	}
-	if timeout == 0 {
-		timeout = defaultTimeout
+	return r.openRelay(ctx)
+}
+
+// noDirect tells why the kernel can't speak with the server itself, as far as is known before it is
+// asked.
+func (r *remote) noDirect(export bool) string {
+	switch {
+	case export:
+		return "an export is served here"
+	case r.uri.TLS:
+		return "it knows no TLS"
+	case r.uri.Network != "tcp" && r.uri.Network != "unix":
+		return "it knows TCP and Unix sockets only"
+	case r.spec.Ioctl:
+		return "by ioctls no connection can be replaced"
 	}
+	return ""
+}
+
+func (r *remote) options() nbd.Options {
+	return nbd.Options{
+		Connections: r.spec.Connections, ReadOnly: r.spec.ReadOnly, BlockSize: r.block, Timeout: r.timeout,
+		Reconnect: &nbd.Reconnect{Timeout: r.outage, Await: r.await},
+	}
+}
+
+// openDirect opens it for the kernel, or tells why that can't speak with it.
+func (r *remote) openDirect(ctx context.Context) (_ *host.Backing, why string, _ error) {
+	d, err := r.uri.DialDirect(ctx, r.options())
+	if err != nil {
+		return nil, "", survey.Explain(err)
+	}
+	sizes := d.BlockSizes()
+	switch {
+	case sizes.Minimum > os.Getpagesize():
+		why = fmt.Sprintf("it asks for blocks of %d bytes", sizes.Minimum)
+	case r.spec.BlockSize != 0 && r.spec.BlockSize < sizes.Minimum:
+		why = fmt.Sprintf("--block-size %d is less than the %d bytes that it asks for", r.spec.BlockSize, sizes.Minimum)
+	case sizes.Maximum != 0 && sizes.Maximum < os.Getpagesize():
+		why = fmt.Sprintf("it takes no more than %d bytes at once", sizes.Maximum)
+	}
+	if why != "" {
+		return nil, why, d.Close()
+	}
+	b := &host.Backing{Close: d.Close, Remote: &host.Remote{
+		Wait: r.outage, Export: d, State: directState,
+	}}
+	connections := r.spec.Connections
+	if d.Flags()&wire.FlagCanMultiConn == 0 {
+		connections = 1
+	}
+	return b, "", r.check(b, d.Agreement(), d.Size(), connections)
+}
+
+// directState is what is told of a device that the kernel has connected itself.
+func directState(d *blockdev.Device) host.RemoteState {
+	o := d.Outage()
+	r := host.RemoteState{
+		Way: host.Direct, Connections: d.Connections(), Alive: o.Alive, Replaced: o.Replaced, Replies: "simple",
+	}
+	r.Lost(o.Since, o.Err)
+	return r
+}
+
+func (r *remote) openRelay(ctx context.Context) (*host.Backing, error) {
 	changed := make(chan struct{}, 1)
-	notify := func(nbd.State) {
+	o := r.options()
+	o.Reconnect.Notify = func(nbd.State) {
 		select {
 		case changed <- struct{}{}:
 		default:
 		}
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, patience,
-		fmt.Errorf("%v has not answered within %v", u, patience))
-	defer cancel()
-	c, err := u.Dial(ctx, nbd.Options{
-		Connections: s.Connections, ReadOnly: s.ReadOnly, BlockSize: block, Timeout: timeout,
-		Reconnect: &nbd.Reconnect{Timeout: outage, Await: await, Notify: notify},
-	})
+	c, err := r.uri.Dial(ctx, o)
 	if err != nil {
 		return nil, survey.Explain(err)
 	}
 	b := &host.Backing{Backend: c, Close: c.Close, Remote: &host.Remote{
-		Wait: outage, Changed: changed, State: func() host.RemoteState { return stateOf(c) },
-		GiveUp: func() { c.Close() },
+		Wait: r.outage, Changed: changed, GiveUp: func() { c.Close() },
+		State: func(*blockdev.Device) host.RemoteState { return relayState(c) },
 	}}
-	if s.Size != 0 && s.Size != c.Size() {
-		err := exit.Usagef("--size: %v has %d bytes; leave --size out to take it as it is", u, c.Size())
-		return nil, errors.Join(err, c.Close())
-	}
-	warn := func(format string, args ...any) {
-		b.Warnings = append(b.Warnings, fmt.Sprintf("%v: "+format, append([]any{u}, args...)...))
-	}
-	a := c.Agreement()
-	if tail := a.Size - c.Size(); tail != 0 {
-		warn("its last %d bytes are left out: they are less than a block", tail)
-	}
-	if n := c.Connections(); n < s.Connections {
-		warn("the server does not promise that connections agree, so it gets %d", n)
-	}
-	if a.Flags&(wire.FlagReadOnly|wire.FlagSendFlush) == 0 && !s.ReadOnly {
-		warn("the server has no flush: what is written is as durable as it makes it by itself")
-	}
-	return b, nil
+	return b, r.check(b, c.Agreement(), c.Size(), c.Connections())
 }
 
-// stateOf is what is told of a client.
-func stateOf(c *nbd.Client) host.RemoteState {
+// check says what is wrong, or not as it was meant, with an export that was opened. On error that
+// is closed.
+func (r *remote) check(b *host.Backing, a nbd.Agreement, size int64, connections int) error {
+	if r.spec.Size != 0 && r.spec.Size != size {
+		err := exit.Usagef("--size: %v has %d bytes; leave --size out to take it as it is", r.uri, size)
+		return errors.Join(err, b.Close())
+	}
+	warn := func(format string, args ...any) {
+		b.Warnings = append(b.Warnings, fmt.Sprintf("%v: "+format, append([]any{r.uri}, args...)...))
+	}
+	if tail := a.Size - size; tail != 0 {
+		warn("its last %d bytes are left out: they are less than a block", tail)
+	}
+	if connections < r.spec.Connections {
+		warn("the server does not promise that connections agree, so it gets %d", connections)
+	}
+	if a.Flags&(wire.FlagReadOnly|wire.FlagSendFlush) == 0 && !r.spec.ReadOnly {
+		warn("the server has no flush: what is written is as durable as it makes it by itself")
+	}
+	return nil
+}
+
+// relayState is what is told of a client.
+func relayState(c *nbd.Client) host.RemoteState {
 	s, a := c.State(), c.Agreement()
 	r := host.RemoteState{
-		Way: "relay", TLS: a.TLS, Connections: c.Connections(), Alive: s.Alive, Replaced: s.Replaced, Replies: "simple",
+		Way: host.Relay, TLS: a.TLS, Connections: c.Connections(), Alive: s.Alive, Replaced: s.Replaced, Replies: "simple",
 	}
 	switch {
 	case a.Extended:
@@ -145,12 +245,6 @@ func stateOf(c *nbd.Client) host.RemoteState {
 	case a.Structured:
 		r.Replies = "structured"
 	}
-	if !s.Since.IsZero() {
-		r.LostSince = &s.Since
-	}
-	if s.Err != nil {
-		text := s.Err.Error()
-		r.Error = &text
-	}
+	r.Lost(s.Since, s.Err)
 	return r
 }

@@ -68,7 +68,7 @@ func TestOpenRemote(t *testing.T) {
 		if b.Backend.Size() != size || len(b.Warnings) != warnings {
 			t.Errorf("%d bytes, warnings %q", b.Backend.Size(), b.Warnings)
 		}
-		st := b.Remote.State()
+		st := b.Remote.State(nil)
 		if st.Way != "relay" || st.Alive != 2 || st.Connections != 2 || st.Replies != "extended" || st.TLS ||
 			st.Error != nil || b.Remote.Wait != 5*time.Second {
 			t.Errorf("the remote is %+v, and requests wait %v", st, b.Remote.Wait)

@@ -1,33 +1,28 @@
-package server
+package rawio
 
 import (
-	"net"
+	"errors"
 	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-// watchHangup calls gone, on a goroutine of its own, when both directions of nc are shut down, or
-// it has failed. It costs nothing as long as neither happens: an epoll that asks for no other event
-// is woken by none. stop ends the watch, and waits for gone.
-func watchHangup(nc net.Conn, gone func()) (stop func()) {
-	none := func() {}
-	s, ok := nc.(syscall.Conn)
-	if !ok {
-		return none
-	}
+// WatchHangup calls gone, on a goroutine of its own, when both directions of a socket are shut
+// down, or it has failed. It costs nothing as long as neither happens: an epoll that asks for no
+// other event is woken by none. stop ends the watch, and waits for gone.
+func WatchHangup(s syscall.Conn, gone func()) (stop func(), err error) {
 	raw, err := s.SyscallConn()
 	if err != nil {
-		return none
+		return nil, err
 	}
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
-		return none
+		return nil, os.NewSyscallError("epoll_create1", err)
 	}
 	if err := unix.SetNonblock(fd, true); err != nil { // The runtime polls what does not block.
 		unix.Close(fd)
-		return none
+		return nil, os.NewSyscallError("fcntl", err)
 	}
 	poll := os.NewFile(uintptr(fd), "hangup")
 	var failed error
@@ -35,9 +30,9 @@ func watchHangup(nc net.Conn, gone func()) (stop func()) {
 		failed = unix.EpollCtl(fd, unix.EPOLL_CTL_ADD, int(socket), &unix.EpollEvent{}) // HUP and ERR come unasked.
 	})
 	events, noEvents := poll.SyscallConn()
-	if err != nil || failed != nil || noEvents != nil {
+	if err := errors.Join(err, os.NewSyscallError("epoll_ctl", failed), noEvents); err != nil {
 		poll.Close()
-		return none
+		return nil, err
 	}
 	done := make(chan struct{})
 	go func() {
@@ -55,5 +50,5 @@ func watchHangup(nc net.Conn, gone func()) (stop func()) {
 	return func() {
 		poll.Close()
 		<-done
-	}
+	}, nil
 }

@@ -1,0 +1,20 @@
+//go:build !linux
+
+package blockdev
+
+import (
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+)
+
+func takeSocket(nc net.Conn) (*os.File, error) {
+	return nil, errors.Join(nc.Close(), errors.ErrUnsupported)
+}
+
+func enlargeSendBuffer(*os.File, int, *slog.Logger) {}
+
+func socketError(*os.File) error { return nil }
+
+func resetSocket(*os.File) error { return nil }

@@ -1,0 +1,68 @@
+package blockdev
+
+import (
+	"context"
+	"fmt"
+	"syscall"
+
+	"github.com/nbdctl/nbdctl/server"
+)
+
+// A source is where the connections of a device come from.
+type source interface {
+	// connect makes n connections, until ctx ends at the latest.
+	connect(ctx context.Context, n int) (*sockets, error)
+}
+
+// sockets are fresh connections: what the kernel is to have of each, and who serves or watches it,
+// in the same order.
+type sockets struct {
+	kernel []syscall.Conn
+	conns  []transmitter
+	given  func() // lets go of what only the kernel is to have; nil: there is nothing
+}
+
+// release is for when the kernel has what it is to have, or will not.
+func (s *sockets) release() {
+	if s.given != nil {
+		s.given()
+	}
+}
+
+// close ends them.
+func (s *sockets) close() {
+	s.release()
+	for _, c := range s.conns {
+		c.Close()
+	}
+}
+
+// A served connection is one that is served here.
+type served struct{ *server.Conn }
+
+// Idle reports whether it has carried nothing.
+func (c served) Idle() bool { return nothing(c.Stats()) }
+
+// nothing reports whether a connection with these statistics has carried nothing.
+func nothing(n server.Stats) bool {
+	return n.InFlight == 0 && n.Read.Requests+n.Write.Requests+n.Flush.Requests+n.Trim.Requests+
+		n.WriteZeroes.Requests+n.Unknown.Requests == 0
+}
+
+// ownSource makes connections of the export of a device, whose requests are served here.
+type ownSource struct{ device *Device }
+
+func (s ownSource) connect(_ context.Context, n int) (*sockets, error) {
+	d := s.device
+	l, err := openLinks(n, d.machine.sendBuffer(), d.log)
+	if err != nil {
+		return nil, fmt.Errorf("blockdev: connection to the kernel: %w", err)
+	}
+	// The kernel has references of its own in the end. A copy that stayed open here would keep the
+	// other end from seeing that the kernel has let go of a connection.
+	made := &sockets{kernel: l.kernel, given: l.closeKernelEnds}
+	for _, c := range l.server {
+		made.conns = append(made.conns, served{d.export.NewConn(c, nil)})
+	}
+	return made, nil
+}
