@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/nbdctl/nbdctl/server/wire"
 )
@@ -203,6 +204,9 @@ func parts(parsed *url.URL) (host string, port uint32, err error) {
 	if strings.HasPrefix(parsed.Host, "[") {
 		if a, err := netip.ParseAddr(host); err != nil || !a.Is6() {
 			return "", 0, fmt.Errorf("%q is not an IPv6 address", host)
+		}
+		if strings.ContainsFunc(host, func(r rune) bool { return r >= utf8.RuneSelf }) {
+			return "", 0, fmt.Errorf("%q: a zone beyond ASCII can't be written in a URI", host)
 		}
 	} else if strings.Contains(host, ":") {
 		return "", 0, fmt.Errorf("%q: an IPv6 address is in brackets", parsed.Host)
