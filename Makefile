@@ -123,13 +123,13 @@ soak: needs
 	@NBD_TEST_SOAK_ROUNDS=$(ROUNDS) NBD_TEST_POOL_ROUNDS=20 $(stage) 'soak' $(lab)/$(machines) --mem 2G --check --timeout 3600 -- \
 		.bin/soak.test -test.v -test.timeout 1h -test.run '^TestKernel(Soak|PoolMany)$$'
 
-## make survive      a server that is killed, and a network that is cut, under a relay whose file system is verified, and the same
+## make survive      a server that is killed, and a network that is cut, under exports whose file systems are verified, and the same
 ##                   under nbd-client -persist: RESTARTS=N CUTS=N
 survive: needs
 	@CGO_ENABLED=0 go test -tags survive -c -o .bin/survive.test ./cmd/nbdctl
 	@NBD_TEST_RESTARTS=$(RESTARTS) NBD_TEST_CUTS=$(CUTS) \
 		$(stage) 'survive' $(lab)/$(machines) --mem 2G --timeout 3600 -- \
-		.bin/survive.test -test.v -test.timeout 1h -test.run '^TestKernel(RelayRestarts|RelayCut|RelayIdle|Persist)$$'
+		.bin/survive.test -test.v -test.timeout 1h -test.run '^TestKernel(RemoteRestarts|RemoteCut|RemoteIdle|Persist)$$'
 
 ## make flaky        tests many times beside a load of twice the processors, to find those that fail by chance: unit tests 200 times
 ##                   with -race, kernel tests that wait for time or events 20 times on 6.1 and 6.12, in hours:

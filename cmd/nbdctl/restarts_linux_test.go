@@ -8,8 +8,6 @@ import (
 	"strconv"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // rounds is how many an environment variable asks for, as make survive does, or else few.
@@ -80,16 +78,25 @@ func readOnce(t *testing.T, dev string) <-chan time.Time {
 	return done
 }
 
-// TestKernelRelayRestarts has a server killed again and again under a file system that is verified:
-// no request fails, nothing is lost, and the file system is clean.
-func TestKernelRelayRestarts(t *testing.T) {
-	requireKernel(t)
+// TestKernelRemoteRestarts has a server killed again and again under a file system that is
+// verified: no request fails, nothing is lost, and the file system is clean.
+func TestKernelRemoteRestarts(t *testing.T) {
+	requireKernel(t, lostNoise)
+	bothWays(t, testRestarts)
+}
+
+// lostNoise is what the kernel says of connections that it has lost itself.
+const lostNoise = `Receive control failed|Dead connection, failed to find a fallback|Send (control|data) failed|` +
+	`Connection timed out|shutting down sockets|Receive data failed|reconnected socket|Request send failed, requeueing`
+
+func testRestarts(t *testing.T, way string) {
 	n := rounds("NBD_TEST_RESTARTS", 3)
 	image := filepath.Join(imageDir(t), "disk.img")
 	f := farServer(t, "file", "--create", "--size", "32M", image, "--listen", "unix:"+filepath.Join(shortDir(t), "s"))
-	dev := connected(t, f.uri)
+	// The kernel sends what was in flight on a dead connection again when its time is up.
+	dev := connected(t, f.uri, "-o", way, "--timeout", "3s")
 	load := verifiedLoad(t, dev)
-	var waits times // from when the server is back until something is read
+	var waits, flows times // from when the server is back until something is read, and the load goes on
 	for range n {
 		before := writes(t, dev)
 		f.kill()
@@ -98,88 +105,113 @@ func TestKernelRelayRestarts(t *testing.T) {
 		back := time.Now()
 		waits = append(waits, max(0, (<-reading).Sub(back)))
 		load.goesOn(before)
+		flows = append(flows, time.Since(back))
 	}
 	load.stop()
 	r := remoteOf(t, dev)
 	if replaced, _ := r["replaced"].(float64); int(replaced) != n || r["error"] != nil {
 		t.Errorf("after %d restarts the remote is %v", n, r)
 	}
-	t.Logf("%d restarts: I/O went on after the server was back in %v", n, waits)
+	t.Logf("%d restarts: after the server was back, something was read in %v; what was in flight went on in %v",
+		n, waits, flows)
 	must(t, "disconnect", dev)
 }
 
-// setLoopback takes the link to this machine itself up or down, without a word to any connection.
-func setLoopback(t *testing.T, up bool) {
+// A network is a link to a machine of its own, as far as its network goes: servers in it are far.
+type network struct{ t *testing.T }
+
+// onFar are the words before a command that make it one of that machine.
+var onFar = []string{"ip", "netns", "exec", "far"}
+
+// listenFar is where servers listen in it.
+const listenFar = "tcp:10.9.9.2:0"
+
+func newNetwork(t *testing.T) network {
 	t.Helper()
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
-	lo, err := unix.NewIfreq("lo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, lo); err != nil {
-		t.Fatal(err)
-	}
-	flags := lo.Uint16() &^ unix.IFF_UP
-	if up {
-		flags |= unix.IFF_UP
-	}
-	lo.SetUint16(flags)
-	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo); err != nil {
-		t.Fatal(err)
-	}
+	sh(t, `ip netns add far
+		ip link add near type veth peer name far netns far
+		ip addr add 10.9.9.1/24 dev near
+		ip -n far addr add 10.9.9.2/24 dev far
+		ip link set near up
+		ip -n far link set far up`)
+	t.Cleanup(func() { sh(t, "ip netns del far") }) // and with it the link
+	return network{t}
 }
 
-// TestKernelRelayCut cuts the network under a file system that is verified, for so long that
+// set takes the link up or down at its far end, without a word to any connection.
+func (n network) set(state string) {
+	n.t.Helper()
+	sh(n.t, "ip -n far link set far "+state)
+}
+
+// TestKernelRemoteCut cuts the network under file systems that are verified, for so long that
 // connections are given up, and before that, as make survive has it, for moments.
-func TestKernelRelayCut(t *testing.T) {
-	requireKernel(t)
-	t.Cleanup(func() { setLoopback(t, true) })
-	image := filepath.Join(imageDir(t), "disk.img")
-	f := farServer(t, "file", "--create", "--size", "32M", image, "--listen", "tcp:127.0.0.1:0")
-	dev := connected(t, f.uri)
-	load := verifiedLoad(t, dev)
+func TestKernelRemoteCut(t *testing.T) {
+	requireKernel(t, lostNoise)
+	n := newNetwork(t)
+	var devs []string
+	var loads []*verified
+	for _, way := range []string{"direct", "relay"} {
+		image := filepath.Join(imageDir(t), "disk.img")
+		f := farServerIn(t, onFar, "file", "--create", "--size", "32M", image, "--listen", listenFar)
+		devs = append(devs, connected(t, f.uri, "-o", "way="+way))
+	}
+	for _, dev := range devs { // afterwards, for the servers have copies of what is mounted when they start
+		loads = append(loads, verifiedLoad(t, dev))
+	}
 	defer func() {
 		if t.Failed() {
-			t.Log(sh(t, "cat $NBDCTL_STATE_DIR/*/log $NBDCTL_STATE_DIR/*/state.json; nbdctl status nbd0 || true"))
+			t.Log(sh(t, "cat $NBDCTL_STATE_DIR/*/log $NBDCTL_STATE_DIR/*/state.json; nbdctl list || true"))
 		}
 	}()
-	var waits times // from when the network is back until something is read
+	waits := make([]times, len(devs)) // from when the network is back until something is read
+	before := make([]int, len(devs))
 	for i := range rounds("NBD_TEST_CUTS", 0) {
-		before := writes(t, dev)
-		setLoopback(t, false)
-		reading := readOnce(t, dev)
+		n.set("down")
+		var reading []<-chan time.Time
+		for i, dev := range devs {
+			before[i] = writes(t, dev)
+			reading = append(reading, readOnce(t, dev))
+		}
 		<-time.After(time.Duration(1+i%5) * time.Second) // So long is the cut.
-		setLoopback(t, true)
+		n.set("up")
 		back := time.Now()
-		waits = append(waits, max(0, (<-reading).Sub(back)))
-		load.goesOn(before)
+		for i := range devs {
+			waits[i] = append(waits[i], max(0, (<-reading[i]).Sub(back)))
+			loads[i].goesOn(before[i])
+		}
 	}
-	if len(waits) > 0 {
-		t.Logf("I/O went on after a cut in %v", waits)
+	for i, way := range []string{"direct", "relay"} {
+		if len(waits[i]) > 0 {
+			t.Logf("%s: I/O went on after a cut in %v", way, waits[i])
+		}
+		before[i] = writes(t, devs[i])
 	}
-	before := writes(t, dev)
-	vanish(t, dev)
-	load.goesOn(before)
-	load.stop()
-	must(t, "disconnect", dev)
+	n.vanish(devs...)
+	for i, dev := range devs {
+		loads[i].goesOn(before[i])
+		loads[i].stop()
+		must(t, "disconnect", dev)
+	}
 }
 
-// vanish has the server vanish without a word until it is missed, and come back.
-func vanish(t *testing.T, dev string) {
+// vanish has the servers of devices vanish without a word until each is missed, and come back.
+func (n network) vanish(devs ...string) {
+	t := n.t
 	t.Helper()
 	begun := time.Now()
-	setLoopback(t, false)
-	eventually(t, func() bool { return remoteOf(t, dev)["error"] != nil }, "the loss to be noticed")
-	took := time.Since(begun)
-	setLoopback(t, true)
-	eventually(t, func() bool { return remoteOf(t, dev)["connections_alive"] == 1.0 }, "a new connection")
-	t.Logf("a server that vanished was missed after %v", took.Round(time.Second))
-	if took > noticed {
-		t.Errorf("that is more than the %v that are documented, and some for a slow machine", noticed)
+	n.set("down")
+	for _, dev := range devs {
+		eventually(t, func() bool { return remoteOf(t, dev)["error"] != nil }, "the loss of %s to be noticed", dev)
+		took := time.Since(begun)
+		t.Logf("the server of %s vanished, and was missed after %v", dev, took.Round(time.Second))
+		if took > noticed {
+			t.Errorf("that is more than the %v that are documented, and some for a slow machine", noticed)
+		}
+	}
+	n.set("up")
+	for _, dev := range devs {
+		eventually(t, func() bool { return remoteOf(t, dev)["connections_alive"] == 1.0 }, "a new connection of %s", dev)
 	}
 }
 

@@ -10,17 +10,23 @@ import (
 	"testing"
 )
 
-// TestKernelRelayIdle has a server vanish of which nobody wants anything.
-func TestKernelRelayIdle(t *testing.T) {
-	requireKernel(t)
-	t.Cleanup(func() { setLoopback(t, true) })
-	dev := connected(t, farServer(t, "memory", "--size", "1M", "--listen", "tcp:127.0.0.1:0").uri)
-	vanish(t, dev)
-	<-readOnce(t, dev)
-	must(t, "disconnect", dev)
+// TestKernelRemoteIdle has servers vanish of which nobody wants anything.
+func TestKernelRemoteIdle(t *testing.T) {
+	requireKernel(t, lostNoise)
+	n := newNetwork(t)
+	var devs []string
+	for _, way := range []string{"direct", "relay"} {
+		f := farServerIn(t, onFar, "memory", "--size", "1M", "--listen", listenFar)
+		devs = append(devs, connected(t, f.uri, "-o", "way="+way))
+	}
+	n.vanish(devs...)
+	for _, dev := range devs {
+		<-readOnce(t, dev)
+		must(t, "disconnect", dev)
+	}
 }
 
-// TestKernelPersist does to nbd-client -persist what TestKernelRelayRestarts does to a relay, and
+// TestKernelPersist does to nbd-client -persist what TestKernelRemoteRestarts does to ours, and
 // tells what becomes of its device. Nothing of that is ours, so nothing but a missing device fails.
 func TestKernelPersist(t *testing.T) {
 	requireKernel(t, ".*")

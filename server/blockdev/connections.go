@@ -154,6 +154,7 @@ func (cs *connections) transmit(c *connection) bool {
 		t.Close()
 	}
 	if t.Disconnected() {
+		cs.leave() // It may have taken a moment to know that.
 		return false
 	}
 	err = fmt.Errorf("blockdev: connection %d ended without a disconnect: %w", c.number, reason(err))

@@ -217,8 +217,9 @@ func (w *watched) Close() error {
 // Disconnected reports whether the connection has ended with its device.
 func (w *watched) Disconnected() bool { return w.disconnected.Load() }
 
-// Stopped returns nil: there is nothing here that could go on after the end.
-func (w *watched) Stopped() <-chan struct{} { return nil }
+// Stopped returns a channel that is closed when the connection has ended. Transmit returns when it
+// is known whether the device has, too.
+func (w *watched) Stopped() <-chan struct{} { return w.hungUp }
 
 // Away, Absence, Idle and Stats say that nothing of it is done here.
 func (w *watched) Away() bool              { return false }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,18 +16,25 @@ import (
 
 // A far server is one whose exports are devices here. It can be killed and started again.
 type far struct {
-	t    *testing.T
-	args []string
-	cmd  *exec.Cmd
-	uri  string
-	log  *lockedBuffer
+	t      *testing.T
+	before []string // words in front of the command
+	args   []string
+	cmd    *exec.Cmd
+	uri    string
+	log    *lockedBuffer
 
 	ended error
 }
 
 func farServer(t *testing.T, args ...string) *far {
 	t.Helper()
-	f := &far{t: t, args: args}
+	return farServerIn(t, nil, args...)
+}
+
+// farServerIn is farServer with words in front of the command.
+func farServerIn(t *testing.T, before []string, args ...string) *far {
+	t.Helper()
+	f := &far{t: t, before: before, args: args}
 	f.start()
 	t.Cleanup(func() {
 		f.kill()
@@ -41,6 +49,14 @@ func (f *far) start() {
 	f.t.Helper()
 	// It serves for longer than other commands may take.
 	f.cmd, f.log = selfCommand(f.t, time.Hour, append([]string{"serve"}, f.args...)...), new(lockedBuffer)
+	if len(f.before) > 0 {
+		path, err := exec.LookPath(f.before[0])
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		f.cmd.Args = append(slices.Clone(f.before), append([]string{f.cmd.Path}, f.cmd.Args[1:]...)...)
+		f.cmd.Path = path
+	}
 	f.cmd.Stderr = f.log
 	f.uri = started(f.t, f.cmd)
 }
@@ -64,9 +80,9 @@ func remoteOf(t *testing.T, dev string) map[string]any {
 	return r
 }
 
-// TestKernelRelay makes exports of a server devices, over each transport: what is written to the
+// TestKernelRemote makes exports of a server devices, over each transport: what is written to the
 // one is in the image of the other.
-func TestKernelRelay(t *testing.T) {
+func TestKernelRemote(t *testing.T) {
 	requireKernel(t)
 	dir := t.TempDir()
 	certs.New(t).Write(t, dir)
@@ -76,10 +92,14 @@ func TestKernelRelay(t *testing.T) {
 		serve, connect []string
 		remote         string
 	}{
-		"unix": {size: "4M", remote: "relay extended false 1 1",
+		"direct unix": {size: "4M", remote: "direct simple false 1 1",
 			serve: []string{"--listen", "unix:" + filepath.Join(shortDir(t), "s")}},
-		"several": {size: "4M", serve: []string{"--listen", "tcp:127.0.0.1:0"}, connect: []string{"--connections", "2"},
-			remote: "relay extended false 2 2"},
+		"direct several": {size: "4M", serve: []string{"--listen", "tcp:[::1]:0"}, connect: []string{"--connections", "2"},
+			remote: "direct simple false 2 2"},
+		"unix": {size: "4M", remote: "relay extended false 1 1", connect: []string{"-o", "way=relay"},
+			serve: []string{"--listen", "unix:" + filepath.Join(shortDir(t), "s")}},
+		"several": {size: "4M", serve: []string{"--listen", "tcp:127.0.0.1:0"},
+			connect: []string{"--connections", "2", "-o", "way=relay"}, remote: "relay extended false 2 2"},
 		"TLS": {size: "4M", remote: "relay extended true 1 1",
 			serve: []string{"--listen", "tcp:127.0.0.1:0", "--tls-certificates", dir, "--tls-verify-peer"}},
 	} {
@@ -113,14 +133,17 @@ func TestKernelRelay(t *testing.T) {
 	}
 }
 
-// TestKernelRelayRefused holds what is no device, and why.
-func TestKernelRelayRefused(t *testing.T) {
+// TestKernelRemoteRefused holds what is no device, and why.
+func TestKernelRemoteRefused(t *testing.T) {
 	requireKernel(t)
 	f := farServer(t, "memory", "--size", "66000", "--name", "x", "--listen", "unix:"+filepath.Join(shortDir(t), "s"))
 	other := strings.Replace(f.uri, "/x?", "/no?", 1)
-	dev := connected(t, f.uri) // What is less than a block is left out.
-	if d := listed(t, dev); d["size"] != 65536.0 {
-		t.Errorf("list shows %v", d)
+	dev := connected(t, f.uri, "-o", "way=relay") // What is less than a block is left out.
+	direct := connected(t, f.uri)
+	for _, dev := range []string{dev, direct} {
+		if d := listed(t, dev); d["size"] != 65536.0 {
+			t.Errorf("list shows %v", d)
+		}
 	}
 	for _, tt := range []struct {
 		args string
@@ -135,28 +158,51 @@ func TestKernelRelayRefused(t *testing.T) {
 		{"connect --size 1M " + f.uri, exit.Usage, "has 65536 bytes"},
 		{"connect --dead-timeout 0s " + f.uri, exit.Usage, "use 1s or more"},
 		{"connect -o wait=on " + f.uri, exit.Usage, "only await"},
+		{"connect -o way=there " + f.uri, exit.Usage, "the ways are direct and relay"},
+		{"connect -o way=direct nbds+unix:///x?socket=/none", exit.Unsupported, "it knows no TLS"},
+		{"connect -o way=direct nbd+vsock://1/", exit.Unsupported, "TCP and Unix sockets only"},
+		{"serve -o way=direct --listen unix:/tmp/none " + f.uri, exit.Unsupported, "an export is served here"},
 		{"reconfigure --timeout 5s " + dev, exit.Unsupported, "are those of connect"},
 		{"resize " + dev + " 1M", exit.Unsupported, ""},
+		{"resize " + direct + " 1M", exit.Unsupported, "the kernel speaks with the server itself"},
+		{"stats " + direct, exit.Unsupported, "way=relay"},
 	} {
 		r := nbdctl(t, strings.Fields(tt.args)...)
 		if r.code != int(tt.code) || !strings.Contains(r.stderr, tt.says) {
 			t.Errorf("%s: exit code %d, want %d: %s; want %q", tt.args, r.code, tt.code, r.stderr, tt.says)
 		}
 	}
+	must(t, "reconfigure", "--timeout", "5s", direct)
+	if d := listed(t, direct); d["timeout"] != 5.0 {
+		t.Errorf("after reconfigure list shows %v", d)
+	}
 	must(t, "disconnect", dev)
+	must(t, "disconnect", direct)
+}
+
+// bothWays runs a test for a device of each way to be connected to a server.
+func bothWays(t *testing.T, test func(t *testing.T, way string)) {
+	t.Helper()
+	for _, way := range []string{"direct", "relay"} {
+		t.Run(way, func(t *testing.T) { test(t, "way="+way) })
+	}
 }
 
 // awayNoise is what the kernel says of reads that fail.
-const awayNoise = `Buffer I/O error|I/O error, dev nbd|blk_update_request|Other side returned error \(5\)`
+const awayNoise = lostNoise + `|Buffer I/O error|I/O error, dev nbd|blk_update_request|Other side returned error \(5\)`
 
-// TestKernelRelayAway has a server go away for longer than requests wait: they fail then, list says
+// TestKernelRemoteAway has a server go away for longer than requests wait: they fail then, list says
 // why, and the device goes on when the server is back, and not with another export.
-func TestKernelRelayAway(t *testing.T) {
+func TestKernelRemoteAway(t *testing.T) {
 	requireKernel(t, awayNoise)
+	bothWays(t, testRemoteAway)
+}
+
+func testRemoteAway(t *testing.T, way string) {
 	image := filepath.Join(imageDir(t), "disk.img")
-	sh(t, "head -c 1M /dev/urandom >"+image)
+	sh(t, "head -c 1M /dev/zero >"+image)
 	f := farServer(t, "file", image, "--listen", "unix:"+filepath.Join(shortDir(t), "s"))
-	dev := connected(t, f.uri, "--dead-timeout", "2s")
+	dev := connected(t, f.uri, "--dead-timeout", "2s", "-o", way)
 	read := func() result {
 		return finish(t, command(t, "dd", "if="+dev, "iflag=direct", "bs=64k", "count=1", "of=/dev/null"))
 	}
@@ -171,7 +217,7 @@ func TestKernelRelayAway(t *testing.T) {
 	}
 
 	// Another image has its place meanwhile.
-	sh(t, "mv "+image+" "+image+".1; head -c 2M /dev/urandom >"+image)
+	sh(t, "mv "+image+" "+image+".1; head -c 2M /dev/zero >"+image)
 	f.start()
 	eventually(t, func() bool {
 		text, _ := statusOf(t, dev)["remote"].(map[string]any)["error"].(string)
@@ -187,11 +233,18 @@ func TestKernelRelayAway(t *testing.T) {
 	if got := listed(t, dev)["state"]; got != "live" {
 		t.Errorf("the state is %v", got)
 	}
+	if way == "way=direct" { // Nobody here knows whether there was anything to write meanwhile.
+		r = nbdctl(t, "disconnect", dev)
+		if r.code != int(exit.Failure) || !strings.Contains(r.stderr, "writes may be lost") || listed(t, dev) != nil {
+			t.Errorf("disconnect: %d, %s", r.code, r.stderr)
+		}
+		return
+	}
 	must(t, "disconnect", dev)
 }
 
-// TestKernelRelayAwait has connect wait for a server that is away.
-func TestKernelRelayAwait(t *testing.T) {
+// TestKernelRemoteAwait has connect wait for a server that is away.
+func TestKernelRemoteAwait(t *testing.T) {
 	requireKernel(t)
 	f := farServer(t, "memory", "--size", "1M", "--listen", "unix:"+filepath.Join(shortDir(t), "s"))
 	f.kill()
@@ -204,15 +257,19 @@ func TestKernelRelayAwait(t *testing.T) {
 	must(t, "disconnect", strings.TrimSpace(r.stdout))
 }
 
-// TestKernelRelaySilent has a server that is stopped: what was asked of it is asked again of the
+// TestKernelRemoteSilent has a server that is stopped: what was asked of it is asked again of the
 // one that takes its place.
-func TestKernelRelaySilent(t *testing.T) {
-	requireKernel(t)
+func TestKernelRemoteSilent(t *testing.T) {
+	requireKernel(t, lostNoise)
+	bothWays(t, testRemoteSilent)
+}
+
+func testRemoteSilent(t *testing.T, way string) {
 	image := filepath.Join(imageDir(t), "disk.img")
-	sh(t, "head -c 1M /dev/urandom >"+image)
+	sh(t, "head -c 1M /dev/zero >"+image)
 	args := []string{"file", image, "-o", "lock=off", "--listen"}
 	f := farServer(t, append(args, "unix:"+filepath.Join(shortDir(t), "s"))...)
-	dev := connected(t, f.uri, "--timeout", "2s")
+	dev := connected(t, f.uri, "--timeout", "2s", "-o", way)
 	if err := f.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
@@ -224,6 +281,30 @@ func TestKernelRelaySilent(t *testing.T) {
 		t.Errorf("the read: %d, %s", r.code, r.stderr)
 	}
 	must(t, "disconnect", dev)
+}
+
+// TestKernelRemoteOrphan kills the process that watches over a device to which the kernel is
+// connected itself: the device goes on, list says so, and disconnect ends it in order.
+func TestKernelRemoteOrphan(t *testing.T) {
+	requireKernel(t)
+	image := filepath.Join(imageDir(t), "disk.img")
+	f := farServer(t, "file", "--create", "--size", "4M", image, "--listen", "tcp:127.0.0.1:0")
+	dev := connected(t, f.uri)
+	pid := int(listed(t, dev)["owner"].(map[string]any)["pid"].(float64))
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() bool { return listed(t, dev)["state"] == "orphaned" }, "an orphan")
+	sh(t, "head -c 1M /dev/urandom | dd of="+dev+" bs=64k iflag=fullblock status=none") // cached
+	r := nbdctl(t, "list")
+	if !strings.Contains(r.stderr, "I/O goes on") {
+		t.Errorf("list says %s", r.stderr)
+	}
+	sum := sh(t, "sha256sum <"+dev)
+	must(t, "disconnect", dev)
+	if got := sh(t, "sha256sum <"+image); got != sum {
+		t.Errorf("the image has %s, the device had %s", got, sum)
+	}
 }
 
 // TestServeRelay has a server offer what another one has, in a form that its clients do not have of
