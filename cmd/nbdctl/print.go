@@ -75,8 +75,8 @@ func orphanAdvice(v inventory.View) string {
 		who = fmt.Sprintf("pid %d, which served it,", *v.Owner.PID)
 	}
 	if v.Remote != nil && v.Remote.Way == host.Direct {
-		return fmt.Sprintf("%s ended without disconnecting; I/O goes on, for the kernel speaks with the server itself, "+
-			"until a connection is lost; nbdctl disconnect %s frees it", who, v.Name)
+		return fmt.Sprintf("%s ended without disconnecting; I/O goes on until a connection is lost, "+
+			"for the kernel speaks with the server itself; nbdctl disconnect %s frees it", who, v.Name)
 	}
 	return fmt.Sprintf("%s ended without disconnecting, all I/O on it fails; nbdctl disconnect %s frees it", who,
 		v.Name)

@@ -94,8 +94,8 @@ func TestKernelRemote(t *testing.T) {
 	}{
 		"direct unix": {size: "4M", remote: "direct simple false 1 1",
 			serve: []string{"--listen", "unix:" + filepath.Join(shortDir(t), "s")}},
-		"direct several": {size: "4M", serve: []string{"--listen", "tcp:[::1]:0"}, connect: []string{"--connections", "2"},
-			remote: "direct simple false 2 2"},
+		"direct several": {size: "4M", remote: "direct simple false 2 2", connect: []string{"--connections", "2"},
+			serve: []string{"--listen", "tcp:[::1]:0"}},
 		"unix": {size: "4M", remote: "relay extended false 1 1", connect: []string{"-o", "way=relay"},
 			serve: []string{"--listen", "unix:" + filepath.Join(shortDir(t), "s")}},
 		"several": {size: "4M", serve: []string{"--listen", "tcp:127.0.0.1:0"},
@@ -191,8 +191,8 @@ func bothWays(t *testing.T, test func(t *testing.T, way string)) {
 // awayNoise is what the kernel says of reads that fail.
 const awayNoise = lostNoise + `|Buffer I/O error|I/O error, dev nbd|blk_update_request|Other side returned error \(5\)`
 
-// TestKernelRemoteAway has a server go away for longer than requests wait: they fail then, list says
-// why, and the device goes on when the server is back, and not with another export.
+// TestKernelRemoteAway has a server go away for longer than requests wait: they fail then, list
+// says why, and the device goes on when the server is back, and not with another export.
 func TestKernelRemoteAway(t *testing.T) {
 	requireKernel(t, awayNoise)
 	bothWays(t, testRemoteAway)

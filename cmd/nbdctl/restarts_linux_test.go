@@ -211,7 +211,7 @@ func (n network) vanish(devs ...string) {
 	}
 	n.set("up")
 	for _, dev := range devs {
-		eventually(t, func() bool { return remoteOf(t, dev)["connections_alive"] == 1.0 }, "a new connection of %s", dev)
+		eventually(t, func() bool { return remoteOf(t, dev)["connections_alive"] == 1.0 }, "a connection of %s", dev)
 	}
 }
 

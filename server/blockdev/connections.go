@@ -275,52 +275,6 @@ func (cs *connections) restore(c *connection, t transmitter) error {
 	return nil
 }
 
-// gap returns for how long there has been no connection for the kernel, at the most, if there is
-// none. The caller holds mu.
-func (cs *connections) gap() time.Duration { return time.Since(cs.lastDeath()) }
-
-// lastDeath is since when. The caller holds mu.
-func (cs *connections) lastDeath() (last time.Time) {
-	for _, c := range cs.all {
-		if c.dead.After(last) {
-			last = c.dead
-		}
-	}
-	return last
-}
-
-// failed notes that a dead connection was not replaced yet.
-func (cs *connections) failed(err error) {
-	cs.mu.Lock()
-	defer cs.mu.Unlock()
-	if cs.failing == nil || cs.failing.Error() != err.Error() {
-		cs.failing = err
-		cs.changed()
-	}
-}
-
-// leave notes that the device is disconnected, where no connection tells.
-func (cs *connections) leave() {
-	cs.mu.Lock()
-	defer cs.mu.Unlock()
-	cs.goodbye = true
-	cs.retire()
-}
-
-// outage returns how the device is connected (Device.Outage).
-func (cs *connections) outage() Outage {
-	cs.mu.Lock()
-	defer cs.mu.Unlock()
-	o := Outage{Alive: cs.alive, Replaced: cs.replaced, Err: cs.failing}
-	if o.Err == nil {
-		o.Err = cs.lost
-	}
-	if cs.alive == 0 {
-		o.Since = cs.lastDeath()
-	}
-	return o
-}
-
 // cut ends all connections at once, and for good. Their goroutines end when the backend calls in
 // flight have.
 func (cs *connections) cut() {

@@ -57,6 +57,21 @@
 //
 // [Device.Kick] ends a device whose I/O is stuck, at once and with I/O errors for all of it.
 //
+// # Exports of other servers
+//
+// [ConnectRemote] has the kernel connected to another server itself. Its requests do not pass
+// through this process, which watches over the connections, and gives the kernel another one for
+// each that is lost, as long as the device exists: the server may be away for any time. What is
+// asked of the device meanwhile waits for [Options].DeadTimeout, and fails at once after that,
+// until there is a connection. [Device.Outage] tells how it is.
+//
+// What was in flight on a connection that is lost the kernel sends again when its
+// [Options].Timeout is up, and not before (nbd_xmit_timeout). A request that the server needs
+// longer for each time is sent again for ever: nobody but the kernel knows of it. A connection that
+// was lost is reset before the next one is made, lest an old write reach the server after a newer
+// one; what the server has received of it by then, it must not execute after it has accepted
+// another connection. If this process dies, the device goes on until a connection is lost.
+//
 // # Another size
 //
 // [Device.Resize] changes the size of a device in use. Between the moment in which the kernel has

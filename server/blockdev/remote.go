@@ -227,21 +227,6 @@ func (w *watched) Absence() time.Duration  { return 0 }
 func (w *watched) Idle() bool              { return false }
 func (w *watched) Stats() (s server.Stats) { return s }
 
-// An Outage is how a device is connected.
-type Outage struct {
-	// Alive is how many connections are; Replaced is how many were, so far.
-	Alive    int
-	Replaced int64
-	// Since is when the last of them was lost; zero while any is alive.
-	Since time.Time
-	// Err is why the last attempt to replace one has failed, or before that, why it was lost; nil
-	// if all are alive.
-	Err error
-}
-
-// Outage returns how the device is connected. Changes tells when that has changed.
-func (d *Device) Outage() Outage { return d.conns.outage() }
-
 var errServerless = fmt.Errorf("the kernel speaks with the server itself: %w", errors.ErrUnsupported)
 
 // served returns an error if the device's requests are not served here.

@@ -22,7 +22,7 @@ func Reset(fd int) error {
 	}
 	// To connect to no address is to disconnect (connect(2)), which tcp_disconnect does by a reset.
 	none := syscall.RawSockaddr{Family: unix.AF_UNSPEC}
-	_, _, e := syscall.RawSyscall(syscall.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&none)), unsafe.Sizeof(none))
+	_, _, e := syscall.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&none)), unsafe.Sizeof(none))
 	if e != 0 {
 		return errors.Join(err, e)
 	}

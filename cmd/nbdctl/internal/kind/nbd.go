@@ -125,7 +125,8 @@ func openRemote(ctx context.Context, s host.Spec, export bool) (*host.Backing, e
 		}
 	}
 	if r.way == host.Direct {
-		return nil, exit.With(exit.Unsupported, "%v: the kernel can't speak with it: %s; leave -o way=direct out", r.uri, why)
+		return nil, exit.With(exit.Unsupported, "%v: the kernel can't speak with it: %s; leave -o way=direct out",
+			r.uri, why)
 	}
 	return r.openRelay(ctx)
 }
@@ -237,7 +238,8 @@ func (r *remote) check(b *host.Backing, a nbd.Agreement, size int64, connections
 func relayState(c *nbd.Client) host.RemoteState {
 	s, a := c.State(), c.Agreement()
 	r := host.RemoteState{
-		Way: host.Relay, TLS: a.TLS, Connections: c.Connections(), Alive: s.Alive, Replaced: s.Replaced, Replies: "simple",
+		Way: host.Relay, Replies: "simple", TLS: a.TLS,
+		Connections: c.Connections(), Alive: s.Alive, Replaced: s.Replaced,
 	}
 	switch {
 	case a.Extended:
