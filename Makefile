@@ -149,7 +149,7 @@ demo: needs-demo build
 	@PATH="$(CURDIR)/.bin:$$PATH"; \
 	if $(lab)/native; then exec $(lab)/demo; else exec $(machine) --check --timeout 600 -- $(lab)/demo; fi
 
-## make bench        nbdctl beside a floor in C and other servers, 13 minutes: BENCH=quick for 2, CASES=REGEXP for some;
+## make bench        nbdctl beside a floor in C and other servers, 20 minutes: BENCH=quick for 2, CASES=REGEXP for some;
 ##                   BASE=REV beside an earlier commit instead of the others, 15 rounds: the column nbdctl/it says what changed since
 bench:
 	@$(lab)/needs bench

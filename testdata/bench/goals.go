@@ -36,6 +36,7 @@ var (
 	ofFloor     = yardstick{name: "of floor", other: theFloorOf}
 	ofPeer      = yardstick{name: "of best peer", other: (*result).best}
 	ofNbdkit    = yardstick{name: "of nbdkit", other: nbdkitOf}
+	ofQEMU      = yardstick{name: "of qemu-nbd -c", other: qemuOf}
 	cpuFloor    = yardstick{name: "CPU of floor", less: true, number: serverCPU, other: theFloorOf}
 	cpuCheapest = yardstick{name: "CPU of cheapest peer", less: true, number: serverCPU, other: cheapestOf}
 	cpuPeer     = yardstick{name: "CPU of best peer", less: true, number: serverCPU, other: (*result).best}
@@ -45,6 +46,7 @@ var (
 
 func theFloorOf(r *result, _ metric) *serverResult { return r.first(floor) }
 func nbdkitOf(r *result, _ metric) *serverResult   { return r.named("nbdkit") }
+func qemuOf(r *result, _ metric) *serverResult     { return r.named("qemu-nbd -c") }
 func cheapestOf(r *result, _ metric) *serverResult { return r.cheapest() }
 func libnbdOf(r *result, _ metric) *serverResult   { return r.named("libnbd") }
 func allocated(s sample) float64                   { return s.Allocations }
@@ -192,6 +194,15 @@ var goals = []goal{
 		{"client/rw4k-q32", allocations, noAllocation},
 		{"client/rr128k-q16", allocations, noAllocation},
 		{"client/sr1m-q4", allocations, noAllocation},
+	}},
+	// With nbd-client the kernel speaks with the server as it does with ours: that row is for the eye.
+	{23, "exports of other servers as devices, direct", []condition{
+		{"remote/rr4k-q1", ofQEMU, 1},
+		{"remote/rw4k-q1", ofQEMU, 1},
+		{"remote/rr4k-q32", ofQEMU, 1},
+		{"remote/rw4k-q32", ofQEMU, 1},
+		{"remote/rr128k-q32", ofQEMU, 1},
+		{"remote/rw128k-q32", ofQEMU, 1},
 	}},
 }
 

@@ -148,6 +148,9 @@ func TestGoalsAreMeasured(t *testing.T) {
 	for _, s := range clientSuites() {
 		all = append(all, s.suite)
 	}
+	for _, s := range deviceSuites(options{wanted: regexp.MustCompile("")}) {
+		all = append(all, s.suite)
+	}
 	for _, s := range all {
 		for _, l := range s.selected(regexp.MustCompile("")).loads {
 			if measured[s.caseName(l)] {

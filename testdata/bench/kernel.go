@@ -21,7 +21,10 @@ type deviceSuite struct {
 // deviceSuites lists those of which some cases are wanted. What settings do is measured only if it
 // is named.
 func deviceSuites(o options) []deviceSuite {
-	suites := []deviceSuite{{suite{name: "kernel", loads: deviceLoads()}, devices()}}
+	suites := []deviceSuite{
+		{suite{name: "kernel", loads: deviceLoads()}, devices()},
+		{suite{name: "remote", loads: remoteLoads()}, remoteDevices()},
+	}
 	if o.wanted.String() != "" {
 		suites = append(suites, deviceSuite{suite{name: "tuning", loads: tuningLoads()}, tunings()})
 	}
@@ -62,7 +65,7 @@ func measureKernel(ctx context.Context, o options, w *workspace) ([]*result, err
 	const file = "kernel.json"
 	began := time.Now()
 	cmd := exec.CommandContext(ctx, filepath.Join(w.tree, "testdata/lab/uml"),
-		"--mem", "2G", "--disk", "0", "--timeout", "900", "--out", w.dir,
+		"--mem", "2G", "--disk", "0", "--timeout", "1800", "--out", w.dir,
 		"--", self, "-inside", "/mnt/out/"+file, "-out", w.dir, "-cases", o.wanted.String(),
 		"-rounds", strconv.Itoa(o.alternations), "-fio", o.fio.String(),
 	)
