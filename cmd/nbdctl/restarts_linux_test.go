@@ -109,8 +109,8 @@ func testRestarts(t *testing.T, way string) {
 	}
 	load.stop()
 	r := remoteOf(t, dev)
-	// A connection of the kernel's counts once the receiver of the one before has ended, for which a
-	// server that is killed again at once does not live long enough.
+	// A connection of the kernel's counts once the receiver of the one before has ended, for which
+	// a server that is killed again at once does not live long enough.
 	least := n
 	if way == "way=direct" {
 		least = max(1, n/2)

@@ -195,7 +195,7 @@ var goals = []goal{
 		{"client/rr128k-q16", allocations, noAllocation},
 		{"client/sr1m-q4", allocations, noAllocation},
 	}},
-	// With nbd-client the kernel speaks with the server as it does with ours: that row is for the eye.
+	// With nbd-client the kernel speaks with the server as with ours: that row is for the eye.
 	{23, "exports of other servers as devices, direct", []condition{
 		{"remote/rr4k-q1", ofQEMU, 1},
 		{"remote/rw4k-q1", ofQEMU, 1},
