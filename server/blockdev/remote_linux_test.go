@@ -92,6 +92,18 @@ func (f *farExport) count() int {
 	return f.dials
 }
 
+// await waits until a device has asked for so many connections.
+func (f *farExport) await(t *testing.T, d *Device, dials int) {
+	t.Helper()
+	for f.count() < dials {
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-d.Done():
+			t.Fatal(d.Err())
+		}
+	}
+}
+
 // connectedFar connects a kernel to an export.
 func connectedFar(t *testing.T, f *farExport, o Options) (*nbdnltest.Kernel, *Device) {
 	t.Helper()
@@ -213,14 +225,7 @@ func TestRemoteReplaced(t *testing.T) {
 	f.set(&net.OpError{Op: "dial", Err: os.ErrNotExist}) // as of a socket file that is missing
 	before := time.Now()
 	f.reset()
-	for f.count() < 4 {
-		select {
-		case <-d.Changes():
-		case <-time.After(10 * time.Millisecond):
-		case <-d.Done():
-			t.Fatal(d.Err())
-		}
-	}
+	f.await(t, d, 4)
 	o := d.Outage()
 	if o.Alive != 0 || o.Since.Before(before) || o.Err == nil || o.Replaced != 0 || d.State() != nbdnl.StateWaiting {
 		t.Errorf("meanwhile: %+v, %s", o, d.State())
@@ -249,7 +254,7 @@ func TestRemoteEndedElsewhere(t *testing.T) {
 			if away != nil {
 				f.set(away)
 				f.reset()
-				awaitState(t, d, nbdnl.StateWaiting)
+				f.await(t, d, 3)
 			}
 			if err := k.Client().Drop(t.Context(), d.Index(), d.Identifier()); err != nil {
 				t.Fatal(err)
@@ -261,6 +266,9 @@ func TestRemoteEndedElsewhere(t *testing.T) {
 			}
 			if d.Err() != nil || d.Loss() != nil || d.State() != nbdnl.StateIdle {
 				t.Errorf("ended with %v, %v, %s", d.Err(), d.Loss(), d.State())
+			}
+			if away == nil && f.count() != 1 {
+				t.Errorf("it took the end for a loss: %d connections were dialled", f.count())
 			}
 			if err := d.Close(); err != nil {
 				t.Error(err)
