@@ -56,6 +56,24 @@ func TestOpenRemote(t *testing.T) {
 	}()
 	spec := host.Spec{Kind: Remote, Arg: "nbd://" + l.Addr().String() + "/x", Connections: 2}
 	spec.DeadTimeout = 5 * time.Second
+	direct, err := Open(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if far := direct.Remote.Export; direct.Backend != nil || far == nil || far.Size() != 9728 ||
+		len(direct.Warnings) != 1 || direct.Remote.Wait != 5*time.Second {
+		t.Errorf("direct: %+v, warnings %q", direct.Remote, direct.Warnings)
+	}
+	if err := direct.Close(); err != nil {
+		t.Error(err)
+	}
+	for way, want := range map[string]string{"direct": "an export is served here", "far": "the ways are"} {
+		spec.Options = []string{"way=" + way}
+		if _, err := OpenExport(t.Context(), spec); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("an export by %s: %v", way, err)
+		}
+	}
+	spec.Options = []string{"way=relay"}
 	for _, export := range []bool{false, true} {
 		b, err := open(t.Context(), spec, export)
 		if err != nil {
@@ -69,7 +87,7 @@ func TestOpenRemote(t *testing.T) {
 			t.Errorf("%d bytes, warnings %q", b.Backend.Size(), b.Warnings)
 		}
 		st := b.Remote.State(nil)
-		if st.Way != "relay" || st.Alive != 2 || st.Connections != 2 || st.Replies != "extended" || st.TLS ||
+		if b.Remote.Export != nil || st.Way != "relay" || st.Alive != 2 || st.Connections != 2 || st.Replies != "extended" || st.TLS ||
 			st.Error != nil || b.Remote.Wait != 5*time.Second {
 			t.Errorf("the remote is %+v, and requests wait %v", st, b.Remote.Wait)
 		}
