@@ -65,24 +65,9 @@ const churnWorker = "NBDCTL_TEST_CHURN"
 
 func churn(t *testing.T) {
 	t.Helper()
-	must(t, "disconnect", connected(t, "memory", "--size", "1M")) // what is only ever loaded once
+	churnWork(t, 6) // What is only ever loaded once, the workers of udevd included, is there then.
 	before := available(t)
-	results := make(chan result)
-	for range 2 {
-		worker := selfCommand(t, churnPatience)
-		worker.Env = append(worker.Env, churnWorker+"="+strconv.Itoa(churnRounds/2))
-		go func() { results <- finish(t, worker) }()
-	}
-	var all churnTimes
-	for range 2 {
-		r := <-results
-		var times churnTimes
-		if err := json.Unmarshal([]byte(r.stdout), &times); err != nil || r.code != 0 {
-			t.Errorf("code %d, %v: %s", r.code, err, r.stderr)
-		}
-		all.Connect = append(all.Connect, times.Connect...)
-		all.Disconnect = append(all.Disconnect, times.Disconnect...)
-	}
+	all := churnWork(t, churnRounds)
 	for name, d := range map[string][]time.Duration{"connects": all.Connect, "disconnects": all.Disconnect} {
 		if len(d) < churnLeast {
 			t.Fatalf("%d of at least %d %s", len(d), churnLeast, name)
@@ -96,6 +81,27 @@ func churn(t *testing.T) {
 	if lost := before - available(t); lost > max(20<<10, rounds<<10/2) {
 		t.Errorf("%d KiB of memory are gone in %d rounds", lost, rounds)
 	}
+}
+
+// churnWork connects and disconnects from two processes at once.
+func churnWork(t *testing.T, rounds int) (all churnTimes) {
+	t.Helper()
+	results := make(chan result)
+	for range 2 {
+		worker := selfCommand(t, churnPatience)
+		worker.Env = append(worker.Env, churnWorker+"="+strconv.Itoa(rounds/2))
+		go func() { results <- finish(t, worker) }()
+	}
+	for range 2 {
+		r := <-results
+		var times churnTimes
+		if err := json.Unmarshal([]byte(r.stdout), &times); err != nil || r.code != 0 {
+			t.Errorf("code %d, %v: %s", r.code, err, r.stderr)
+		}
+		all.Connect = append(all.Connect, times.Connect...)
+		all.Disconnect = append(all.Disconnect, times.Disconnect...)
+	}
+	return all
 }
 
 // available is the memory that the machine has to offer, in KiB.
