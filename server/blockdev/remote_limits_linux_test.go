@@ -93,7 +93,14 @@ func TestRemoteLimits(t *testing.T) {
 	for _, tt := range []struct {
 		maximum, block int
 		sectors        string // KiB; empty: it is refused
-	}{{0, 512, "1024"}, {4096, 512, "4"}, {4096, 4096, "4"}, {64 << 10, 4096, "64"}, {4095, 512, ""}, {4096, 8192, ""}} {
+	}{
+		{0, 512, "1024"},
+		{4096, 512, "4"},
+		{4096, 4096, "4"},
+		{64 << 10, 4096, "64"},
+		{4095, 512, ""},
+		{4096, 8192, ""},
+	} {
 		t.Run(fmt.Sprint(tt.maximum, tt.block), func(t *testing.T) {
 			f := newFarExport(t)
 			f.sizes = backends.BlockSizes{Minimum: 512, Maximum: tt.maximum}
@@ -265,7 +272,8 @@ func TestRemoteSetTells(t *testing.T) {
 			o := s.outage()
 			said := fmt.Sprint(o.Err)
 			if o.Err = nil; o != want || !strings.Contains(said, err) || got != changes {
-				t.Errorf("%s: %+v, %s, told %d times, want %+v, %s, told %d times", what, o, said, got, want, err, changes)
+				t.Errorf("%s: %+v, %s, told %d times", what, o, said, got)
+				t.Errorf("%s: want %+v, %s, told %d times", what, want, err, changes)
 			}
 		}
 		begin := time.Now()
@@ -303,4 +311,33 @@ func TestRemoteSetLate(t *testing.T) {
 			t.Errorf("error %v, missed %v, %d sockets, %+v", s.err, s.misses, len(s.sockets), s.outage())
 		}
 	})
+}
+
+// TestRemoteSetSpread holds that the sets of several devices do not ask a server that comes back at
+// the same moments, and that what is only between a device and its kernel waits for no chance.
+func TestRemoteSetSpread(t *testing.T) {
+	for _, remote := range []bool{false, true} {
+		took := make(map[time.Duration]bool)
+		for range 20 {
+			synctest.Test(t, func(t *testing.T) {
+				s := setOf(1, time.Second, time.Hour)
+				s.remote = remote
+				begun, attempts := time.Now(), make(chan time.Duration, 100)
+				s.renew = func(context.Context) (transmitter, error) {
+					attempts <- time.Since(begun)
+					return nil, errHungUp
+				}
+				s.socket(0).end(errHungUp)
+				for range 4 {
+					<-attempts
+				}
+				took[<-attempts] = true
+				s.cut()
+				synctest.Wait()
+			})
+		}
+		if alike := len(took) == 1; alike == remote || !remote && !took[150*time.Millisecond] {
+			t.Errorf("remote %t: the fifth attempts come after %v", remote, took)
+		}
+	}
 }
