@@ -76,6 +76,9 @@ func TestWatchedKinds(t *testing.T) {
 		if err := w.ended(t); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("%s: after Close: %v", name, err)
 		}
+		if err := control(w.socket, func(int) error { return nil }); err == nil {
+			t.Errorf("%s: the socket stays open here", name)
+		}
 		_ = peer.SetReadDeadline(time.Now().Add(10 * time.Second))
 		// With nothing left to be sent, the end of a TCP connection goes ahead of its reset.
 		n, err := peer.Read(make([]byte, 1))

@@ -107,27 +107,30 @@ func TestResetShared(t *testing.T) {
 	if len(got) >= written || !bytes.Equal(got, numbered(0, len(got))) {
 		t.Errorf("the peer reads %d of %d bytes, or others", len(got), written)
 	}
-	if _, err := unix.SendmsgN(other, []byte{1}, nil, nil, unix.MSG_NOSIGNAL); err != unix.EPIPE && err != unix.ENOTCONN {
+	_, err = unix.SendmsgN(other, []byte{1}, nil, nil, unix.MSG_NOSIGNAL)
+	if err != unix.EPIPE && err != unix.ENOTCONN {
 		t.Errorf("the other descriptor takes more: %v", err)
 	}
 }
 
 // TestResetEnded holds that the end of what has ended, or has never been, is no error.
 func TestResetEnded(t *testing.T) {
-	for name, tt := range map[string]struct {
-		end func(nc, peer *net.TCPConn) error
-	}{
-		"the peer has reset it": {func(_, peer *net.TCPConn) error {
+	for name, end := range map[string]func(nc, peer *net.TCPConn) error{
+		"the peer has reset it": func(_, peer *net.TCPConn) error {
 			return errors.Join(peer.SetLinger(0), peer.Close())
-		}},
-		"the peer has closed it":   {func(_, peer *net.TCPConn) error { return peer.Close() }},
-		"it is shut down":          {func(nc, _ *net.TCPConn) error { return errors.Join(nc.CloseWrite(), nc.CloseRead()) }},
-		"both have shut down":      {func(nc, peer *net.TCPConn) error { return errors.Join(nc.CloseWrite(), peer.CloseWrite()) }},
-		"it has been reset before": {func(nc, _ *net.TCPConn) error { return control(nc, Reset) }},
+		},
+		"the peer has closed it": func(_, peer *net.TCPConn) error { return peer.Close() },
+		"it is shut down": func(nc, _ *net.TCPConn) error {
+			return errors.Join(nc.CloseWrite(), nc.CloseRead())
+		},
+		"both have shut down": func(nc, peer *net.TCPConn) error {
+			return errors.Join(nc.CloseWrite(), peer.CloseWrite())
+		},
+		"it has been reset before": func(nc, _ *net.TCPConn) error { return control(nc, Reset) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			nc, peer := tcpPair(t)
-			if err := tt.end(nc, peer); err != nil {
+			if err := end(nc, peer); err != nil {
 				t.Fatal(err)
 			}
 			if err := errors.Join(control(nc, Reset), control(nc, Reset)); err != nil {
