@@ -319,7 +319,7 @@ func TestDirectImpossible(t *testing.T) {
 	}
 }
 
-// TestDirectTLS holds that a connection with TLS is one that says so: its socket alone is of no use.
+// TestDirectTLS holds that a connection with TLS is one that can be told from others.
 func TestDirectTLS(t *testing.T) {
 	authority, dir := certs.New(t), t.TempDir()
 	authority.Write(t, dir)
