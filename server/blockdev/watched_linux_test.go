@@ -35,11 +35,11 @@ func tcpPair(t *testing.T) (nc, peer net.Conn) {
 // after its Close, though the kernel still has the socket.
 func TestWatchedClose(t *testing.T) {
 	nc, peer := tcpPair(t)
-	_ = nc.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
 	written := int64(0)
 	var err error
-	for err == nil { // more than the peer takes without reading
+	for written == 0 || err == nil { // more than the peer takes without reading
 		var n int
+		_ = nc.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
 		n, err = nc.Write(make([]byte, 1<<20))
 		written += int64(n)
 	}

@@ -47,10 +47,10 @@ func TestResetTCP(t *testing.T) {
 	defer peer.Close()
 
 	// More than the peer takes without reading.
-	_ = nc.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
 	written := int64(0)
-	for err == nil {
+	for written == 0 || err == nil {
 		var n int
+		_ = nc.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
 		n, err = nc.Write(make([]byte, 1<<20))
 		written += int64(n)
 	}
