@@ -227,7 +227,7 @@ func (w *watched) Absence() time.Duration  { return 0 }
 func (w *watched) Idle() bool              { return false }
 func (w *watched) Stats() (s server.Stats) { return s }
 
-var errServerless = fmt.Errorf("the kernel speaks with the server itself: %w", errors.ErrUnsupported)
+var errServerless = fmt.Errorf("the kernel speaks with the server itself, where alone it can be changed: %w", errors.ErrUnsupported)
 
 // served returns an error if the device's requests are not served here.
 func (d *Device) served() error {
