@@ -16,6 +16,7 @@ import (
 
 	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/backends/backendtest"
+	"github.com/nbdctl/nbdctl/backends/blocksize"
 	"github.com/nbdctl/nbdctl/backends/nbd"
 	"github.com/nbdctl/nbdctl/server/wire"
 	"github.com/nbdctl/nbdctl/testdata/certs"
@@ -148,6 +149,28 @@ func TestInterop(t *testing.T) {
 				}
 				return c
 			}, backendtest.Options{TrimZeroes: p.zeroes, Operations: 100})
+		})
+	}
+}
+
+// TestInteropBlocks has smaller blocks than nbdkit takes, which refuses what is not aligned.
+func TestInteropBlocks(t *testing.T) {
+	for name, p := range peers() {
+		if !strings.HasPrefix(name, "nbdkit 4096") && !strings.HasPrefix(name, "nbdkit 65536") {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			backendtest.Test(t, func(t testing.TB) backends.Backend {
+				c := dial(t, p.start(t, ""), p.options)
+				if a := c.Agreement(); !p.agreed(a) {
+					t.Fatalf("agreed on %+v", a)
+				}
+				b, err := blocksize.New(c, 512)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return b
+			}, backendtest.Options{Operations: 100})
 		})
 	}
 }

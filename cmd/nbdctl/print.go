@@ -57,6 +57,9 @@ func remoteState(v inventory.View) string {
 	if r.TLS {
 		s += ", TLS"
 	}
+	if r.BlockSize > 1 {
+		s += fmt.Sprintf(", blocks of %d bytes", r.BlockSize)
+	}
 	return fmt.Sprintf("%s, replaced %d", s, r.Replaced)
 }
 

@@ -180,6 +180,63 @@ func TestKernelRemoteRefused(t *testing.T) {
 	must(t, "disconnect", direct)
 }
 
+// TestKernelRemoteBlocks has a server that takes large blocks only: the device has small ones all
+// the same, also while the server is killed and started again.
+func TestKernelRemoteBlocks(t *testing.T) {
+	requireKernel(t, lostNoise)
+	for name, tt := range map[string]struct {
+		block, connect string
+	}{
+		"above a page":       {block: "32768", connect: "--timeout 5s"},
+		"above --block-size": {block: "4096", connect: "--timeout 5s --block-size 512"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			image := filepath.Join(imageDir(t), "disk.img")
+			f := farServer(t, "file", "--create", "--size", "32M", image, "--block-size", tt.block,
+				"--listen", "unix:"+filepath.Join(shortDir(t), "s"))
+			args := append([]string{"connect", f.uri}, strings.Fields(tt.connect)...)
+			r := nbdctl(t, append(args, "-o", "way=direct")...)
+			if r.code != int(exit.Unsupported) || !strings.Contains(r.stderr, tt.block+" bytes that it asks for") &&
+				!strings.Contains(r.stderr, "asks for blocks of "+tt.block) {
+				t.Errorf("directly: exit code %d, %s", r.code, r.stderr)
+			}
+			r = nbdctl(t, args...)
+			if r.code != 0 || !strings.Contains(r.stderr, "takes blocks of "+tt.block+" bytes only") {
+				t.Fatalf("exit code %d: %s", r.code, r.stderr)
+			}
+			dev := strings.TrimSpace(r.stdout)
+			if size, block := sysfs(t, dev, "size"), sysfs(t, dev, "queue/logical_block_size"); size != "65536" ||
+				block != "512" {
+				t.Errorf("%s sectors in blocks of %s bytes", size, block)
+			}
+			if far := remoteOf(t, dev); far["way"] != "relay" || fmt.Sprint(far["block_size"]) != tt.block {
+				t.Errorf("the remote is %v", far)
+			}
+			if out := must(t, "status", dev); !strings.Contains(out, ", blocks of "+tt.block+" bytes,") {
+				t.Errorf("status says %s", out)
+			}
+
+			// Sectors are written all at once, in any order, and with a size that is no multiple.
+			sh(t, "fio --name=sectors --filename="+dev+" --size=2M --minimal --ioengine=libaio --direct=1 --iodepth=32 "+
+				"--rw=randwrite --bs=512 --verify=crc32c --do_verify=1 --verify_fatal=1 --random_generator=tausworthe64")
+			v := verifiedLoad(t, dev)
+			for range 3 {
+				before := writes(t, dev)
+				f.kill()
+				f.start()
+				v.goesOn(before)
+			}
+			v.stop()
+			sum := sh(t, "sha256sum <"+dev)
+			must(t, "disconnect", dev)
+			if got := sh(t, "sha256sum <"+image); got != sum {
+				t.Errorf("the image has %s, the device had %s", got, sum)
+			}
+			sh(t, "fsck.ext4 -fn "+image)
+		})
+	}
+}
+
 // bothWays runs a test for a device of each way to be connected to a server.
 func bothWays(t *testing.T, test func(t *testing.T, way string)) {
 	t.Helper()

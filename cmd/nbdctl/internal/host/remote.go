@@ -36,6 +36,9 @@ type RemoteState struct {
 	TLS         bool   `json:"tls"`
 	Connections int    `json:"connections"`
 	Alive       int    `json:"connections_alive"`
+	// BlockSize is that of the server in bytes, of which its requests are multiples. Where it is
+	// larger than that of the device, parts of blocks are written by the serving process.
+	BlockSize int `json:"block_size"`
 	// LostSince is since when there is no connection; nil: there is one.
 	LostSince *time.Time `json:"lost_since"`
 	// Error is why the last one was lost, or why the last attempt to replace it has failed.

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nbdctl/nbdctl/backends/blocksize"
 	"github.com/nbdctl/nbdctl/backends/nbd"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
@@ -128,7 +129,7 @@ func openRemote(ctx context.Context, s host.Spec, export bool) (*host.Backing, e
 		return nil, exit.With(exit.Unsupported, "%v: the kernel can't speak with it: %s; leave -o way=direct out",
 			r.uri, why)
 	}
-	return r.openRelay(ctx)
+	return r.openRelay(ctx, export)
 }
 
 // noDirect tells why the kernel can't speak with the server itself, as far as is known before it is
@@ -173,7 +174,9 @@ func (r *remote) openDirect(ctx context.Context) (_ *host.Backing, why string, _
 		return nil, why, d.Close()
 	}
 	b := &host.Backing{Close: d.Close, Remote: &host.Remote{
-		Wait: r.outage, Export: d, State: directState,
+		Wait: r.outage, Export: d, State: func(device *blockdev.Device) host.RemoteState {
+			return directState(device, sizes.Minimum)
+		},
 	}}
 	connections := r.spec.Connections
 	if d.Flags()&wire.FlagCanMultiConn == 0 {
@@ -182,17 +185,19 @@ func (r *remote) openDirect(ctx context.Context) (_ *host.Backing, why string, _
 	return b, "", r.check(b, d.Agreement(), d.Size(), connections)
 }
 
-// directState is what is told of a device that the kernel has connected itself.
-func directState(d *blockdev.Device) host.RemoteState {
+// directState is what is told of a device that the kernel has connected itself to a server whose
+// requests are of so many bytes at least.
+func directState(d *blockdev.Device, minimum int) host.RemoteState {
 	o := d.Outage()
 	r := host.RemoteState{
 		Way: host.Direct, Connections: d.Connections(), Alive: o.Alive, Replaced: o.Replaced, Replies: "simple",
+		BlockSize: max(minimum, 1),
 	}
 	r.Lost(o.Since, o.Err)
 	return r
 }
 
-func (r *remote) openRelay(ctx context.Context) (*host.Backing, error) {
+func (r *remote) openRelay(ctx context.Context, export bool) (*host.Backing, error) {
 	changed := make(chan struct{}, 1)
 	o := r.options()
 	o.Reconnect.Notify = func(nbd.State) {
@@ -209,7 +214,20 @@ func (r *remote) openRelay(ctx context.Context) (*host.Backing, error) {
 		Wait: r.outage, Changed: changed, GiveUp: func() { c.Close() },
 		State: func(*blockdev.Device) host.RemoteState { return relayState(c) },
 	}}
+	if need := c.BlockSizes().Minimum; !export && r.needsLayer(need) {
+		if b.Backend, err = blocksize.New(c, r.block); err != nil {
+			return nil, errors.Join(err, c.Close())
+		}
+		b.Warnings = append(b.Warnings, fmt.Sprintf("%v: the server takes blocks of %d bytes only: "+
+			"what is written to a part of one is slower, for the rest has to be read before", r.uri, need))
+	}
 	return b, r.check(b, c.Agreement(), c.Size(), c.Connections())
+}
+
+// needsLayer reports whether the device is to have smaller blocks than the server takes. Those of a
+// page and less it can have itself.
+func (r *remote) needsLayer(need int) bool {
+	return need > r.block && (need > os.Getpagesize() || r.spec.BlockSize != 0)
 }
 
 // check says what is wrong, or not as it was meant, with an export that was opened. On error that
@@ -240,6 +258,7 @@ func relayState(c *nbd.Client) host.RemoteState {
 	r := host.RemoteState{
 		Way: host.Relay, Replies: "simple", TLS: a.TLS,
 		Connections: c.Connections(), Alive: s.Alive, Replaced: s.Replaced,
+		BlockSize: max(int(a.BlockSizes.Minimum), 1),
 	}
 	switch {
 	case a.Extended:

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/backends/memory"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
@@ -106,5 +107,76 @@ func TestOpenRemote(t *testing.T) {
 	var coded *exit.Error
 	if _, err := Open(t.Context(), spec); !errors.As(err, &coded) || coded.Code != exit.NotFound {
 		t.Errorf("no such export: %v", err)
+	}
+}
+
+// TestOpenBlocks holds when a device has smaller blocks than the server takes, and what it says
+// then.
+func TestOpenBlocks(t *testing.T) {
+	m, err := memory.New(1<<20, memory.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &server.Server{Exports: make(map[string]*server.Export)}
+	for name, block := range map[string]int{"page": 4096, "large": 32 << 10} {
+		if s.Exports[name], err = server.NewExport(m, server.Options{BlockSize: block}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := net.Listen("tcp", "localhost:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l) }()
+	defer func() {
+		s.Close()
+		<-served
+		m.Close()
+	}()
+	for _, tt := range []struct {
+		export, option string
+		block, want    int
+		served, direct bool
+	}{
+		{export: "page", want: 4096, direct: true},
+		{export: "page", option: "way=relay", want: 4096},
+		{export: "page", block: 512, want: 512},
+		{export: "page", block: 4096, want: 4096, direct: true},
+		{export: "large", want: 512},
+		{export: "large", block: 2048, want: 2048},
+		{export: "large", block: 32 << 10, want: 32 << 10},
+		{export: "large", want: 32 << 10, served: true},
+	} {
+		spec := host.Spec{
+			Kind: Remote, Arg: "nbd://" + l.Addr().String() + "/" + tt.export, Connections: 1, BlockSize: tt.block,
+		}
+		if tt.option != "" {
+			spec.Options = []string{tt.option}
+		}
+		b, err := open(t.Context(), spec, tt.served)
+		if err != nil {
+			t.Errorf("%+v: %v", tt, err)
+			continue
+		}
+		var got backends.BlockSizes
+		if direct := b.Remote.Export != nil; direct != tt.direct {
+			t.Errorf("%+v: direct is %v", tt, direct)
+		} else if direct {
+			got = b.Remote.Export.BlockSizes()
+		} else {
+			got = backends.Probe(b.Backend).BlockSizes
+			if st := b.Remote.State(nil); st.BlockSize != 4096 && tt.export == "page" ||
+				st.BlockSize != 32<<10 && tt.export == "large" {
+				t.Errorf("%+v: the remote is %+v", tt, st)
+			}
+		}
+		smaller := tt.want < 4096 || tt.export == "large" && tt.want < 32<<10
+		if got.Minimum != tt.want || len(b.Warnings) == 1 != smaller {
+			t.Errorf("%+v: %+v, warnings %q", tt, got, b.Warnings)
+		}
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }
