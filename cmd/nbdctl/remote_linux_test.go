@@ -217,8 +217,9 @@ func TestKernelRemoteBlocks(t *testing.T) {
 			}
 
 			// Sectors are written all at once, in any order, and with a size that is no multiple.
-			sh(t, "fio --name=sectors --filename="+dev+" --size=2M --minimal --ioengine=libaio --direct=1 --iodepth=32 "+
-				"--rw=randwrite --bs=512 --verify=crc32c --do_verify=1 --verify_fatal=1 --random_generator=tausworthe64")
+			sh(t, "fio --name=sectors --filename="+dev+" --size=2M --minimal --ioengine=libaio --direct=1 "+
+				"--iodepth=32 --rw=randwrite --bs=512 --verify=crc32c --do_verify=1 --verify_fatal=1 "+
+				"--random_generator=tausworthe64")
 			v := verifiedLoad(t, dev)
 			for range 3 {
 				before := writes(t, dev)
