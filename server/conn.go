@@ -121,10 +121,9 @@ func (c *Conn) agree(a Agreement) {
 // what went wrong with the connection. A request that fails is answered and is no reason to return.
 // The socket stays open in all cases.
 func (c *Conn) Transmit() error {
-	if err := c.begin(); err != nil {
+	if err := c.export.enlist(c); err != nil {
 		return err
 	}
-	c.export.enlist(c)
 	defer c.export.retire(c)
 
 	go c.loop.run()

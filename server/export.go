@@ -83,7 +83,7 @@ type Export struct {
 	mu       sync.Mutex         // guards the four below
 	live     map[*Conn]struct{} // in Transmit
 	finished Stats              // of those that were
-	held     chan struct{}      // unless nil, until it is closed no connection may begin
+	held     *Hold              // unless nil, no connection may begin before its end
 	tending  *time.Timer        // until requests that were sent again are looked at; nil: they are not
 
 	resizing sync.Mutex   // held in Resize, Swap and Sync; guards the one below
@@ -217,21 +217,29 @@ func (e *Export) Stats() Stats {
 // changed.
 func (e *Export) LastError() *RequestError { return e.lastError.Load() }
 
-// enlist counts c among the live connections.
-func (e *Export) enlist(c *Conn) {
+// enlist begins to serve c, and counts it among the live connections. While the export is held it
+// waits.
+func (e *Export) enlist(c *Conn) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if err := c.begin(); err != nil {
+		return err
+	}
 	for e.held != nil {
-		held := e.held
+		h := e.held
 		e.mu.Unlock()
-		<-held
+		<-h.release
 		e.mu.Lock()
+		if h.left {
+			_ = c.stop() // Who can't be told has ended.
+		}
 	}
 	e.live[c] = struct{}{}
 	e.tendLater()
 	if len(e.live) > 1 {
 		e.several.Store(true)
 	}
+	return nil
 }
 
 // retire keeps the counts of c, which will not change any more, without keeping c.

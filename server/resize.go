@@ -34,12 +34,16 @@ func (e *Export) Resize(ctx context.Context, size int64) error {
 	return nil
 }
 
-// drain returns when every request that was let in before the call has been answered. Unless
-// release is nil, no other one is let in until it is closed, on any connection, also of those that
-// begin meanwhile; held is to be cleared before.
-func (e *Export) drain(ctx context.Context, release chan struct{}) error {
+// drain returns when every request that was let in before the call has been answered. Unless h is
+// nil, no other one is let in before its end, on any connection, also of those that begin
+// meanwhile.
+func (e *Export) drain(ctx context.Context, h *Hold) error {
+	var release chan struct{}
+	if h != nil {
+		release = h.release
+	}
 	e.mu.Lock()
-	e.held = release
+	e.held = h
 	told := make(map[*Conn]*quiescence, len(e.live))
 	for c := range e.live {
 		if q := c.control.quiesce(release); q != nil {

@@ -26,20 +26,45 @@ func TestHandOver(t *testing.T) {
 	want := sorted([]string{
 		"write 512+512", "read 1024+512", "sync 0+0", "write-fua 2048+512", "trim 4096+512", "read 5120+512",
 	})
-	for cut := range len(stream) + 1 {
-		synctest.Test(t, func(t *testing.T) {
-			d := newDisk(8192)
-			ours, theirs := net.Pipe()
-			unread := handOver(t, d, ours, theirs, synctest.Wait, stream, cut, calls, server.Options{})
-			done, _ := complete(starts, cut)
-			if len(unread) != cut-starts[done] {
-				t.Errorf("cut at %d: %d bytes unread, want %d", cut, len(unread), cut-starts[done])
-			}
-			if diff := cmp.Diff(want, sorted(d.history())); diff != "" {
-				t.Errorf("cut at %d: calls of the backend (-want +got):\n%s", cut, diff)
-			}
-		})
+	for way, stop := range stops {
+		for cut := range len(stream) + 1 {
+			synctest.Test(t, func(t *testing.T) {
+				d := newDisk(8192)
+				ours, theirs := net.Pipe()
+				unread := handOver(t, d, ours, theirs, synctest.Wait, stop, stream, cut, calls, server.Options{})
+				done, _ := complete(starts, cut)
+				if len(unread) != cut-starts[done] {
+					t.Errorf("%s, cut at %d: %d bytes unread, want %d", way, cut, len(unread), cut-starts[done])
+				}
+				if diff := cmp.Diff(want, sorted(d.history())); diff != "" {
+					t.Errorf("%s, cut at %d: calls of the backend (-want +got):\n%s", way, cut, diff)
+				}
+			})
+		}
 	}
+}
+
+// stops are the ways in which a Conn ends without its socket, and returns what is unread.
+var stops = map[string]func(testing.TB, *server.Export, *server.Conn) []byte{
+	"Shutdown": func(t testing.TB, _ *server.Export, c *server.Conn) []byte {
+		if err := c.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+		return c.Unread()
+	},
+	"Hold": func(t testing.TB, e *server.Export, c *server.Conn) []byte {
+		h, err := e.Hold(t.Context(), false)
+		if err != nil {
+			t.Error(err)
+			return nil
+		}
+		defer h.Leave()
+		unread, ok := h.Unread(c)
+		if !ok {
+			t.Error("it has ended")
+		}
+		return unread
+	},
 }
 
 // TestHandOverBacklog does it while requests wait in the receive buffer for a slow one before them:
@@ -52,7 +77,8 @@ func TestHandOverBacklog(t *testing.T) {
 			d := newDisk(8192)
 			d.before = func(op string, off, n int64) error { time.Sleep(time.Second); return nil }
 			ours, theirs := net.Pipe()
-			unread := handOver(t, d, ours, theirs, synctest.Wait, stream, cut, calls, server.Options{MaxInFlight: 1})
+			o := server.Options{MaxInFlight: 1}
+			unread := handOver(t, d, ours, theirs, synctest.Wait, stops["Shutdown"], stream, cut, calls, o)
 			// One request is executed, one has left the buffer and waits for its turn.
 			if want := cut - starts[2]; len(unread) != want {
 				t.Errorf("cut at %d: %d bytes unread, want %d", cut, len(unread), want)
@@ -70,10 +96,11 @@ func TestHandOverSocket(t *testing.T) {
 		"write 512+512", "read 1024+512", "sync 0+0", "write-fua 2048+512", "trim 4096+512", "read 5120+512",
 	})
 	for cut := 0; cut <= len(stream); cut += 3 {
-		for _, settle := range []func(){func() {}, runtime.Gosched, func() { <-time.After(time.Millisecond) }} {
+		for i, settle := range []func(){func() {}, runtime.Gosched, func() { <-time.After(time.Millisecond) }} {
 			d := newDisk(8192)
 			ours, theirs := socketpair(t)
-			unread := handOver(t, d, ours, theirs, settle, stream, cut, calls, server.Options{})
+			stop := stops[[]string{"Shutdown", "Hold"}[(i+cut)%2]]
+			unread := handOver(t, d, ours, theirs, settle, stop, stream, cut, calls, server.Options{})
 			if !bytes.Contains(stream[:cut], unread) {
 				t.Errorf("cut at %d: %d bytes unread are not those that were sent", cut, len(unread))
 			}
@@ -89,7 +116,8 @@ func TestHandOverSocket(t *testing.T) {
 // handOver sends stream[:cut] to one Conn and, when things have settled, the rest to another, which
 // gets what the first left unread, too. It checks that each call is answered exactly once, and
 // returns what was unread.
-func handOver(t *testing.T, d *disk, ours, theirs net.Conn, settle func(), stream []byte, cut int, calls []call,
+func handOver(t *testing.T, d *disk, ours, theirs net.Conn, settle func(),
+	stop func(testing.TB, *server.Export, *server.Conn) []byte, stream []byte, cut int, calls []call,
 	o server.Options) []byte {
 	t.Helper()
 	e := export(t, d, o)
@@ -116,13 +144,11 @@ func handOver(t *testing.T, d *disk, ours, theirs net.Conn, settle func(), strea
 	go func() { result <- first.Transmit() }()
 	ours.Write(stream[:cut])
 	settle()
-	if err := first.Shutdown(t.Context()); err != nil {
-		t.Errorf("cut at %d: %v", cut, err)
-	}
+	ahead := stop(t, e, first)
 	checkError(t, <-result, server.ErrShutdown)
-	unread := slices.Clone(first.Unread())
+	unread := slices.Clone(ahead)
 
-	second := e.NewConn(theirs, first.Unread())
+	second := e.NewConn(theirs, ahead)
 	go func() { result <- second.Transmit() }()
 	ours.Write(stream[cut:])
 	ours.Write(call{op: cmdDisc}.encode(0))

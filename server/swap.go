@@ -58,15 +58,10 @@ func (e *Export) swap(ctx context.Context, next func() (backends.Device, error))
 	if err := e.sync(ctx); err != nil {
 		return err
 	}
-	release := make(chan struct{})
-	defer func() {
-		e.mu.Lock()
-		e.held = nil
-		e.mu.Unlock()
-		close(release)
-	}()
-	if err := e.drain(ctx, release); err != nil {
-		return fmt.Errorf("server: requests have not come to an end: %w", err)
+	h, err := e.hold(ctx)
+	defer h.end(false)
+	if err != nil {
+		return err
 	}
 	if err := e.sync(ctx); err != nil {
 		return err
