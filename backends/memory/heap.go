@@ -1,6 +1,8 @@
 package memory
 
 import (
+	"errors"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -233,3 +235,8 @@ func (s *heapStore) used() int64 {
 func (s *heapStore) close() error {
 	return s.trim(0, int64(len(*s.table.Load()))*regionChunks*chunkSize, true)
 }
+
+// files has none: what is on the heap is this process's.
+func (s *heapStore) files() ([]*os.File, error) { return nil, errors.ErrUnsupported }
+
+func (s *heapStore) leave() error { return s.close() }

@@ -138,8 +138,13 @@ func (s *memfdStore) mapBits(e *extent, have int64) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("mmap: %w", err), s.bits.fallocate(punchHole, have, end-have))
 	}
-	e.bits = unsafe.Slice((*atomic.Uint64)(unsafe.Pointer(&p[0])), len(p)/8)
+	e.bits = bitmapIn(p)
 	return nil
+}
+
+// bitmapIn returns the bitmap that lies in memory that is mapped.
+func bitmapIn(p []byte) bitmap {
+	return unsafe.Slice((*atomic.Uint64)(unsafe.Pointer(&p[0])), len(p)/8)
 }
 
 // run returns how many bytes from off on, at most n, are all content or all hole.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -69,22 +70,28 @@ type store interface {
 	used() int64
 	grow(size int64) error // makes room for more; what was there stays in place
 	close() error
+	files() ([]*os.File, error)
+	leave() error // close, and the content stays with who has the files
 }
 
 // New makes a device of size bytes, at least 1, that reads as zeros. It takes no
 // memory yet but the bookkeeping of Options.Limit.
 func New(size int64, opts Options) (*Memory, error) {
-	if err := checkSize(size); err != nil {
+	if err := check(size, opts); err != nil {
 		return nil, err
-	}
-	if opts.Limit < 0 {
-		return nil, fmt.Errorf("memory: limit %d: negative: %w", opts.Limit, fs.ErrInvalid)
 	}
 	s, err := newStore(size, newLimit(opts.Limit))
 	if err != nil {
 		return nil, fmt.Errorf("memory: device of %d bytes: %w", size, err)
 	}
 	return newMemory(size, s), nil
+}
+
+func check(size int64, opts Options) error {
+	if opts.Limit < 0 {
+		return fmt.Errorf("memory: limit %d: negative: %w", opts.Limit, fs.ErrInvalid)
+	}
+	return checkSize(size)
 }
 
 func checkSize(size int64) error {

@@ -161,3 +161,39 @@ func (l *Lease) Release() error { return wrap("lease", l.index, (&Claim{l.file})
 // Leave gives the lease up, and leaves what is noted to the next holder, as the end of the process
 // does.
 func (l *Lease) Leave() error { return wrap("lease", l.index, l.file.Close()) }
+
+// File returns a copy of the descriptor that holds the lease, for another process to inherit it.
+// The lease is held until the last copy is closed: Leave, in place of Release, leaves it to the
+// other process. The copy is the caller's.
+func (l *Lease) File() (*os.File, error) {
+	f, err := duplicate(l.file, l.file.Name())
+	return f, wrap("lease", l.index, err)
+}
+
+// Inherit goes on with a lease of another process, of which f is what File has returned there. f
+// belongs to the lease from then on, and is closed in case of an error, as when the lease was given
+// up.
+func (d Dir) Inherit(index int, f *os.File) (*Lease, error) {
+	l, err := d.inherit(index, f)
+	return l, wrap("inherit lease", index, err)
+}
+
+func (d Dir) inherit(index int, f *os.File) (_ *Lease, err error) {
+	path := d.file("leases", index)
+	if err := names.Check(index); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	named, err := duplicate(f, path)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, err
+	}
+	locked, err := tryLock(named) // It is, unless it was given up.
+	switch {
+	case err != nil:
+	case !locked || !isAt(named, path):
+		err = fmt.Errorf("%w: it was given up", ErrBusy)
+	default:
+		return &Lease{index: index, file: named}, nil
+	}
+	return nil, errors.Join(err, named.Close())
+}

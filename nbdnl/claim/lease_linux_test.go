@@ -114,3 +114,49 @@ func TestLeftAt(t *testing.T) {
 	}
 	wantLeft("")
 }
+
+// TestInherit holds that a lease goes to another holder without a moment in which nobody has it.
+func TestInherit(t *testing.T) {
+	dir := claim.Dir(t.TempDir())
+	free := func() bool {
+		l, err := dir.TryLease(7)
+		if err == nil {
+			err = l.Leave()
+		}
+		if err != nil && !errors.Is(err, claim.ErrBusy) {
+			t.Fatal(err)
+		}
+		return err == nil
+	}
+	old, err := dir.TryLease(7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := old.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(old.Note("pool:x"), old.Leave()); err != nil || free() {
+		t.Fatalf("the lease is free: %v", err)
+	}
+	l, err := dir.Inherit(7, f)
+	if err != nil || l.Index() != 7 || free() {
+		t.Fatalf("inherited: %v", err)
+	}
+	again, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Release(); err != nil {
+		t.Error(err)
+	}
+	if got, err := dir.Leased(); len(got) > 0 || err != nil {
+		t.Errorf("leased %v, error %v", got, err)
+	}
+	if _, err := dir.Inherit(7, again); !errors.Is(err, claim.ErrBusy) {
+		t.Errorf("inherited what was given up: %v", err)
+	}
+	if !free() {
+		t.Error("the lease is held")
+	}
+}

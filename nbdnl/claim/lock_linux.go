@@ -34,3 +34,22 @@ func flock(f *os.File, how int) (bool, error) {
 	}
 	return lockErr == nil, os.NewSyscallError("flock", lockErr)
 }
+
+// duplicate returns another descriptor of the open file f, with that name. It has the same lock.
+func duplicate(f *os.File, name string) (*os.File, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var fd int
+	var dupErr error
+	if err := raw.Control(func(old uintptr) {
+		fd, dupErr = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0)
+	}); err != nil {
+		return nil, err
+	}
+	if dupErr != nil {
+		return nil, os.NewSyscallError("fcntl", dupErr)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}

@@ -24,27 +24,17 @@ type existing struct {
 	links       []link // in the order in which the kernel knows them
 }
 
-// A mismatchError says in what an existing device, or the backend for it, is not what it has to be.
-type mismatchError struct {
-	index     int
-	setting   string
-	want, got string
-}
-
-func (e *mismatchError) Error() string {
-	return fmt.Sprintf("blockdev: %s: %s is %s instead of %s", nbdnl.Path(e.index), e.setting, e.got, e.want)
-}
-
 // adopt makes a Device of one that the kernel has connected already, and serves it with b. Of the
 // options it heeds Client, MaxInFlight and Logger; the others are as the device is. The device is
 // not opened.
 //
-// If the kernel's device or the backend is not what it has to be, the errors are *mismatchErrors,
+// If the kernel's device or the backend is not what it has to be, the errors are *MismatchErrors,
 // one for each difference. The device stays as it is then: nothing was read from its links, which
-// the caller still owns, and what is asked of it waits. After success they are the Device's. adopt
-// calls giveBack once: when the device has ended, or was not adopted.
+// the caller still owns, and what is asked of it waits. So it does if begin fails, which is called
+// when all is well, and has the device not served yet. After success the links are the Device's.
+// adopt calls giveBack once: when the device has ended, or was not adopted.
 func (m machine) adopt(
-	ctx context.Context, s existing, b backends.Backend, o Options, giveBack func() error,
+	ctx context.Context, s existing, b backends.Backend, o Options, begin func(*Device) error, giveBack func() error,
 ) (*Device, error) {
 	o.BlockSize, o.Connections, o.Identifier = s.blockSize, len(s.links), s.identifier
 	o.Timeout, o.DeadTimeout, o.ReadOnly = s.timeout, s.deadTimeout, s.flags&nbdnl.FlagReadOnly != 0
@@ -61,14 +51,17 @@ func (m machine) adopt(
 	if err == nil {
 		c := comparison{index: s.index}
 		c.kernel(s, st, incarnation)
-		c.backend(s, d, m)
+		c.backend(s, d, m) // before the flags are those of the device
 		err = errors.Join(c.errs...)
+	}
+	d.flags, d.index = s.flags, s.index
+	if err == nil && begin != nil {
+		err = begin(d)
 	}
 	if err != nil {
 		d.conns.retire()
 		return nil, errors.Join(err, d.release())
 	}
-	d.flags = s.flags
 	d.isAt(s.index, incarnation)
 	d.serve(s.links)
 	return d, nil
@@ -82,7 +75,7 @@ type comparison struct {
 
 func (c *comparison) equal(setting string, want, got any) {
 	if want != got {
-		c.errs = append(c.errs, &mismatchError{c.index, setting, fmt.Sprint(want), fmt.Sprint(got)})
+		c.errs = append(c.errs, &MismatchError{c.index, setting, fmt.Sprint(want), fmt.Sprint(got)})
 	}
 }
 

@@ -40,7 +40,7 @@ func orphaned(t *testing.T, ko nbdnltest.Options, connections int) *orphan {
 	}
 	t.Cleanup(l.close)
 	e := existing{
-		index: 3, identifier: "left", size: size, blockSize: 512,
+		index: 3, identifier: "left:1", size: size, blockSize: 512,
 		flags: nbdnl.FlagHasFlags | nbdnl.FlagSendFlush | nbdnl.FlagSendFUA | nbdnl.FlagSendTrim |
 			nbdnl.FlagCanMultiConn,
 		timeout: 7 * time.Second, deadTimeout: 9 * time.Second,
@@ -60,7 +60,7 @@ func orphaned(t *testing.T, ko nbdnltest.Options, connections int) *orphan {
 // adopt adopts the device, and ends it with the test.
 func (o *orphan) adopt(t *testing.T) *Device {
 	t.Helper()
-	d, err := o.machine.adopt(t.Context(), o.e, newElastic(), o.options, func() error { return nil })
+	d, err := o.machine.adopt(t.Context(), o.e, newElastic(), o.options, nil, func() error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,13 +129,13 @@ func TestAdopt(t *testing.T) {
 			}
 			givenBack := 0
 			giveBack := func() error { givenBack++; return nil }
-			d, err := o.machine.adopt(t.Context(), o.e, newElastic(), o.options, giveBack)
+			d, err := o.machine.adopt(t.Context(), o.e, newElastic(), o.options, nil, giveBack)
 			if err != nil {
 				t.Fatal(err)
 			}
 			answered(t, o.kernel[0])
 			read(t, o.kernel[1])
-			if d.Index() != 3 || d.Identifier() != "left" || d.Size() != size ||
+			if d.Index() != 3 || d.Identifier() != "left:1" || d.Size() != size ||
 				d.Timeout() != 7*time.Second || d.DeadTimeout() != 9*time.Second ||
 				d.State() != nbdnl.StateLive || d.Connections() != 2 || d.ReadOnly() {
 				t.Errorf("nbd%d %q of %d bytes, %v, %v, %s, %d connections, read-only %t",
@@ -261,7 +261,8 @@ func TestAdoptMismatch(t *testing.T) {
 			}
 			before := o.Setting(3)
 			givenBack := 0
-			d, err := o.machine.adopt(t.Context(), e, b.backend(), o.options, func() error { givenBack++; return nil })
+			giveBack := func() error { givenBack++; return nil }
+			d, err := o.machine.adopt(t.Context(), e, b.backend(), o.options, nil, giveBack)
 			if d != nil || givenBack != 1 {
 				t.Fatalf("it was adopted, or given back %d times", givenBack)
 			}
@@ -271,7 +272,7 @@ func TestAdoptMismatch(t *testing.T) {
 			if diff := cmp.Diff(before, o.Setting(3)); diff != "" || o.Dead(3) != 0 || o.Syncs(3) != 0 {
 				t.Errorf("the device was touched: %d syncs, %d dead (-want +got):\n%s", o.Syncs(3), o.Dead(3), diff)
 			}
-			d, err = o.machine.adopt(t.Context(), o.e, newElastic(), o.options, func() error { return nil })
+			d, err = o.machine.adopt(t.Context(), o.e, newElastic(), o.options, nil, func() error { return nil })
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -289,7 +290,7 @@ func TestAdoptNoLinks(t *testing.T) {
 	o.e.links = nil
 	refused := errors.New("not given back")
 	for _, b := range []backends.Backend{newStore(), nil} {
-		d, err := o.machine.adopt(t.Context(), o.e, b, o.options, func() error { return refused })
+		d, err := o.machine.adopt(t.Context(), o.e, b, o.options, nil, func() error { return refused })
 		if d != nil || !errors.Is(err, refused) {
 			t.Errorf("device %v, error %v", d, err)
 		}
@@ -303,9 +304,9 @@ func TestAdoptNoLinks(t *testing.T) {
 func mismatches(err error) (settings []string) {
 	joined, ok := err.(interface{ Unwrap() []error })
 	if !ok {
-		var m *mismatchError
+		var m *MismatchError
 		if errors.As(err, &m) {
-			settings = append(settings, m.setting)
+			settings = append(settings, m.Setting)
 		}
 		return settings
 	}

@@ -191,7 +191,8 @@ func (d *Device) attach(ctx context.Context, place place) error {
 func (d *Device) serve(ends []link) {
 	conns := make([]transmitter, len(ends))
 	for i, end := range ends {
-		conns[i] = served{d.export.NewConn(end.open(), end.unread)}
+		nc := end.open()
+		conns[i] = served{d.export.NewConn(nc, end.unread), nc}
 	}
 	d.conns.serve(conns)
 }

@@ -44,6 +44,7 @@ type connections struct {
 	changed func()
 
 	attached chan struct{} // closed when the kernel has the device
+	settled  chan struct{} // holds a value when a replacement has come to an end
 
 	done chan struct{} // closed when all have ended, and none will be replaced
 	err  error         // why; nil if the kernel has said goodbye; set before done is closed
@@ -63,6 +64,9 @@ type connections struct {
 	keepers              int           // goroutines that serve a connection, replace it, or wait for one left behind
 	goodbye              bool          // the kernel has announced the end
 	leaving              bool          // by cut
+	away                 bool          // another process goes on with them
+	held                 chan struct{} // closed when dead ones may be replaced; nil: they may
+	replacing            int           // how many replacements are under way
 	lost                 error         // what ended the connection that died first of those that are dead
 	failing              error         // of the last attempt to replace one of those; nil: there was none
 	replaced             int64         // how many connections were
@@ -76,6 +80,7 @@ func newConnections(timeout, deadTimeout time.Duration, log *slog.Logger) *conne
 	cs := &connections{
 		log:         log,
 		attached:    make(chan struct{}),
+		settled:     make(chan struct{}, 1),
 		done:        make(chan struct{}),
 		timeout:     timeout,
 		deadTimeout: deadTimeout,
@@ -121,7 +126,10 @@ func (cs *connections) unkeep() {
 	}
 	cs.retire()
 	cs.unexpire()
-	if !cs.goodbye {
+	switch {
+	case cs.away:
+		cs.err = ErrHandedOver
+	case !cs.goodbye:
 		cs.err = cs.lost
 		cs.missed(cs.lost)
 	}
@@ -161,7 +169,7 @@ func (cs *connections) transmit(c *connection) bool {
 	cs.blame(err)
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
-	if !cs.leaving {
+	if !cs.leaving && !cs.away {
 		cs.log.Warn("connection lost", "alive", cs.alive, "err", err)
 	}
 	return true
@@ -351,7 +359,7 @@ func (cs *connections) state() nbdnl.State {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	switch {
-	case cs.keepers == 0 && cs.goodbye:
+	case cs.keepers == 0 && (cs.goodbye || cs.away):
 		return nbdnl.StateIdle
 	case cs.keepers == 0:
 		return nbdnl.StateOrphaned

@@ -7,6 +7,7 @@ import (
 
 	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/claim"
 	"github.com/nbdctl/nbdctl/server"
 )
 
@@ -18,6 +19,7 @@ type Device struct {
 	client     *nbdnl.Client
 	ownsClient bool
 	giveBack   func() error // gives the index back; called once
+	lease      *claim.Lease // of the index; nil: it is not leased
 	tuned      bool         // the settings of the queue of the index were made before
 	source     source
 	backend    backends.Device // guarded by changing, once the device is attached
@@ -102,8 +104,8 @@ func (d *Device) Alive() int { return d.conns.count() }
 
 // State returns what the device is doing: StateLive; StateDegraded while some of its connections
 // are dead; StateWaiting while all are, and requests wait for a new one; StateDisconnecting when
-// its end has begun; after Done, StateIdle if it was disconnected in order, else StateOrphaned, as
-// is a device all of whose connections are dead for good.
+// its end has begun; after Done, StateIdle if it was disconnected in order or handed over, else
+// StateOrphaned, as is a device all of whose connections are dead for good.
 func (d *Device) State() nbdnl.State { return d.conns.state() }
 
 // Changes returns a channel from which something can be received after State, Alive, Size, Timeout
@@ -124,9 +126,9 @@ func (d *Device) changed() {
 // backend may be closed from then on. Close is still due.
 func (d *Device) Done() <-chan struct{} { return d.conns.done }
 
-// Err returns nil until Done, and after the device was disconnected in order, else what ended the
-// connection that died first. With all of them dead the kernel keeps the device, and fails all that
-// is asked of it, until Close.
+// Err returns nil until Done, and after the device was disconnected in order; ErrHandedOver after
+// another process has it; else what ended the connection that died first. With all of them dead the
+// kernel keeps the device, and fails all that is asked of it, until Close.
 func (d *Device) Err() error {
 	select {
 	case <-d.conns.done:

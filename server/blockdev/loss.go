@@ -161,6 +161,20 @@ func (l *losses) told(index int, ever bool) *LossError {
 	return *told
 }
 
+// hand returns what another process has to know: all that was lost, and what of it is open.
+func (l *losses) hand() (all, open *HandedLoss) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all.hand(), l.open.hand()
+}
+
+// take goes on with the losses of another process, before there are any here.
+func (l *losses) take(all, open *HandedLoss) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all, l.open = all.loss(), open.loss()
+}
+
 // Loss returns what was lost since the device was connected, or nil: that what was lost has been
 // written anew, only who wrote it can know. It writes nothing, and does not block. An error is a
 // *LossError; its Number tells a new loss from one that was told.

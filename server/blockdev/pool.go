@@ -144,7 +144,7 @@ func (p *Pool) Connect(ctx context.Context, b backends.Backend, o Options) (*Dev
 		if free, err = p.place(ctx, c); err != nil {
 			return anyIndex, err
 		}
-		d.tuned = true
+		d.tuned, d.lease = true, free.lease
 		return free.lease.Index(), nil
 	}
 	device := func() (*Device, error) { return p.machine.newDevice(b, o) }

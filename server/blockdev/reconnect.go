@@ -118,6 +118,10 @@ func (cs *connections) replace(ctx context.Context, c *connection) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	if err := cs.begin(ctx); err != nil {
+		return err
+	}
+	defer cs.settle()
 	t, err := cs.renew(ctx)
 	if err != nil {
 		cs.failed(err)

@@ -3,6 +3,7 @@ package blockdev
 import (
 	"context"
 	"fmt"
+	"net"
 	"syscall"
 
 	"github.com/nbdctl/nbdctl/server"
@@ -38,7 +39,10 @@ func (s *sockets) close() {
 }
 
 // A served connection is one that is served here.
-type served struct{ *server.Conn }
+type served struct {
+	*server.Conn
+	nc net.Conn
+}
 
 // Idle reports whether it has carried nothing.
 func (c served) Idle() bool { return nothing(c.Stats()) }
@@ -62,7 +66,7 @@ func (s ownSource) connect(_ context.Context, n int) (*sockets, error) {
 	// other end from seeing that the kernel has let go of a connection.
 	made := &sockets{kernel: l.kernel, given: l.closeKernelEnds}
 	for _, c := range l.server {
-		made.conns = append(made.conns, served{d.export.NewConn(c, nil)})
+		made.conns = append(made.conns, served{d.export.NewConn(c, nil), c})
 	}
 	return made, nil
 }

@@ -1,0 +1,281 @@
+package blockdev
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/server"
+)
+
+// ErrHandedOver is why a device has ended, here, that another process goes on with.
+var ErrHandedOver = errors.New("blockdev: the device was handed over to another process")
+
+// DocumentVersion is that of the Documents which this package writes. Those of another one it
+// refuses.
+const DocumentVersion = 1
+
+// A Document is what a process has to know of a device to go on with it, beside the descriptors. It
+// is plain data, written as JSON. What a later version adds without another Version can be left out
+// by an earlier one.
+type Document struct {
+	Version     int               `json:"version"`
+	Index       int               `json:"index"`
+	Incarnation nbdnl.Incarnation `json:"incarnation"` // 0: not known
+	Identifier  string            `json:"identifier"`
+	Size        int64             `json:"size"`       // in bytes
+	BlockSize   int               `json:"block_size"` // in bytes
+	Flags       nbdnl.Flags       `json:"flags"`      // that the kernel was told
+	Timeout     time.Duration     `json:"timeout"`    // in nanoseconds, as are all durations here
+	DeadTimeout time.Duration     `json:"dead_timeout"`
+	// Connections are in the order in which the kernel knows them.
+	Connections []HandedConnection `json:"connections"`
+	// Lost is what was lost since the device was connected, and Open what of it nobody has
+	// acknowledged; nil: nothing.
+	Lost *HandedLoss `json:"lost,omitempty"`
+	Open *HandedLoss `json:"open,omitempty"`
+	// Leased tells that there is a descriptor of the lease of the index (claim.Lease), behind those
+	// of the connections.
+	Leased bool `json:"leased,omitempty"`
+	// Note is HandOverOptions.Note.
+	Note json.RawMessage `json:"note,omitempty"`
+}
+
+// A HandedConnection is one of the connections of a device.
+type HandedConnection struct {
+	// Dead tells that it has no descriptor, and is to be replaced.
+	Dead bool `json:"dead,omitempty"`
+	// Unread was received and not executed.
+	Unread []byte `json:"unread,omitempty"`
+	// Stats are what was served over it.
+	Stats server.Stats `json:"stats"`
+}
+
+// HandOverOptions say how a device is handed over. The zero value is ready to use.
+type HandOverOptions struct {
+	// Unsynced leaves out to sync the backend: what it has been given is where the other process
+	// finds it without that, as in the page cache, in shared memory, or on a server.
+	Unsynced bool
+	// Note and Files go along for the two programs to agree on: which backend it is, and what that
+	// has open. Note is JSON, or nil. Files stay the caller's.
+	Note  json.RawMessage
+	Files []*os.File
+}
+
+// A Handover is a device on its way to another process. Nothing is asked of the backend meanwhile,
+// and what is asked of the device waits. It ends with Resume, Complete or Reconnect, of which the
+// first that is called counts.
+type Handover struct {
+	// Document and Files are what the other process needs (Adopt). Files are the connections that
+	// are alive, in the order of the Document, the lease if there is one, and
+	// HandOverOptions.Files. They are closed with the end of the Handover, but for the last.
+	Document Document
+	Files    []*os.File
+
+	device *Device
+	hold   *server.Hold
+	give   func() // lets go of what nobody else may do meanwhile
+	own    int    // how many of Files are closed here
+	ended  bool
+}
+
+// HandOver has the device stand still, and returns what another process needs to go on with it
+// (Adopt): the connections to the kernel, which notices nothing. Every request that was read is
+// answered then, on all connections, and what was received beyond goes along, with the statistics,
+// the losses and the lease. How long each request has been on its way does not: its time begins
+// anew.
+//
+// The backend is synced before, while I/O goes on, and once more, unless HandOverOptions.Unsynced
+// says that there is no need. The requests in flight and the second sync may take half of Timeout,
+// or until ctx ends. When either is over, the error says so, and the device goes on as if nothing
+// had been, as it does after any other error: errors.ErrUnsupported of a device by ioctls, which
+// the kernel ends with the process that has connected it, and of one of ConnectRemote.
+//
+// What is asked of the device waits until the Handover ends, each request for Timeout at the most;
+// so do calls that change or end it. HandOverTo does all of it over a Unix socket.
+func (d *Device) HandOver(ctx context.Context, o HandOverOptions) (*Handover, error) {
+	h, err := d.handOver(ctx, o)
+	if err != nil {
+		return nil, fmt.Errorf("blockdev: %s is not handed over: %w", d.Path(), err)
+	}
+	return h, nil
+}
+
+func (d *Device) handOver(ctx context.Context, o HandOverOptions) (_ *Handover, err error) {
+	switch {
+	case d.export == nil:
+		return nil, fmt.Errorf("the kernel is connected to another server: %w", errors.ErrUnsupported)
+	case d.Mode() == nbdnl.ModeIoctl:
+		return nil, fmt.Errorf("a device by ioctls ends with the process that has connected it: %w",
+			errors.ErrUnsupported)
+	case o.Note != nil && !json.Valid(o.Note):
+		return nil, errors.New("the note is not JSON")
+	}
+	give, err := d.standStill(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			give()
+		}
+	}()
+	if !o.Unsynced {
+		if err := d.export.Sync(ctx); err != nil { // I/O goes on meanwhile, so this may take as long as it does.
+			return nil, err
+		}
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, d.Timeout()/2, errors.New("the backend takes too long"))
+	defer cancel()
+	hold, err := d.export.Hold(ctx, !o.Unsynced)
+	if err != nil {
+		return nil, err
+	}
+	doc, files, err := d.describe(hold)
+	if err != nil {
+		hold.Release()
+		return nil, err
+	}
+	doc.Note = o.Note
+	return &Handover{
+		Document: doc, Files: append(files, o.Files...), device: d, hold: hold, give: give, own: len(files),
+	}, nil
+}
+
+// standStill has nobody end the device, change its settings, or replace its connections.
+func (d *Device) standStill(ctx context.Context) (give func(), err error) {
+	select {
+	case d.ending <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("it is being ended by another call: %w", context.Cause(ctx))
+	}
+	if err := d.change(ctx); err != nil {
+		<-d.ending
+		return nil, err
+	}
+	replaceAgain, err := d.conns.keepAsTheyAre(ctx)
+	if err != nil {
+		d.unchange()
+		<-d.ending
+		return nil, err
+	}
+	return func() {
+		replaceAgain()
+		d.unchange()
+		<-d.ending
+	}, nil
+}
+
+// describe returns what there is to know of the device, while it is held, and copies of its
+// descriptors.
+func (d *Device) describe(hold *server.Hold) (doc Document, files []*os.File, err error) {
+	defer func() {
+		if err != nil {
+			closeAll(files)
+			files = nil
+		}
+	}()
+	doc = Document{
+		Version: DocumentVersion, Index: d.index, Incarnation: d.incarnation, Identifier: d.Identifier(),
+		Size: d.Size(), BlockSize: d.blockSize, Flags: d.flags,
+	}
+	doc.Timeout, doc.DeadTimeout = d.conns.timeouts()
+	for _, c := range d.conns.present() {
+		handed, f, err := hand(c, hold)
+		if err != nil {
+			return doc, files, err
+		}
+		if f != nil {
+			files = append(files, f)
+		}
+		doc.Connections = append(doc.Connections, handed)
+	}
+	doc.Lost, doc.Open = d.losses.hand()
+	if d.lease != nil {
+		f, err := d.lease.File()
+		if err != nil {
+			return doc, files, err
+		}
+		doc.Leased, files = true, append(files, f)
+	}
+	return doc, files, nil
+}
+
+// hand returns what there is to know of a connection, and a copy of its descriptor if it is alive.
+func hand(c present, hold *server.Hold) (handed HandedConnection, f *os.File, err error) {
+	handed = HandedConnection{Dead: true, Stats: c.stats}
+	handed.Stats.InFlight, handed.Stats.Oldest = 0, 0
+	here, ok := c.conn.(served)
+	if !ok || !c.alive {
+		return handed, nil, nil
+	}
+	unread, ok := hold.Unread(here.Conn)
+	if !ok {
+		return handed, nil, nil
+	}
+	nc, ok := here.nc.(interface{ File() (*os.File, error) })
+	if !ok {
+		return handed, nil, nil // One that was dead when it was adopted.
+	}
+	if f, err = nc.File(); err != nil {
+		return handed, nil, err
+	}
+	handed.Dead, handed.Unread = false, unread
+	return handed, f, nil
+}
+
+// Resume has the device served here, as if nothing had been. Nobody may have begun to serve it from
+// what was in the Handover.
+func (h *Handover) Resume() {
+	if h.end() {
+		h.hold.Release()
+		h.give()
+	}
+}
+
+// Complete leaves the device to the process that serves it now, or will: here it is Done, with
+// ErrHandedOver, and there is nothing left to be ended. The backend may be closed, if that leaves
+// alone what the other process uses. The error is of letting go, and changes nothing.
+func (h *Handover) Complete() error {
+	if !h.end() {
+		return nil
+	}
+	defer h.give()
+	d := h.device
+	d.conns.handOver()
+	h.hold.Leave()
+	<-d.conns.done // Nothing is in flight.
+	d.ended = true
+	return d.release()
+}
+
+// Reconnect has the device served here with new connections, in the place of those that were handed
+// over. It is for when a process has died that may have begun to serve it: what that has not
+// answered the kernel sends again, when the Timeout of each request is up. Without DeadTimeout the
+// device ends.
+func (h *Handover) Reconnect() {
+	if h.end() {
+		h.hold.Leave() // With that they count as lost.
+		h.give()
+	}
+}
+
+// end begins the end of the handover, and reports whether it is the first.
+func (h *Handover) end() bool {
+	if h.ended {
+		return false
+	}
+	h.ended = true
+	closeAll(h.Files[:h.own])
+	return true
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}

@@ -1,0 +1,103 @@
+package blockdev
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/nbdctl/nbdctl/server"
+)
+
+// begin begins a replacement, as soon as there may be any.
+func (cs *connections) begin(ctx context.Context) error {
+	for {
+		cs.mu.Lock()
+		held := cs.held
+		if held == nil {
+			cs.replacing++
+			cs.mu.Unlock()
+			return nil
+		}
+		cs.mu.Unlock()
+		select {
+		case <-held:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// settle ends a replacement.
+func (cs *connections) settle() {
+	cs.mu.Lock()
+	cs.replacing--
+	cs.mu.Unlock()
+	select {
+	case cs.settled <- struct{}{}:
+	default:
+	}
+}
+
+// keepAsTheyAre has no dead connection replaced until give is called. It waits for those
+// replacements that are under way. It is for one caller at a time.
+func (cs *connections) keepAsTheyAre(ctx context.Context) (give func(), err error) {
+	held := make(chan struct{})
+	cs.mu.Lock()
+	cs.held = held
+	cs.mu.Unlock()
+	give = func() {
+		cs.mu.Lock()
+		defer cs.mu.Unlock()
+		cs.held = nil
+		close(held)
+	}
+	for {
+		cs.mu.Lock()
+		n := cs.replacing
+		cs.mu.Unlock()
+		if n == 0 {
+			return give, nil
+		}
+		select {
+		case <-cs.settled:
+		case <-ctx.Done():
+			give()
+			return nil, fmt.Errorf("connections are being replaced: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// A present is a connection as it is at the moment.
+type present struct {
+	conn  transmitter
+	alive bool
+	stats server.Stats
+}
+
+// present returns all connections.
+func (cs *connections) present() []present {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	all := make([]present, len(cs.all))
+	for i, c := range cs.all {
+		all[i] = present{c.conn, c.alive, c.stats()}
+	}
+	return all
+}
+
+// handOver has the set end without a loss when its connections do, for another process goes on with
+// them.
+func (cs *connections) handOver() {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	cs.away = true
+	cs.retire()
+}
+
+// servedBefore adds what was served over each connection before.
+func (cs *connections) servedBefore(before []server.Stats) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	for i, c := range cs.all {
+		c.past.Add(&before[i])
+	}
+}

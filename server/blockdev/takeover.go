@@ -1,0 +1,168 @@
+package blockdev
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+
+	"github.com/nbdctl/nbdctl/backends"
+	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/claim"
+	"github.com/nbdctl/nbdctl/server"
+)
+
+// A MismatchError says in what a device, or the backend for it, is not what it has to be, for a
+// process to go on with it. There may be several in one error.
+type MismatchError struct {
+	Index     int
+	Setting   string // "identifier", "incarnation", "size", "backend size", "flush" and so on
+	Want, Got string
+}
+
+func (e *MismatchError) Error() string {
+	return fmt.Sprintf("blockdev: %s: %s is %s instead of %s", nbdnl.Path(e.Index), e.Setting, e.Got, e.Want)
+}
+
+// Adopt goes on with a device that another process has handed over, with b in the place of its
+// backend there: what Document and Files of a Handover were. Of the options it heeds Client,
+// MaxInFlight and Logger; the others are as the device is. The backend must stay open until Done.
+//
+// What the kernel shows and what b can do is compared with the Document first. If it differs the
+// error has a *MismatchError for each difference, and the device still waits, for the process that
+// has handed it over or for another one that adopts it. So it does after any other error. begin is
+// called when all is well, just before the first request is executed: that the other process has
+// let go of the device is for it to see to. With an error of begin nothing was read, and Adopt
+// returns that. nil: nothing is called.
+//
+// files belong to Adopt, but for those behind the connections and the lease, which the program has
+// added by itself (HandOverOptions.Files).
+func Adopt(
+	ctx context.Context, doc Document, files []*os.File, b backends.Backend, o Options, begin func() error,
+) (*Device, error) {
+	return machine{}.takeOver(ctx, doc, files, b, o, begin)
+}
+
+// check says what is wrong with a document that came with that many files.
+func (doc *Document) check(files int) error {
+	need := 0
+	for _, c := range doc.Connections {
+		if !c.Dead {
+			need++
+		}
+	}
+	if doc.Leased {
+		need++
+	}
+	switch {
+	case doc.Version != DocumentVersion:
+		return fmt.Errorf("blockdev: a document of version %d; this program understands %d",
+			doc.Version, DocumentVersion)
+	case doc.Index < 0 || len(doc.Connections) == 0 || len(doc.Connections) > maxConnections:
+		return fmt.Errorf("blockdev: a document of index %d with %d connections", doc.Index, len(doc.Connections))
+	case files < need:
+		return fmt.Errorf("blockdev: %s came with %d descriptors, and has %d", nbdnl.Path(doc.Index), files, need)
+	}
+	return nil
+}
+
+// Extra returns what of the descriptors that came with the document the program has added by itself
+// (HandOverOptions.Files).
+func (doc *Document) Extra(files []*os.File) []*os.File {
+	own := 0
+	for _, c := range doc.Connections {
+		if !c.Dead {
+			own++
+		}
+	}
+	if doc.Leased {
+		own++
+	}
+	return files[min(own, len(files)):]
+}
+
+func (m machine) takeOver(
+	ctx context.Context, doc Document, files []*os.File, b backends.Backend, o Options, begin func() error,
+) (*Device, error) {
+	own := files[:len(files)-len(doc.Extra(files))]
+	defer func() { closeAll(own) }()
+	if err := doc.check(len(files)); err != nil {
+		return nil, err
+	}
+	s := existing{
+		index: doc.Index, incarnation: doc.Incarnation, identifier: doc.Identifier, size: doc.Size,
+		blockSize: doc.BlockSize, flags: doc.Flags, timeout: doc.Timeout, deadTimeout: doc.DeadTimeout,
+	}
+	giveBack := func() error { return nil }
+	var lease *claim.Lease
+	if doc.Leased {
+		last := len(own) - 1
+		f := own[last]
+		own = own[:last]
+		var err error
+		if lease, err = m.claims(o).Inherit(doc.Index, f); err != nil {
+			return nil, fmt.Errorf("blockdev: %s: %w", nbdnl.Path(doc.Index), err)
+		}
+		giveBack = func() error {
+			if m.system.IncarnationOf(doc.Index) != 0 { // It is not served here any more, and is there.
+				return lease.Leave()
+			}
+			return lease.Release()
+		}
+	}
+	var err error
+	if s.links, err = doc.links(own); err != nil {
+		return nil, errors.Join(err, giveBack())
+	}
+	d, err := m.adopt(ctx, s, b, o, func(d *Device) error {
+		d.lease = lease
+		d.losses.take(doc.Lost, doc.Open)
+		if begin == nil {
+			return nil
+		}
+		return begin()
+	}, giveBack)
+	if err != nil {
+		closeLinks(s.links)
+		return nil, err
+	}
+	before := make([]server.Stats, len(doc.Connections))
+	for i := range doc.Connections {
+		before[i] = doc.Connections[i].Stats
+	}
+	d.conns.servedBefore(before)
+	return d, nil
+}
+
+// claims is where leases are.
+func (m machine) claims(o Options) claim.Dir {
+	if o.Client != nil {
+		return o.Client.Claims()
+	}
+	return claim.Dir(m.system.StateDir)
+}
+
+// links makes connections of descriptors.
+func (doc *Document) links(files []*os.File) (links []link, err error) {
+	for _, c := range doc.Connections {
+		l := link{unread: c.Unread}
+		if !c.Dead {
+			if l.conn, err = net.FileConn(files[0]); err != nil {
+				closeLinks(links)
+				return nil, fmt.Errorf("blockdev: %s: descriptor of a connection: %w", nbdnl.Path(doc.Index), err)
+			}
+			files = files[1:]
+		}
+		links = append(links, l)
+	}
+	return links, nil
+}
+
+func closeLinks(links []link) {
+	for _, l := range links {
+		if l.conn != nil {
+			l.conn.Close()
+		}
+	}
+}
