@@ -2,6 +2,7 @@ package blockdev
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -49,7 +50,11 @@ func receiveFiles(c *net.UnixConn) ([]*os.File, error) {
 	for i := range messages {
 		fds, _ := unix.ParseUnixRights(&messages[i]) // Other messages have none.
 		for _, fd := range fds {
-			files = append(files, os.NewFile(uintptr(fd), "handed over"))
+			name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+			if err != nil {
+				name = "handed over"
+			}
+			files = append(files, os.NewFile(uintptr(fd), name))
 		}
 	}
 	if flags&unix.MSG_CTRUNC != 0 {
