@@ -111,6 +111,27 @@
 // partitions, unless [Options].Unopened leaves it to others, and settings of the queue where they
 // are not what they should be.
 //
+// # Devices that outlive their process
+//
+// A device by netlink is the kernel's, and can go from one process to another.
+//
+// [Device.HandOver] has it stand still for a moment, and gives its connections to another process,
+// which goes on with them ([Adopt]); [Device.HandOverTo] and [TakeOver] do that over a Unix socket.
+// The kernel notices nothing. What has to be known goes along: what was received and not executed,
+// statistics, losses, the lease of the index. Each step may fail, and the other process may die at
+// any moment: one of the two serves the device, with nothing lost and no write repeated. What the
+// backend has open is the programs' own: [HandOverOptions] takes descriptors along, and a note.
+//
+// After a crash what is asked of the device waits, for DeadTimeout. [Pool.Left] lists what a
+// process has left that died, and [Pool.Attach] goes on with one of those, if the backend is the
+// one for it; [Attach] is for programs that keep account otherwise. New requests are served at
+// once. What was in flight at the moment of the crash the kernel sends again when the timeout of
+// each request is up, and not before. Whether the backend has a write among them is not known: it
+// is executed again, which is all the same to who has waited for it.
+//
+// testdata/handover is a program whose device outlives it, in both ways. A device by ioctls ends
+// with its process, and of [ConnectRemote] the kernel keeps the connections by itself.
+//
 // # Deadlocks
 //
 // The kernel waits for the server, so a server that waits for the kernel may wait for ever. These

@@ -56,8 +56,8 @@ func run(ctx context.Context, image, socket string) error {
 		if err != nil {
 			return err
 		}
-		// The open file goes along, and with it the lock on the image. What is in the page cache the
-		// successor finds there.
+		// The open file goes along, and with it the lock on the image. What is in the page cache
+		// the successor finds there.
 		o := blockdev.HandOverOptions{Unsynced: true, Files: []*os.File{f}}
 		err = dev.HandOverTo(ctx, c.(*net.UnixConn), o)
 		c.Close()

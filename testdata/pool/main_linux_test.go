@@ -66,7 +66,8 @@ func TestKernelPoolProgram(t *testing.T) {
 	defer os.RemoveAll(dir)
 	image, done := filepath.Join(dir, "image"), filepath.Join(dir, "done")
 	killed := program(t, image, `printf 'written before' >"$0"; sync "$0"; kill -9 $PPID
-		printf 'written after it' | dd of="$0" oflag=direct,sync bs=4096 seek=1 conv=sync,fsync status=none && touch `+done)
+		printf 'written after it' | dd of="$0" oflag=direct,sync bs=4096 seek=1 conv=sync,fsync status=none &&
+			touch `+done)
 	if err := killed.Run(); err == nil {
 		t.Fatal("the program was not killed")
 	}
