@@ -209,10 +209,7 @@ func (d *Device) describe(hold *server.Hold) (doc Document, files []*os.File, er
 func hand(c present, hold *server.Hold) (handed HandedConnection, f *os.File, err error) {
 	handed = HandedConnection{Dead: true, Stats: c.stats}
 	handed.Stats.InFlight, handed.Stats.Oldest = 0, 0
-	here, ok := c.conn.(served)
-	if !ok || !c.alive {
-		return handed, nil, nil
-	}
+	here := c.conn.(served) // There is an export.
 	unread, ok := hold.Unread(here.Conn)
 	if !ok {
 		return handed, nil, nil

@@ -69,7 +69,6 @@ func (cs *connections) keepAsTheyAre(ctx context.Context) (give func(), err erro
 // A present is a connection as it is at the moment.
 type present struct {
 	conn  transmitter
-	alive bool
 	stats server.Stats
 }
 
@@ -79,7 +78,7 @@ func (cs *connections) present() []present {
 	defer cs.mu.Unlock()
 	all := make([]present, len(cs.all))
 	for i, c := range cs.all {
-		all[i] = present{c.conn, c.alive, c.stats()}
+		all[i] = present{c.conn, c.stats()}
 	}
 	return all
 }

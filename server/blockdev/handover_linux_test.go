@@ -295,47 +295,6 @@ func TestHandOverDead(t *testing.T) {
 	checkClean(t, o.Kernel)
 }
 
-// TestHandOverLease has a device of a pool go to another process: nobody can lease its index at any
-// moment.
-func TestHandOverLease(t *testing.T) {
-	k, m, o := labOn(t, nbdnltest.Options{})
-	p, err := m.newPool(PoolOptions{Name: "old", Client: o.Client})
-	if err != nil {
-		t.Fatal(err)
-	}
-	old, err := p.Connect(t.Context(), newElastic(), Options{DeadTimeout: time.Minute})
-	if err != nil {
-		t.Fatal(err)
-	}
-	leased := func() {
-		t.Helper()
-		if l, err := o.Client.Claims().TryLease(old.Index()); !errors.Is(err, nbdnl.ErrBusy) {
-			t.Errorf("the index can be leased: %v, %v", l, err)
-		}
-	}
-	ours, theirs := passage(t)
-	handed := make(chan error, 1)
-	go func() { handed <- old.HandOverTo(t.Context(), ours, HandOverOptions{}) }()
-	next, err := m.takeOverFrom(t.Context(), theirs, opens(newElastic()), o)
-	if err := errors.Join(err, <-handed, p.Close()); err != nil {
-		t.Fatal(err)
-	}
-	leased()
-	if left, err := p.Left(t.Context()); len(left) > 0 || err != nil {
-		t.Errorf("left behind are %v: %v", left, err)
-	}
-	if s := p.Stats(); s.InUse != 0 {
-		t.Errorf("the pool has %+v", s)
-	}
-	if err := next.Close(); err != nil {
-		t.Error(err)
-	}
-	checkClean(t, k)
-	if got, err := o.Client.Claims().Leased(); len(got) > 0 || err != nil {
-		t.Errorf("leased are %v: %v", got, err)
-	}
-}
-
 // TestHandOverUnsupported holds which devices can't be handed over, and that they say why.
 func TestHandOverUnsupported(t *testing.T) {
 	k, d := connectedWith(t, nbdnltest.Options{}, newElastic(), Options{})

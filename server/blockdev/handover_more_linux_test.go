@@ -1,0 +1,107 @@
+package blockdev
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/nbdctl/nbdctl/nbdnl"
+	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
+)
+
+// TestHandOverLease has a device of a pool go to another process: nobody can lease its index at any
+// moment.
+func TestHandOverLease(t *testing.T) {
+	k, m, o := labOn(t, nbdnltest.Options{})
+	p, err := m.newPool(PoolOptions{Name: "old", Client: o.Client})
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, err := p.Connect(t.Context(), newElastic(), Options{DeadTimeout: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	leased := func() {
+		t.Helper()
+		if l, err := o.Client.Claims().TryLease(old.Index()); !errors.Is(err, nbdnl.ErrBusy) {
+			t.Errorf("the index can be leased: %v, %v", l, err)
+		}
+	}
+	ours, theirs := passage(t)
+	handed := make(chan error, 1)
+	go func() { handed <- old.HandOverTo(t.Context(), ours, HandOverOptions{}) }()
+	next, err := m.takeOverFrom(t.Context(), theirs, opens(newElastic()), o)
+	if err := errors.Join(err, <-handed, p.Close()); err != nil {
+		t.Fatal(err)
+	}
+	leased()
+	if left, err := p.Left(t.Context()); len(left) > 0 || err != nil {
+		t.Errorf("left behind are %v: %v", left, err)
+	}
+	if s := p.Stats(); s.InUse != 0 {
+		t.Errorf("the pool has %+v", s)
+	}
+	if err := next.Close(); err != nil {
+		t.Error(err)
+	}
+	checkClean(t, k)
+	if got, err := o.Client.Claims().Leased(); len(got) > 0 || err != nil {
+		t.Errorf("leased are %v: %v", got, err)
+	}
+}
+
+// A syncing backend counts syncs, of which some fail.
+type syncing struct {
+	*elastic
+	syncs int
+	fail  func(n int) error
+}
+
+func (s *syncing) Sync() error {
+	s.syncs++
+	return s.fail(s.syncs)
+}
+
+// TestHandOverSync holds that the backend is synced before, and once more when nothing is asked of
+// it, unless there is no need; and that one which can't be keeps the device, with a loss.
+func TestHandOverSync(t *testing.T) {
+	boom := errors.New("boom")
+	o := orphaned(t, nbdnltest.Options{}, 1)
+	bad := 0
+	b := &syncing{elastic: newElastic(), fail: func(n int) error {
+		if n == bad {
+			return boom
+		}
+		return nil
+	}}
+	d, err := o.machine.adopt(t.Context(), o.e, b, o.options, nil, func() error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	for _, tt := range []struct {
+		bad, syncs int
+		unsynced   bool
+	}{{0, 2, false}, {0, 0, true}, {1, 1, false}, {2, 2, false}, {1, 0, true}} {
+		bad, b.syncs = tt.bad, 0
+		h, err := d.HandOver(t.Context(), HandOverOptions{Unsynced: tt.unsynced})
+		if tt.bad > 0 && !tt.unsynced {
+			if !errors.Is(err, boom) || !errors.Is(d.Loss(), boom) {
+				t.Errorf("%+v: %v, the loss is %v", tt, err, d.Loss())
+			}
+		} else if err != nil {
+			t.Errorf("%+v: %v", tt, err)
+		} else {
+			if n := h.Document.Connections[0].Stats.InFlight; n != 0 {
+				t.Errorf("%d requests are in flight", n)
+			}
+			h.Resume()
+		}
+		if b.syncs != tt.syncs {
+			t.Errorf("%+v: %d syncs", tt, b.syncs)
+		}
+		read(t, o.kernel[0])
+	}
+	d.losses.excuse()
+	d.Acknowledge(d.Loss().(*LossError).Number)
+}
