@@ -14,7 +14,7 @@ COUNT ?=
 # Those that make test repeats with several processors and -race, in a machine that takes several times longer.
 RACE_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$|Reconnected|ResizeUnderLoad|Trap(14|26))
 # Those that make matrix has in such machines besides.
-RACE_MORE ?= ^TestKernel(Features|SideBySide|Flush(Stack|Btrfs)|Swap|Ioctl(Session|Terminated|Killed|Signals|Ends|FreeDevice))$$
+RACE_MORE ?= ^TestKernel(Features|SideBySide|Flush(Stack|Btrfs)|Swap|Ioctl(Session|Terminated|Killed|Signals|Ends|FreeDevice)|Handover)$$
 # Unit tests of bytes that other machines read.
 BYTES_RUN ?= ^Test(ByteOrder|Encode|Decode|Numbers|Ioctl|Handshake|Transmit|SimpleReply|Chunk|Greeting|Option|Info)
 # How many devices make soak makes; make test makes 200.
@@ -130,6 +130,16 @@ survive: needs
 	@NBD_TEST_RESTARTS=$(RESTARTS) NBD_TEST_CUTS=$(CUTS) \
 		$(stage) 'survive' $(lab)/$(machines) --mem 2G --timeout 3600 -- \
 		.bin/survive.test -test.v -test.timeout 1h -test.run '^TestKernel(RemoteRestarts|RemoteCut|RemoteIdle|Persist)$$'
+
+## make bench-handover   how long a device stands still when its process is upgraded, and how soon it is served again when that is
+##                   killed, under a verified load: UPGRADES=N KILLS=N LAB=uml
+bench-handover: UPGRADES = 200
+bench-handover: KILLS = 20
+bench-handover: needs
+	@CGO_ENABLED=0 go test -c -o .bin/handover.test ./testdata/handover
+	@NBD_TEST_UPGRADES=$(UPGRADES) NBD_TEST_KILLS=$(KILLS) \
+		$(stage) 'handover' $(lab)/$(machines) --mem 1G --timeout 3600 -- \
+		.bin/handover.test -test.v -test.timeout 1h
 
 ## make flaky        tests many times beside a load of twice the processors, to find those that fail by chance: unit tests 200 times
 ##                   with -race, kernel tests that wait for time or events 20 times on 6.1 and 6.12, in hours:

@@ -91,6 +91,9 @@ func (e *Export) newConn(nc net.Conn, unread []byte, m *admit.Memory, stalled fu
 		meter:  pace.Meter{Set: &e.paces, Switches: pace.ThreadSwitches},
 		result: make(chan error, 1),
 	}
+	if len(unread) > 0 {
+		e.several.Store(true) // The client may have sent it again while somebody else had it.
+	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.owner = rangelock.NewOwner(c.abandoned, c.control.giveUp)
 	if m != nil {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -86,8 +87,8 @@ type Export struct {
 	held     *Hold              // unless nil, no connection may begin before its end
 	tending  *time.Timer        // until requests that were sent again are looked at; nil: they are not
 
-	resizing sync.Mutex   // held in Resize, Swap and Sync; guards the one below
-	syncing  <-chan error // has the result of a sync that was given up; nil: there is none
+	changing chan struct{} // holds a value in Resize, Swap, Sync and a Hold; guards the one below
+	syncing  <-chan error  // has the result of a sync that was given up; nil: there is none
 }
 
 // NewExport offers b. The size of b is taken now, and stays until Resize; the methods of b are
@@ -107,6 +108,7 @@ func NewExport(b backends.Backend, o Options) (*Export, error) {
 		slowRequest: o.SlowRequest,
 		events:      newEvents(o.Logger),
 		live:        make(map[*Conn]struct{}),
+		changing:    make(chan struct{}, 1),
 	}
 	e.admission.changed.L = &e.admission.mu
 	size := dev.Size()
@@ -175,6 +177,18 @@ func promise(dev backends.Device, readOnly bool) wire.Flags {
 	}
 	return f
 }
+
+// change begins a change of the export, of which there is one at a time.
+func (e *Export) change(ctx context.Context) error {
+	select {
+	case e.changing <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("server: the export is being changed by another call: %w", context.Cause(ctx))
+	}
+}
+
+func (e *Export) unchange() { <-e.changing }
 
 // noteAbilities keeps what others than the loops ask of the backend.
 func (e *Export) noteAbilities() {

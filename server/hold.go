@@ -21,10 +21,16 @@ type Hold struct {
 // sockets. durable has the backend synced then. If ctx ends before, or the sync fails, requests go
 // on, and the error says why. The read deadlines of the connections are used for it.
 //
-// Calls that change the export wait for the end of the Hold, and so does Sync.
+// Calls that change the export wait for the end of the Hold, and so does Sync. Nothing is in the
+// backend meanwhile, also no sync that was given up earlier.
 func (e *Export) Hold(ctx context.Context, durable bool) (*Hold, error) {
-	e.resizing.Lock()
+	if err := e.change(ctx); err != nil {
+		return nil, err
+	}
 	h, err := e.hold(ctx)
+	if err == nil {
+		err = e.synced(ctx)
+	}
 	if err == nil && durable {
 		err = e.sync(ctx)
 	}
@@ -48,7 +54,7 @@ func (e *Export) hold(ctx context.Context) (*Hold, error) {
 // Release lets requests go on as if nothing had been.
 func (h *Hold) Release() {
 	if h.end(false) {
-		h.export.resizing.Unlock()
+		h.export.unchange()
 	}
 }
 
@@ -57,7 +63,7 @@ func (h *Hold) Release() {
 // returned of each.
 func (h *Hold) Leave() {
 	if h.end(true) {
-		h.export.resizing.Unlock()
+		h.export.unchange()
 	}
 }
 
@@ -65,20 +71,29 @@ func (h *Hold) Leave() {
 func (h *Hold) end(leave bool) bool {
 	e := h.export
 	e.mu.Lock()
-	defer e.mu.Unlock()
 	if h.ended {
+		e.mu.Unlock()
 		return false
 	}
 	h.ended, h.left, e.held = true, leave, nil
+	var precluded []*Conn
 	if leave {
 		for c := range e.live {
-			_ = c.stop() // Who can't be told has ended.
+			_ = c.control.stop() // Who can't be told has ended.
 		}
 		for _, c := range h.asked {
-			_ = c.stop()
+			if c.control.preclude() {
+				precluded = append(precluded, c)
+			} else {
+				_ = c.control.stop()
+			}
 		}
 	}
 	close(h.release)
+	e.mu.Unlock()
+	for _, c := range precluded {
+		c.retire()
+	}
 	return true
 }
 

@@ -140,6 +140,14 @@ func TestHoldSync(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, again := e.Hold(short, false)
+		for name, err := range map[string]error{"Hold": again, "Sync": e.Sync(short), "Resize": e.Resize(short, 4096)} {
+			if !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("%s in a hold: %v", name, err)
+			}
+		}
 		resized := make(chan error, 1)
 		go func() { resized <- e.Resize(t.Context(), 4096) }()
 		h.Leave()
@@ -147,5 +155,34 @@ func TestHoldSync(t *testing.T) {
 		if err := <-resized; err != nil {
 			t.Error(err)
 		}
+	})
+}
+
+// TestHoldEarlierSync holds that a sync which was given up is waited for: nothing is in the backend
+// in a hold.
+func TestHoldEarlierSync(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDisk(8192)
+		d.before = func(op string, _, _ int64) error {
+			if op == "sync" {
+				time.Sleep(time.Minute)
+			}
+			return nil
+		}
+		e := export(t, d, server.Options{})
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		checkError(t, e.Sync(short), context.DeadlineExceeded)
+		short, cancel = context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := e.Hold(short, false); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("beside a sync: %v", err)
+		}
+		start := time.Now()
+		h, err := e.Hold(t.Context(), false)
+		if err != nil || time.Since(start) != 58*time.Second {
+			t.Errorf("after %v: %v", time.Since(start), err)
+		}
+		h.Release()
 	})
 }

@@ -15,8 +15,10 @@ import (
 // cleared afterwards. If ctx ends first, its error is returned and the size is as before. Growing
 // never waits.
 func (e *Export) Resize(ctx context.Context, size int64) error {
-	e.resizing.Lock()
-	defer e.resizing.Unlock()
+	if err := e.change(ctx); err != nil {
+		return err
+	}
+	defer e.unchange()
 	switch have := e.dev.Size(); {
 	case size < 0 || size%int64(e.blockSize) != 0:
 		return fmt.Errorf("server: size %d is not a multiple of the block size, %d bytes", size, e.blockSize)

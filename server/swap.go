@@ -27,8 +27,10 @@ import (
 // If ctx ends before that moment, the old backend stays, requests go on, and the error is the
 // context's; so they do if its Sync fails. The read deadlines of the connections are used for it.
 func (e *Export) Swap(ctx context.Context, b backends.Backend) error {
-	e.resizing.Lock()
-	defer e.resizing.Unlock()
+	if err := e.change(ctx); err != nil {
+		return err
+	}
+	defer e.unchange()
 	dev, err := e.successor(b)
 	if err != nil {
 		return err
@@ -42,8 +44,10 @@ func (e *Export) Swap(ctx context.Context, b backends.Backend) error {
 // returns the old backend nothing changes; if an error, SwapFunc returns that, and the old one
 // stays. It must not call methods that change the export.
 func (e *Export) SwapFunc(ctx context.Context, next func() (backends.Backend, error)) error {
-	e.resizing.Lock()
-	defer e.resizing.Unlock()
+	if err := e.change(ctx); err != nil {
+		return err
+	}
+	defer e.unchange()
 	return e.swap(ctx, func() (backends.Device, error) {
 		b, err := next()
 		if err != nil {
@@ -128,8 +132,10 @@ func (e *Export) lacksContext(dev *backends.Device) string {
 // first, the error is the context's, and the backend is left to it. That a backend could not be
 // synced is part of Loss: many tell it once, and a flush that a client sends later then succeeds.
 func (e *Export) Sync(ctx context.Context) error {
-	e.resizing.Lock()
-	defer e.resizing.Unlock()
+	if err := e.change(ctx); err != nil {
+		return err
+	}
+	defer e.unchange()
 	return e.sync(ctx)
 }
 
@@ -137,15 +143,8 @@ func (e *Export) sync(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if e.syncing != nil {
-		// One that was given up is still at work in the backend, which must not be swapped out
-		// under it.
-		select {
-		case <-e.syncing:
-			e.syncing = nil
-		case <-ctx.Done():
-			return fmt.Errorf("server: an earlier sync of the backend has not come to an end: %w", context.Cause(ctx))
-		}
+	if err := e.synced(ctx); err != nil {
+		return err
 	}
 	syncer := e.dev.Syncer
 	if syncer == nil {
@@ -176,5 +175,20 @@ func (e *Export) sync(ctx context.Context) error {
 	case <-ctx.Done():
 		e.syncing = result
 		return fmt.Errorf("server: the sync of the backend has not come to an end: %w", context.Cause(ctx))
+	}
+}
+
+// synced waits for a sync that was given up, and is still at work in the backend, which must not be
+// swapped out under it.
+func (e *Export) synced(ctx context.Context) error {
+	if e.syncing == nil {
+		return nil
+	}
+	select {
+	case <-e.syncing:
+		e.syncing = nil
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("server: an earlier sync of the backend has not come to an end: %w", context.Cause(ctx))
 	}
 }

@@ -2,6 +2,7 @@ package blocksize
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -39,6 +40,9 @@ var _ interface {
 // is a power of two. Nothing else must change inner as long as the Backend is used. Its Close is
 // the caller's.
 func New(inner backends.Backend, block int) (*Backend, error) {
+	if inner == nil {
+		return nil, errors.New("blocksize: no backend")
+	}
 	if block < 1 || block&(block-1) != 0 {
 		return nil, fmt.Errorf("blocksize: %d is not a power of two", block)
 	}

@@ -40,13 +40,13 @@ func TestConformance(t *testing.T) {
 		size  int
 		caps  backends.Caps
 	}{
-		{512, backends.BlockSizes{Minimum: 32 << 10, Preferred: 32 << 10}, 8 << 20, all},
+		{512, backends.BlockSizes{Minimum: 32 << 10, Preferred: 32 << 10}, 2 << 20, all},
 		{1, backends.BlockSizes{Minimum: 4096, Maximum: 8192}, 2<<20 + 4096, all},
-		{1, backends.BlockSizes{Minimum: 64 << 10, Preferred: 128 << 10, Maximum: 64 << 10}, 8 << 20, simple},
-		{512, backends.BlockSizes{Minimum: 1 << 20}, 16 << 20, all &^ backends.CapFUA},
-		{4096, backends.BlockSizes{Minimum: 512}, 8 << 20, all &^ backends.CapContexts},
-		{4096, backends.BlockSizes{}, 8 << 20, all &^ backends.CapContexts},
-		{512, backends.BlockSizes{Minimum: 32 << 10}, 8 << 20, all &^ backends.CapWrite},
+		{1, backends.BlockSizes{Minimum: 64 << 10, Preferred: 128 << 10, Maximum: 64 << 10}, 2 << 20, simple},
+		{512, backends.BlockSizes{Minimum: 1 << 20}, 6 << 20, all &^ backends.CapFUA},
+		{4096, backends.BlockSizes{Minimum: 512}, 2 << 20, all &^ backends.CapContexts},
+		{4096, backends.BlockSizes{}, 2 << 20, all &^ backends.CapContexts},
+		{512, backends.BlockSizes{Minimum: 32 << 10}, 2 << 20, all &^ backends.CapWrite},
 	} {
 		t.Run(fmt.Sprint(tt.block, "on", tt.sizes, tt.caps), func(t *testing.T) {
 			var d *disk
@@ -54,7 +54,7 @@ func TestConformance(t *testing.T) {
 				d = newDisk(tt.size, tt.sizes, tt.caps)
 				return layer(t, d, tt.block)
 			}, backendtest.Options{
-				Operations: 200,
+				Operations: 100,
 				Reopen: func(t testing.TB, _ backends.Backend) backends.Backend {
 					if tt.caps&backends.CapSync != 0 {
 						copy(d.data, d.stable)

@@ -14,5 +14,7 @@
 // A block that is written in part is rewritten around that part. If the inner backend is cut off in
 // the middle of a write, and leaves a mixture of old and new bytes, nothing is lost: the bytes
 // around are the same in both. If it leaves anything else, as a disk may with a torn sector, bytes
-// that were written long before can be lost, too.
+// that were written long before can be lost, too. The same holds of a server across a network that
+// executes a write after its connection was lost, in spite of what it has to promise (backends/nbd,
+// Reconnect): it reaches whole blocks then.
 package blocksize

@@ -43,7 +43,11 @@ func (d Dir) TryClaim(index int) (*Claim, error) {
 func (c *Claim) Release() error {
 	// Removed while locked: whoever opened the file before finds, once it has the lock, that the
 	// path leads elsewhere, and tries again.
-	return errors.Join(os.Remove(c.file.Name()), c.file.Close())
+	var err error
+	if isAt(c.file, c.file.Name()) { // Who has inherited a lease may have removed it before.
+		err = os.Remove(c.file.Name())
+	}
+	return errors.Join(err, c.file.Close())
 }
 
 func (d Dir) claim(ctx context.Context, index int) (*Claim, error) {

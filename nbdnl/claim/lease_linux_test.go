@@ -159,4 +159,30 @@ func TestInherit(t *testing.T) {
 	if !free() {
 		t.Error("the lease is held")
 	}
+
+	// Of two who have the same lease both may give it up.
+	one, err := dir.TryLease(8)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f, err = one.File(); err != nil {
+		t.Fatal(err)
+	}
+	two, err := dir.Inherit(8, f)
+	if err := errors.Join(err, one.Release()); err != nil {
+		t.Fatal(err)
+	}
+	other, err := dir.TryLease(8)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := two.Release(); err != nil {
+		t.Error(err)
+	}
+	if got, err := dir.Leased(); !slices.Equal(got, []int{7, 8}) || err != nil {
+		t.Errorf("leased %v, error %v: another one's was given up", got, err)
+	}
+	if err := other.Release(); err != nil {
+		t.Error(err)
+	}
 }

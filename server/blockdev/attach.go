@@ -35,7 +35,7 @@ func Attach(ctx context.Context, left nbdnl.Status, b backends.Backend, o Option
 
 // Attach is the function Attach for a device of this pool that Left has returned, with the pool's
 // client; it becomes one of the pool's devices, and waits for a place as Connect does. The error
-// matches nbdnl.ErrBusy if another process was quicker.
+// matches nbdnl.ErrBusy if another process was quicker, or looks at it in this moment.
 func (p *Pool) Attach(ctx context.Context, left nbdnl.Status, b backends.Backend, o Options) (*Device, error) {
 	if err := p.enter(ctx); err != nil {
 		return nil, err
@@ -59,7 +59,9 @@ func (p *Pool) Attach(ctx context.Context, left nbdnl.Status, b backends.Backend
 	if o.Logger == nil {
 		o.Logger = p.o.Logger
 	}
-	return p.machine.attach(ctx, left, b, o, func(d *Device) { d.lease = lease }, func() error { return p.leave(free) })
+	var dev *Device
+	note := func(d *Device) { d.lease, dev = lease, d }
+	return p.machine.attach(ctx, left, b, o, note, func() error { return p.leave(free.of(dev)) })
 }
 
 // attach is Attach. note is called for the new Device before it is served; nil: nothing is.

@@ -97,6 +97,8 @@ func (d *Device) Close() error { return d.CloseContext(context.Background()) }
 // Flush). A device that has gone already is no error. Further calls do nothing, and say the same
 // again.
 func (d *Device) CloseContext(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, closePatience)
+	defer cancel()
 	select {
 	case d.ending <- struct{}{}:
 		defer func() { <-d.ending }()
@@ -106,8 +108,6 @@ func (d *Device) CloseContext(ctx context.Context) error {
 	if d.ended {
 		return d.result()
 	}
-	ctx, cancel := context.WithTimeout(ctx, closePatience)
-	defer cancel()
 	d.ended = true
 	d.outcome.add(d.end(ctx))
 	d.outcome.add(d.release())

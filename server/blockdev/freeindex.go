@@ -28,7 +28,14 @@ const (
 // A freeIndex is the index of a device that can be connected, and is ready for that.
 type freeIndex struct {
 	lease       *claim.Lease
-	connections int // that the device had last; 0: not known
+	connections int  // that the device had last; 0: not known
+	handedOver  bool // it is another process's, and so is the lease
+}
+
+// of returns the index as it is at the end of the device that had it; nil: there was none.
+func (free freeIndex) of(d *Device) freeIndex {
+	free.handedOver = d != nil && d.conns.handedOver()
+	return free
 }
 
 // Fill returns when the pool has its Warm indexes ready, or as many as there is room for devices.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/nbdctl/nbdctl/nbdnl"
@@ -67,8 +68,9 @@ type HandOverOptions struct {
 }
 
 // A Handover is a device on its way to another process. Nothing is asked of the backend meanwhile,
-// and what is asked of the device waits. It ends with Resume, Complete or Reconnect, of which the
-// first that is called counts.
+// and what is asked of the device waits, for its Timeout at most: the kernel loses patience then.
+// It ends with Resume, Complete or Reconnect, of which the first that is called counts. What a
+// Flush finds out that was begun before it stays here.
 type Handover struct {
 	// Document and Files are what the other process needs (Adopt). Files are the connections that
 	// are alive, in the order of the Document, the lease if there is one, and
@@ -80,7 +82,8 @@ type Handover struct {
 	hold   *server.Hold
 	give   func() // lets go of what nobody else may do meanwhile
 	own    int    // how many of Files are closed here
-	ended  bool
+	until  time.Time
+	ended  atomic.Bool
 }
 
 // HandOver has the device stand still, and returns what another process needs to go on with it
@@ -115,6 +118,12 @@ func (d *Device) handOver(ctx context.Context, o HandOverOptions) (_ *Handover, 
 	case o.Note != nil && !json.Valid(o.Note):
 		return nil, errors.New("the note is not JSON")
 	}
+	if !o.Unsynced {
+		// I/O goes on meanwhile, and all the rest, so this may take as long as it does.
+		if err := d.export.Sync(ctx); err != nil {
+			return nil, err
+		}
+	}
 	give, err := d.standStill(ctx)
 	if err != nil {
 		return nil, err
@@ -124,12 +133,8 @@ func (d *Device) handOver(ctx context.Context, o HandOverOptions) (_ *Handover, 
 			give()
 		}
 	}()
-	if !o.Unsynced {
-		if err := d.export.Sync(ctx); err != nil { // I/O goes on meanwhile, so this may take as long as it does.
-			return nil, err
-		}
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, d.Timeout()/2, errors.New("the backend takes too long"))
+	until := time.Now().Add(d.Timeout() / 2)
+	ctx, cancel := context.WithDeadlineCause(ctx, until, errors.New("the backend takes too long"))
 	defer cancel()
 	hold, err := d.export.Hold(ctx, !o.Unsynced)
 	if err != nil {
@@ -143,6 +148,7 @@ func (d *Device) handOver(ctx context.Context, o HandOverOptions) (_ *Handover, 
 	doc.Note = o.Note
 	return &Handover{
 		Document: doc, Files: append(files, o.Files...), device: d, hold: hold, give: give, own: len(files),
+		until: until,
 	}, nil
 }
 
@@ -235,8 +241,9 @@ func (h *Handover) Resume() {
 }
 
 // Complete leaves the device to the process that serves it now, or will: here it is Done, with
-// ErrHandedOver, and there is nothing left to be ended. The backend may be closed, if that leaves
-// alone what the other process uses. The error is of letting go, and changes nothing.
+// ErrHandedOver, and there is nothing left to be ended, nor a loss to be told. The backend may be
+// closed, if that leaves alone what the other process uses. The error is of letting go, and changes
+// nothing.
 func (h *Handover) Complete() error {
 	if !h.end() {
 		return nil
@@ -246,6 +253,7 @@ func (h *Handover) Complete() error {
 	d.conns.handOver()
 	h.hold.Leave()
 	<-d.conns.done // Nothing is in flight.
+	d.losses.forget()
 	d.ended = true
 	return d.release()
 }
@@ -263,10 +271,9 @@ func (h *Handover) Reconnect() {
 
 // end begins the end of the handover, and reports whether it is the first.
 func (h *Handover) end() bool {
-	if h.ended {
+	if h.ended.Swap(true) {
 		return false
 	}
-	h.ended = true
 	closeAll(h.Files[:h.own])
 	return true
 }

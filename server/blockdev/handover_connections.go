@@ -92,6 +92,13 @@ func (cs *connections) handOver() {
 	cs.retire()
 }
 
+// handedOver reports whether another process goes on with the connections.
+func (cs *connections) handedOver() bool {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	return cs.away
+}
+
 // servedBefore adds what was served over each connection before.
 func (cs *connections) servedBefore(before []server.Stats) {
 	cs.mu.Lock()

@@ -108,15 +108,25 @@ func TestHandOverTo(t *testing.T) {
 	if !isDone(old) || old.Err() != ErrHandedOver || old.State() != nbdnl.StateIdle {
 		t.Errorf("the old one: %v, %v", old.State(), old.Err())
 	}
-	// It has nothing to end, and nothing lost to tell: that is the successor's.
-	if err := errors.Join(old.HandOverTo(t.Context(), ours, HandOverOptions{})); !errors.Is(err, ErrHandedOver) {
+	if err := old.HandOverTo(t.Context(), ours, HandOverOptions{}); !errors.Is(err, ErrHandedOver) {
 		t.Errorf("handed over twice: %v", err)
 	}
+	// It has nothing to end: that is the successor's.
+	if err := errors.Join(old.Disconnect(t.Context()), old.Close()); err != nil {
+		t.Errorf("the end of the old one: %v", err)
+	}
+	if err := old.Kick(t.Context()); err != ErrHandedOver {
+		t.Errorf("kicked: %v", err)
+	}
+	if n := o.Setting(3).Sockets; n != 2 {
+		t.Fatalf("the kernel has %d connections", n)
+	}
+	read(t, o.kernel[1])
 	if n := o.Commands(nbdnltest.Connect) + o.Commands(nbdnltest.Reconfigure); n != before || o.Dead(3) != 0 {
 		t.Errorf("the kernel got %d commands, and has %d dead connections", n-before, o.Dead(3))
 	}
-	if n := total(next.Stats()); n != 4 || next.Stats()[1].Read.Requests != 2 || next.State() != nbdnl.StateLive {
-		t.Errorf("%d reads are counted, want 4; it is %v", n, next.State())
+	if n := total(next.Stats()); n != 5 || next.Stats()[1].Read.Requests != 3 || next.State() != nbdnl.StateLive {
+		t.Errorf("%d reads are counted, want 5; it is %v", n, next.State())
 	}
 	want := *old.losses.told(3, true)
 	got, ok := next.Loss().(*LossError)
@@ -166,7 +176,8 @@ func TestHandOverDies(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := newLines(theirs)
-	if err := errors.Join(l.say(line{Ready: true}), l.expect(func(l line) bool { return l.Go })); err != nil {
+	err = l.say(line{Ready: true})
+	if err := errors.Join(err, l.expect(t.Context(), func(l line) bool { return l.Go })); err != nil {
 		t.Fatal(err)
 	}
 	closeAll(files)

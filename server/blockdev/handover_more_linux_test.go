@@ -1,6 +1,7 @@
 package blockdev
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
@@ -35,6 +36,12 @@ func TestHandOverLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	leased()
+	h, err := next.HandOver(t.Context(), HandOverOptions{})
+	if err != nil || !h.Document.Leased || len(h.Files) != 2 {
+		t.Fatalf("handed over again: %v", err)
+	}
+	h.Resume()
+	leased()
 	if left, err := p.Left(t.Context()); len(left) > 0 || err != nil {
 		t.Errorf("left behind are %v: %v", left, err)
 	}
@@ -48,6 +55,46 @@ func TestHandOverLease(t *testing.T) {
 	if got, err := o.Client.Claims().Leased(); len(got) > 0 || err != nil {
 		t.Errorf("leased are %v: %v", got, err)
 	}
+}
+
+// TestHandOverReplacing has a device that is about to replace a connection: a handover waits for
+// that, and one that was given up leaves it as it was.
+func TestHandOverReplacing(t *testing.T) {
+	o := orphaned(t, nbdnltest.Options{}, 2)
+	d := o.adopt(t)
+	live := func() {
+		t.Helper()
+		for d.State() != nbdnl.StateLive {
+			select {
+			case <-d.Changes():
+			case <-d.Done():
+				t.Fatal(d.Err())
+			}
+		}
+	}
+	unblock := o.Block(nbdnltest.Reconfigure)
+	o.hangUp(t, 0)
+	for o.Commands(nbdnltest.Reconfigure) == 0 {
+		<-time.After(time.Millisecond)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := d.HandOver(ctx, HandOverOptions{}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("beside a replacement: %v", err)
+	}
+	unblock()
+	live()
+
+	h, err := d.HandOver(t.Context(), HandOverOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.hangUp(t, 1)
+	h.Resume()
+	for d.Outage().Replaced < 2 {
+		<-d.Changes()
+	}
+	live()
 }
 
 // A syncing backend counts syncs, of which some fail.

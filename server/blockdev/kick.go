@@ -23,10 +23,13 @@ var errKicked = errors.New("blockdev: the device was kicked out, with all reques
 // Kick waits neither for the backend nor for those who hold the device; it returns within ctx, and
 // after 10 seconds at the latest. It may be called while Disconnect or Close is at work, which then
 // come to an end. Done is closed when the backend has let go of the last request, and Close is
-// still due.
+// still due. A device that was handed over is another process's, and the error is ErrHandedOver.
 func (d *Device) Kick(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, kickPatience)
 	defer cancel()
+	if d.conns.handedOver() {
+		return ErrHandedOver
+	}
 	d.losses.excuse()
 	d.conns.blame(errKicked)
 	// First the connections, all of them: the kernel announces the end of the device on each, and

@@ -168,6 +168,13 @@ func (l *losses) hand() (all, open *HandedLoss) {
 	return l.all.hand(), l.open.hand()
 }
 
+// forget has nothing told as open any more: another process tells it.
+func (l *losses) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.open = nil
+}
+
 // take goes on with the losses of another process, before there are any here.
 func (l *losses) take(all, open *HandedLoss) {
 	l.mu.Lock()

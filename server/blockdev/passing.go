@@ -29,8 +29,8 @@ import (
 
 const (
 	passMagic = 0x6e626448
-	// maxDocument bounds what is believed of the length of a Document, in bytes: what is unread of
-	// 256 connections, and more.
+	// maxDocument bounds the length of a Document, in bytes. What is unread of a connection is at
+	// most a write of maxSectorsKB and what its inbox holds.
 	maxDocument = 1 << 30
 	// maxLine bounds a line, in bytes.
 	maxLine = 64 << 10
@@ -52,41 +52,45 @@ type line struct {
 // HandOverTo is HandOver to the process at the other end of c, a Unix stream socket, which calls
 // TakeOver. With nil that process serves the device, which is Done here as after
 // Handover.Complete. With an error it goes on here as if nothing had been: ctx ended, the backend
-// was not done in time, or the other process has taken more than half of Timeout, has refused the
-// device, or died. Only if it died when
-// everything was said, and may have served a few requests, the device gets new connections
-// (Handover.Reconnect); and if ctx ends at that moment without a sign of life, the device is the
-// other's, and the error matches ErrHandedOver. c stays open.
+// was not done in time, or the other process has taken too long, has refused the device, or died.
+// All of it is to be done in half of Timeout from when the device stands still.
+//
+// Only if the other process dies, or gives up, when everything was said, and may have served a few
+// requests, the device gets new connections (Handover.Reconnect). If it gives no sign of life in
+// that moment, or letting go fails, the error matches ErrHandedOver, and the device is the other's.
+// c stays open, and is of no further use after an error.
 func (d *Device) HandOverTo(ctx context.Context, c *net.UnixConn, o HandOverOptions) error {
 	h, err := d.HandOver(ctx, o)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, d.Timeout()/2, errors.New("the other process takes too long"))
+	fail := func(err error) error { return fmt.Errorf("blockdev: %s is not handed over: %w", d.Path(), err) }
+	bounded, cancel := context.WithDeadlineCause(ctx, h.until, errTooLong)
 	defer cancel()
-	defer withContext(ctx, c)()
-	fail := func(err error) error {
-		return fmt.Errorf("blockdev: %s is not handed over: %w", d.Path(), because(ctx, err))
-	}
 	lines := newLines(c)
-	if err = send(c, &h.Document, h.Files); err == nil {
-		err = lines.expect(func(l line) bool { return l.Ready })
+	err = heeding(bounded, c, func() error { return send(c, &h.Document, h.Files) })
+	if err == nil {
+		err = lines.expect(bounded, func(l line) bool { return l.Ready })
+	}
+	if err == nil {
+		err = lines.say(line{Go: true}) // What was not sent can't have been read.
 	}
 	if err != nil {
 		h.Resume()
-		lines.say(line{Error: err.Error()}) // It may wait for an answer.
+		_ = lines.say(line{Error: err.Error()}) // It may wait for an answer, or be gone.
 		return fail(err)
 	}
-	if err := lines.say(line{Go: true}); err != nil {
-		// What was not sent can't have been read.
-		h.Resume()
-		return fail(err)
-	}
-	err = lines.expect(func(l line) bool { return l.Serving })
+	// What becomes of the device is the other's to say from here on.
+	last, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), d.Timeout()/2, errTooLong)
+	defer cancel()
+	err = lines.expect(last, func(l line) bool { return l.Serving })
 	switch {
 	case err == nil:
-		return h.Complete()
-	case ctx.Err() != nil:
+		if err := h.Complete(); err != nil {
+			return errors.Join(ErrHandedOver, err)
+		}
+		return nil
+	case last.Err() != nil, errors.Is(err, net.ErrClosed): // It may well serve the device.
 		return errors.Join(fail(err), ErrHandedOver, h.Complete())
 	}
 	h.Reconnect()
@@ -107,15 +111,20 @@ func TakeOver(ctx context.Context, c *net.UnixConn, open Opener, o Options) (*De
 }
 
 func (m machine) takeOverFrom(ctx context.Context, c *net.UnixConn, open Opener, o Options) (*Device, error) {
-	defer withContext(ctx, c)()
-	doc, files, err := receive(c)
+	var doc *Document
+	var files []*os.File
+	err := heeding(ctx, c, func() (err error) {
+		doc, files, err = receive(c)
+		return err
+	})
 	if err != nil {
-		return nil, fmt.Errorf("blockdev: no device was handed over: %w", because(ctx, err))
+		closeAll(files)
+		return nil, fmt.Errorf("blockdev: no device was handed over: %w", err)
 	}
 	lines := newLines(c)
 	refuse := func(err error) error {
-		lines.say(line{Error: err.Error()}) // It notices as well when c is closed.
-		return because(ctx, err)
+		_ = lines.say(line{Error: err.Error()}) // If it is not heard, nobody is there.
+		return err
 	}
 	if err := doc.check(len(files)); err != nil {
 		closeAll(files)
@@ -130,30 +139,33 @@ func (m machine) takeOverFrom(ctx context.Context, c *net.UnixConn, open Opener,
 		if err := lines.say(line{Ready: true}); err != nil {
 			return err
 		}
-		return lines.expect(func(l line) bool { return l.Go })
+		bounded, cancel := context.WithTimeoutCause(ctx, doc.Timeout, errTooLong)
+		defer cancel()
+		return lines.expect(bounded, func(l line) bool { return l.Go })
 	})
 	if err != nil {
 		return nil, refuse(err)
 	}
-	lines.say(line{Serving: true}) // Who does not hear it sees that this process lives.
+	_ = lines.say(line{Serving: true}) // If it is not heard, nobody is there.
 	return d, nil
 }
 
-// withContext has what is done with c end with ctx, until it is called back.
-func withContext(ctx context.Context, c net.Conn) (done func()) {
-	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
-	return func() {
-		if stop() {
-			return
-		}
-		_ = c.SetDeadline(time.Time{})
-	}
-}
+var errTooLong = errors.New("the other process takes too long")
 
-// because returns why something has failed: if ctx has ended, that.
-func because(ctx context.Context, err error) error {
-	if ctx.Err() != nil && errors.Is(err, os.ErrDeadlineExceeded) {
-		return context.Cause(ctx)
+// heeding does something with c, and ends it with ctx. No deadline is left behind.
+func heeding(ctx context.Context, c net.Conn, do func() error) error {
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		_ = c.SetDeadline(time.Unix(1, 0))
+		close(ended)
+	})
+	err := do()
+	if !stop() {
+		<-ended
+		_ = c.SetDeadline(time.Time{})
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return context.Cause(ctx)
+		}
 	}
 	return err
 }
@@ -166,18 +178,27 @@ type lines struct {
 
 func newLines(c net.Conn) *lines { return &lines{c, bufio.NewReaderSize(c, maxLine)} }
 
+// sayPatience bounds the sending of a line, for which there is room if the other process takes any.
+const sayPatience = time.Second
+
 func (l *lines) say(what line) error {
 	b, err := json.Marshal(what)
 	if err != nil {
 		return err
 	}
+	_ = l.c.SetWriteDeadline(time.Now().Add(sayPatience))
+	defer func() { _ = l.c.SetWriteDeadline(time.Time{}) }()
 	_, err = l.c.Write(append(b, '\n'))
 	return err
 }
 
-// expect waits for a line, which is to be of that kind.
-func (l *lines) expect(kind func(line) bool) error {
-	b, err := l.in.ReadSlice('\n')
+// expect waits for a line until ctx ends, which is to be of that kind.
+func (l *lines) expect(ctx context.Context, kind func(line) bool) error {
+	var b []byte
+	err := heeding(ctx, l.c, func() (err error) {
+		b, err = l.in.ReadSlice('\n')
+		return err
+	})
 	var what line
 	switch {
 	case err == io.EOF:
@@ -203,8 +224,8 @@ func send(c *net.UnixConn, doc *Document, files []*os.File) error {
 	if err != nil {
 		return err
 	}
-	if len(files) > maxPassed {
-		return fmt.Errorf("%d descriptors are more than %d", len(files), maxPassed)
+	if len(files) > maxPassed || len(b) > maxDocument {
+		return fmt.Errorf("a document of %d bytes with %d descriptors is too much", len(b), len(files))
 	}
 	head := binary.BigEndian.AppendUint32(nil, passMagic)
 	head = binary.BigEndian.AppendUint32(head, uint32(len(b)))

@@ -96,6 +96,7 @@ func TestHandOverFails(t *testing.T) {
 			old := o.adopt(t)
 			o.half(t, 0)
 			ours, theirs := passage(t)
+			before := watchedDescriptors(t, 2)
 			handed := make(chan error, 1)
 			go func() { handed <- old.HandOverTo(t.Context(), ours, HandOverOptions{}) }()
 			err := tt.successor(t, o, theirs)
@@ -105,6 +106,9 @@ func TestHandOverFails(t *testing.T) {
 			err = <-handed
 			if err == nil || errors.Is(err, ErrHandedOver) || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("handed over: %v, want %q", err, tt.want)
+			}
+			if open := descriptors(t); len(open) > before {
+				t.Errorf("there were %d descriptors, and now are %q", before, open)
 			}
 			o.rest(t, 0)
 			read(t, o.kernel[1])
@@ -116,6 +120,154 @@ func TestHandOverFails(t *testing.T) {
 			}
 			checkClean(t, o.Kernel)
 		})
+	}
+}
+
+// descriptors lists what this process has open.
+func descriptors(t *testing.T) (open []string) {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil {
+			open = append(open, to)
+		}
+	}
+	return open
+}
+
+// watchedDescriptors returns how many there are when so many connections are watched for a hang-up,
+// which begins a moment after they are served.
+func watchedDescriptors(t *testing.T, connections int) int {
+	t.Helper()
+	const own = 1 // the runtime's
+	for deadline := time.Now().Add(5 * time.Second); ; <-time.After(time.Millisecond) {
+		open := descriptors(t)
+		polls := 0
+		for _, to := range open {
+			if to == "anon_inode:[eventpoll]" {
+				polls++
+			}
+		}
+		if polls == own+connections {
+			return len(open)
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d connections are not watched: %q", connections, open)
+		}
+	}
+}
+
+// TestHandOverLast has a successor go wrong when everything was said: if it is known not to serve
+// the device that gets new connections, and else it is the successor's.
+func TestHandOverLast(t *testing.T) {
+	for name, tt := range map[string]struct {
+		last func(*testing.T, *net.UnixConn, *lines)
+		away bool
+	}{
+		"gives up": {func(t *testing.T, _ *net.UnixConn, l *lines) {
+			if err := l.say(line{Error: "no"}); err != nil {
+				t.Error(err)
+			}
+		}, false},
+		"dies":         {func(_ *testing.T, c *net.UnixConn, _ *lines) { c.Close() }, false},
+		"says nothing": {func(*testing.T, *net.UnixConn, *lines) {}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := orphaned(t, nbdnltest.Options{}, 1)
+			o.e.timeout = 500 * time.Millisecond
+			old := o.adopt(t)
+			ours, theirs := passage(t)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			handed := make(chan error, 1)
+			go func() { handed <- old.HandOverTo(ctx, ours, HandOverOptions{}) }()
+			_, files, err := receive(theirs)
+			defer closeAll(files)
+			l := newLines(theirs)
+			err = errors.Join(err, l.say(line{Ready: true}))
+			if err := errors.Join(err, l.expect(t.Context(), func(l line) bool { return l.Go })); err != nil {
+				t.Fatal(err)
+			}
+			cancel() // It is too late for that.
+			if !tt.away {
+				closeAll(files)
+			}
+			tt.last(t, theirs, l)
+			err = <-handed
+			if err == nil || errors.Is(err, ErrHandedOver) != tt.away || isDone(old) != tt.away {
+				t.Fatalf("handed over: %v, done %v", err, isDone(old))
+			}
+			if tt.away {
+				closeAll(files)
+				if err := o.options.Client.Drop(t.Context(), 3, o.e.identifier); err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			for old.Outage().Replaced == 0 {
+				<-old.Changes()
+			}
+			if err := old.Close(); err != nil {
+				t.Error(err)
+			}
+			checkClean(t, o.Kernel)
+		})
+	}
+}
+
+// TestTakeOverGivesUp has the context of a successor end while it waits for the last word: it says
+// that it does not serve the device, also if the word has come.
+func TestTakeOverGivesUp(t *testing.T) {
+	for _, gone := range []bool{false, true} {
+		o := orphaned(t, nbdnltest.Options{}, 1)
+		old := o.adopt(t)
+		h, err := old.HandOver(t.Context(), HandOverOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ours, theirs := passage(t)
+		if err := send(ours, &h.Document, h.Files); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		result := make(chan error, 1)
+		go func() {
+			d, err := o.machine.takeOverFrom(ctx, theirs, opens(newElastic()), o.options)
+			if d != nil {
+				t.Error("there is a device")
+			}
+			result <- err
+		}()
+		l := newLines(ours)
+		if err := l.expect(t.Context(), func(l line) bool { return l.Ready }); err != nil {
+			t.Fatal(err)
+		}
+		want := context.Canceled
+		if gone {
+			want = nil
+			ours.Close()
+		} else {
+			cancel()
+		}
+		if err := <-result; err == nil || want != nil && !errors.Is(err, want) {
+			t.Errorf("it is taken over: %v", err)
+		}
+		if !gone {
+			err := l.expect(t.Context(), func(line) bool { return false })
+			if err == nil || !strings.Contains(err.Error(), "context canceled") {
+				t.Errorf("the successor says: %v", err)
+			}
+		}
+		cancel()
+		h.Resume()
+		read(t, o.kernel[0])
+		if err := old.Close(); err != nil {
+			t.Error(err)
+		}
+		checkClean(t, o.Kernel)
 	}
 }
 

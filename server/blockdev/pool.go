@@ -140,15 +140,16 @@ func (p *Pool) Connect(ctx context.Context, b backends.Backend, o Options) (*Dev
 		o.Logger = p.o.Logger
 	}
 	var free freeIndex
+	var dev *Device
 	place := func(ctx context.Context, d *Device, c nbdnl.Config) (index int, err error) {
 		if free, err = p.place(ctx, c); err != nil {
 			return anyIndex, err
 		}
-		d.tuned, d.lease = true, free.lease
+		d.tuned, d.lease, dev = true, free.lease, d
 		return free.lease.Index(), nil
 	}
 	device := func() (*Device, error) { return p.machine.newDevice(b, o) }
-	return p.machine.establish(ctx, device, place, func() error { return p.leave(free) })
+	return p.machine.establish(ctx, device, place, func() error { return p.leave(free.of(dev)) })
 }
 
 // enter waits for a place for another device.
@@ -259,12 +260,12 @@ func (p *Pool) take(ctx context.Context, connections int) (freeIndex, error) {
 	}
 	p.mu.Unlock()
 	lease, err := p.find(ctx)
-	return freeIndex{lease, connections}, err
+	return freeIndex{lease: lease, connections: connections}, err
 }
 
 // putBack keeps an index ready, if it is free and needed.
 func (p *Pool) putBack(free freeIndex) error {
-	if p.machine.system.IncarnationOf(free.lease.Index()) != 0 {
+	if free.handedOver || p.machine.system.IncarnationOf(free.lease.Index()) != 0 {
 		// The device is held by somebody, or could not be disconnected. Should it stay for good, it
 		// is for Reclaim.
 		return p.drop(free.lease, free.lease.Leave)

@@ -94,7 +94,7 @@ func (m machine) takeOver(
 		index: doc.Index, incarnation: doc.Incarnation, identifier: doc.Identifier, size: doc.Size,
 		blockSize: doc.BlockSize, flags: doc.Flags, timeout: doc.Timeout, deadTimeout: doc.DeadTimeout,
 	}
-	giveBack := func() error { return nil }
+	giveBack, begun := func() error { return nil }, false
 	var lease *claim.Lease
 	if doc.Leased {
 		last := len(own) - 1
@@ -105,7 +105,8 @@ func (m machine) takeOver(
 			return nil, fmt.Errorf("blockdev: %s: %w", nbdnl.Path(doc.Index), err)
 		}
 		giveBack = func() error {
-			if m.system.IncarnationOf(doc.Index) != 0 { // It is not served here any more, and is there.
+			// The other process has the lease as long as it has the device.
+			if !begun || m.system.IncarnationOf(doc.Index) != 0 {
 				return lease.Leave()
 			}
 			return lease.Release()
@@ -118,10 +119,13 @@ func (m machine) takeOver(
 	d, err := m.adopt(ctx, s, b, o, func(d *Device) error {
 		d.lease = lease
 		d.losses.take(doc.Lost, doc.Open)
-		if begin == nil {
-			return nil
+		if begin != nil {
+			if err := begin(); err != nil {
+				return err
+			}
 		}
-		return begin()
+		begun = true
+		return nil
 	}, giveBack)
 	if err != nil {
 		closeLinks(s.links)

@@ -6,6 +6,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -61,8 +62,8 @@ func run(ctx context.Context, image, socket string) error {
 		o := blockdev.HandOverOptions{Unsynced: true, Files: []*os.File{f}}
 		err = dev.HandOverTo(ctx, c.(*net.UnixConn), o)
 		c.Close()
-		if err == nil {
-			return nil
+		if err == nil || errors.Is(err, blockdev.ErrHandedOver) {
+			return err
 		}
 		fmt.Fprintln(os.Stderr, "handover:", err) // It is served here.
 	}

@@ -108,7 +108,7 @@ func sh(t *testing.T, script string) string {
 // there is no error, no byte is wrong, and each pause is told.
 func TestKernelHandover(t *testing.T) {
 	nbdnltest.RequireKernel(t)
-	upgrades := times("UPGRADES", 20)
+	upgrades := times("NBD_TEST_UPGRADES", 10)
 	dir, err := os.MkdirTemp("/dev/shm", "handover")
 	if err != nil {
 		t.Fatal(err)
@@ -171,7 +171,7 @@ func TestKernelHandover(t *testing.T) {
 func TestKernelHandoverKilled(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	nbdnltest.Identifiers.Need(t)
-	rounds := times("KILLS", 8)
+	rounds := times("NBD_TEST_KILLS", 6)
 	dir, err := os.MkdirTemp("/dev/shm", "handover")
 	if err != nil {
 		t.Fatal(err)
