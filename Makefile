@@ -14,7 +14,7 @@ COUNT ?=
 # Those that make test repeats with several processors and -race, in a machine that takes several times longer.
 RACE_RUN ?= ^TestKernel(Multi|Scenarios|Example|Durability|Data$$|Reconnected|ResizeUnderLoad|Trap(14|26))
 # Those that make matrix has in such machines besides.
-RACE_MORE ?= ^TestKernel(Features|SideBySide|Flush(Stack|Btrfs)|Swap|Ioctl(Session|Terminated|Killed|Signals|Ends|FreeDevice)|Handover)$$
+RACE_MORE ?= ^TestKernel(Features|SideBySide|Flush(Stack|Btrfs)|Swap|Ioctl(Session|Terminated|Killed|Signals|Ends|FreeDevice)|HandOver|Handover)$$
 # Unit tests of bytes that other machines read.
 BYTES_RUN ?= ^Test(ByteOrder|Encode|Decode|Numbers|Ioctl|Handshake|Transmit|SimpleReply|Chunk|Greeting|Option|Info)
 # How many devices make soak makes; make test makes 200.
@@ -50,7 +50,7 @@ machine = $(lab)/$(LAB)$(if $(filter file,$(origin LAB)), --or-qemu)
 # Kernel tests are under QEMU unless something else is asked for: what takes long there is to start.
 machines = $(if $(filter file,$(origin LAB)),qemu,$(LAB))
 
-.PHONY: help build install test test-unit test-kernel test-reconnect test-race test-lab test-compat interop matrix soak survive flaky lab demo bench bench-connect \
+.PHONY: help build install test test-unit test-kernel test-reconnect test-race test-lab test-compat interop matrix soak survive bench-handover flaky lab demo bench bench-connect \
 	bench-many lint fuzz clean needs needs-demo
 
 help:

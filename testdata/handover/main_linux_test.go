@@ -171,7 +171,7 @@ func TestKernelHandover(t *testing.T) {
 func TestKernelHandoverKilled(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	nbdnltest.Identifiers.Need(t)
-	rounds := times("NBD_TEST_KILLS", 6)
+	rounds := times("NBD_TEST_KILLS", 4)
 	dir, err := os.MkdirTemp("/dev/shm", "handover")
 	if err != nil {
 		t.Fatal(err)
