@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -165,7 +166,17 @@ func TestPoolAttach(t *testing.T) {
 	if err := errors.Join(l.Note("left:1"), l.Leave()); err != nil {
 		t.Error(err)
 	}
+	gone, err := claims.TryLease(9)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(gone.Note("left:gone"), gone.Leave()); err != nil {
+		t.Error(err)
+	}
 	all, err := p.Left(t.Context())
+	if got, err := claims.Leased(); !slices.Equal(got, []int{3}) {
+		t.Errorf("leased are %v: %v", got, err)
+	}
 	if err != nil || len(all) != 1 {
 		t.Fatalf("left behind are %v: %v", all, err)
 	}

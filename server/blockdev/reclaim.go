@@ -82,7 +82,8 @@ func (p *Pool) reclaim(ctx context.Context, index int) (bool, error) {
 // are: for a program that was killed to find out what it had, by the identifiers that it gave, and
 // perhaps to serve it anew instead of clearing it away. They are orphaned: there is nobody to
 // answer what is asked of them, and what waits for an answer fails in the end, if DeadTimeout was
-// set later than else. Who uses them holder.FindAll tells.
+// set later than else. Who uses them holder.FindAll tells. Attach goes on with one of them.
+// Leases are given up whose device has gone.
 //
 // The device of a process that dies at this moment may be missing, or be one that was in the middle
 // of a connect or an end.
@@ -113,10 +114,12 @@ func (p *Pool) left(ctx context.Context, index int) (s nbdnl.Status, ok bool, er
 	if lease == nil {
 		return s, false, err
 	}
-	defer func() { err = errors.Join(err, lease.Leave()) }()
+	end := lease.Leave
+	defer func() { err = errors.Join(err, end()) }()
 	s, err = p.client.Status(ctx, index)
 	switch {
 	case missing(err) || err == nil && !s.Connected():
+		end = lease.Release // Nothing is left but the lease.
 		return s, false, nil
 	case err != nil:
 		return s, false, leftBehind(index, err)
