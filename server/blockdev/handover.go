@@ -159,7 +159,12 @@ func (d *Device) standStill(ctx context.Context) (give func(), err error) {
 	case <-ctx.Done():
 		return nil, fmt.Errorf("it is being ended by another call: %w", context.Cause(ctx))
 	}
-	if err := d.change(ctx); err != nil {
+	err = d.change(ctx)
+	if err == nil && d.ended { // Something of it may still be in the backend.
+		d.unchange()
+		err = fmt.Errorf("it has been closed: %w", nbdnl.ErrNotConnected)
+	}
+	if err != nil {
 		<-d.ending
 		return nil, err
 	}

@@ -3,6 +3,8 @@ package blockdev
 import (
 	"context"
 	"errors"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -82,19 +84,50 @@ func TestHandOverReplacing(t *testing.T) {
 	if _, err := d.HandOver(ctx, HandOverOptions{}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("beside a replacement: %v", err)
 	}
+	replaced := func(n int64) {
+		t.Helper()
+		for d.Outage().Replaced < n {
+			<-d.Changes()
+		}
+		live()
+	}
 	unblock()
-	live()
+	replaced(1)
+	o.hangUp(t, 1)
+	replaced(2)
 
+	o.Fail(nbdnltest.Reconfigure, syscall.ENOMEM)
+	d.lose(0)
+	for d.Alive() != 1 {
+		<-d.Changes()
+	}
 	h, err := d.HandOver(t.Context(), HandOverOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	o.hangUp(t, 1)
-	h.Resume()
-	for d.Outage().Replaced < 2 {
-		<-d.Changes()
+	n := o.Commands(nbdnltest.Reconfigure)
+	<-time.After(100 * time.Millisecond) // The next attempt is made, and waits.
+	if more := o.Commands(nbdnltest.Reconfigure) - n; more != 0 {
+		t.Errorf("%d attempts in a handover", more)
 	}
-	live()
+	o.Fail(nbdnltest.Reconfigure, 0)
+	h.Resume()
+	replaced(3)
+}
+
+// TestHandOverLeaseLost has no copy to be had of a descriptor: the device goes on here.
+func TestHandOverLeaseLost(t *testing.T) {
+	o := orphaned(t, nbdnltest.Options{}, 1)
+	d := o.adopt(t)
+	lease, err := o.options.Client.Claims().TryLease(9)
+	if err := errors.Join(err, lease.Release()); err != nil {
+		t.Fatal(err)
+	}
+	d.lease = lease
+	if _, err := d.HandOver(t.Context(), HandOverOptions{}); err == nil || !strings.Contains(err.Error(), "lease") {
+		t.Errorf("with a lease that is closed: %v", err)
+	}
+	read(t, o.kernel[0])
 }
 
 // A syncing backend counts syncs, of which some fail.

@@ -90,7 +90,7 @@ func (d *Device) HandOverTo(ctx context.Context, c *net.UnixConn, o HandOverOpti
 			return errors.Join(ErrHandedOver, err)
 		}
 		return nil
-	case last.Err() != nil, errors.Is(err, net.ErrClosed): // It may well serve the device.
+	case errors.Is(err, errTooLong), errors.Is(err, net.ErrClosed): // It may well serve the device.
 		return errors.Join(fail(err), ErrHandedOver, h.Complete())
 	}
 	h.Reconnect()
