@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
@@ -30,11 +31,19 @@ func TestHandOverLease(t *testing.T) {
 			t.Errorf("the index can be leased: %v, %v", l, err)
 		}
 	}
-	ours, theirs := passage(t)
-	handed := make(chan error, 1)
-	go func() { handed <- old.HandOverTo(t.Context(), ours, HandOverOptions{}) }()
-	next, err := m.takeOverFrom(t.Context(), theirs, opens(newElastic()), o)
-	if err := errors.Join(err, <-handed, p.Close()); err != nil {
+	pass := func(b backends.Backend) (*Device, error) {
+		ours, theirs := passage(t)
+		handed := make(chan error, 1)
+		go func() { handed <- old.HandOverTo(t.Context(), ours, HandOverOptions{}) }()
+		next, err := m.takeOverFrom(t.Context(), theirs, opens(b), o)
+		return next, errors.Join(err, <-handed)
+	}
+	if _, err := pass(&fitting{store: newStore(), size: size / 2}); err == nil {
+		t.Error("another backend was taken")
+	}
+	leased()
+	next, err := pass(newElastic())
+	if err := errors.Join(err, p.Close()); err != nil {
 		t.Fatal(err)
 	}
 	leased()
