@@ -107,6 +107,12 @@ func TestHandOverFails(t *testing.T) {
 			if err == nil || errors.Is(err, ErrHandedOver) || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("handed over: %v, want %q", err, tt.want)
 			}
+			if name == "does not answer" { // It may be about to.
+				err := newLines(theirs).expect(t.Context(), func(line) bool { return false })
+				if err == nil || !strings.Contains(err.Error(), "says: the other process takes too long") {
+					t.Errorf("it is told %v", err)
+				}
+			}
 			if open := descriptors(t); len(open) > before {
 				t.Errorf("there were %d descriptors, and now are %q", before, open)
 			}
