@@ -277,26 +277,59 @@ func TestTakeOverGivesUp(t *testing.T) {
 	}
 }
 
-// TestReceive holds what is no device.
+// TestReceive holds what is no device, and that no descriptor stays open of one that was refused.
 func TestReceive(t *testing.T) {
-	for name, stream := range map[string]string{
-		"nothing":          "",
-		"half a head":      "nbdH\x00",
-		"another protocol": "NBDMAGICIHAVEOPT",
-		"too long":         "nbdH\xff\xff\xff\xff\x00\x00\x00\x00",
-		"too many":         "nbdH\x00\x00\x00\x02\x00\x00\xff\xff{}",
-		"no descriptors":   "nbdH\x00\x00\x00\x02\x00\x00\x00\x01{}",
-		"cut":              "nbdH\x00\x00\x00\x09\x00\x00\x00\x00{}",
-		"no document":      "nbdH\x00\x00\x00\x02\x00\x00\x00\x00[]",
+	for name, tt := range map[string]struct {
+		head  string
+		files int
+		rest  string
+		want  string
+	}{
+		"nothing":              {"", 0, "", "EOF"},
+		"half a head":          {"nbdH\x00", 0, "", "unexpected EOF"},
+		"another protocol":     {"xbdH\x00\x00\x00\x02\x00\x00\x00\x00", 0, "{}", "0x78626448"},
+		"too long":             {"nbdH\x40\x00\x00\x01\x00\x00\x00\x00", 0, "{}", "is too much"},
+		"too many":             {"nbdH\x00\x00\x00\x02\x00\x00\x02\x01", 0, "{}", "is too much"},
+		"no descriptors":       {"nbdH\x00\x00\x00\x02\x00\x00\x00\x01", 0, "{}", "0 descriptors came, of 1"},
+		"more descriptors":     {"nbdH\x00\x00\x00\x02\x00\x00\x00\x01", 2, "{}", "2 descriptors came, of 1"},
+		"cut":                  {"nbdH\x00\x00\x00\x09\x00\x00\x00\x01", 1, "{}", "unexpected EOF"},
+		"no document":          {"nbdH\x00\x00\x00\x02\x00\x00\x00\x02", 2, "[]", "is not understood"},
+		"end in the midst":     {"nbdH\x00\x00\x00\x02\x00\x00\x00\x02", 0, "", "EOF"},
+		"a document as it was": {"nbdH\x00\x00\x00\x02\x00\x00\x00\x01", 1, "{}", ""},
 	} {
-		ours, theirs := passage(t)
-		if _, err := io.WriteString(ours, stream); err != nil {
-			t.Fatal(err)
-		}
-		ours.Close()
-		if doc, files, err := receive(theirs); err == nil || len(files) > 0 {
-			t.Errorf("%s: %+v, %d files", name, doc, len(files))
-		}
+		t.Run(name, func(t *testing.T) {
+			ours, theirs := passage(t)
+			before := len(descriptors(t))
+			if _, err := io.WriteString(ours, tt.head); err != nil {
+				t.Fatal(err)
+			}
+			if tt.files > 0 {
+				null, err := os.Open(os.DevNull)
+				if err != nil {
+					t.Fatal(err)
+				}
+				err = sendFiles(ours, []*os.File{null, null}[:tt.files])
+				if err := errors.Join(err, null.Close()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := io.WriteString(ours, tt.rest); err != nil {
+				t.Fatal(err)
+			}
+			ours.CloseWrite()
+			doc, files, err := receive(theirs)
+			if tt.want == "" {
+				if err != nil || len(files) != tt.files || files[0].Name() != os.DevNull {
+					t.Errorf("%+v, %d files, %v", doc, len(files), err)
+				}
+				closeAll(files)
+			} else if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%+v, %d files, %v", doc, len(files), err)
+			}
+			if open := descriptors(t); len(open) != before {
+				t.Errorf("there were %d descriptors, and now are %q", before, open)
+			}
+		})
 	}
 }
 
