@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
@@ -72,6 +73,8 @@ func TestAttachRefused(t *testing.T) {
 		"was resized":  {func(_ *orphan, s *nbdnl.Status, b *fitting) { s.Size, b.size = 512, 512 }, "size", ""},
 		"without trim": {func(_ *orphan, _ *nbdnl.Status, b *fitting) { b.plain = true }, "backend trim", ""},
 		"is gone":      {func(_ *orphan, s *nbdnl.Status, _ *fitting) { s.Index = 4 }, "state", ""},
+		"read-only": {func(_ *orphan, s *nbdnl.Status, _ *fitting) { s.ReadOnly = true },
+			"read-only, backend flush, backend fua, backend trim", ""},
 		"no identifiers": {func(_ *orphan, s *nbdnl.Status, _ *fitting) { s.HasIdentifier = false }, "",
 			"shows no identifier"},
 		"no wait": {func(o *orphan, _ *nbdnl.Status, _ *fitting) { o.options.DeadTimeout = 0 }, "",
@@ -101,6 +104,26 @@ func TestAttachRefused(t *testing.T) {
 			}
 			checkClean(t, o.Kernel)
 		})
+	}
+}
+
+// A zeroless backend has no Zero.
+type zeroless struct{ *elastic }
+
+func (zeroless) Caps() backends.Caps { return ^backends.CapZero }
+
+// TestAttachZeroes goes on with a device that sends zeroes, with a backend that has none of its
+// own: the server writes them.
+func TestAttachZeroes(t *testing.T) {
+	o, left := abandoned(t, nbdnltest.Options{}, 1)
+	left.Flags |= nbdnl.FlagSendWriteZeroes
+	none := func() error { return nil }
+	d, err := o.machine.attach(t.Context(), left, zeroless{newElastic()}, o.options, nil, none)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -1,12 +1,10 @@
 package blockdev_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -29,17 +27,8 @@ func TestKernelHandOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := connect(t, disk, blockdev.Options{Connections: 4, Timeout: 20 * time.Second, DeadTimeout: time.Minute})
-	load := exec.CommandContext(t.Context(), "fio", "--name=handover", "--filename="+d.Path(), "--size=16m",
-		"--ioengine=libaio", "--direct=1", "--iodepth=16", "--numjobs=2", "--offset_increment=8m", "--rw=randwrite",
-		"--bsrange=4k-64k", "--fsync=64", "--randrepeat=0", "--thread", "--verify=crc32c", "--verify_backlog=64",
-		"--verify_fatal=1", "--time_based", "--runtime=1h", "--size=8m", "--verify_state_save=0")
-	var output bytes.Buffer
-	load.Stdout, load.Stderr = &output, &output
-	if err := load.Start(); err != nil {
-		t.Fatal(err)
-	}
-	finished := make(chan error, 1)
-	go func() { finished <- load.Wait() }()
+	load := startFio(t, "--filename="+d.Path(), "--size=8m", "--numjobs=2", "--offset_increment=8m", "--rw=randwrite",
+		"--bsrange=4k-64k", "--fsync=64")
 	requests := func(d *blockdev.Device) (n uint64) {
 		for _, s := range d.Stats() {
 			n += s.Total().Requests
@@ -49,11 +38,7 @@ func TestKernelHandOver(t *testing.T) {
 	var took []time.Duration
 	for round := range rounds {
 		for before := requests(d); requests(d) < before+200; {
-			select {
-			case err := <-finished:
-				t.Fatalf("fio ended in round %d: %v\n%s", round, err, &output)
-			case <-time.After(time.Millisecond):
-			}
+			load.moment(t, "round", round)
 		}
 		served := requests(d)
 		start := time.Now()
@@ -73,14 +58,7 @@ func TestKernelHandOver(t *testing.T) {
 			t.Errorf("round %d: %d requests are counted, and were %d", round, n, served)
 		}
 	}
-	if err := load.Process.Signal(os.Interrupt); err != nil {
-		t.Fatal(err)
-	}
-	// An interrupted fio ends with 128 and the number of its jobs that have failed.
-	var ended *exec.ExitError
-	if err := <-finished; !errors.As(err, &ended) || ended.ExitCode() != 128 {
-		t.Errorf("fio: %v\n%s", err, &output)
-	}
+	load.stop(t)
 	st := d.Export().Stats()
 	if d.Outage().Replaced != 0 || st.Read.Errors+st.Write.Errors+st.Flush.Errors != 0 {
 		t.Errorf("%d connections were replaced, the errors are %+v", d.Outage().Replaced, st)

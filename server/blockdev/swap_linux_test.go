@@ -23,16 +23,7 @@ func TestKernelSwap(t *testing.T) {
 	const size, swaps = 16 << 20, 20
 	now := newRecorder(size)
 	d := connect(t, now, blockdev.Options{Connections: 2})
-	load := exec.CommandContext(t.Context(), "fio", "--name=swap", "--filename="+d.Path(), "--size=16m",
-		"--ioengine=libaio", "--direct=1", "--iodepth=16", "--rw=randrw", "--bs=4k", "--randrepeat=0", "--thread",
-		"--verify=crc32c", "--verify_backlog=64", "--verify_fatal=1", "--time_based", "--runtime=1h")
-	var output bytes.Buffer
-	load.Stdout, load.Stderr = &output, &output
-	if err := load.Start(); err != nil {
-		t.Fatal(err)
-	}
-	finished := make(chan error, 1)
-	go func() { finished <- load.Wait() }()
+	load := startFio(t, "--filename="+d.Path(), "--size=16m", "--rw=randrw", "--bs=4k")
 	var longest time.Duration
 	// busy returns when fio has written, and read what it verifies, since it was called: at least
 	// two of its backlogs.
@@ -44,11 +35,7 @@ func TestKernelSwap(t *testing.T) {
 			if now.Write.Requests >= before.Write.Requests+128 && now.Read.Requests >= before.Read.Requests+64 {
 				return
 			}
-			select {
-			case err := <-finished:
-				t.Fatalf("fio ended at swap %d: %v\n%s", i, err, &output)
-			case <-time.After(time.Millisecond):
-			}
+			load.moment(t, "swap", i)
 		}
 	}
 	for i := range swaps {
@@ -68,18 +55,56 @@ func TestKernelSwap(t *testing.T) {
 		}
 	}
 	busy(swaps)
-	if err := load.Process.Signal(os.Interrupt); err != nil {
-		t.Fatal(err)
-	}
-	// An interrupted fio ends with 128 and the number of its jobs that have failed.
-	var ended *exec.ExitError
-	if err := <-finished; !errors.As(err, &ended) || ended.ExitCode() != 128 {
-		t.Errorf("fio: %v\n%s", err, &output)
-	}
+	load.stop(t)
 	st := d.Export().Stats()
 	t.Logf("%d reads, %d writes, the longest swap took %v", st.Read.Requests, st.Write.Requests, longest)
 	if failed := st.Read.Errors + st.Write.Errors; failed > 0 {
 		t.Errorf("%d requests failed", failed)
+	}
+}
+
+// A fio writes to a device, and verifies what it has written, until it is stopped.
+type fio struct {
+	*exec.Cmd
+	output   bytes.Buffer
+	finished chan error
+}
+
+func startFio(t *testing.T, args ...string) *fio {
+	t.Helper()
+	f := &fio{finished: make(chan error, 1)}
+	f.Cmd = exec.CommandContext(t.Context(), "fio", append([]string{
+		"--name=load", "--ioengine=libaio", "--direct=1", "--iodepth=16", "--randrepeat=0", "--thread",
+		"--verify=crc32c", "--verify_backlog=64", "--verify_fatal=1", "--time_based", "--runtime=1h",
+	}, args...)...)
+	f.Stdout, f.Stderr = &f.output, &f.output
+	if err := f.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { f.finished <- f.Wait() }()
+	return f
+}
+
+// moment lets a moment go by, in which fio has not ended.
+func (f *fio) moment(t *testing.T, what string, number int) {
+	t.Helper()
+	select {
+	case err := <-f.finished:
+		t.Fatalf("fio ended at %s %d: %v\n%s", what, number, err, &f.output)
+	case <-time.After(time.Millisecond):
+	}
+}
+
+// stop ends fio, of which no job has failed.
+func (f *fio) stop(t *testing.T) {
+	t.Helper()
+	if err := f.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	// An interrupted fio ends with 128 and the number of its jobs that have failed.
+	var ended *exec.ExitError
+	if err := <-f.finished; !errors.As(err, &ended) || ended.ExitCode() != 128 {
+		t.Errorf("fio: %v\n%s", err, &f.output)
 	}
 }
 

@@ -95,6 +95,19 @@ func (p *program) ends(t *testing.T) {
 	}
 }
 
+// disk makes an image, and returns its directory, its path and that of a socket.
+func disk(t *testing.T) (dir, image, socket string) {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "handover")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	image = filepath.Join(dir, "image")
+	sh(t, "truncate -s 32M "+image)
+	return dir, image, filepath.Join(dir, "s")
+}
+
 func sh(t *testing.T, script string) string {
 	t.Helper()
 	out, err := exec.Command("sh", "-ec", script).CombinedOutput()
@@ -109,13 +122,7 @@ func sh(t *testing.T, script string) string {
 func TestKernelHandover(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	upgrades := times("NBD_TEST_UPGRADES", 10)
-	dir, err := os.MkdirTemp("/dev/shm", "handover")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
-	image, socket := filepath.Join(dir, "image"), filepath.Join(dir, "s")
-	sh(t, "truncate -s 32M "+image)
+	dir, image, socket := disk(t)
 	p, dev := start(t, image, socket)
 	index, err := nbdnl.ParseIndex(dev)
 	if err != nil {
@@ -152,14 +159,7 @@ func TestKernelHandover(t *testing.T) {
 		upgrades, pauses[upgrades/2], pauses[upgrades-1], usual[upgrades/2], usual[upgrades-1])
 
 	sh(t, fmt.Sprintf("head -c 8M /dev/urandom | dd of=%s bs=64k seek=384 iflag=fullblock status=none", dev)) // cached
-	sum := sh(t, "sha256sum <"+dev)
-	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	p.ends(t)
-	if got := sh(t, "sha256sum <"+image); got != sum {
-		t.Errorf("the image has %s, the device had %s", got, sum)
-	}
+	p.disconnects(t, dev, image)
 	if nbdnl.IncarnationOf(index) != 0 {
 		t.Errorf("%s is still connected", dev)
 	}
@@ -172,13 +172,7 @@ func TestKernelHandoverKilled(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	nbdnltest.Identifiers.Need(t)
 	rounds := times("NBD_TEST_KILLS", 4)
-	dir, err := os.MkdirTemp("/dev/shm", "handover")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
-	image, socket := filepath.Join(dir, "image"), filepath.Join(dir, "s")
-	sh(t, "truncate -s 32M "+image)
+	dir, image, socket := disk(t)
 	p, dev := start(t, image, socket)
 	index, err := nbdnl.ParseIndex(dev)
 	if err != nil {
@@ -218,6 +212,13 @@ func TestKernelHandoverKilled(t *testing.T) {
 		t.Logf("round %d: served again after %v", round, time.Since(before))
 	}
 	unload()
+	p.disconnects(t, dev, image)
+	t.Logf("%d times the device was attached, %d times the program has kept it", attached, kept)
+}
+
+// disconnects ends a program in order, and holds that the image has what the device had.
+func (p *program) disconnects(t *testing.T, dev, image string) {
+	t.Helper()
 	sum := sh(t, "sha256sum <"+dev)
 	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
@@ -226,7 +227,6 @@ func TestKernelHandoverKilled(t *testing.T) {
 	if got := sh(t, "sha256sum <"+image); got != sum {
 		t.Errorf("the image has %s, the device had %s", got, sum)
 	}
-	t.Logf("%d times the device was attached, %d times the program has kept it", attached, kept)
 }
 
 // load writes to the device and verifies what it has written, until it is told to stop. It must not
