@@ -108,7 +108,7 @@ func shown(t *testing.T) []inventory.View {
 		"spec": {"kind": "nbd", "arg": "nbds://example.com/disk", "connections": 2,
 			"timeout": 30000000000, "dead_timeout": 60000000000},
 		"remote": {"way": "relay", "replies": "extended", "tls": true, "connections": 2, "connections_alive": 0,
-			"lost_since": "2026-11-23T04:05:06Z", "replaced": 3,
+			"block_size": 32768, "lost_since": "2026-11-23T04:05:06Z", "replaced": 3,
 			"error": "dial tcp 192.0.2.1:10809: connection refused"}`)
 	connect(8, "other:8", nbdnl.FlagSendFlush)
 	return viewsOf(t, k)
