@@ -73,11 +73,12 @@ test-lab: needs
 	@$(stage) 'tests of the lab' $(lab)/selftest $(if $(filter file,$(origin KERNELS)),,$(KERNELS))
 
 ## make test-unit    unit tests, with -race; then those that the race detector does not let run, on the fast build
+test-unit: packages = $$((2 * $$(nproc))) # at a time: some tests wait more than they compute
 test-unit: needs
 	@$(stage) 'unit tests' bash -c "set -o pipefail; \
-		NBD_TEST_REQUIRE=1 go test -race -v -skip '^TestKernel' ./... ./testdata/backup 2>&1 | awk -v name='unit tests' -v quiet=1 -f $(lab)/tally"
+		NBD_TEST_REQUIRE=1 go test -p $(packages) -race -v -skip '^TestKernel' ./... ./testdata/backup 2>&1 | awk -v name='unit tests' -v quiet=1 -f $(lab)/tally"
 	@$(stage) 'unit tests without -race' bash -c "set -o pipefail; \
-		go test -v -skip '^TestKernel' ./server ./server/internal/... ./backends/... 2>&1 | \
+		go test -p $(packages) -v -skip '^TestKernel' ./server ./server/internal/... ./backends/... 2>&1 | \
 			awk -v name='unit tests without -race' -v quiet=1 -f $(lab)/tally"
 	@# Those of the control interface and the wire protocol, on processors of the other byte order and of the other size:
 	@# not on this one with 32 bits, which not every kernel lets run.

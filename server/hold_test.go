@@ -186,3 +186,33 @@ func TestHoldEarlierSync(t *testing.T) {
 		h.Release()
 	})
 }
+
+// TestHoldLeaveEarly leaves connections that have not begun: what was received before is theirs, and
+// they never begin, whether they were asked for or not.
+func TestHoldLeaveEarly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDisk(8192)
+		e := export(t, d, server.Options{})
+		ours, theirs := net.Pipe()
+		defer ours.Close()
+		asked := e.NewConn(theirs, call{op: cmdRead, length: 512}.encode(1))
+		h, err := e.Hold(t.Context(), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if unread, ok := h.Unread(asked); !ok || len(unread) != 28 {
+			t.Errorf("%d bytes unread, %v", len(unread), ok)
+		}
+		late := connect(t, e)
+		synctest.Wait()
+		h.Leave()
+		checkError(t, <-late.err, server.ErrShutdown)
+		checkError(t, asked.Transmit(), server.ErrShutdown)
+		if calls := d.history(); len(calls) > 0 {
+			t.Errorf("calls of the backend: %q", calls)
+		}
+		again := connect(t, e)
+		again.expect(0, call{op: cmdRead, length: 512})
+		again.disconnect()
+	})
+}
