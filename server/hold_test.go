@@ -187,8 +187,8 @@ func TestHoldEarlierSync(t *testing.T) {
 	})
 }
 
-// TestHoldLeaveEarly leaves connections that have not begun: what was received before is theirs, and
-// they never begin, whether they were asked for or not.
+// TestHoldLeaveEarly leaves connections that have not begun: what was received before is handed on,
+// and they never begin, whether they were asked for or not.
 func TestHoldLeaveEarly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDisk(8192)
