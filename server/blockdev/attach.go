@@ -74,8 +74,8 @@ func (m machine) attach(
 		return nil, errors.Join(err, giveBack())
 	}
 	if o.DeadTimeout <= 0 {
-		err := fmt.Errorf("blockdev: %s can't be attached without a DeadTimeout: the kernel waits for no connection",
-			nbdnl.Path(left.Index))
+		err := fmt.Errorf("blockdev: %s is not attached without Options.DeadTimeout: "+
+			"the kernel would wait for no connection", nbdnl.Path(left.Index))
 		return nil, errors.Join(err, giveBack())
 	}
 	if o.Connections == 0 {

@@ -78,7 +78,7 @@ func TestAttachRefused(t *testing.T) {
 		"no identifiers": {func(_ *orphan, s *nbdnl.Status, _ *fitting) { s.HasIdentifier = false }, "",
 			"shows no identifier"},
 		"no wait": {func(o *orphan, _ *nbdnl.Status, _ *fitting) { o.options.DeadTimeout = 0 }, "",
-			"without a DeadTimeout"},
+			"without Options.DeadTimeout"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o, left := abandoned(t, nbdnltest.Options{}, 1)

@@ -46,19 +46,11 @@ func Adopt(
 
 // check says what is wrong with a document that came with that many files.
 func (doc *Document) check(files int) error {
-	need := 0
-	for _, c := range doc.Connections {
-		if !c.Dead {
-			need++
-		}
-	}
-	if doc.Leased {
-		need++
-	}
+	need := doc.own()
 	switch {
 	case doc.Version != DocumentVersion:
-		return fmt.Errorf("blockdev: a document of version %d; this program understands %d",
-			doc.Version, DocumentVersion)
+		return fmt.Errorf("blockdev: a document of version %d, and this program understands %d: "+
+			"use one that understands it, too", doc.Version, DocumentVersion)
 	case doc.Index < 0 || len(doc.Connections) == 0 || len(doc.Connections) > maxConnections:
 		return fmt.Errorf("blockdev: a document of index %d with %d connections", doc.Index, len(doc.Connections))
 	case files < need:
@@ -70,16 +62,20 @@ func (doc *Document) check(files int) error {
 // Extra returns what of the descriptors that came with the document the program has added by itself
 // (HandOverOptions.Files).
 func (doc *Document) Extra(files []*os.File) []*os.File {
-	own := 0
+	return files[min(doc.own(), len(files)):]
+}
+
+// own returns how many descriptors the document speaks of.
+func (doc *Document) own() (n int) {
 	for _, c := range doc.Connections {
 		if !c.Dead {
-			own++
+			n++
 		}
 	}
 	if doc.Leased {
-		own++
+		n++
 	}
-	return files[min(own, len(files)):]
+	return n
 }
 
 func (m machine) takeOver(

@@ -87,6 +87,29 @@ func (p *program) wait() <-chan error {
 	return p.ended
 }
 
+// keeps reports whether the program still serves the device, which nobody else does: it does so,
+// or ends in order, for it has handed the device over.
+func (p *program) keeps(t *testing.T, index int) bool {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for before, deadline := writes(t, index), time.Now().Add(time.Minute); time.Now().Before(deadline); {
+		select {
+		case err := <-p.wait():
+			if err != nil {
+				t.Errorf("the program: %v", err)
+			}
+			return false
+		case <-tick.C:
+			if writes(t, index) >= before+50 {
+				return true
+			}
+		}
+	}
+	t.Fatal("the program neither serves the device nor ends")
+	return false
+}
+
 // ends waits for the end of a program, which is to be in order.
 func (p *program) ends(t *testing.T) {
 	t.Helper()
@@ -193,16 +216,11 @@ func TestKernelHandoverKilled(t *testing.T) {
 			}
 			time.AfterFunc(rand.N(500*time.Millisecond), func() { next.Process.Kill() })
 			_ = next.Wait()
-			select {
-			case err := <-p.wait(): // It has handed the device over.
-				if err != nil {
-					t.Errorf("round %d: the program: %v", round, err)
-				}
-				attached++
-			case <-time.After(time.Second):
+			if p.keeps(t, index) {
 				kept++
 				continue
 			}
+			attached++
 		}
 		before := time.Now()
 		var path string
