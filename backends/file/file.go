@@ -208,6 +208,10 @@ func (f *File) Caps() backends.Caps { return f.caps }
 // Close unlocks the file and closes it. It does not sync.
 func (f *File) Close() error { return f.f.Close() }
 
+// Underlying returns the open file. It is for passing its descriptor to another process, which goes
+// on with New: the lock goes along. It stays the File's.
+func (f *File) Underlying() *os.File { return f.f }
+
 // check refuses ranges outside of the device: past the end, a write would make
 // the file grow.
 func (f *File) check(off, n int64) error {

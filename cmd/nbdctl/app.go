@@ -61,6 +61,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			disconnectCommand(),
 			resizeCommand(),
 			reconfigureCommand(),
+			upgradeCommand(),
 			kickCommand(),
 			watchCommand(),
 			serveCommand(),
@@ -76,7 +77,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 					if err != nil {
 						return err
 					}
-					return host.RunSpawned(c.Context, store, kind.Open)
+					return host.RunSpawned(c.Context, store, kind.Open, kind.Inherit)
 				},
 			},
 		},

@@ -72,9 +72,25 @@ func within(ctx context.Context, d time.Duration) (context.Context, context.Canc
 	return context.WithTimeoutCause(ctx, d, late)
 }
 
+// maxMoves bounds how often a device can be taken over while one thing is asked.
+const maxMoves = 10
+
 // ask sends a request and waits for the answer. Errors that the process
-// answered with are *exit.Error.
+// answered with are *exit.Error. If another process takes the device over meanwhile, it is asked.
 func (e *Entry) ask(ctx context.Context, req request) (*Status, error) {
+	for range maxMoves {
+		s, err := e.askOne(ctx, req)
+		if !errors.Is(err, errMoved) {
+			return s, err
+		}
+		if r, err := readRecord(e.dir); err == nil {
+			e.Record = r
+		}
+	}
+	return nil, errMoved
+}
+
+func (e *Entry) askOne(ctx context.Context, req request) (*Status, error) {
 	req.Version = controlVersion
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", filepath.Join(e.dir, "ctl"))
@@ -87,7 +103,7 @@ func (e *Entry) ask(ctx context.Context, req request) (*Status, error) {
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if err := json.NewEncoder(c).Encode(req); err != nil {
+	if err := req.send(c); err != nil {
 		return nil, e.unanswered(ctx, err)
 	}
 	var answer json.RawMessage
@@ -97,11 +113,23 @@ func (e *Entry) ask(ctx context.Context, req request) (*Status, error) {
 	return e.read(req.Op, answer)
 }
 
+// send sends the request, with its descriptor if it has one.
+func (req request) send(c net.Conn) error {
+	if req.File == nil {
+		return json.NewEncoder(c).Encode(req)
+	}
+	b, err := json.Marshal(req)
+	if err != nil {
+		return err
+	}
+	return sendParcel(c, append(b, '\n'), req.File)
+}
+
 // read takes an answer for what this version knows of it.
 func (e *Entry) read(op string, answer []byte) (*Status, error) {
 	var resp response
 	err := json.Unmarshal(answer, &resp)
-	if err == nil && resp.Error == "" && resp.Status == nil && op != opKick {
+	if err == nil && resp.Error == "" && resp.Status == nil && op != opKick && op != opHandOver {
 		err = errors.New("nothing that was asked for is in it")
 	}
 	if version := versionOf(answer); err != nil && version > controlVersion {
@@ -113,6 +141,8 @@ func (e *Entry) read(op string, answer []byte) (*Status, error) {
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("pid %d gives an answer that can't be read: %w", e.PID, err)
+	case resp.Moved:
+		return nil, errMoved
 	case resp.Error != "":
 		return nil, &exit.Error{Code: max(resp.Code, exit.Failure), Err: errors.New(resp.Error)}
 	}

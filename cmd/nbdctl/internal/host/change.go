@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
@@ -25,6 +26,21 @@ type Change struct {
 	// Timeout and DeadTimeout are those of connect, in nanoseconds.
 	Timeout     *time.Duration `json:"timeout,omitempty"`
 	DeadTimeout *time.Duration `json:"dead_timeout,omitempty"`
+}
+
+// answerOn serves the control protocol on l.
+func (h *Host) answerOn(l net.Listener, device *blockdev.Device) {
+	h.changing = make(chan struct{}, 1)
+	h.control = newControl(l, func(ctx context.Context, req request) (*Status, error) {
+		if req.Op == opHandOver {
+			return nil, h.redactor.Error(h.handOver(ctx, device, req.File))
+		}
+		s, err := h.answer(ctx, device, req)
+		if handedOver(device) {
+			return nil, errMoved
+		}
+		return s, h.redactor.Error(err)
+	})
 }
 
 // answer serves the control protocol.
@@ -49,14 +65,12 @@ func (h *Host) answer(ctx context.Context, device *blockdev.Device, req request)
 		if req.Change == nil {
 			return nil, exit.Usagef("a change of nothing")
 		}
-		// One at a time, for a size may have been reckoned from the present one.
-		select {
-		case h.changing <- struct{}{}:
-		case <-ctx.Done():
-			return nil, fmt.Errorf("another change is not done: %w", context.Cause(ctx))
+		changed, err := h.beginChange(ctx)
+		if err != nil {
+			return nil, err
 		}
-		err := h.change(ctx, device, *req.Change)
-		<-h.changing
+		err = h.change(ctx, device, *req.Change)
+		changed()
 		if err != nil {
 			h.log.Warn("not changed", "reason", err)
 			return nil, err
@@ -72,6 +86,17 @@ func (h *Host) answer(ctx context.Context, device *blockdev.Device, req request)
 		return nil, exit.With(exit.Unsupported, "%w %q", errUnknownOp, req.Op)
 	}
 	return h.status(device), nil
+}
+
+// beginChange waits until no other change is made. One at a time is, for a size may have been
+// reckoned from the present one.
+func (h *Host) beginChange(ctx context.Context) (changed func(), err error) {
+	select {
+	case h.changing <- struct{}{}:
+		return func() { <-h.changing }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("another change is not done: %w", context.Cause(ctx))
+	}
 }
 
 // change makes the change. It may ask for several things; what was done before an
@@ -192,6 +217,9 @@ func (h *Host) update(change func(*Record)) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	change(&h.record)
+	if h.frozen {
+		return nil
+	}
 	if err := h.record.write(h.state.path); err != nil {
 		return fmt.Errorf("lists show what was before: %w", err)
 	}

@@ -41,7 +41,7 @@ func TestChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	await("a changed record", func(e []Entry) bool { return len(e) == 1 && e[0].Phase == PhaseLive })
-	if err := state.remove(); err != nil {
+	if err := state.end(); err != nil {
 		t.Fatal(err)
 	}
 	await("the end of a record", func(e []Entry) bool { return len(e) == 0 })
@@ -52,7 +52,7 @@ func TestChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	await("a record in a new store", func(e []Entry) bool { return len(e) == 1 })
-	if err := state.remove(); err != nil {
+	if err := state.end(); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -34,19 +34,25 @@ const (
 	opChange = "change"
 	opKick   = "kick"
 	opLoss   = "loss"
+	// opHandOver comes with a descriptor, over which the device passes to another process.
+	opHandOver = "handover"
 )
 
 type request struct {
 	Version int     `json:"version"`
 	Op      string  `json:"op"`
 	Change  *Change `json:"change,omitempty"`
+	// File came along, or goes.
+	File *os.File `json:"-"`
 }
 
 type response struct {
 	Version int       `json:"version"`
 	Error   string    `json:"error,omitempty"`
 	Code    exit.Code `json:"code,omitempty"`
-	Status  *Status   `json:"status,omitempty"`
+	// Moved says that another process has the device now, which answers at the same address.
+	Moved  bool    `json:"moved,omitempty"`
+	Status *Status `json:"status,omitempty"`
 }
 
 // A Status is what a serving process tells of itself beyond its record.
@@ -86,6 +92,9 @@ var errUnknownOp = errors.New("unknown operation")
 // errEnding is the answer to what was not done before the end of the device.
 var errEnding = exit.With(exit.NotFound, "the device is being disconnected")
 
+// errMoved is the answer to what came too late.
+var errMoved = exit.With(exit.Busy, "another process has taken the device over in this moment; try again")
+
 // A control is the control socket of a serving process.
 type control struct {
 	listener net.Listener
@@ -96,17 +105,18 @@ type control struct {
 	cancel   context.CancelCauseFunc // ends what is being served
 }
 
-// listenControl makes the control socket at path and answers on it. Only root
-// may connect.
-func listenControl(path string, serve service) (*control, error) {
-	l, err := net.Listen("unix", path)
+// listenControl makes the control socket at path, which goes with its directory. Only root may
+// connect.
+func listenControl(path string) (*net.UnixListener, error) {
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return nil, fmt.Errorf("control socket: %w", err)
 	}
+	l.SetUnlinkOnClose(false)
 	if err := os.Chmod(path, 0o600); err != nil {
 		return nil, errors.Join(fmt.Errorf("control socket: %w", err), l.Close())
 	}
-	return newControl(l, serve), nil
+	return l, nil
 }
 
 // newControl answers on l.
@@ -145,9 +155,14 @@ func (c *control) run() {
 }
 
 // close ends the answering of new connections, and what is being done for the
-// others.
-func (c *control) close() {
-	c.cancel(errEnding)
+// others, for that reason.
+func (c *control) close(why error) {
+	c.cancel(why)
+	c.leave()
+}
+
+// leave ends the answering of new connections.
+func (c *control) leave() {
 	c.listener.Close()
 	<-c.ended
 }
@@ -159,10 +174,13 @@ func answer(ctx context.Context, c net.Conn, serve service) {
 		return
 	}
 	var asked json.RawMessage
-	if err := json.NewDecoder(io.LimitReader(c, controlLimit)).Decode(&asked); err != nil {
+	in := &parcels{from: c}
+	err := json.NewDecoder(io.LimitReader(in, controlLimit)).Decode(&asked)
+	defer in.close()
+	if err != nil {
 		return
 	}
-	var req request
+	req := request{File: in.file}
 	if err := json.Unmarshal(asked, &req); err != nil {
 		version := versionOf(asked)
 		if version <= controlVersion {
@@ -193,7 +211,7 @@ func answer(ctx context.Context, c net.Conn, serve service) {
 	}
 	resp := response{Version: controlVersion, Status: status}
 	if err != nil {
-		resp.Error, resp.Code = err.Error(), exit.Of(err)
+		resp.Error, resp.Code, resp.Moved = err.Error(), exit.Of(err), errors.Is(err, errMoved)
 	}
 	if c.SetDeadline(time.Now().Add(controlTimeout)) == nil {
 		_ = json.NewEncoder(c).Encode(resp) // The asker may have gone.

@@ -29,7 +29,11 @@ func controlled(t *testing.T) (Entry, Status) {
 	r.Since = r.Since.UTC().Truncate(time.Second)
 	want := Status{Record: *r, Connections: []Traffic{{Read: OpTraffic{Requests: 7, Bytes: 4096}}},
 		LastError: &Failure{Op: "read", Offset: 512, Length: 1024, Error: "boom", Time: r.Since}}
-	c, err := listenControl(filepath.Join(dir, "ctl"), func(ctx context.Context, req request) (*Status, error) {
+	l, err := listenControl(filepath.Join(dir, "ctl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newControl(l, func(ctx context.Context, req request) (*Status, error) {
 		switch {
 		case req.Op == opStatus:
 			return &want, nil
@@ -45,10 +49,7 @@ func controlled(t *testing.T) (Entry, Status) {
 		}
 		return nil, exit.With(exit.Unsupported, "%w %q", errUnknownOp, req.Op)
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(c.close)
+	t.Cleanup(func() { c.close(errEnding) })
 	return Entry{Record: r, Alive: true, dir: dir}, want
 }
 
@@ -117,15 +118,16 @@ func TestControlMoments(t *testing.T) {
 func TestControlEnding(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ctl")
 	serving := make(chan struct{})
-	c, err := listenControl(path, func(ctx context.Context, _ request) (*Status, error) {
+	l, err := listenControl(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newControl(l, func(ctx context.Context, _ request) (*Status, error) {
 		close(serving)
 		<-ctx.Done()
 		return nil, ctx.Err()
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	go func() { <-serving; c.close() }()
+	go func() { <-serving; c.close(errEnding) }()
 	e := Entry{Record: newRecord(uuidA, ""), dir: filepath.Dir(path)}
 	_, err = e.Stats(t.Context())
 	if exit.Of(err) != exit.NotFound || !strings.Contains(err.Error(), "is being disconnected") {

@@ -41,7 +41,7 @@ func AnswerExports(l net.Listener, exports func() []ExportStatus) (stop func()) 
 		}
 		return &Status{Exports: exports()}, nil
 	})
-	return c.close
+	return func() { c.close(errEnding) }
 }
 
 // AskExports asks the server that answers on the socket at path.

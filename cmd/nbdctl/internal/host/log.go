@@ -47,14 +47,20 @@ func (l *logFile) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// reopen begins a new file at path.
+// reopen goes on with the file at path, or begins one.
 func (l *logFile) reopen() (err error) {
-	l.file, err = os.OpenFile(l.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, l.mode)
-	l.size = 0
-	if err == nil && l.stderr {
-		err = redirectStderr(l.file)
+	if l.file, err = os.OpenFile(l.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, l.mode); err != nil {
+		return err
 	}
-	return err
+	st, err := l.file.Stat()
+	if err != nil {
+		return err
+	}
+	l.size = st.Size()
+	if l.stderr {
+		return redirectStderr(l.file)
+	}
+	return nil
 }
 
 // captureStderr sends what the process writes to its standard error, a crash

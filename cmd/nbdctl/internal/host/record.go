@@ -51,6 +51,8 @@ type Record struct {
 	Loss *Loss `json:"loss,omitempty"`
 	// Remote is nil of a backend on this machine.
 	Remote *RemoteState `json:"remote,omitempty"`
+	// Passage is the form in which the process hands its device over; 0: it can't.
+	Passage int `json:"passage,omitempty"`
 }
 
 // A Loss tells of writes that are not where whoever made them may believe them
@@ -63,18 +65,30 @@ type Loss struct {
 // write puts the record into dir in one step: a reader sees the old one or the
 // new one, whole.
 func (r *Record) write(dir string) error {
+	publish, err := r.prepare(dir, ".state.json")
+	if err != nil {
+		return err
+	}
+	return publish()
+}
+
+// prepare puts the record into dir by another name, under which no reader looks. publish does the
+// step.
+func (r *Record) prepare(dir, name string) (publish func() error, err error) {
 	data, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
-		return fmt.Errorf("record: %w", err)
+		return nil, fmt.Errorf("record: %w", err)
 	}
-	tmp := filepath.Join(dir, ".state.json")
-	if err := os.WriteFile(tmp, append(data, '\n'), 0o644); err != nil {
-		return fmt.Errorf("record: %w", err)
+	prepared := filepath.Join(dir, name)
+	if err := os.WriteFile(prepared, append(data, '\n'), 0o644); err != nil {
+		return nil, fmt.Errorf("record: %w", err)
 	}
-	if err := os.Rename(tmp, filepath.Join(dir, "state.json")); err != nil {
-		return fmt.Errorf("record: %w", err)
-	}
-	return nil
+	return func() error {
+		if err := os.Rename(prepared, filepath.Join(dir, "state.json")); err != nil {
+			return fmt.Errorf("record: %w", err)
+		}
+		return nil
+	}, nil
 }
 
 // readRecord reads the record of dir. A record of a newer version is read as

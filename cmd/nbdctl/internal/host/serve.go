@@ -41,6 +41,10 @@ type Backing struct {
 	Warnings []string
 	// Remote is what is known of a backend elsewhere; nil: it is on this machine.
 	Remote *Remote
+	// HandOver gets it ready for another process to go on with it. No request is made meanwhile.
+	HandOver func() (*Handed, error)
+	// Synced has what was written synced before it is handed over.
+	Synced bool
 }
 
 // A Host serves one device.
@@ -49,9 +53,11 @@ type Host struct {
 	Spec  Spec
 	// Open opens the backend of a spec. Its context ends with a signal.
 	Open func(context.Context, Spec) (*Backing, error)
+	// Inherit goes on with the backend of a spec that another process has handed over.
+	Inherit func(context.Context, Spec, Inheritance) (*Backing, error)
 	// Ready is called once, when the device is usable, with warnings for the
 	// user; its context ends with a signal. If it fails everything is undone:
-	// nobody would know of the device.
+	// nobody would know of the device. After TakeOver nothing can be undone.
 	Ready func(context.Context, Record, []string) error
 	// Signals ask the process to end.
 	Signals <-chan os.Signal
@@ -65,6 +71,7 @@ type Host struct {
 	record  Record
 	state   *stateDir
 	control *control
+	backing *Backing
 	remote  *Remote
 	logFile *logFile
 	log     *slog.Logger
@@ -72,6 +79,8 @@ type Host struct {
 	redactor *secret.Redactor
 	// changing holds a value while the device is being changed.
 	changing chan struct{}
+	// frozen keeps the record as lists have it; guarded by mu.
+	frozen bool
 }
 
 // Serve connects the device and serves it until somebody disconnects it, or a
@@ -90,18 +99,18 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 		PID:        os.Getpid(),
 		Since:      time.Now().UTC().Truncate(time.Millisecond),
 		Spec:       h.Spec,
+		Passage:    passageVersion,
 	}
 	starting, started := withSignals(ctx, h.Signals)
 	defer started()
 	if h.state, err = h.Store.newStateDir(starting, &h.record); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, h.state.remove()) }()
-	if h.logFile, err = openLog(h.record.Log, h.logMode()); err != nil {
-		return fmt.Errorf("log: %w", err)
+	defer func() { err = errors.Join(err, h.state.end()) }()
+	if err := h.openLog(); err != nil {
+		return err
 	}
 	defer h.logFile.Close()
-	h.log = newLogger(h.redactor.Writer(h.logFile), h.redactor.Writer(h.Tee))
 
 	// Its netlink socket sends CONNECT and stays open until the device is gone,
 	// or its thread keeps the device connected.
@@ -113,24 +122,33 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 
 	spec := h.Spec
 	spec.Ioctl = client.Mode() == nbdnl.ModeIoctl // also where nothing else is to be had
-	backing, err := h.Open(starting, spec)
-	if err != nil {
+	if h.backing, err = h.Open(starting, spec); err != nil {
 		return err
 	}
-	device, err := h.connect(starting, client, backing)
+	device, err := h.connect(starting, client, h.backing)
 	if err != nil {
-		undo := backing.Close
-		if backing.Discard != nil {
-			undo = backing.Discard
+		undo := h.backing.Close
+		if h.backing.Discard != nil {
+			undo = h.backing.Discard
 		}
 		return errors.Join(err, undo())
 	}
 	// A signal that came after the last look at starting is the first that the
 	// device gets.
-	err = h.serve(ctx, device, started())
+	return h.goOn(ctx, client, device, started())
+}
+
+// goOn serves the device to its end here. first is a signal that came already, or nil.
+func (h *Host) goOn(ctx context.Context, client *nbdnl.Client, device *blockdev.Device, first os.Signal) error {
+	err := h.serve(ctx, device, first)
 	// A backend that never returns keeps the process, and what the process locks,
 	// for as long. Closed during a call, the backend could do harm.
 	<-device.Done()
+	if handedOver(device) {
+		_, err = h.beginChange(ctx) // The handover is one, which ends with leaving the backend.
+		h.state.leave()
+		return err
+	}
 	if loss := device.Loss(); loss != nil {
 		h.log.Error("writes were lost", "device", h.record.Device(), "error", loss)
 		if !errors.As(err, new(*blockdev.LossError)) { // The end of the device may have told it.
@@ -139,7 +157,7 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 	}
 	// The image is free for the next user from here on, even if somebody still
 	// holds the dead device.
-	err = errors.Join(err, backing.Close())
+	err = errors.Join(err, h.backing.Close())
 	return errors.Join(err, h.waitFree(ctx, client, device))
 }
 
@@ -198,17 +216,14 @@ func (h *Host) publish(ctx context.Context, device *blockdev.Device, warnings []
 	}); err != nil {
 		return err
 	}
-	h.changing = make(chan struct{}, 1)
-	answer := func(ctx context.Context, req request) (*Status, error) {
-		s, err := h.answer(ctx, device, req)
-		return s, h.redactor.Error(err)
-	}
-	if h.control, err = listenControl(filepath.Join(h.state.path, "ctl"), answer); err != nil {
+	listener, err := listenControl(filepath.Join(h.state.path, "ctl"))
+	if err != nil {
 		return err
 	}
+	h.answerOn(listener, device)
 	defer func() {
 		if err != nil {
-			h.control.close()
+			h.control.close(errEnding)
 		}
 	}()
 	warnings = append(warnings, h.connectWarnings(device)...)
@@ -253,7 +268,13 @@ const insistence = 10 * time.Second
 // serve heeds signals until the device has gone. first is a signal that came
 // already, or nil.
 func (h *Host) serve(ctx context.Context, device *blockdev.Device, first os.Signal) error {
-	defer h.control.close()
+	defer func() {
+		if handedOver(device) {
+			h.control.close(errMoved)
+		} else {
+			h.control.close(errEnding)
+		}
+	}()
 	// A signal asks for an orderly end. It may take as long as it takes to write
 	// what is cached, so there is at most one at a time.
 	ctx, cancel := context.WithCancel(ctx)
@@ -320,6 +341,9 @@ func (h *Host) serve(ctx context.Context, device *blockdev.Device, first os.Sign
 // gone is what follows when the device ended by somebody else's doing.
 func (h *Host) gone(device *blockdev.Device) error {
 	err := device.Err()
+	if errors.Is(err, blockdev.ErrHandedOver) {
+		return err
+	}
 	if err == nil {
 		h.log.Info("disconnected", "device", h.record.Device())
 		return nil
@@ -372,6 +396,28 @@ func (h *Host) waitFree(ctx context.Context, client *nbdnl.Client, device *block
 	}
 	return nil
 }
+
+// openLog opens the log, and goes on with it where it ends.
+func (h *Host) openLog() (err error) {
+	if h.logFile, err = openLog(h.record.Log, h.logMode()); err != nil {
+		return fmt.Errorf("log: %w", err)
+	}
+	// What is secret may not be known yet.
+	h.log = newLogger(h.clean(h.logFile), h.clean(h.Tee))
+	return nil
+}
+
+// clean is w without what is secret by the time that it is written.
+func (h *Host) clean(w io.Writer) io.Writer {
+	if w == nil {
+		return nil
+	}
+	return writerFunc(func(p []byte) (int, error) { return h.redactor.Writer(w).Write(p) })
+}
+
+type writerFunc func(p []byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 // logMode is that of the log. What an unprivileged list or status points to can be read too, unless
 // the backend has a secret: a crash might print it past the redactor.

@@ -5,11 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"os/exec"
 	"os/signal"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -28,18 +26,11 @@ const (
 	fileReport  = "report"  // where its one report goes
 	fileAccept  = "accept"  // one byte here lets it keep the device, the end of the file does not
 	fileImage   = "image"   // what the Spec calls by the number that it has, as /dev/fd/7
+
+	// One that takes over has these in the place of a spec.
+	fileRecord = "record" // the Record of the process that serves the device, as JSON
+	fileDevice = "device" // the socket over which the device comes
 )
-
-// undoTimeout bounds the wait for a process that was asked to undo its start,
-// which itself gives up after half a minute.
-const undoTimeout = 45 * time.Second
-
-// filesVariable lists the names of the inherited files, from descriptor 3 on. A number
-// that is not in use has an empty name.
-const filesVariable = "NBDCTL_FILES"
-
-// firstFile is the descriptor of the first of them (exec.Cmd.ExtraFiles).
-const firstFile = 3
 
 // Spawned is a device that a process in the background serves on condition. Unless
 // Accept is called, the process undoes all it did, even if the caller is killed.
@@ -74,24 +65,30 @@ func (s *Spawned) Reject() error {
 // descriptor image, with its number, until it has opened the backend. A negative
 // image is none.
 func Spawn(ctx context.Context, spec Spec, image int) (*Spawned, []string, error) {
-	cmd, pipes, err := start(image, len(spec.Secrets) != 0)
+	var l legacy
+	specW, reportR, acceptW := l.reads(fileSpec), l.writes(fileReport), l.reads(fileAccept)
+	var secretsW *os.File
+	if len(spec.Secrets) != 0 {
+		secretsW = l.reads(fileSecrets)
+	}
+	cmd, err := l.start(image)
 	if err != nil {
 		return nil, nil, err
 	}
-	defer pipes.report.Close()
-	s := &Spawned{cmd: cmd, accept: pipes.accept}
+	defer reportR.Close()
+	s := &Spawned{cmd: cmd, accept: acceptW}
 
 	// The pipe holds a spec many times over: this does not wait for the reader.
-	err = errors.Join(json.NewEncoder(pipes.spec).Encode(spec), pipes.spec.Close())
-	if pipes.secrets != nil {
-		err = errors.Join(err, spec.Secrets.Send(pipes.secrets), pipes.secrets.Close())
+	err = errors.Join(json.NewEncoder(specW).Encode(spec), specW.Close())
+	if secretsW != nil {
+		err = errors.Join(err, spec.Secrets.Send(secretsW), secretsW.Close())
 	}
 	stop := context.AfterFunc(ctx, func() {
 		// It undoes what it did and reports that; gone already is fine too.
 		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = pipes.report.SetReadDeadline(time.Now().Add(undoTimeout))
+		_ = reportR.SetReadDeadline(time.Now().Add(undoTimeout))
 	})
-	record, warnings, rerr := receive(pipes.report)
+	record, warnings, rerr := receive(reportR)
 	if !stop() && rerr == nil {
 		// It was ready just before the signal reached it.
 		rerr = context.Cause(ctx)
@@ -108,120 +105,25 @@ func Spawn(ctx context.Context, spec Spec, image int) (*Spawned, []string, error
 	return s, warnings, nil
 }
 
-// pipes are the starter's ends of what the serving process inherits.
-type pipes struct{ spec, secrets, report, accept *os.File }
-
-// start starts the serving process, with a pipe for secrets if there are some.
-func start(image int, secrets bool) (_ *exec.Cmd, _ *pipes, err error) {
-	var opened []*os.File
-	defer func() {
-		if err != nil {
-			for _, f := range opened {
-				f.Close()
-			}
-		}
-	}()
-	pipe := func() (r, w *os.File) {
-		if err == nil {
-			if r, w, err = os.Pipe(); err == nil {
-				opened = append(opened, r, w)
-			}
-		}
-		return r, w
-	}
-	specR, specW := pipe()
-	reportR, reportW := pipe()
-	acceptR, acceptW := pipe()
-	names, files := []string{fileSpec, fileReport, fileAccept}, []*os.File{specR, reportW, acceptR}
-	var secretsW *os.File
-	if secrets {
-		var secretsR *os.File
-		secretsR, secretsW = pipe()
-		names, files = append(names, fileSecrets), append(files, secretsR)
-	}
-	if err != nil {
-		return nil, nil, err
-	}
-	// By this link it is the very program that runs now, even if another has
-	// been installed at its path meanwhile.
-	cmd := exec.Command("/proc/self/exe", Command)
-	cmd.Args[0] = "nbdctl"
-	cmd.Dir = "/" // not to keep the user's directory from being unmounted
-	names, cmd.ExtraFiles = layout(names, files, image)
-	if image == 0 {
-		cmd.Stdin = os.Stdin
-	}
-	cmd.Env = append(os.Environ(), filesVariable+"="+strings.Join(names, ":"))
-	// Until it has its log, it complains where we do.
-	cmd.Stderr = os.Stderr
-	// A session of its own: the terminal's Ctrl-C and hang-up are not for it.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	// What the caller has open, a lock or the pipe of a test runner, must not
-	// stay open for as long as the device is connected.
-	if err = closeOnExec(); err != nil {
-		return nil, nil, err
-	}
-	if err = cmd.Start(); err != nil {
-		return nil, nil, err
-	}
-	for _, theirs := range cmd.ExtraFiles {
-		closeFile(theirs) // They have copies.
-	}
-	return cmd, &pipes{specW, secretsW, reportR, acceptW}, nil
-}
-
-// ended waits for the process to end, but not for ever: it may be stuck in
-// the kernel.
-func ended(cmd *exec.Cmd) bool {
-	done := make(chan struct{})
-	go func() {
-		_ = cmd.Wait() // its report has said all
-		close(done)
-	}()
-	timer := time.NewTimer(undoTimeout)
-	defer timer.Stop()
-	select {
-	case <-done:
-		return true
-	case <-timer.C:
-		return false
-	}
-}
-
-// closeOnExec marks every descriptor but the standard ones to be closed in
-// the programs that this one starts. Those that exec passes on are copies.
-func closeOnExec() error {
-	err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
-	if err == nil {
-		return nil
-	}
-	// Before Linux 5.11.
-	fds, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		return err
-	}
-	for _, d := range fds {
-		if fd, err := strconv.Atoi(d.Name()); err == nil && fd > 2 {
-			syscall.CloseOnExec(fd)
-		}
-	}
-	return nil
-}
-
 // RunSpawned is the serving process: it takes what Spawn gave it, serves, and
 // returns when the device has gone.
-func RunSpawned(ctx context.Context, store *Store, open func(context.Context, Spec) (*Backing, error)) error {
+func RunSpawned(
+	ctx context.Context, store *Store,
+	open func(context.Context, Spec) (*Backing, error),
+	inherit func(context.Context, Spec, Inheritance) (*Backing, error),
+) error {
 	files, err := inherited()
 	if err != nil {
 		return err
+	}
+	if files[fileDevice] != nil {
+		return runSuccessor(ctx, store, files, inherit)
 	}
 	spec, err := receiveSpec(files)
 	if err != nil {
 		return err
 	}
-	// exec named us after the link; ps, top and the kernel's log should say
-	// who this is.
-	if err := os.WriteFile("/proc/self/comm", []byte("nbdctl"), 0); err != nil {
+	if err := nameProcess(); err != nil {
 		return err
 	}
 	Publish()
@@ -255,6 +157,9 @@ func RunSpawned(ctx context.Context, store *Store, open func(context.Context, Sp
 	}
 	return report{Error: err.Error(), Code: exit.Of(err)}.send(files[fileReport])
 }
+
+// nameProcess says who this is, for ps, top and the kernel's log: exec has named it after the link.
+func nameProcess() error { return os.WriteFile("/proc/self/comm", []byte("nbdctl"), 0) }
 
 // receiveSpec reads what is to be served, with its secrets.
 func receiveSpec(files map[string]*os.File) (spec Spec, err error) {
@@ -337,7 +242,8 @@ func inherited() (map[string]*os.File, error) {
 		}
 		files[name] = os.NewFile(uintptr(firstFile+i), name)
 	}
-	if files[fileSpec] == nil || files[fileReport] == nil || files[fileAccept] == nil {
+	device := files[fileRecord] != nil && files[fileDevice] != nil
+	if files[fileSpec] == nil && !device || files[fileReport] == nil || files[fileAccept] == nil {
 		return nil, errors.New(Command + " is how nbdctl starts itself, not for use by hand")
 	}
 	return files, os.Unsetenv(filesVariable)

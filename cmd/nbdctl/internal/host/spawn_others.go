@@ -24,8 +24,16 @@ func Spawn(context.Context, Spec, int) (*Spawned, []string, error) {
 }
 
 // RunSpawned is for Linux.
-func RunSpawned(context.Context, *Store, func(context.Context, Spec) (*Backing, error)) error {
+func RunSpawned(
+	context.Context, *Store, func(context.Context, Spec) (*Backing, error),
+	func(context.Context, Spec, Inheritance) (*Backing, error),
+) error {
 	return errors.ErrUnsupported
+}
+
+// Upgrade is for Linux.
+func (*Entry) Upgrade(context.Context) (*Record, []string, error) {
+	return nil, nil, errors.ErrUnsupported
 }
 
 func redirectStderr(*os.File) error { return errors.ErrUnsupported }

@@ -21,6 +21,7 @@ const (
 type stateDir struct {
 	path string
 	lock *os.File
+	left bool // another process has it
 }
 
 // newStateDir makes the directory for r, takes its lock and writes the record.
@@ -61,9 +62,15 @@ func (s *Store) newStateDir(ctx context.Context, r *Record) (_ *stateDir, err er
 	return d, os.Rename(made, d.path)
 }
 
-// remove takes the directory away in one step. Only then does it let go of the
+// leave has end leave the directory to the process that has another descriptor of its lock.
+func (d *stateDir) leave() { d.left = true }
+
+// end takes the directory away in one step. Only then does it let go of the
 // lock, which says that the process is alive.
-func (d *stateDir) remove() error {
+func (d *stateDir) end() error {
+	if d.left {
+		return d.lock.Close()
+	}
 	gone := filepath.Join(filepath.Dir(d.path), gonePrefix+filepath.Base(d.path))
 	if err := os.Rename(d.path, gone); err != nil {
 		gone = d.path

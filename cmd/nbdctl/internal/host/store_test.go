@@ -100,7 +100,7 @@ func TestStateDirectory(t *testing.T) {
 			t.Errorf("%q has mode %v (%v), want %v", name, st.Mode().Perm(), err, want)
 		}
 	}
-	if err := state.remove(); err != nil {
+	if err := state.end(); err != nil {
 		t.Fatal(err)
 	}
 	if got := leftovers(t, s); len(got) != 0 {
@@ -130,7 +130,7 @@ func TestWaitForEnd(t *testing.T) {
 		if killed {
 			err = state.lock.Close() // all that a killed process does
 		} else {
-			err = state.remove()
+			err = state.end()
 		}
 		if err := errors.Join(err, <-waited); err != nil {
 			t.Errorf("killed %v: %v", killed, err)
@@ -162,7 +162,7 @@ func TestLabelsAreUnique(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := second.remove(); err != nil {
+	if err := second.end(); err != nil {
 		t.Error(err)
 	}
 }
@@ -173,7 +173,7 @@ func TestSweep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer alive.remove()
+	defer alive.end()
 	dead, err := s.newStateDir(t.Context(), newRecord(uuidB, ""))
 	if err != nil {
 		t.Fatal(err)
@@ -247,7 +247,7 @@ func TestWaitForProcess(t *testing.T) {
 	if err := e.Wait(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("waiting for a living process ends with %v", err)
 	}
-	if err := state.remove(); err != nil {
+	if err := state.end(); err != nil {
 		t.Fatal(err)
 	}
 	if err := sleep.Process.Kill(); err != nil {
@@ -282,7 +282,7 @@ func TestDamagedRecord(t *testing.T) {
 		if len(list) != 1 || list[0].UUID != uuidA || err == nil || !strings.Contains(err.Error(), bad) {
 			t.Errorf("%s: %v, %v", name, list, err)
 		}
-		if err := state.remove(); err != nil {
+		if err := state.end(); err != nil {
 			t.Error(err)
 		}
 	}

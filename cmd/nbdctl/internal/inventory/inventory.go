@@ -144,6 +144,9 @@ func (in *Inventory) matches(st nbdnl.Status, e host.Entry) bool {
 	if e.Incarnation != 0 && e.Incarnation != in.incarnationOf(st.Index) {
 		return false // of a former use of the index
 	}
+	if e.Incarnation != 0 && e.Alive {
+		return true // Who has connected it may have handed it over, and its number be another's.
+	}
 	// The process's number is another in a container.
 	return st.OwnerPID == 0 || e.Alive && (st.OwnerPID == e.PID || comm(in.System.Root, st.OwnerPID) == servingName)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 
 	"github.com/nbdctl/nbdctl/backends/file"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
@@ -30,7 +31,8 @@ var fileKind = Kind{
 		_, err := fileOptions(s)
 		return err
 	},
-	Open: openFile,
+	Open:    openFile,
+	Inherit: inheritFile,
 }
 
 // fileOptions are the options of a spec.
@@ -85,7 +87,7 @@ func openFile(_ context.Context, s host.Spec, export bool) (*host.Backing, error
 	if f.Size() == 0 && f.Tail() != 0 { // with direct I/O
 		return nil, errors.Join(&file.SizeError{Path: s.Arg, Have: f.Tail(), BlockSize: block}, f.Discard())
 	}
-	b := &host.Backing{Backend: f, Close: f.Close}
+	b := fileBacking(f)
 	if f.Created() {
 		b.Discard = f.Discard
 	}
@@ -104,6 +106,31 @@ func openFile(_ context.Context, s host.Spec, export bool) (*host.Backing, error
 			s.Arg, tail, what, block))
 	}
 	return b, nil
+}
+
+// inheritFile goes on with an open file, and with it the lock, whatever is at its path by now.
+func inheritFile(_ context.Context, s host.Spec, i host.Inheritance) (*host.Backing, error) {
+	open, err := i.File()
+	if err != nil {
+		return nil, err
+	}
+	opts, err := fileOptions(s)
+	var f *file.File
+	if err == nil {
+		opts.ReadOnly, opts.BlockSize = s.ReadOnly, i.BlockSize
+		f, err = file.New(open, opts)
+	}
+	if err != nil {
+		open.Close()
+		return nil, err
+	}
+	return fileBacking(f), nil
+}
+
+func fileBacking(f *file.File) *host.Backing {
+	return &host.Backing{Backend: f, Close: f.Close, HandOver: func() (*host.Handed, error) {
+		return &host.Handed{Files: []*os.File{f.Underlying()}, Resume: func() {}, Leave: f.Close}, nil
+	}}
 }
 
 // adviseFile adds to an error of opening a file what to do about it.

@@ -32,6 +32,9 @@ type Kind struct {
 	Check func(host.Spec) error
 	// Open opens the backend for devices, or for exports, which end at any byte.
 	Open func(ctx context.Context, s host.Spec, export bool) (*host.Backing, error)
+	// Inherit goes on with the backend of a device that another process has handed over; nil: none
+	// does.
+	Inherit func(ctx context.Context, s host.Spec, i host.Inheritance) (*host.Backing, error)
 }
 
 // All lists the kinds in the order of the help text.
@@ -122,6 +125,20 @@ func Open(ctx context.Context, s host.Spec) (*host.Backing, error) { return open
 // OpenExport opens the backend of s for NBD clients. Unless s has a block size, it is
 // taken to the byte, and an object without any is one, too.
 func OpenExport(ctx context.Context, s host.Spec) (*host.Backing, error) { return open(ctx, s, true) }
+
+// Inherit goes on with the backend of s that another process has handed over.
+func Inherit(ctx context.Context, s host.Spec, i host.Inheritance) (*host.Backing, error) {
+	k, err := find(s.Kind)
+	if err == nil && k.Inherit == nil {
+		err = exit.With(exit.Unsupported, "%s can't be handed over", s.Kind)
+	}
+	if err != nil {
+		i.Close()
+		return nil, err
+	}
+	b, err := k.Inherit(ctx, s, i)
+	return b, s.Secrets.Redactor().Error(err)
+}
 
 func open(ctx context.Context, s host.Spec, export bool) (*host.Backing, error) {
 	k, err := find(s.Kind)

@@ -2,6 +2,7 @@ package kind
 
 import (
 	"context"
+
 	"github.com/nbdctl/nbdctl/backends/memory"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
@@ -34,8 +35,38 @@ var memoryKind = Kind{
 		if err != nil {
 			return nil, err
 		}
-		return &host.Backing{Backend: m, Close: m.Close}, nil
+		return memoryBacking(m), nil
 	},
+	Inherit: func(_ context.Context, s host.Spec, i host.Inheritance) (*host.Backing, error) {
+		limit, err := memoryLimit(s)
+		if err != nil {
+			i.Close()
+			return nil, err
+		}
+		m, err := memory.Inherit(i.Size, i.Files, memory.Options{Limit: limit})
+		if err != nil {
+			return nil, err
+		}
+		return memoryBacking(m), nil
+	},
+}
+
+func memoryBacking(m *memory.Memory) *host.Backing {
+	return &host.Backing{Backend: m, Close: m.Close, HandOver: func() (*host.Handed, error) {
+		files, err := m.Files()
+		if err != nil {
+			return nil, err
+		}
+		closeAll := func() {
+			for _, f := range files {
+				f.Close()
+			}
+		}
+		return &host.Handed{Files: files, Resume: closeAll, Leave: func() error {
+			closeAll()
+			return m.Leave()
+		}}, nil
+	}}
 }
 
 // memoryLimit is the value of -o limit, 0 if there is none.

@@ -1,0 +1,188 @@
+package host
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/server/blockdev"
+)
+
+// passageVersion is that of the passages which this nbdctl writes and reads.
+const passageVersion = 1
+
+// A passage is what a serving process tells its successor, beside what package blockdev does. It is
+// the note of a blockdev.Document.
+type passage struct {
+	Version int    `json:"version"`
+	Record  Record `json:"record"`
+	// Secrets are those of the Spec, as secret.Set sends them.
+	Secrets json.RawMessage `json:"secrets,omitempty"`
+	// Backend is Handed.State.
+	Backend json.RawMessage `json:"backend,omitempty"`
+	// Descriptors are what the files are for, in their order.
+	Descriptors []string `json:"descriptors"`
+}
+
+// The descriptors of a passage.
+const (
+	passLock    = "lock"    // of the state directory
+	passControl = "control" // the control socket
+	passBackend = "backend" // one of Handed.Files
+)
+
+// A Handed backend is on its way to another process. It ends with Resume or Leave.
+type Handed struct {
+	// State is what the other process has to know of it, as JSON; nil: nothing.
+	State json.RawMessage
+	// Files are its descriptors.
+	Files []*os.File
+	// Resume has it used here, as if nothing had been.
+	Resume func()
+	// Leave gives it up here, in the place of Backing.Close.
+	Leave func() error
+}
+
+// An Inheritance is what a process has got of a backend from another one.
+type Inheritance struct {
+	// State and Files are those of Handed. The files belong to whoever gets the Inheritance.
+	State json.RawMessage
+	Files []*os.File
+	// Size and BlockSize are those of the device, in bytes.
+	Size      int64
+	BlockSize int
+}
+
+// Close closes the files, for who has no use for them.
+func (i Inheritance) Close() { closeFiles(i.Files) }
+
+// File returns the only file that there is to be. Otherwise all are closed.
+func (i Inheritance) File() (*os.File, error) {
+	if len(i.Files) != 1 {
+		i.Close()
+		return nil, fmt.Errorf("%d descriptors of the backend, in place of 1", len(i.Files))
+	}
+	return i.Files[0], nil
+}
+
+// handedOver reports whether another process has the device.
+func handedOver(device *blockdev.Device) bool { return errors.Is(device.Err(), blockdev.ErrHandedOver) }
+
+// handOver gives the device to the process at the other end of a Unix socket. If that fails, the
+// device is served here, as before.
+func (h *Host) handOver(ctx context.Context, device *blockdev.Device, socket *os.File) error {
+	switch {
+	case socket == nil:
+		return exit.Usagef("a handover without a socket")
+	case h.Insist:
+		return exit.With(exit.Unsupported, "%s is served in the foreground, for whoever has started pid %d: "+
+			"a device that is to outlive it is connected without --foreground", h.record.Device(), os.Getpid())
+	case h.backing.HandOver == nil:
+		return exit.With(exit.Unsupported, "%s: %s can't be handed over", h.record.Device(), h.Spec.Kind)
+	}
+	changed, err := h.beginChange(ctx)
+	if err != nil {
+		return err
+	}
+	defer changed()
+	if handedOver(device) {
+		return errMoved
+	}
+	nc, err := net.FileConn(socket)
+	if err != nil {
+		return fmt.Errorf("handover: %w", err)
+	}
+	defer nc.Close()
+	c, ok := nc.(*net.UnixConn)
+	if !ok {
+		return exit.Usagef("a handover over something that is no Unix socket")
+	}
+	h.log.Info("handing over", "device", h.record.Device())
+	h.freeze()
+	err = h.passOver(ctx, device, c)
+	if handedOver(device) {
+		h.control.leave()
+		h.log.Info("handed over", "device", h.record.Device())
+		return err
+	}
+	h.log.Warn("not handed over, goes on serving", "reason", err)
+	h.thaw()
+	return err
+}
+
+// passOver does it. What becomes of the backend follows what becomes of the device.
+func (h *Host) passOver(ctx context.Context, device *blockdev.Device, c *net.UnixConn) error {
+	handed, err := h.backing.HandOver()
+	if err != nil {
+		return err
+	}
+	note, files, err := h.passage(handed)
+	if err == nil {
+		o := blockdev.HandOverOptions{Unsynced: !h.backing.Synced, Note: note, Files: files}
+		err = device.HandOverTo(ctx, c, o)
+	}
+	if len(files) > 0 {
+		files[0].Close() // the copy of the control socket
+	}
+	if handedOver(device) {
+		if left := handed.Leave(); left != nil {
+			h.log.Warn("the backend was not left in order", "reason", left)
+		}
+		return err
+	}
+	handed.Resume()
+	return err
+}
+
+// passage returns what the successor has to know, and the descriptors. The first of those is a copy
+// that is to be closed.
+func (h *Host) passage(handed *Handed) (note json.RawMessage, files []*os.File, err error) {
+	h.mu.Lock()
+	p := passage{Version: passageVersion, Record: h.record, Backend: handed.State}
+	h.mu.Unlock()
+	if len(h.Spec.Secrets) != 0 {
+		var b bytes.Buffer
+		if err := h.Spec.Secrets.Send(&b); err != nil {
+			return nil, nil, err
+		}
+		p.Secrets = b.Bytes()
+	}
+	control, err := h.control.listener.(interface{ File() (*os.File, error) }).File()
+	if err != nil {
+		return nil, nil, fmt.Errorf("control socket: %w", err)
+	}
+	p.Descriptors = []string{passControl, passLock}
+	for range handed.Files {
+		p.Descriptors = append(p.Descriptors, passBackend)
+	}
+	note, err = json.Marshal(p)
+	return note, append([]*os.File{control, h.state.lock}, handed.Files...), err
+}
+
+// freeze keeps the record as lists have it, for another process may write it.
+func (h *Host) freeze() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.frozen = true
+}
+
+// thaw has the record written again, with all that has changed.
+func (h *Host) thaw() {
+	h.mu.Lock()
+	h.frozen = false
+	h.mu.Unlock()
+	if err := h.update(func(*Record) {}); err != nil {
+		h.log.Warn("a change could not be noted", "reason", err)
+	}
+}
+
+func closeFiles(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}

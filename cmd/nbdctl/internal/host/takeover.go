@@ -1,0 +1,166 @@
+package host
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+
+	"github.com/nbdctl/nbdctl/backends"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/secret"
+	"github.com/nbdctl/nbdctl/server/blockdev"
+)
+
+// TakeOver is Serve for a device that the process at the other end of c hands over, whose record is
+// r. An error before Ready means that the device is that process's still, as if nothing had been;
+// so does the end of starting before.
+func (h *Host) TakeOver(ctx, starting context.Context, c *net.UnixConn, r Record) (err error) {
+	h.Spec, h.record = r.Spec, r
+	starting, started := withSignals(starting, h.Signals)
+	defer started()
+	if err := h.openLog(); err != nil {
+		return err
+	}
+	defer h.logFile.Close()
+	client, err := h.Spec.system(h.Store).NewClient()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, client.Close()) }()
+	s := &succession{host: h}
+	defer s.close()
+	device, err := blockdev.TakeOver(starting, c, s.inherit, blockdev.Options{Client: client, Logger: h.log})
+	c.Close()
+	if err != nil {
+		return h.redactor.Error(err)
+	}
+	// There is no way back from here on.
+	h.state, h.backing, h.remote = s.state, s.backing, s.backing.Remote
+	defer func() { err = errors.Join(err, h.state.end()) }()
+	if err := s.publish(); err != nil {
+		h.log.Warn("lists show the process that was before", "reason", err)
+	}
+	if err := h.note(device); err != nil {
+		h.log.Warn("a change could not be noted", "reason", err)
+	}
+	h.answerOn(s.control, device)
+	s.control = nil
+	h.log.Info("taken over", "device", h.record.Device(), "from", r.PID)
+	if err := h.Ready(ctx, h.status(device).Record, h.redactor.Texts(h.backing.Warnings)); err != nil {
+		h.log.Warn("who has asked for that does not wait any more", "reason", err)
+	}
+	return h.goOn(ctx, client, device, started())
+}
+
+// A succession is what a process gets from the one that serves a device before it.
+type succession struct {
+	host    *Host
+	state   *stateDir
+	control net.Listener
+	backing *Backing
+	publish func() error // has lists show the record of this process
+}
+
+// inherit is a blockdev.Opener. It does all that can fail.
+func (s *succession) inherit(ctx context.Context, doc *blockdev.Document, files []*os.File) (
+	backends.Backend, error) {
+	h := s.host
+	var p passage
+	if version := versionOf(doc.Note); version != passageVersion {
+		closeFiles(files)
+		return nil, unknownPassage(version)
+	}
+	if err := json.Unmarshal(doc.Note, &p); err != nil {
+		closeFiles(files)
+		return nil, fmt.Errorf("what the other process tells is not understood: %w", err)
+	}
+	of, err := sorted(p.Descriptors, files)
+	if err != nil {
+		closeFiles(files)
+		return nil, err
+	}
+	// The backend's are given to Inherit.
+	defer closeFiles(of[passControl])
+	if err := s.inheritState(&p, of); err != nil {
+		closeFiles(of[passBackend])
+		return nil, err
+	}
+	if s.backing, err = h.Inherit(ctx, h.Spec, Inheritance{
+		State: p.Backend, Files: of[passBackend], Size: doc.Size, BlockSize: doc.BlockSize,
+	}); err != nil {
+		return nil, err
+	}
+	return s.backing.Backend, nil
+}
+
+// unknownPassage refuses what another version of nbdctl tells.
+func unknownPassage(version int) error {
+	return exit.With(exit.Unsupported, "the device is handed over in form %d, and this nbdctl knows form %d: "+
+		"use one that knows it, too, or disconnect and connect", version, passageVersion)
+}
+
+// sorted returns the files by what they are for.
+func sorted(descriptors []string, files []*os.File) (map[string][]*os.File, error) {
+	if len(descriptors) != len(files) {
+		return nil, fmt.Errorf("the other process tells of %d descriptors, and has sent %d", len(descriptors), len(files))
+	}
+	of := make(map[string][]*os.File)
+	for i, d := range descriptors {
+		of[d] = append(of[d], files[i])
+	}
+	for _, one := range []string{passLock, passControl} {
+		if len(of[one]) != 1 {
+			return nil, fmt.Errorf("the other process has sent %d descriptors of its %s", len(of[one]), one)
+		}
+	}
+	if n := len(of[passLock]) + len(of[passControl]) + len(of[passBackend]); n != len(files) {
+		return nil, fmt.Errorf("the other process has sent %d descriptors that are not known here", len(files)-n)
+	}
+	return of, nil
+}
+
+// inheritState takes the record, the directory with its lock, and the control socket. The lock
+// belongs to s afterwards.
+func (s *succession) inheritState(p *passage, of map[string][]*os.File) (err error) {
+	h := s.host
+	s.state = &stateDir{path: filepath.Join(h.Store.dir, p.Record.UUID), lock: of[passLock][0]}
+	if p.Record.UUID != h.record.UUID || !isUUID(p.Record.UUID) {
+		return fmt.Errorf("the other process serves the device %q, and %q is asked for", p.Record.UUID, h.record.UUID)
+	}
+	ours, err1 := s.state.lock.Stat()
+	there, err2 := os.Stat(filepath.Join(s.state.path, "lock"))
+	if err := errors.Join(err1, err2); err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	if !os.SameFile(ours, there) {
+		return fmt.Errorf("state directory: %s is not the one of the other process", s.state.path)
+	}
+	if p.Secrets != nil {
+		if p.Record.Spec.Secrets, err = secret.Receive(bytes.NewReader(p.Secrets)); err != nil {
+			return err
+		}
+	}
+	h.record, h.Spec = p.Record, p.Record.Spec
+	h.redactor = h.Spec.Secrets.Redactor()
+	h.record.PID, h.record.Passage = os.Getpid(), passageVersion
+	if s.control, err = net.FileListener(of[passControl][0]); err != nil {
+		return fmt.Errorf("control socket: %w", err)
+	}
+	s.publish, err = h.record.prepare(s.state.path, ".next.json")
+	return err
+}
+
+// close lets go of what nobody has taken.
+func (s *succession) close() {
+	if s.control != nil {
+		s.control.Close()
+	}
+	if s.host.state == nil && s.state != nil {
+		s.state.lock.Close()
+	}
+}
