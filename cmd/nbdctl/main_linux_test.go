@@ -25,7 +25,7 @@ import (
 const runAsNbdctl = "NBDCTL_TEST_RUN"
 
 func TestMain(m *testing.M) {
-	kind.All = append(kind.All, vaultKind)
+	kind.All = append(kind.All, vaultKind, fragileKind)
 	if os.Getenv(runAsNbdctl) != "" {
 		runCommand()
 	}

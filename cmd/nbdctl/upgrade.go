@@ -89,12 +89,11 @@ func upgradable(ctx context.Context, c *cli.Context) (devices []inventory.Device
 func upgradeOne(ctx context.Context, c *cli.Context, d inventory.Device) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, upgradePatience, fmt.Errorf("not within %s", upgradePatience))
 	defer cancel()
-	before := d.Entry.PID
 	r, warnings, err := d.Entry.Upgrade(ctx)
 	warn(c, warnings)
 	if err != nil {
 		return fmt.Errorf("nbd%d was not upgraded: %w", d.Index, err)
 	}
-	_, err = fmt.Fprintf(c.App.Writer, "nbd%d upgraded: pid %d serves it in the place of pid %d\n", d.Index, r.PID, before)
+	_, err = fmt.Fprintf(c.App.Writer, "nbd%d upgraded: pid %d serves it in the place of pid %d\n", d.Index, r.PID, d.Entry.PID)
 	return err
 }

@@ -138,6 +138,7 @@ func (c *control) run() {
 		c.slots <- struct{}{} // free again within actionTimeout
 		conn, err := c.listener.Accept()
 		if errors.Is(err, net.ErrClosed) {
+			<-c.slots
 			return
 		}
 		if err != nil {
@@ -165,6 +166,14 @@ func (c *control) close(why error) {
 func (c *control) leave() {
 	c.listener.Close()
 	<-c.ended
+}
+
+// drain waits, after close, until all connections were answered. One that asks nothing is waited
+// for, too, within controlTimeout.
+func (c *control) drain() {
+	for range cap(c.slots) {
+		c.slots <- struct{}{}
+	}
 }
 
 // answer serves one connection. A peer that says nothing, or nonsense, gets

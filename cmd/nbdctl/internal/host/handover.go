@@ -107,8 +107,8 @@ func (h *Host) handOver(ctx context.Context, device *blockdev.Device, socket *os
 	err = h.passOver(ctx, device, c)
 	if handedOver(device) {
 		h.control.leave()
-		h.log.Info("handed over", "device", h.record.Device())
-		return err
+		h.log.Info("handed over", "device", h.record.Device(), "unconfirmed", err)
+		return nil
 	}
 	h.log.Warn("not handed over, goes on serving", "reason", err)
 	h.thaw()

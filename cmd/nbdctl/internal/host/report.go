@@ -18,6 +18,9 @@ type report struct {
 	Warnings []string  `json:"warnings,omitempty"`
 	Error    string    `json:"error,omitempty"`
 	Code     exit.Code `json:"code,omitempty"`
+	// Heard tells that the process which has the device knows more of the error: that has refused,
+	// or gone.
+	Heard bool `json:"heard,omitempty"`
 }
 
 // send writes the report to the pipe and closes it. An error means that
@@ -29,16 +32,32 @@ func (r report) send(pipe *os.File) error {
 // receive waits for the report of a process. No report is an error: the
 // process ended without a word, and said on stderr why.
 func receive(pipe io.Reader) (*Record, []string, error) {
-	var r report
-	// A record is a few hundred bytes; whatever the other end is, this much is enough.
-	err := json.NewDecoder(io.LimitReader(pipe, 1<<20)).Decode(&r)
-	switch {
-	case err != nil:
-		return nil, nil, fmt.Errorf("the serving process ended before the device was ready: %w", err)
-	case r.Error != "":
-		return nil, r.Warnings, &exit.Error{Code: r.Code, Err: errors.New(r.Error)}
-	case r.Ready == nil:
-		return nil, r.Warnings, errors.New("the serving process sent an empty report")
+	r, err := read(pipe)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := r.err(); err != nil {
+		return nil, r.Warnings, err
 	}
 	return r.Ready, r.Warnings, nil
+}
+
+// read waits for the report.
+func read(pipe io.Reader) (r report, err error) {
+	// A record is a few hundred bytes; whatever the other end is, this much is enough.
+	if err := json.NewDecoder(io.LimitReader(pipe, 1<<20)).Decode(&r); err != nil {
+		return r, fmt.Errorf("the serving process ended before the device was ready: %w", err)
+	}
+	return r, nil
+}
+
+// err returns why the process is not ready, if it is not.
+func (r report) err() error {
+	switch {
+	case r.Error != "":
+		return &exit.Error{Code: r.Code, Err: errors.New(r.Error)}
+	case r.Ready == nil:
+		return errors.New("the serving process sent an empty report")
+	}
+	return nil
 }

@@ -81,6 +81,8 @@ type Host struct {
 	changing chan struct{}
 	// frozen keeps the record as lists have it; guarded by mu.
 	frozen bool
+	// heard tells of the error of TakeOver that the other process knows more of it.
+	heard bool
 }
 
 // Serve connects the device and serves it until somebody disconnects it, or a
@@ -145,9 +147,9 @@ func (h *Host) goOn(ctx context.Context, client *nbdnl.Client, device *blockdev.
 	// for as long. Closed during a call, the backend could do harm.
 	<-device.Done()
 	if handedOver(device) {
-		_, err = h.beginChange(ctx) // The handover is one, which ends with leaving the backend.
+		h.control.drain() // What has asked for the handover leaves the backend at last.
 		h.state.leave()
-		return err
+		return nil
 	}
 	if loss := device.Loss(); loss != nil {
 		h.log.Error("writes were lost", "device", h.record.Device(), "error", loss)

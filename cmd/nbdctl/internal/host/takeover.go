@@ -34,10 +34,10 @@ func (h *Host) TakeOver(ctx, starting context.Context, c *net.UnixConn, r Record
 	defer func() { err = errors.Join(err, client.Close()) }()
 	s := &succession{host: h}
 	defer s.close()
-	device, err := blockdev.TakeOver(starting, c, s.inherit, blockdev.Options{Client: client, Logger: h.log})
+	device, err := blockdev.TakeOver(starting, c, s.open, blockdev.Options{Client: client, Logger: h.log})
 	c.Close()
 	if err != nil {
-		return h.redactor.Error(err)
+		return h.redactor.Error(h.untaken(err, s.refused != nil))
 	}
 	// There is no way back from here on.
 	h.state, h.backing, h.remote = s.state, s.backing, s.backing.Remote
@@ -57,6 +57,19 @@ func (h *Host) TakeOver(ctx, starting context.Context, c *net.UnixConn, r Record
 	return h.goOn(ctx, client, device, started())
 }
 
+// untaken says why the device was not taken over, and whether that was found out here.
+func (h *Host) untaken(err error, here bool) error {
+	var differs *blockdev.MismatchError
+	if errors.As(err, &differs) {
+		here = true
+	}
+	if differs != nil && differs.Setting == "state" {
+		err = exit.With(exit.NotFound, "%s is not connected any more", h.record.Device())
+	}
+	h.heard = !here
+	return err
+}
+
 // A succession is what a process gets from the one that serves a device before it.
 type succession struct {
 	host    *Host
@@ -64,38 +77,43 @@ type succession struct {
 	control net.Listener
 	backing *Backing
 	publish func() error // has lists show the record of this process
+	refused error        // why it does not take that
 }
 
-// inherit is a blockdev.Opener. It does all that can fail.
-func (s *succession) inherit(ctx context.Context, doc *blockdev.Document, files []*os.File) (
-	backends.Backend, error) {
+// open is a blockdev.Opener. It does all that can fail.
+func (s *succession) open(ctx context.Context, doc *blockdev.Document, files []*os.File) (backends.Backend, error) {
+	if s.refused = s.inherit(ctx, doc, files); s.refused != nil {
+		return nil, s.refused
+	}
+	return s.backing.Backend, nil
+}
+
+func (s *succession) inherit(ctx context.Context, doc *blockdev.Document, files []*os.File) error {
 	h := s.host
 	var p passage
 	if version := versionOf(doc.Note); version != passageVersion {
 		closeFiles(files)
-		return nil, unknownPassage(version)
+		return unknownPassage(version)
 	}
 	if err := json.Unmarshal(doc.Note, &p); err != nil {
 		closeFiles(files)
-		return nil, fmt.Errorf("what the other process tells is not understood: %w", err)
+		return fmt.Errorf("what the other process tells is not understood: %w", err)
 	}
 	of, err := sorted(p.Descriptors, files)
 	if err != nil {
 		closeFiles(files)
-		return nil, err
+		return err
 	}
 	// The backend's are given to Inherit.
 	defer closeFiles(of[passControl])
 	if err := s.inheritState(&p, of); err != nil {
 		closeFiles(of[passBackend])
-		return nil, err
+		return err
 	}
-	if s.backing, err = h.Inherit(ctx, h.Spec, Inheritance{
+	s.backing, err = h.Inherit(ctx, h.Spec, Inheritance{
 		State: p.Backend, Files: of[passBackend], Size: doc.Size, BlockSize: doc.BlockSize,
-	}); err != nil {
-		return nil, err
-	}
-	return s.backing.Backend, nil
+	})
+	return err
 }
 
 // unknownPassage refuses what another version of nbdctl tells.

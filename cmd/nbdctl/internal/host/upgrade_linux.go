@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -15,8 +16,12 @@ import (
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 )
 
-// leavePatience bounds the wait for the end of a process that has handed over its device.
-const leavePatience = 10 * time.Second
+const (
+	// leavePatience bounds the wait for the end of a process that has handed over its device.
+	leavePatience = 10 * time.Second
+	// givingUp is how long a process may take to end that gets no device.
+	givingUp = 2 * time.Second
+)
 
 // Upgrade starts a process of this program that takes over the device of e, and returns its record
 // when it serves. The strings are warnings for the user. After an error the process of e serves the
@@ -54,9 +59,7 @@ func (e *Entry) Upgrade(ctx context.Context) (*Record, []string, error) {
 	defer func() { stop(); acceptW.Close() }()
 	successor := make(chan *reported, 1)
 	go func() {
-		r := new(reported)
-		r.record, r.warnings, r.err = receive(reportR)
-		successor <- r
+		successor <- hear(reportR)
 	}()
 	err = errors.Join(json.NewEncoder(recordW).Encode(e.Record), recordW.Close())
 	if err == nil {
@@ -66,7 +69,7 @@ func (e *Entry) Upgrade(ctx context.Context) (*Record, []string, error) {
 	if err != nil {
 		acceptW.Close()
 	}
-	return e.upgraded(ctx, err, <-successor, cmd, old)
+	return e.upgraded(ctx, err, successor, cmd, old)
 }
 
 // A reported process is one that has told how it has started.
@@ -74,18 +77,35 @@ type reported struct {
 	record   *Record
 	warnings []string
 	err      error
+	own      bool // the error is of its own making
+}
+
+// hear waits for the report of a process.
+func hear(pipe io.Reader) *reported {
+	r, err := read(pipe)
+	if err == nil {
+		err = r.err()
+	}
+	return &reported{r.Ready, r.Warnings, err, r.Error != "" && !r.Heard}
 }
 
 // upgraded says what has come of an upgrade. refused is why the process of e has not handed the
-// device over; whether it has, the successor knows better.
+// device over. Where that process has not answered, the successor knows.
 func (e *Entry) upgraded(
-	ctx context.Context, refused error, successor *reported, cmd *exec.Cmd, old *process,
+	ctx context.Context, refused error, telling <-chan *reported, cmd *exec.Cmd, old *process,
 ) (*Record, []string, error) {
+	successor, err := e.outcome(ctx, refused, telling, cmd)
+	if err != nil {
+		return nil, nil, err
+	}
 	if successor.err != nil {
 		ended(cmd)
-		if refused == nil {
+		switch {
+		case refused == nil:
 			refused = fmt.Errorf("%s was handed over to pid %d, which has ended: %w; see nbdctl status %[1]s",
 				e.Device(), cmd.Process.Pid, successor.err)
+		case successor.own:
+			refused = successor.err // with which the other process was refused
 		}
 		return nil, successor.warnings, refused
 	}
@@ -102,6 +122,26 @@ func (e *Entry) upgraded(
 		}
 	}
 	return successor.record, warnings, nil
+}
+
+// outcome waits for the report of the successor. One that is of no use any more does not get much
+// time for it.
+func (e *Entry) outcome(
+	ctx context.Context, refused error, telling <-chan *reported, cmd *exec.Cmd,
+) (*reported, error) {
+	var answered *exit.Error
+	if errors.As(refused, &answered) {
+		stop := time.AfterFunc(givingUp, func() { _ = cmd.Process.Kill() })
+		defer stop.Stop()
+		return <-telling, nil // which comes with its end
+	}
+	select {
+	case r := <-telling:
+		return r, nil
+	case <-ctx.Done():
+		return nil, errors.Join(refused, fmt.Errorf("pid %d does not tell whether it has %s now: %w",
+			cmd.Process.Pid, e.Device(), context.Cause(ctx)))
+	}
 }
 
 // unpassable says why the device of e can't be handed over to this program.
@@ -156,5 +196,5 @@ func runSuccessor(
 	if served || err == nil {
 		return err
 	}
-	return report{Error: err.Error(), Code: exit.Of(err)}.send(files[fileReport])
+	return report{Error: err.Error(), Code: exit.Of(err), Heard: h.heard}.send(files[fileReport])
 }

@@ -144,7 +144,7 @@ func (in *Inventory) matches(st nbdnl.Status, e host.Entry) bool {
 	if e.Incarnation != 0 && e.Incarnation != in.incarnationOf(st.Index) {
 		return false // of a former use of the index
 	}
-	if e.Incarnation != 0 && e.Alive {
+	if e.Incarnation != 0 && e.Alive && e.Mode == nbdnl.ModeNetlink.String() {
 		return true // Who has connected it may have handed it over, and its number be another's.
 	}
 	// The process's number is another in a container.
