@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/parcel"
 	"github.com/nbdctl/nbdctl/server"
 )
 
@@ -122,7 +123,7 @@ func (req request) send(c net.Conn) error {
 	if err != nil {
 		return err
 	}
-	return sendParcel(c, append(b, '\n'), req.File)
+	return parcel.SendFile(c, append(b, '\n'), req.File)
 }
 
 // read takes an answer for what this version knows of it.

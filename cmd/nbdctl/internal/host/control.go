@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/parcel"
 	"github.com/nbdctl/nbdctl/server"
 )
 
@@ -183,13 +184,13 @@ func answer(ctx context.Context, c net.Conn, serve service) {
 		return
 	}
 	var asked json.RawMessage
-	in := &parcels{from: c}
+	in := &parcel.Reader{From: c}
 	err := json.NewDecoder(io.LimitReader(in, controlLimit)).Decode(&asked)
-	defer in.close()
+	defer in.Close()
 	if err != nil {
 		return
 	}
-	req := request{File: in.file}
+	req := request{File: in.File}
 	if err := json.Unmarshal(asked, &req); err != nil {
 		version := versionOf(asked)
 		if version <= controlVersion {
