@@ -14,8 +14,10 @@ import (
 type clients struct {
 	places chan struct{}         // as many values as places are taken
 	talks  map[net.Conn]struct{} // in the handshake
-	conns  map[*Conn]struct{}
+	conns  map[*Conn]*Session
 	from   map[netip.Prefix]int // how many of them an address has
+	// parting are the sockets of clients over TLS that are told the end.
+	parting map[net.Conn]struct{}
 	// memory is that for the clients of each export, as long as it has some.
 	memory map[*Export]*sharedMemory
 }
@@ -56,17 +58,24 @@ func (s *Server) enter(nc net.Conn) error {
 		return fmt.Errorf("server: handshake: %d clients are being served, and none has gone in %v",
 			cap(seats), s.handshakeTimeout())
 	}
-	err := s.meet(nc)
+	err := s.meet(nc, nil)
 	if err != nil {
 		<-seats
 	}
 	return err
 }
 
-// meet notes a client that has a place and is in the handshake now.
-func (s *Server) meet(nc net.Conn) error {
+// meet notes a client that has a place and is in the handshake now. While the server is held it
+// waits, but for a client that was accepted by a before the server stood still.
+func (s *Server) meet(nc net.Conn, a *acceptor) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for s.held != nil && (a == nil || s.held.settled) {
+		s.waitHeld()
+	}
+	if a != nil {
+		a.waiting = nil
+	}
 	if s.closed {
 		return ErrServerClosed
 	}
@@ -81,7 +90,7 @@ func (s *Server) meet(nc net.Conn) error {
 	}
 	if s.clients.talks == nil {
 		s.clients.talks = make(map[net.Conn]struct{})
-		s.clients.conns = make(map[*Conn]struct{})
+		s.clients.conns = make(map[*Conn]*Session)
 	}
 	s.clients.talks[nc] = struct{}{}
 	s.running.Add(1)
@@ -127,16 +136,19 @@ func (s *Server) promote(nc net.Conn, chosen *choice, unread []byte) (*Session, 
 		chosen.export.done()
 		s.retire(c)
 	}
+	session := &Session{Agreement: chosen.agreement, export: e, conn: c}
 	delete(s.clients.talks, nc)
-	s.clients.conns[c] = struct{}{}
+	s.clients.conns[c] = session
+	s.settle()
 	s.mu.Unlock()
-	return &Session{Agreement: chosen.agreement, export: e, conn: c}, nil
+	return session, nil
 }
 
 // part notes that a client has gone that did not choose.
 func (s *Server) part(nc net.Conn) {
 	s.mu.Lock()
 	delete(s.clients.talks, nc)
+	s.settle()
 	s.mu.Unlock()
 	s.leave(nc)
 }

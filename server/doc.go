@@ -87,6 +87,16 @@
 // An export may change its size while it is served ([Export.Resize]); requests are checked against
 // the size of the moment in which their turn comes.
 //
+// # Another process in this one's place
+//
+// [Server.Hold] has a server stand still: every request that was read is answered, nothing more is
+// read, and who connects waits in the backlog of the listening socket. What another process needs
+// to go on is there then: for each client what was agreed on and what was received too early
+// ([ServerHold.Sessions]), both plain data, and its descriptor, as that of each listener. It makes
+// sessions of them ([Server.Resume], [Server.ServeSession]). [ServerHold.Leave] leaves the clients
+// to it, and [ServerHold.Release] keeps them. The state of TLS stays in the process, so clients
+// over TLS get all replies that are due, then the end, and connect anew.
+//
 // # Memory
 //
 // A connection has at most Options.MaxInFlight requests and 64 MiB of payload with workers. When

@@ -98,11 +98,14 @@ func (h *Hold) end(leave bool) bool {
 }
 
 // Unread returns what a connection has received and not executed: complete requests, the beginning
-// of one, or both. Not ok: it has ended, and nobody can go on with it. It is valid until the Hold
-// ends.
+// of one, or both. Not ok: it has ended, or its client has hung up, or the Hold has ended, and
+// nobody can go on with it. It is valid until the Hold ends.
 func (h *Hold) Unread(c *Conn) (unread []byte, ok bool) {
-	h.export.mu.Lock() // No connection begins meanwhile.
+	h.export.mu.Lock() // No connection begins meanwhile, and the Hold does not end.
 	defer h.export.mu.Unlock()
+	if h.ended || c.abandoned() || c.broken.Load() {
+		return nil, false
+	}
 	select {
 	case <-c.stopped:
 		return nil, false

@@ -12,7 +12,6 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/nbdctl/nbdctl/server/internal/loglimit"
@@ -23,10 +22,6 @@ const (
 	defaultHandshakeTimeout = 10 * time.Second
 	defaultMaxConnections   = 1024
 	defaultMaxMemory        = 512 << 20
-
-	// Between attempts to accept a client.
-	minAcceptPause = 5 * time.Millisecond
-	maxAcceptPause = time.Second
 )
 
 // ErrServerClosed is what Serve returns after Shutdown and Close.
@@ -88,8 +83,11 @@ type Server struct {
 
 	mu        sync.Mutex // guards all below
 	closed    bool
+	cut       bool          // by Close
+	left      bool          // to another process
 	end       chan struct{} // unless nil, closed along with it
-	listeners map[net.Listener]struct{}
+	acceptors map[*acceptor]struct{}
+	held      *ServerHold // unless nil, nobody is accepted before its end
 	clients   clients
 	security  security
 	events    *loglimit.Limiter
@@ -127,26 +125,18 @@ func (s *Server) Serve(l net.Listener) error {
 	if s.RequireTLS && s.TLS == nil {
 		return errors.New("server: TLS is required, and there is no configuration for it")
 	}
-	if !s.listen(l) {
+	a := s.listen(l)
+	if a == nil {
 		return ErrServerClosed
 	}
-	defer s.forget(l)
+	defer s.forget(a)
 
-	seats := s.seats()
 	for {
-		nc, err := s.accept(l)
+		nc, err := s.accept(a)
 		if err != nil {
 			return s.acceptError(err)
 		}
-		// A place is taken for a client, not for a listener that waits for one.
-		select {
-		case seats <- struct{}{}:
-		case <-s.ending():
-			nc.Close()
-			return ErrServerClosed
-		}
-		if err := s.meet(nc); err != nil {
-			<-seats
+		if err := s.admit(a, nc); err != nil {
 			nc.Close()
 			if err == ErrServerClosed {
 				return err
@@ -180,25 +170,6 @@ func (s *Server) export(name string) lease {
 	return lease{e, done}
 }
 
-// accept waits out what passes: a client that has gone already, and a lack of descriptors or
-// memory, which clients can bring about.
-func (s *Server) accept(l net.Listener) (net.Conn, error) {
-	for pause := minAcceptPause; ; pause = min(2*pause, maxAcceptPause) {
-		nc, err := l.Accept()
-		if !slices.ContainsFunc(passing, func(e syscall.Errno) bool { return errors.Is(err, e) }) {
-			return nc, err
-		}
-		s.logger().Warn("no client can be accepted at the moment", slog.Any("err", err), slog.Duration("pause", pause))
-		select {
-		case <-time.After(pause):
-		case <-s.ending():
-		}
-	}
-}
-
-// passing are the errors of accept(2) that say nothing of the listener.
-var passing = []syscall.Errno{syscall.ECONNABORTED, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM}
-
 // ending returns a channel that is closed when the server is.
 func (s *Server) ending() <-chan struct{} {
 	s.mu.Lock()
@@ -210,15 +181,6 @@ func (s *Server) ending() <-chan struct{} {
 		}
 	}
 	return s.end
-}
-
-func (s *Server) acceptError(err error) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return ErrServerClosed
-	}
-	return fmt.Errorf("server: accept: %w", err)
 }
 
 // serve serves one client from its first byte to its last.
@@ -237,14 +199,7 @@ func (s *Server) serve(nc net.Conn) {
 		}
 		return
 	}
-	begun := clock()
-	err = session.conn.Transmit()
-	session.NetConn().Close() // Over TLS, the client is told that this is the end.
-	sort := eventEnded
-	if failed(err) {
-		sort = eventClient
-	}
-	s.note(sort, func() slog.Record { return connectionRecord(session, client, clock()-begun, err) })
+	_ = s.transmit(session) // It is in the log.
 }
 
 // note logs what became of a client, unless that would be too many.
@@ -259,14 +214,15 @@ func (s *Server) note(sort int, record func() slog.Record) {
 }
 
 // Shutdown stops accepting, cuts who has not chosen an export yet, lets every request that was read
-// be answered, and then closes the connections. If ctx ends first, its error is returned and the
-// rest goes on by itself; Close ends it.
+// be answered, and then closes the connections. Clients over TLS are told the end, and have 5
+// seconds to hang up. If ctx ends first, its error is returned and the rest goes on by itself;
+// Close ends it. A ServerHold ends with it.
 func (s *Server) Shutdown(ctx context.Context) error {
-	for c := range s.stop() {
-		if err := c.stop(); err != nil {
-			c.Close() // Its socket fails: there is nobody to be answered.
-		}
-	}
+	s.mu.Lock()
+	conns := s.stop()
+	s.mu.Unlock()
+	stopAll(conns)
+	s.unhold()
 	done := make(chan struct{})
 	go func() {
 		s.running.Wait()
@@ -281,49 +237,42 @@ func (s *Server) Shutdown(ctx context.Context) error {
 }
 
 // Close stops accepting and cuts all connections. It does not wait for the backend calls in flight.
+// A ServerHold ends with it.
 func (s *Server) Close() error {
-	for c := range s.stop() {
+	s.mu.Lock()
+	conns := s.stop()
+	s.cut = true
+	for nc := range s.clients.parting {
+		nc.Close()
+	}
+	s.mu.Unlock()
+	for c := range conns {
 		c.Close()
 	}
+	s.unhold()
 	return nil
 }
 
-// stop closes everything but the connections, of which it returns a copy.
-func (s *Server) stop() map[*Conn]struct{} {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// stopAll has connections end when what was read of them is answered.
+func stopAll(conns map[*Conn]*Session) {
+	for c := range conns {
+		if err := c.stop(); err != nil {
+			c.Close() // Its socket fails: there is nobody to be answered.
+		}
+	}
+}
+
+// stop closes everything but the connections, of which it returns a copy. The caller holds mu.
+func (s *Server) stop() map[*Conn]*Session {
 	if s.end != nil && !s.closed {
 		close(s.end)
 	}
 	s.closed = true
-	for l := range s.listeners {
-		l.Close()
+	for a := range s.acceptors {
+		a.listener.Close()
 	}
 	for nc := range s.clients.talks {
 		nc.Close()
 	}
-	conns := make(map[*Conn]struct{}, len(s.clients.conns))
-	for c := range s.clients.conns {
-		conns[c] = struct{}{}
-	}
-	return conns
-}
-
-func (s *Server) listen(l net.Listener) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return false
-	}
-	if s.listeners == nil {
-		s.listeners = make(map[net.Listener]struct{})
-	}
-	s.listeners[l] = struct{}{}
-	return true
-}
-
-func (s *Server) forget(l net.Listener) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.listeners, l)
+	return maps.Clone(s.clients.conns)
 }

@@ -199,7 +199,7 @@ func (c caller) RemoteAddr() net.Addr { return c.from }
 func TestMaxPerAddress(t *testing.T) { synctest.Test(t, testMaxPerAddress) }
 
 func testMaxPerAddress(t *testing.T) {
-	s := &server.Server{Exports: exports(t), MaxPerAddress: 2}
+	s := &server.Server{Exports: exports(t), MaxPerAddress: 2, MaxConnections: 7}
 	d := serve(t, s)
 	visit := func(from string) net.Conn {
 		ours, theirs := net.Pipe()

@@ -52,10 +52,10 @@ func (s *Session) Export() *Export { return s.export }
 // Resume, or, if Agreement.TLS says so, a *tls.Conn over it.
 func (s *Session) NetConn() net.Conn { return s.conn.nc }
 
-// Conn returns the connection, which is to be served by Conn.Transmit, or closed: until one of the
-// two has ended, the session counts among the MaxConnections of its server, within whose MaxMemory
-// it is served, and whose Shutdown and Close end it. They leave the socket to the caller, who
-// closes it when Transmit has returned.
+// Conn returns the connection, which is to be served by Server.ServeSession or Conn.Transmit, or
+// closed: until one of them has ended, the session counts among the MaxConnections of its server,
+// within whose MaxMemory it is served, and whose Shutdown and Close end it. Transmit and these two
+// leave the socket to the caller, who closes it when Transmit has returned.
 func (s *Session) Conn() *Conn { return s.conn }
 
 // Handshake negotiates with a client that has just connected, within the server's HandshakeTimeout;

@@ -87,22 +87,28 @@ func withOptions(t *testing.T, b backends.Backend, o server.Options, options ...
 		ours.Close()
 		<-done
 	})
-	io.WriteString(ours, clientFlags(3))
 	io.ReadFull(ours, make([]byte, len(greeting)))
-	for _, option := range append(options, option(optGo, infoData("x"))) {
-		io.WriteString(ours, option)
+	choose(t, ours, "x", options...)
+	return ours
+}
+
+// choose negotiates options and then an export, as a client that has been greeted.
+func choose(t *testing.T, nc net.Conn, name string, options ...string) {
+	t.Helper()
+	io.WriteString(nc, clientFlags(3))
+	for _, option := range append(options, option(optGo, infoData(name))) {
+		io.WriteString(nc, option)
 		for code := uint32(0); code != repAck; {
 			var h [20]byte
-			if _, err := io.ReadFull(ours, h[:]); err != nil {
+			if _, err := io.ReadFull(nc, h[:]); err != nil {
 				t.Fatalf("option reply: %v", err)
 			}
 			if code = binary.BigEndian.Uint32(h[12:]); code&(1<<31) != 0 {
 				t.Fatalf("option %q was refused: %#x", option, code)
 			}
-			io.CopyN(io.Discard, ours, int64(binary.BigEndian.Uint32(h[16:])))
+			io.CopyN(io.Discard, nc, int64(binary.BigEndian.Uint32(h[16:])))
 		}
 	}
-	return ours
 }
 
 const page = 4096
