@@ -15,15 +15,15 @@ import (
 type Info struct {
 	// Name is the name by which the server knows the export: the one that was asked for, unless it
 	// has another.
-	Name string
+	Name string `json:"name"`
 	// Description is for people, and "" where the server has none.
-	Description string
+	Description string `json:"description,omitempty"`
 	// Size is in bytes.
-	Size int64
+	Size int64 `json:"size"`
 	// Flags say what the export can do.
-	Flags wire.Flags
+	Flags wire.Flags `json:"flags"`
 	// BlockSizes are zero where the server tells none; then any range will do, up to 32 MiB.
-	BlockSizes wire.BlockSizes
+	BlockSizes wire.BlockSizes `json:"block_sizes"`
 
 	asked string // the name that was asked for
 }
@@ -36,8 +36,8 @@ type Listed struct {
 
 // A Context is a meta context of an export: something that is known of each of its bytes.
 type Context struct {
-	Name string
-	ID   uint32 // on this connection
+	Name string `json:"name"`
+	ID   uint32 `json:"id"` // on this connection
 }
 
 // Contexts are those that were agreed on.
@@ -56,13 +56,14 @@ func (s Contexts) find(id uint32) (i int, ok bool) {
 // maxContexts bounds the contexts of a connection.
 const maxContexts = 64
 
-// An Agreement is how a connection is going to be used.
+// An Agreement is how a connection is going to be used. It is plain data, which can be written as
+// JSON for another process (Document, InheritDirect).
 type Agreement struct {
 	Info
-	Structured bool // replies have chunks
-	Extended   bool // requests and replies have extended headers, which includes Structured
-	TLS        bool
-	Contexts   Contexts
+	Structured bool     `json:"structured,omitempty"` // replies have chunks
+	Extended   bool     `json:"extended,omitempty"`   // all headers are extended ones; includes Structured
+	TLS        bool     `json:"tls,omitempty"`
+	Contexts   Contexts `json:"contexts,omitempty"`
 }
 
 // A Session is a connection whose negotiation has ended with an export. Whoever has it goes on with
@@ -184,18 +185,20 @@ func (i *Info) setExport(size uint64, flags wire.Flags) error {
 	return nil
 }
 
-// setBlockSizes takes sizes that are as "Block size constraints" has them.
+// setBlockSizes takes sizes that are possible.
 func (i *Info) setBlockSizes(b wire.BlockSizes) error {
-	power := func(n uint32) bool { return n > 0 && n&(n-1) == 0 }
-	switch {
-	case !power(b.Minimum) || b.Minimum > 64<<10,
-		!power(b.Preferred) || b.Preferred < b.Minimum,
-		b.Maximum < b.Minimum,
-		b.Maximum != math.MaxUint32 && b.Maximum%b.Minimum != 0:
+	if !possible(b) {
 		return protocolError("its block sizes are impossible: %d, %d, %d", b.Minimum, b.Preferred, b.Maximum)
 	}
 	i.BlockSizes = b
 	return nil
+}
+
+// possible reports whether sizes are as "Block size constraints" has them.
+func possible(b wire.BlockSizes) bool {
+	power := func(n uint32) bool { return n > 0 && n&(n-1) == 0 }
+	return power(b.Minimum) && b.Minimum <= 64<<10 && power(b.Preferred) && b.Preferred >= b.Minimum &&
+		b.Maximum >= b.Minimum && (b.Maximum == math.MaxUint32 || b.Maximum%b.Minimum == 0)
 }
 
 // ExportName ends the negotiation with an export as servers have it that do not know NBD_OPT_GO

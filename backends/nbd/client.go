@@ -72,6 +72,10 @@ type Client struct {
 
 	closing sync.Once
 	closed  error
+
+	handing  sync.Mutex // guards those below
+	handover *Handover  // that has not ended; nil: there is none
+	ended    bool       // the client is closed, or about to be
 }
 
 var _ interface {
@@ -128,7 +132,7 @@ func (u URI) Dial(ctx context.Context, o Options) (*Client, error) {
 		sessions = append(sessions, s)
 		if len(sessions) >= o.Connections || s.Flags&wire.FlagCanMultiConn == 0 {
 			c := newClient(sessions, o)
-			c.keep(u, config)
+			c.keep(u, config, time.Time{})
 			return c, nil
 		}
 	}
@@ -203,6 +207,12 @@ func (a *Agreement) same(b *Agreement) bool {
 		a.Structured == b.Structured && a.Extended == b.Extended && slices.Equal(a.Contexts.names(), b.Contexts.names())
 }
 
+// inBlocks is the size in bytes without what is less than a block at the end.
+func (a *Agreement) inBlocks(size int) int64 {
+	unit := max(int64(size), int64(a.BlockSizes.Minimum), 1)
+	return a.Size &^ (unit - 1)
+}
+
 // longest is how long a READ or WRITE may be, in bytes.
 func (a *Agreement) longest() int64 {
 	if m := a.BlockSizes.Maximum; m > 0 && m < wire.MaxPayload {
@@ -211,14 +221,18 @@ func (a *Agreement) longest() int64 {
 	return wire.MaxPayload
 }
 
+// newClient makes a client of sessions, of which those are missing that have no connection.
 func newClient(sessions []*Session, o Options) *Client {
 	c := &Client{agreed: sessions[0].Agreement, options: o, longest: sessions[0].longest()}
-	unit := max(int64(o.BlockSize), int64(c.agreed.BlockSizes.Minimum), 1)
-	c.size = c.agreed.Size &^ (unit - 1)
+	c.size = c.agreed.inBlocks(o.BlockSize)
 	c.caps = c.abilities()
 	c.conns = make([]atomic.Pointer[conn], len(sessions))
 	for i, s := range sessions {
-		c.conns[i].Store(newConn(s, &c.options))
+		if s.NetConn == nil {
+			c.conns[i].Store(missingConn(s.Agreement, &c.options))
+		} else {
+			c.conns[i].Store(newConn(s, &c.options))
+		}
 	}
 	return c
 }
@@ -298,13 +312,26 @@ func (c *Client) do(ctx context.Context, r *request) error {
 }
 
 // Close takes leave of the server. Requests in flight end with an error that matches net.ErrClosed.
-// It blocks for a second for each connection at most.
+// It blocks for a second for each connection at most. While the client is handed over it is
+// Handover.Leave.
 func (c *Client) Close() error {
-	c.closing.Do(func() {
-		c.outage.end()
-		for i := range c.conns {
-			c.closed = errors.Join(c.closed, c.conns[i].Load().close())
-		}
-	})
+	c.handing.Lock()
+	h := c.handover
+	c.ended = true
+	c.handing.Unlock()
+	if h != nil {
+		return h.Leave()
+	}
+	c.closing.Do(func() { c.closed = c.end() })
 	return c.closed
+}
+
+// end ends everything that the client has.
+func (c *Client) end() error {
+	c.outage.end()
+	var all error
+	for i := range c.conns {
+		all = errors.Join(all, c.conns[i].Load().close())
+	}
+	return all
 }

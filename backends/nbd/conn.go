@@ -40,13 +40,17 @@ type conn struct {
 	heard    atomic.Int64 // how often something was received, or sent
 	answered atomic.Bool  // a request was
 	retired  atomic.Bool  // no more requests are to be made
+	missing  bool         // it has never been there; does not change
 
-	sending sync.Mutex // guards those below
-	busy    bool       // somebody sends
-	next    *batch     // what is to be sent
-	spare   *batch     // empty; nil: it is being sent
-	leaving bool       // the goodbye is being said
-	err     error      // why the connection has ended
+	sending sync.Mutex    // guards those below
+	busy    bool          // somebody sends
+	next    *batch        // what is to be sent
+	spare   *batch        // empty; nil: it is being sent
+	rested  chan struct{} // closed when busy ends; nil: nobody waits for that
+	leaving bool          // the goodbye is being said
+	parking *parking      // the receiver is not to read; nil: it is
+	handed  bool          // copies of the socket are another process's, or may be; who did it is busy
+	err     error         // why the connection has ended
 
 	help    chan struct{} // has a value when the helper is to send
 	dead    chan struct{} // closed when err is set
@@ -55,6 +59,30 @@ type conn struct {
 
 // newConn makes requests in s.
 func newConn(s *Session, o *Options) *conn {
+	k := makeConn(s, o)
+	k.running.Add(2)
+	go k.helper()
+	go k.receive()
+	if o.Timeout > 0 {
+		k.running.Add(1)
+		go k.watch(o.Timeout)
+	}
+	return k
+}
+
+// missingConn is one that is lost from the start.
+func missingConn(a Agreement, o *Options) *conn {
+	k := makeConn(&Session{Agreement: a}, o)
+	k.missing, k.err = true, &connError{errMissing}
+	close(k.dead)
+	return k
+}
+
+// errMissing is why a connection is lost that was not handed over.
+var errMissing = errors.New("it did not come along from the process before")
+
+// makeConn makes a conn that does nothing by itself.
+func makeConn(s *Session, o *Options) *conn {
 	k := &conn{
 		Session: *s,
 		calls:   make([]call, o.MaxInFlight), free: make(chan *call, o.MaxInFlight),
@@ -74,13 +102,6 @@ func newConn(s *Session, o *Options) *conn {
 		c.index, c.done, c.filled.L = uint64(i), make(chan struct{}, 1), &c.mu
 		c.covered.pieces = pieces[i : i : i+1] // What comes in order is one.
 		k.free <- c
-	}
-	k.running.Add(2)
-	go k.helper()
-	go k.receive()
-	if o.Timeout > 0 {
-		k.running.Add(1)
-		go k.watch(o.Timeout)
 	}
 	return k
 }
@@ -106,9 +127,9 @@ func (k *conn) fail(err error) {
 	}
 	k.err = &connError{err}
 	close(k.dead)
-	leaving := k.leaving
+	gently := k.leaving || k.handed // The option is one of all copies of the socket.
 	k.sending.Unlock()
-	if l, ok := k.raw.(interface{ SetLinger(int) error }); ok && !leaving {
+	if l, ok := k.raw.(interface{ SetLinger(int) error }); ok && !gently {
 		// What the system has still to send is thrown away, and the server is told so (RST): it
 		// must not execute on an old connection what is sent again on a new one.
 		l.SetLinger(0)
@@ -144,7 +165,7 @@ func (k *conn) watch(timeout time.Duration) {
 		case <-k.dead:
 			return
 		}
-		if now := k.heard.Load(); now != heard || k.inFlight.Load() == 0 {
+		if now := k.heard.Load(); now != heard || k.inFlight.Load() == 0 || k.away() {
 			heard, silent = now, 0
 		} else if silent++; silent > looks {
 			k.fail(fmt.Errorf("the server has said nothing for %v", timeout))
@@ -222,7 +243,7 @@ func (k *conn) do(ctx context.Context, r *request) error {
 
 // giveUp leaves a call to the reader, which puts it back when the reply comes.
 func (k *conn) giveUp(ctx context.Context, c *call) error {
-	c.abandon(func() { k.NetConn.SetReadDeadline(time.Unix(1, 0)) })
+	c.abandon(func() { k.NetConn.SetReadDeadline(longAgo) })
 	go func() { // Seldom, and over with the connection at the latest.
 		<-c.done
 		c.gone = false
@@ -241,11 +262,13 @@ func (k *conn) put(c *call) {
 	}
 }
 
-// close takes leave of the server if no request is in flight, and ends the connection.
+// close takes leave of the server if no request is in flight, and ends the connection. One that was
+// handed over ends here without a word.
 func (k *conn) close() error {
 	k.sending.Lock()
 	quiet := k.err == nil && !k.busy && k.inFlight.Load() == 0
 	k.busy, k.leaving = k.busy || quiet, k.leaving || quiet
+	ours := quiet || k.handed
 	k.sending.Unlock()
 	if quiet {
 		bye := wire.Request{Command: wire.CmdDisconnect}
@@ -262,7 +285,7 @@ func (k *conn) close() error {
 		late.Stop()
 	}
 	k.fail(net.ErrClosed)
-	if quiet {
+	if ours { // Nobody else is going to send.
 		k.sending.Lock()
 		k.drop()
 		k.sending.Unlock()

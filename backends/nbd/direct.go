@@ -56,9 +56,8 @@ func (u URI) DialDirect(ctx context.Context, o Options) (*Direct, error) {
 	if err != nil {
 		return nil, err
 	}
-	unit := max(int64(o.BlockSize), int64(s.BlockSizes.Minimum), 1)
 	return &Direct{
-		uri: u, config: config, o: o, agreed: s.Agreement, size: s.Size &^ (unit - 1), first: s.NetConn,
+		uri: u, config: config, o: o, agreed: s.Agreement, size: s.inBlocks(o.BlockSize), first: s.NetConn,
 	}, nil
 }
 

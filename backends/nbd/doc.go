@@ -22,4 +22,12 @@
 //
 // With TLS (a URI with nbds, or [Options.TLS]) nothing of what was said in plain text is believed
 // later.
+//
+// # Handover
+//
+// A process can be replaced by another one, such as a later version of itself, without the server
+// noticing: [Client.HandOver] has the client stand still and returns its connections as descriptors
+// with a [Document], and [URI.Inherit] goes on with them. Connections with TLS stay behind, since
+// their keys do: the other process makes new ones. Of what [DialDirect] has made, the
+// kernel has the connections, and [URI.InheritDirect] needs no more than the [Agreement].
 package nbd

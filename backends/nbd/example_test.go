@@ -108,3 +108,41 @@ func ExampleURI_Negotiate() {
 	// Output:
 	// disk (a small disk): 4096 bytes
 }
+
+// A client goes on with the connections of another one, which is in another process as a rule: that
+// gets the document as JSON, and the files over a Unix socket or as those of a child.
+func ExampleClient_HandOver() {
+	text, stop := offer()
+	defer stop()
+
+	uri, err := nbd.ParseURI(text)
+	if err != nil {
+		log.Fatal(err)
+	}
+	before, err := uri.Dial(context.Background(), nbd.Options{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer before.Close()
+	if _, err := before.WriteAt([]byte("hello"), 0); err != nil {
+		log.Fatal(err)
+	}
+	h, err := before.HandOver()
+	if err != nil {
+		log.Fatal(err)
+	}
+	after, err := uri.Inherit(h.Document, h.Files, nbd.Options{Reconnect: new(nbd.Reconnect)})
+	if err != nil {
+		h.Resume()
+		log.Fatal(err)
+	}
+	defer after.Close()
+	if err := h.Leave(); err != nil {
+		log.Fatal(err)
+	}
+	if _, err := io.Copy(os.Stdout, io.NewSectionReader(after, 0, 5)); err != nil {
+		log.Fatal(err)
+	}
+	// Output:
+	// hello
+}

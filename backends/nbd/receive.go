@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"time"
 
 	"github.com/nbdctl/nbdctl/server/wire"
 )
@@ -59,12 +58,12 @@ func (s *stream) fill(n int) error {
 	return err
 }
 
-// read reads once. It returns nothing, and no error, if a caller has given up meanwhile.
+// read reads once. It returns nothing, and no error, if it was interrupted.
 func (s *stream) read(p []byte) (int, error) {
 	n, err := s.k.NetConn.Read(p)
 	s.k.heard.Add(1)
 	if n == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
-		return 0, s.k.NetConn.SetReadDeadline(time.Time{})
+		return 0, s.k.interrupted(len(s.have))
 	}
 	return n, err
 }

@@ -85,14 +85,25 @@ type outage struct {
 	changed chan struct{} // closed when state changes, and another is made
 }
 
-// keep has lost connections replaced, if that is wanted.
-func (c *Client) keep(u URI, config *tls.Config) {
+// keep has lost connections replaced, if that is wanted. since is from when on there was none, if
+// all are missing.
+func (c *Client) keep(u URI, config *tls.Config, since time.Time) {
 	if c.options.Reconnect == nil {
 		return
 	}
 	o := &c.outage
 	o.kept, o.ended, o.changed = true, make(chan struct{}), make(chan struct{})
-	o.state.Alive = len(c.conns)
+	for i := range c.conns {
+		if !c.conns[i].Load().missing {
+			o.state.Alive++
+		}
+	}
+	if o.state.Alive < len(c.conns) {
+		o.state.Err = errMissing
+	}
+	if o.state.Alive == 0 {
+		o.state.Since = since
+	}
 	for i := range c.conns {
 		o.tending.Add(1)
 		go c.tend(i, u, config)
@@ -155,6 +166,9 @@ func (c *Client) tend(i int, u URI, config *tls.Config) {
 		}
 		c.outage.change(func(s *State) {
 			s.Err = k.ended()
+			if k.missing {
+				return // It never counted.
+			}
 			if s.Alive--; s.Alive == 0 {
 				s.Since = time.Now()
 			}

@@ -120,7 +120,7 @@ func (k *conn) flush(c *call) {
 	for {
 		k.sending.Lock()
 		if k.next.empty() || k.err != nil {
-			k.busy = false
+			k.rest()
 			k.drop()
 			k.sending.Unlock()
 			return
@@ -140,6 +140,15 @@ func (k *conn) flush(c *call) {
 		k.sending.Lock()
 		k.spare = b
 		k.sending.Unlock()
+	}
+}
+
+// rest is called by who is busy, and is not any more. The caller holds sending.
+func (k *conn) rest() {
+	k.busy = false
+	if k.rested != nil {
+		close(k.rested)
+		k.rested = nil
 	}
 }
 
