@@ -24,6 +24,17 @@ type existing struct {
 	links       []link // in the order in which the kernel knows them
 }
 
+// A maker makes the Device of one that the kernel has connected already.
+type maker struct {
+	remote bool // the kernel speaks with another server
+	device func(Options) (*Device, error)
+}
+
+// serving makes Devices that are served with b.
+func (m machine) serving(b backends.Backend) maker {
+	return maker{false, func(o Options) (*Device, error) { return m.newDevice(b, o) }}
+}
+
 // adopt makes a Device of one that the kernel has connected already, and serves it with b. Of the
 // options it heeds Client, MaxInFlight and Logger; the others are as the device is. The device is
 // not opened.
@@ -36,12 +47,20 @@ type existing struct {
 func (m machine) adopt(
 	ctx context.Context, s existing, b backends.Backend, o Options, begin func(*Device) error, giveBack func() error,
 ) (*Device, error) {
+	return m.goOn(ctx, s, m.serving(b), o, begin, giveBack)
+}
+
+// goOn is adopt, with what makes the Device. After an error links that were to be watched are
+// closed, and their connections as they were.
+func (m machine) goOn(
+	ctx context.Context, s existing, with maker, o Options, begin func(*Device) error, giveBack func() error,
+) (*Device, error) {
 	o.BlockSize, o.Connections, o.Identifier = s.blockSize, len(s.links), s.identifier
 	o.Timeout, o.DeadTimeout, o.ReadOnly = s.timeout, s.deadTimeout, s.flags&nbdnl.FlagReadOnly != 0
 	if len(s.links) == 0 {
 		return nil, errors.Join(fmt.Errorf("blockdev: %s has no connections to adopt", nbdnl.Path(s.index)), giveBack())
 	}
-	d, err := m.newDevice(b, o)
+	d, err := with.device(o)
 	if err != nil {
 		return nil, errors.Join(err, giveBack())
 	}
@@ -51,19 +70,24 @@ func (m machine) adopt(
 	if err == nil {
 		c := comparison{index: s.index}
 		c.kernel(s, st, incarnation)
-		c.backend(s, d, m) // before the flags are those of the device
+		c.counterpart(s, d, m) // before the flags are those of the device
 		err = errors.Join(c.errs...)
 	}
 	d.flags, d.index = s.flags, s.index
+	var conns []transmitter
+	if err == nil {
+		conns, err = d.transmitters(s.links)
+	}
 	if err == nil && begin != nil {
 		err = begin(d)
 	}
 	if err != nil {
+		letGo(conns)
 		d.conns.retire()
 		return nil, errors.Join(err, d.release())
 	}
 	d.isAt(s.index, incarnation)
-	d.serve(s.links)
+	d.conns.serve(conns)
 	return d, nil
 }
 
@@ -107,14 +131,22 @@ func (c *comparison) kernel(s existing, st nbdnl.Status, incarnation nbdnl.Incar
 	}
 }
 
-// backend compares with what the backend is and can do, once it is offered by d.
-func (c *comparison) backend(s existing, d *Device, m machine) {
-	c.equal("backend size", s.size, d.export.Size())
+// counterpart compares with what the backend is and can do, once it is offered by d, or the export
+// of another server.
+func (c *comparison) counterpart(s existing, d *Device, m machine) {
+	kind := "backend "
+	if d.export == nil {
+		kind = "export "
+		if len(s.links) > 1 {
+			c.equal(kind+"multi-conn", true, d.flags&nbdnl.FlagCanMultiConn != 0)
+		}
+	}
+	c.equal(kind+"size", s.size, d.Size())
 	for _, name := range beyond(d.flags, s.flags) {
-		c.equal("backend "+name, true, false)
+		c.equal(kind+name, true, false)
 	}
 	if s.flags&nbdnl.FlagReadOnly == 0 {
-		c.equal("backend read-only", false, d.ReadOnly())
+		c.equal(kind+"read-only", false, d.ReadOnly())
 	}
 	// The kernel stops the queue to change this, which waits for the requests that nobody serves
 	// yet.

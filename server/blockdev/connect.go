@@ -187,14 +187,17 @@ func (d *Device) attach(ctx context.Context, place place) error {
 	return nil
 }
 
-// serve has existing connections served.
-func (d *Device) serve(ends []link) {
+// transmitters returns what is to serve, or watch, existing connections.
+func (d *Device) transmitters(ends []link) ([]transmitter, error) {
+	if d.export == nil {
+		return d.watch(ends)
+	}
 	conns := make([]transmitter, len(ends))
 	for i, end := range ends {
 		nc := end.open()
 		conns[i] = served{d.export.NewConn(nc, end.unread), nc}
 	}
-	d.conns.serve(conns)
+	return conns, nil
 }
 
 // command has the kernel connect the device.

@@ -60,6 +60,9 @@ func (c *connection) fold(t transmitter) {
 // call of the backend.
 func (c *connection) died(timeout time.Duration) {
 	c.alive, c.dead = false, time.Now()
+	if w, ok := c.conn.(*watched); ok && !w.since.IsZero() {
+		c.dead = w.since
+	}
 	if late := c.conn.Absence() - timeout; late > 0 {
 		c.dead = c.dead.Add(-late)
 	}

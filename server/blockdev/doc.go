@@ -70,7 +70,8 @@
 // longer for each time is sent again for ever: nobody but the kernel knows of it. A connection that
 // was lost is reset before the next one is made, lest an old write reach the server after a newer
 // one; what the server has received of it by then, it must not execute after it has accepted
-// another connection. If this process dies, the device goes on until a connection is lost.
+// another connection. If this process dies, the device goes on until a connection is lost. It can
+// hand its watch over to another process ("Devices that outlive their process").
 //
 // # Another size
 //
@@ -122,6 +123,10 @@
 // any moment: one of the two serves the device, with nothing lost and no write repeated. What the
 // backend has open is the programs' own: [HandOverOptions] takes descriptors along, and a note.
 //
+// Of a device of [ConnectRemote] the kernel has the connections, and what goes to the other process
+// is the watch over them ([AdoptRemote], and [TakeOverEither] for devices of both kinds). Nothing
+// stands still but the replacement of lost connections, and nothing waits.
+//
 // After a crash what is asked of the device waits, for DeadTimeout. [Pool.Left] lists what a
 // process has left that died, and [Pool.Attach] goes on with one of those, if the backend is the
 // one for it; [Attach] is for programs that keep account otherwise. New requests are served at
@@ -130,7 +135,7 @@
 // is executed again, which is all the same to who has waited for it.
 //
 // testdata/handover is a program whose device outlives it, in both ways. A device by ioctls ends
-// with its process, and of [ConnectRemote] the kernel keeps the connections by itself.
+// with its process.
 //
 // # Deadlocks
 //

@@ -3,12 +3,14 @@ package blockdev_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 
 	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/backends/memory"
+	"github.com/nbdctl/nbdctl/backends/nbd"
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
 
@@ -48,6 +50,31 @@ func ExampleTakeOver() {
 			return memory.Inherit(doc.Size, files, memory.Options{})
 		}
 		return blockdev.TakeOver(ctx, predecessor, open, blockdev.Options{})
+	}
+	_ = takeOver
+	// Output:
+}
+
+// A successor that does not know what comes is ready for devices of both kinds.
+func ExampleTakeOverEither() {
+	takeOver := func(ctx context.Context, predecessor *net.UnixConn) (dev *blockdev.Device, err error) {
+		open := func(_ context.Context, doc *blockdev.Document, files []*os.File) (backends.Backend, error) {
+			return memory.Inherit(doc.Size, files, memory.Options{})
+		}
+		var export *nbd.Direct
+		remote := func(ctx context.Context, doc *blockdev.Document, _ []*os.File) (blockdev.Remote, error) {
+			var note struct{ URI string }
+			if err := json.Unmarshal(doc.Note, &note); err != nil {
+				return nil, err
+			}
+			export, err = nbd.DialDirect(ctx, note.URI, nbd.Options{Connections: len(doc.Connections)})
+			return export, err
+		}
+		dev, err = blockdev.TakeOverEither(ctx, predecessor, open, remote, blockdev.Options{})
+		if err != nil && export != nil {
+			err = errors.Join(err, export.Close())
+		}
+		return dev, err
 	}
 	_ = takeOver
 	// Output:

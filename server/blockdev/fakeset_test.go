@@ -165,3 +165,12 @@ func (s *fakeSet) check(t *testing.T, what string, state nbdnl.State, alive int)
 		}
 	}
 }
+
+// serve has existing connections served.
+func (d *Device) serve(ends []link) {
+	conns, err := d.transmitters(ends)
+	if err != nil {
+		panic(err)
+	}
+	d.conns.serve(conns)
+}

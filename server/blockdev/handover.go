@@ -16,9 +16,14 @@ import (
 // ErrHandedOver is why a device has ended, here, that another process goes on with.
 var ErrHandedOver = errors.New("blockdev: the device was handed over to another process")
 
-// DocumentVersion is that of the Documents which this package writes. Those of another one it
+// These are the versions of the Documents which this package writes. Those of another one it
 // refuses.
-const DocumentVersion = 1
+const (
+	DocumentVersion = 1
+	// RemoteDocumentVersion is that of the devices of ConnectRemote. A program that understands
+	// DocumentVersion only must not take the kernel's connections for its own, and read from them.
+	RemoteDocumentVersion = 2
+)
 
 // A Document is what a process has to know of a device to go on with it, beside the descriptors. It
 // is plain data, written as JSON. What a later version adds without another Version can be left out
@@ -33,6 +38,11 @@ type Document struct {
 	Flags       nbdnl.Flags       `json:"flags"`      // that the kernel was told
 	Timeout     time.Duration     `json:"timeout"`    // in nanoseconds, as are all durations here
 	DeadTimeout time.Duration     `json:"dead_timeout"`
+	// Remote tells that the device is one of ConnectRemote: the connections are the kernel's, of
+	// which there are copies.
+	Remote bool `json:"remote,omitempty"`
+	// Replaced is that of Device.Outage, of a device of ConnectRemote.
+	Replaced int64 `json:"replaced,omitempty"`
 	// Connections are in the order in which the kernel knows them.
 	Connections []HandedConnection `json:"connections"`
 	// Lost is what was lost since the device was connected, and Open what of it nobody has
@@ -50,6 +60,8 @@ type Document struct {
 type HandedConnection struct {
 	// Dead tells that it has no descriptor, and is to be replaced.
 	Dead bool `json:"dead,omitempty"`
+	// DeadSince is since when, of a device of ConnectRemote; zero: it is not known.
+	DeadSince time.Time `json:"dead_since,omitzero"`
 	// Unread was received and not executed.
 	Unread []byte `json:"unread,omitempty"`
 	// Stats are what was served over it.
@@ -59,18 +71,37 @@ type HandedConnection struct {
 // HandOverOptions say how a device is handed over. The zero value is ready to use.
 type HandOverOptions struct {
 	// Unsynced leaves out to sync the backend: what it has been given is where the other process
-	// finds it without that, as in the page cache, in shared memory, or on a server.
+	// finds it without that, as in the page cache, in shared memory, or on a server. It means
+	// nothing for a device of ConnectRemote.
 	Unsynced bool
 	// Note and Files go along for the two programs to agree on: which backend it is, and what that
 	// has open. Note is JSON, or nil. Files stay the caller's.
 	Note  json.RawMessage
 	Files []*os.File
+	// Still is called when nothing is asked of the backend any more, and returns what is known only
+	// then, which goes along in the place of Note and Files. With an error the device goes on here.
+	// nil: all is known before.
+	Still func() (note json.RawMessage, files []*os.File, err error)
+}
+
+// still has the options complete. To be called while the device stands still.
+func (o *HandOverOptions) still() (err error) {
+	if o.Still != nil {
+		if o.Note, o.Files, err = o.Still(); err != nil {
+			return err
+		}
+	}
+	if o.Note != nil && !json.Valid(o.Note) {
+		return errors.New("the note is not JSON")
+	}
+	return nil
 }
 
 // A Handover is a device on its way to another process. Nothing is asked of the backend meanwhile,
 // and what is asked of the device waits, for its Timeout at most: the kernel loses patience then.
-// It ends with Resume, Complete or Reconnect, of which the first that is called counts. What a
-// Flush finds out that was begun before it stays here.
+// Of a device of ConnectRemote nothing waits but the replacement of a connection that is lost. It
+// ends with Resume, Complete or Reconnect, of which the first that is called counts. What a Flush
+// finds out that was begun before it stays here.
 type Handover struct {
 	// Document and Files are what the other process needs (Adopt). Files are the connections that
 	// are alive, in the order of the Document, the lease if there is one, and
@@ -79,9 +110,9 @@ type Handover struct {
 	Files    []*os.File
 
 	device *Device
-	hold   *server.Hold
-	give   func() // lets go of what nobody else may do meanwhile
-	own    int    // how many of Files are closed here
+	hold   *server.Hold // nil: the kernel speaks with another server
+	give   func()       // lets go of what nobody else may do meanwhile
+	own    int          // how many of Files are closed here
 	until  time.Time
 	ended  atomic.Bool
 }
@@ -96,10 +127,15 @@ type Handover struct {
 // says that there is no need. The requests in flight and the second sync may take half of Timeout,
 // or until ctx ends. When either is over, the error says so, and the device goes on as if nothing
 // had been, as it does after any other error: errors.ErrUnsupported of a device by ioctls, which
-// the kernel ends with the process that has connected it, and of one of ConnectRemote.
+// the kernel ends with the process that has connected it, and before Linux 5.14 of one of
+// ConnectRemote, whose connections only the process can replace there that has connected it.
 //
 // What is asked of the device waits until the Handover ends, each request for Timeout at the most;
 // so do calls that change or end it. HandOverTo does all of it over a Unix socket.
+//
+// Of a device of ConnectRemote there is nothing to be answered, nor synced: the kernel and the
+// server go on. Copies of the kernel's connections go along (AdoptRemote). They are watched here
+// until Complete, and none is replaced; HandOver waits for replacements that are under way.
 func (d *Device) HandOver(ctx context.Context, o HandOverOptions) (*Handover, error) {
 	h, err := d.handOver(ctx, o)
 	if err != nil {
@@ -110,15 +146,11 @@ func (d *Device) HandOver(ctx context.Context, o HandOverOptions) (*Handover, er
 
 func (d *Device) handOver(ctx context.Context, o HandOverOptions) (_ *Handover, err error) {
 	switch {
-	case d.export == nil:
-		return nil, fmt.Errorf("the kernel is connected to another server: %w", errors.ErrUnsupported)
 	case d.Mode() == nbdnl.ModeIoctl:
 		return nil, fmt.Errorf("a device by ioctls ends with the process that has connected it: %w",
 			errors.ErrUnsupported)
-	case o.Note != nil && !json.Valid(o.Note):
-		return nil, errors.New("the note is not JSON")
 	}
-	if !o.Unsynced {
+	if d.export != nil && !o.Unsynced {
 		// I/O goes on meanwhile, and all the rest, so this may take as long as it does.
 		if err := d.export.Sync(ctx); err != nil {
 			return nil, err
@@ -136,13 +168,25 @@ func (d *Device) handOver(ctx context.Context, o HandOverOptions) (_ *Handover, 
 	until := time.Now().Add(d.Timeout() / 2)
 	ctx, cancel := context.WithDeadlineCause(ctx, until, errors.New("the backend takes too long"))
 	defer cancel()
-	hold, err := d.export.Hold(ctx, !o.Unsynced)
+	var hold *server.Hold
+	if d.export != nil {
+		hold, err = d.export.Hold(ctx, !o.Unsynced)
+	} else {
+		err = d.known(ctx)
+	}
 	if err != nil {
 		return nil, err
 	}
 	doc, files, err := d.describe(hold)
+	if err == nil {
+		if err = o.still(); err != nil {
+			closeAll(files)
+		}
+	}
 	if err != nil {
-		hold.Release()
+		if hold != nil {
+			hold.Release()
+		}
 		return nil, err
 	}
 	doc.Note = o.Note
@@ -195,6 +239,9 @@ func (d *Device) describe(hold *server.Hold) (doc Document, files []*os.File, er
 		Size: d.Size(), BlockSize: d.blockSize, Flags: d.flags,
 	}
 	doc.Timeout, doc.DeadTimeout = d.conns.timeouts()
+	if d.export == nil {
+		doc.Version, doc.Remote, doc.Replaced = RemoteDocumentVersion, true, d.Outage().Replaced
+	}
 	for _, c := range d.conns.present() {
 		handed, f, err := hand(c, hold)
 		if err != nil {
@@ -218,6 +265,9 @@ func (d *Device) describe(hold *server.Hold) (doc Document, files []*os.File, er
 
 // hand returns what there is to know of a connection, and a copy of its descriptor if it is alive.
 func hand(c present, hold *server.Hold) (handed HandedConnection, f *os.File, err error) {
+	if w, ok := c.conn.(*watched); ok {
+		return w.hand(c.dead)
+	}
 	handed = HandedConnection{Dead: true, Stats: c.stats}
 	handed.Stats.InFlight, handed.Stats.Oldest = 0, 0
 	here := c.conn.(served) // There is an export.
@@ -240,7 +290,9 @@ func hand(c present, hold *server.Hold) (handed HandedConnection, f *os.File, er
 // what was in the Handover.
 func (h *Handover) Resume() {
 	if h.end() {
-		h.hold.Release()
+		if h.hold != nil {
+			h.hold.Release()
+		}
 		h.give()
 	}
 }
@@ -256,7 +308,9 @@ func (h *Handover) Complete() error {
 	defer h.give()
 	d := h.device
 	d.conns.handOver()
-	h.hold.Leave()
+	if h.hold != nil {
+		h.hold.Leave()
+	}
 	<-d.conns.done // Nothing is in flight.
 	d.losses.forget()
 	d.ended = true
@@ -267,9 +321,14 @@ func (h *Handover) Complete() error {
 // over. It is for when a process has died that may have begun to serve it: what that has not
 // answered the kernel sends again, when the Timeout of each request is up. Without DeadTimeout the
 // device ends.
+//
+// A device of ConnectRemote keeps its connections, to which nobody has done anything: Reconnect is
+// Resume.
 func (h *Handover) Reconnect() {
 	if h.end() {
-		h.hold.Leave() // With that they count as lost.
+		if h.hold != nil {
+			h.hold.Leave() // With that they count as lost.
+		}
 		h.give()
 	}
 }

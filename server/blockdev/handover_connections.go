@@ -3,6 +3,7 @@ package blockdev
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/nbdctl/nbdctl/server"
 )
@@ -70,6 +71,7 @@ func (cs *connections) keepAsTheyAre(ctx context.Context) (give func(), err erro
 type present struct {
 	conn  transmitter
 	stats server.Stats
+	dead  time.Time // since when it is dead; zero: it is alive
 }
 
 // present returns all connections.
@@ -78,18 +80,24 @@ func (cs *connections) present() []present {
 	defer cs.mu.Unlock()
 	all := make([]present, len(cs.all))
 	for i, c := range cs.all {
-		all[i] = present{c.conn, c.stats()}
+		all[i] = present{conn: c.conn, stats: c.stats()}
+		if !c.alive {
+			all[i].dead = c.dead
+		}
 	}
 	return all
 }
 
 // handOver has the set end without a loss when its connections do, for another process goes on with
-// them.
+// them. Those that are watched end at that.
 func (cs *connections) handOver() {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	cs.away = true
 	cs.retire()
+	for _, c := range cs.all {
+		letGo([]transmitter{c.conn})
+	}
 }
 
 // handedOver reports whether another process goes on with the connections.
@@ -97,6 +105,13 @@ func (cs *connections) handedOver() bool {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	return cs.away
+}
+
+// replacedBefore says how many connections were replaced before any was served here.
+func (cs *connections) replacedBefore(n int64) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	cs.replaced = n
 }
 
 // servedBefore adds what was served over each connection before.

@@ -4,6 +4,7 @@ import (
 	"net"
 	"os"
 	"syscall"
+	"time"
 )
 
 // links are fresh connections: what the server has and what is for the kernel, in the same order.
@@ -33,10 +34,13 @@ func (l *links) close() {
 	}
 }
 
-// A link is the server's end of a connection.
+// A link is the server's end of a connection, or the kernel's if another server has the other one.
 type link struct {
-	conn   net.Conn // nil: it is dead, and is to be replaced
+	conn   net.Conn // the server's; nil: it is dead, and is to be replaced
 	unread []byte   // what was received from it and not executed
+
+	socket *os.File  // the kernel's; nil: it is dead, and is to be replaced
+	since  time.Time // since when it is, if that is known
 }
 
 // open returns the connection, or one at its end in the place of a dead one.

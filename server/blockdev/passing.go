@@ -56,9 +56,10 @@ type line struct {
 // All of it is to be done in half of Timeout from when the device stands still.
 //
 // Only if the other process dies, or gives up, when everything was said, and may have served a few
-// requests, the device gets new connections (Handover.Reconnect). If it gives no sign of life in
-// that moment, or letting go fails, the error matches ErrHandedOver, and the device is the other's.
-// c stays open, and is of no further use after an error.
+// requests, the device gets new connections (Handover.Reconnect), unless it is one of
+// ConnectRemote. If the other process gives no sign of life in that moment, or letting go fails,
+// the error matches ErrHandedOver, and the device is the other's. c stays open, and is of no
+// further use after an error.
 func (d *Device) HandOverTo(ctx context.Context, c *net.UnixConn, o HandOverOptions) error {
 	h, err := d.HandOver(ctx, o)
 	if err != nil {
@@ -94,6 +95,9 @@ func (d *Device) HandOverTo(ctx context.Context, c *net.UnixConn, o HandOverOpti
 		return errors.Join(fail(err), ErrHandedOver, h.Complete())
 	}
 	h.Reconnect()
+	if d.export == nil {
+		return fail(fmt.Errorf("the other process has not begun to watch over it, and it is watched here: %w", err))
+	}
 	return fail(fmt.Errorf("the other process has not begun to serve it, and it is connected again: %w", err))
 }
 
@@ -102,15 +106,36 @@ func (d *Device) HandOverTo(ctx context.Context, c *net.UnixConn, o HandOverOpti
 // while the device stands still, so what takes long is to be ready before.
 type Opener func(ctx context.Context, doc *Document, files []*os.File) (backends.Backend, error)
 
+// A RemoteOpener is an Opener for a device of ConnectRemote (Document.Remote). It returns the
+// export that the kernel is connected to.
+type RemoteOpener func(ctx context.Context, doc *Document, files []*os.File) (Remote, error)
+
 // TakeOver is Adopt of a device that the process at the other end of c, a Unix stream socket, hands
 // over by HandOverTo, with the backend that open returns. If anything goes wrong, ctx ends, or open
 // returns an error, the other process is told, and goes on with the device; a backend that open has
 // returned is for the caller to close. c stays open.
+//
+// A device of ConnectRemote is refused before open is called, with errors.ErrUnsupported:
+// TakeOverEither is for those, too.
 func TakeOver(ctx context.Context, c *net.UnixConn, open Opener, o Options) (*Device, error) {
 	return machine{}.takeOverFrom(ctx, c, open, o)
 }
 
+// TakeOverEither is TakeOver for whichever device comes: that of a backend with what open returns,
+// and one of ConnectRemote, by AdoptRemote, with what remote returns. A nil one refuses its kind.
+func TakeOverEither(
+	ctx context.Context, c *net.UnixConn, open Opener, remote RemoteOpener, o Options,
+) (*Device, error) {
+	return machine{}.takeOverEither(ctx, c, open, remote, o)
+}
+
 func (m machine) takeOverFrom(ctx context.Context, c *net.UnixConn, open Opener, o Options) (*Device, error) {
+	return m.takeOverEither(ctx, c, open, nil, o)
+}
+
+func (m machine) takeOverEither(
+	ctx context.Context, c *net.UnixConn, open Opener, remote RemoteOpener, o Options,
+) (*Device, error) {
 	var doc *Document
 	var files []*os.File
 	err := heeding(ctx, c, func() (err error) {
@@ -130,12 +155,16 @@ func (m machine) takeOverFrom(ctx context.Context, c *net.UnixConn, open Opener,
 		closeAll(files)
 		return nil, refuse(err)
 	}
-	b, err := open(ctx, doc, doc.Extra(files))
+	if doc.Remote && remote == nil || !doc.Remote && open == nil {
+		closeAll(files)
+		return nil, refuse(doc.isFor(!doc.Remote))
+	}
+	with, err := m.counterpart(ctx, doc, open, remote, doc.Extra(files))
 	if err != nil {
 		closeAll(files[:len(files)-len(doc.Extra(files))])
 		return nil, refuse(fmt.Errorf("blockdev: %s: %w", nbdnl.Path(doc.Index), err))
 	}
-	d, err := m.takeOver(ctx, *doc, files, b, o, func() error {
+	d, err := m.inherit(ctx, *doc, files, with, o, func() error {
 		if err := lines.say(line{Ready: true}); err != nil {
 			return err
 		}
@@ -148,6 +177,18 @@ func (m machine) takeOverFrom(ctx context.Context, c *net.UnixConn, open Opener,
 	}
 	_ = lines.say(line{Serving: true}) // If it is not heard, nobody is there.
 	return d, nil
+}
+
+// counterpart opens what is to go on with a device.
+func (m machine) counterpart(
+	ctx context.Context, doc *Document, open Opener, remote RemoteOpener, files []*os.File,
+) (maker, error) {
+	if doc.Remote {
+		r, err := remote(ctx, doc, files)
+		return m.watching(r), err
+	}
+	b, err := open(ctx, doc, files)
+	return m.serving(b), err
 }
 
 var errTooLong = errors.New("the other process takes too long")

@@ -1,6 +1,7 @@
 package blockdev
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -335,22 +336,39 @@ func TestReceive(t *testing.T) {
 
 // TestDocument holds how a document is written, which later versions must understand.
 func TestDocument(t *testing.T) {
-	doc := Document{
+	served := Document{
 		Version: 1, Index: 3, Incarnation: 7, Identifier: "x", Size: 4096, BlockSize: 512, Flags: 1,
 		Timeout: time.Second, DeadTimeout: time.Minute, Leased: true, Note: json.RawMessage(`[1]`),
 		Connections: []HandedConnection{{Unread: []byte{1, 2}}, {Dead: true}},
 		Lost:        &HandedLoss{Number: 1, Unsent: "gone"},
 	}
-	doc.Connections[0].Stats.Read.Requests = 5
-	b, err := os.ReadFile("testdata/document.json")
-	if err != nil {
-		t.Fatal(err)
+	served.Connections[0].Stats.Read.Requests = 5
+	remote := Document{
+		Version: 2, Index: 3, Incarnation: 7, Identifier: "x", Size: 4096, BlockSize: 512, Flags: 5,
+		Timeout: time.Second, DeadTimeout: time.Minute, Note: json.RawMessage(`[1]`), Remote: true, Replaced: 4,
+		Connections: []HandedConnection{
+			{}, {Dead: true, DeadSince: time.Date(2026, 12, 1, 10, 20, 30, 500_000_000, time.UTC)},
+		},
 	}
-	var got Document
-	if err := json.Unmarshal(b, &got); err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(doc, got); diff != "" {
-		t.Errorf("what an earlier version has written (-want +got):\n%s", diff)
+	for name, doc := range map[string]Document{"document": served, "document_remote": remote} {
+		b, err := os.ReadFile("testdata/" + name + ".json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got Document
+		if err := json.Unmarshal(b, &got); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(doc, got); diff != "" {
+			t.Errorf("%s, as an earlier version has written it (-want +got):\n%s", name, diff)
+		}
+		if err := got.check(3); err != nil {
+			t.Error(err)
+		}
+		b, err = json.Marshal(doc)
+		told := bytes.Contains(b, []byte("remote")) && bytes.Contains(b, []byte("dead_since"))
+		if err != nil || told != doc.Remote || bytes.Contains(b, []byte("replaced")) != doc.Remote {
+			t.Errorf("%s is written %s, %v", name, b, err)
+		}
 	}
 }

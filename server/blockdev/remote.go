@@ -159,7 +159,8 @@ func (d *Device) ends() bool {
 
 // A watched connection is the kernel's. It is watched here for its end.
 type watched struct {
-	socket *os.File
+	socket *os.File      // nil: the connection had ended before it could be watched here
+	since  time.Time     // when it had, if that is known
 	ends   func() bool   // reports whether the device is being ended
 	hungUp chan struct{} // closed when the connection has ended
 	stop   func()        // ends the watch
@@ -171,13 +172,18 @@ type watched struct {
 
 // newWatched watches nc, which is used up.
 func newWatched(nc net.Conn, ends func() bool) (*watched, error) {
-	w := &watched{ends: ends, hungUp: make(chan struct{}), closed: make(chan struct{})}
-	var err error
-	if w.socket, err = takeSocket(nc); err != nil {
+	socket, err := takeSocket(nc)
+	if err != nil {
 		return nil, err
 	}
-	if w.stop, err = rawio.WatchHangup(w.socket, func() { close(w.hungUp) }); err != nil {
-		return nil, errors.Join(err, w.socket.Close())
+	return watch(socket, ends)
+}
+
+// watch watches the connection of a socket, which is closed on error.
+func watch(socket *os.File, ends func() bool) (_ *watched, err error) {
+	w := &watched{socket: socket, ends: ends, hungUp: make(chan struct{}), closed: make(chan struct{})}
+	if w.stop, err = rawio.WatchHangup(socket, func() { close(w.hungUp) }); err != nil {
+		return nil, errors.Join(err, socket.Close())
 	}
 	return w, nil
 }
@@ -191,6 +197,9 @@ func (w *watched) Transmit() error {
 	case <-w.closed:
 		return net.ErrClosed
 	case <-w.hungUp:
+	}
+	if w.socket == nil {
+		return errLostBefore
 	}
 	if w.ends() {
 		w.disconnected.Store(true)
@@ -208,8 +217,10 @@ func (w *watched) Close() error {
 	w.closing.Do(func() {
 		close(w.closed)
 		w.stop()
-		_ = resetSocket(w.socket) // It may have ended.
-		w.socket.Close()
+		if w.socket != nil {
+			_ = resetSocket(w.socket) // It may have ended.
+			w.socket.Close()
+		}
 	})
 	return nil
 }

@@ -13,17 +13,9 @@ import (
 	"github.com/nbdctl/nbdctl/server/internal/rawio"
 )
 
-// takeSocket makes a descriptor of a connection, which is used up. It blocks, for the runtime polls
-// what does not, and would be woken by each packet.
+// takeSocket makes a descriptor of a connection, which is used up.
 func takeSocket(nc net.Conn) (*os.File, error) {
 	defer nc.Close()
-	var fd int
-	var failed error
-	dup := func(socket uintptr) {
-		if fd, failed = unix.FcntlInt(socket, unix.F_DUPFD_CLOEXEC, 0); failed == nil {
-			failed = unix.SetNonblock(fd, false)
-		}
-	}
 	var socket syscall.Conn
 	switch nc := nc.(type) {
 	case *net.TCPConn:
@@ -33,11 +25,26 @@ func takeSocket(nc net.Conn) (*os.File, error) {
 	default:
 		return nil, fmt.Errorf("the kernel can't have a %T: %w", nc, errors.ErrUnsupported)
 	}
-	raw, err := socket.SyscallConn()
-	if err == nil {
-		err = raw.Control(dup)
+	return copySocket(socket)
+}
+
+// copySocket returns another descriptor of a socket. It blocks, for the runtime polls what does
+// not, and would be woken by each packet. All descriptors of the socket block then.
+func copySocket(socket syscall.Conn) (*os.File, error) {
+	fd := -1
+	err := control(socket, func(socket int) error {
+		if _, err := unix.GetsockoptInt(socket, unix.SOL_SOCKET, unix.SO_TYPE); err != nil {
+			return err // It is something else.
+		}
+		var err error
+		fd, err = unix.FcntlInt(uintptr(socket), unix.F_DUPFD_CLOEXEC, 0)
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
-	if err = errors.Join(err, failed); err != nil {
+	if err := unix.SetNonblock(fd, false); err != nil {
+		unix.Close(fd)
 		return nil, err
 	}
 	return os.NewFile(uintptr(fd), "kernel's connection"), nil
@@ -68,9 +75,9 @@ func socketError(socket *os.File) error {
 // resetSocket ends the connection of a socket for the kernel and the peer, too.
 func resetSocket(socket *os.File) error { return control(socket, rawio.Reset) }
 
-// control calls f with the descriptor of a file.
-func control(file *os.File, f func(fd int) error) error {
-	raw, err := file.SyscallConn()
+// control calls f with the descriptor of a socket.
+func control(socket syscall.Conn, f func(fd int) error) error {
+	raw, err := socket.SyscallConn()
 	if err != nil {
 		return err
 	}

@@ -7,11 +7,14 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"syscall"
 )
 
 func takeSocket(nc net.Conn) (*os.File, error) {
 	return nil, errors.Join(nc.Close(), errors.ErrUnsupported)
 }
+
+func copySocket(syscall.Conn) (*os.File, error) { return nil, errors.ErrUnsupported }
 
 func enlargeSendBuffer(*os.File, int, *slog.Logger) {}
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 
 	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/nbdnl"
@@ -17,7 +18,7 @@ import (
 // process to go on with it. There may be several in one error.
 type MismatchError struct {
 	Index     int
-	Setting   string // "identifier", "incarnation", "size", "backend size", "flush" and so on
+	Setting   string // "identifier", "incarnation", "size", "backend size", "export size", "flush" and so on
 	Want, Got string
 }
 
@@ -46,18 +47,27 @@ func Adopt(
 
 // check says what is wrong with a document that came with that many files.
 func (doc *Document) check(files int) error {
-	need := doc.own()
+	need, version := doc.own(), DocumentVersion
+	if doc.Remote {
+		version = RemoteDocumentVersion
+	}
 	switch {
-	case doc.Version != DocumentVersion:
-		return fmt.Errorf("blockdev: a document of version %d, and this program understands %d: "+
-			"use one that understands it, too", doc.Version, DocumentVersion)
+	case doc.Version != version:
+		return fmt.Errorf("blockdev: a document of version %d, and of such a device this program understands %d: "+
+			"use one that understands it, too", doc.Version, version)
 	case doc.Index < 0 || len(doc.Connections) == 0 || len(doc.Connections) > maxConnections:
 		return fmt.Errorf("blockdev: a document of index %d with %d connections", doc.Index, len(doc.Connections))
+	case doc.Remote && slices.ContainsFunc(doc.Connections, HandedConnection.received):
+		return fmt.Errorf("blockdev: %s: requests were received that the kernel has sent to another server",
+			nbdnl.Path(doc.Index))
 	case files < need:
 		return fmt.Errorf("blockdev: %s came with %d descriptors, and has %d", nbdnl.Path(doc.Index), files, need)
 	}
 	return nil
 }
+
+// received reports whether bytes were received over it, and not executed.
+func (c HandedConnection) received() bool { return len(c.Unread) > 0 }
 
 // Extra returns what of the descriptors that came with the document the program has added by itself
 // (HandOverOptions.Files).
@@ -81,9 +91,19 @@ func (doc *Document) own() (n int) {
 func (m machine) takeOver(
 	ctx context.Context, doc Document, files []*os.File, b backends.Backend, o Options, begin func() error,
 ) (*Device, error) {
+	return m.inherit(ctx, doc, files, m.serving(b), o, begin)
+}
+
+// inherit is takeOver, with what makes the Device.
+func (m machine) inherit(
+	ctx context.Context, doc Document, files []*os.File, with maker, o Options, begin func() error,
+) (*Device, error) {
 	own := files[:len(files)-len(doc.Extra(files))]
 	defer func() { closeAll(own) }()
 	if err := doc.check(len(files)); err != nil {
+		return nil, err
+	}
+	if err := doc.isFor(with.remote); err != nil {
 		return nil, err
 	}
 	s := existing{
@@ -112,9 +132,10 @@ func (m machine) takeOver(
 	if s.links, err = doc.links(own); err != nil {
 		return nil, errors.Join(err, giveBack())
 	}
-	d, err := m.adopt(ctx, s, b, o, func(d *Device) error {
+	d, err := m.goOn(ctx, s, with, o, func(d *Device) error {
 		d.lease = lease
 		d.losses.take(doc.Lost, doc.Open)
+		d.conns.replacedBefore(doc.Replaced)
 		if begin != nil {
 			if err := begin(); err != nil {
 				return err
@@ -146,9 +167,15 @@ func (m machine) claims(o Options) claim.Dir {
 // links makes connections of descriptors.
 func (doc *Document) links(files []*os.File) (links []link, err error) {
 	for _, c := range doc.Connections {
-		l := link{unread: c.Unread}
+		l := link{unread: c.Unread, since: c.DeadSince}
 		if !c.Dead {
-			if l.conn, err = net.FileConn(files[0]); err != nil {
+			if doc.Remote {
+				// A net.Conn would have it not block, for all who have it.
+				l.socket, err = copySocket(files[0])
+			} else {
+				l.conn, err = net.FileConn(files[0])
+			}
+			if err != nil {
 				closeLinks(links)
 				return nil, fmt.Errorf("blockdev: %s: descriptor of a connection: %w", nbdnl.Path(doc.Index), err)
 			}
@@ -163,6 +190,9 @@ func closeLinks(links []link) {
 	for _, l := range links {
 		if l.conn != nil {
 			l.conn.Close()
+		}
+		if l.socket != nil {
+			l.socket.Close()
 		}
 	}
 }
