@@ -30,13 +30,13 @@ func vsockEndpoint(v, port string) (endpoint, error) {
 
 // bindVsock listens to a port. If it is 0 it takes a free one that fits in 31 bits: the kernel
 // would take one of 32, which libnbd does not find in a URI.
-func bindVsock(port uint32) (l *vsock.Listener, err error) {
+func bindVsock(port uint32) (l net.Listener, err error) {
 	const attempts, privileged = 16, 1024
 	if port != 0 {
-		return vsock.ListenContextID(anyContext, port, nil)
+		return listenVsockAt(port)
 	}
 	for range attempts {
-		l, err = vsock.ListenContextID(anyContext, privileged+rand.Uint32N(math.MaxInt32-privileged), nil)
+		l, err = listenVsockAt(privileged + rand.Uint32N(math.MaxInt32-privileged))
 		if !errors.Is(err, syscall.EADDRINUSE) {
 			break
 		}

@@ -41,7 +41,11 @@ func serveCommand() *cli.Command {
 }
 
 func serve(c *cli.Context) (err error) {
-	p, err := servePlanOf(c)
+	before, err := host.Succeeding()
+	if err != nil {
+		return err
+	}
+	p, err := servePlanOf(c, before != nil)
 	if err != nil {
 		return err
 	}
@@ -49,12 +53,30 @@ func serve(c *cli.Context) (err error) {
 	defer stop()
 	log := &lockedWriter{w: c.App.ErrWriter}
 	logger := slog.New(slog.NewTextHandler(log, nil))
-	d := &daemon{plan: p, set: exports.New(log), logger: logger}
-	if err := d.begin(c.App.Writer, func(warnings []string) { warn(c, warnings) }); err != nil {
+	d := &daemon{
+		plan: p, set: exports.New(log), logger: logger, before: before,
+		reloading: make(chan struct{}, 1), passing: make(chan struct{}, 1), successor: make(chan *host.Successor, 1),
+	}
+	if before != nil {
+		err = d.succeed(c.Context)
+	} else {
+		err = d.begin(c.App.Writer, func(warnings []string) { warn(c, warnings) })
+	}
+	if err != nil {
 		return err
 	}
-	err = d.run(signals)
-	return errors.Join(err, d.end())
+	next, err := d.run(signals)
+	if next == nil {
+		return errors.Join(err, d.end())
+	}
+	if d.control != nil {
+		d.control.Leave()
+	}
+	d.leave()
+	if code := next.Wait(signals); code != 0 {
+		os.Exit(code) // It has said why.
+	}
+	return nil
 }
 
 // A daemon is the process that serves exports, while it does.
@@ -66,8 +88,13 @@ type daemon struct {
 	logger *slog.Logger
 
 	listeners []net.Listener
-	silence   func() // ends the answers to stats; nil: there are none
-	reloading sync.Mutex
+	control   *host.ExportsControl // nil: nobody is answered
+
+	before    *host.Succession // how it came to serve; nil: by itself
+	successor chan *host.Successor
+	reloading chan struct{} // holds a value while what is offered is read again
+	passing   chan struct{} // holds a value while it is handed over, or has ended
+	gone      bool          // another process serves, or none; guarded by passing
 }
 
 // begin opens what is to be offered, listens, and says where. If it fails, nothing is left.
@@ -76,13 +103,8 @@ func (d *daemon) begin(out io.Writer, warn func([]string)) error {
 	if err != nil {
 		return err
 	}
-	d.server = d.plan.server()
-	d.server.Lookup, d.server.List, d.server.Logger = d.set.Lookup, d.set.List, d.logger
-	if d.plan.tls != tlsOff {
-		if d.certs, err = certs.Open(d.plan.certificates, d.plan.verifyPeer); err != nil {
-			return err
-		}
-		d.server.TLS, d.server.RequireTLS = d.certs.Config(), d.plan.tls == tlsRequire
+	if err := d.makeServer(); err != nil {
+		return err
 	}
 	warnings, err := d.set.Load(offer)
 	if err != nil {
@@ -97,15 +119,28 @@ func (d *daemon) begin(out io.Writer, warn func([]string)) error {
 		for _, l := range d.listeners {
 			err = errors.Join(err, l.Close())
 		}
-		if d.silence != nil {
-			d.silence()
+		if d.control != nil {
+			d.control.Close()
 		}
 		return errors.Join(err, d.set.Discard())
 	}
 	return nil
 }
 
-// answer lets stats ask.
+// makeServer makes the server of the plan.
+func (d *daemon) makeServer() (err error) {
+	d.server = d.plan.server()
+	d.server.Lookup, d.server.List, d.server.Logger = d.set.Lookup, d.set.List, d.logger
+	if d.plan.tls != tlsOff {
+		if d.certs, err = certs.Open(d.plan.certificates, d.plan.verifyPeer); err != nil {
+			return err
+		}
+		d.server.TLS, d.server.RequireTLS = d.certs.Config(), d.plan.tls == tlsRequire
+	}
+	return nil
+}
+
+// answer lets stats and upgrade ask.
 func (d *daemon) answer() error {
 	if d.plan.control.network == "" {
 		return nil
@@ -116,7 +151,7 @@ func (d *daemon) answer() error {
 	if err != nil {
 		return err
 	}
-	d.silence = host.AnswerExports(l, d.set.Status)
+	d.control = host.ControlExports(l, d.set.Status, d.handOver)
 	return nil
 }
 
@@ -158,8 +193,9 @@ func (d *daemon) bind() ([]net.Addr, error) {
 	return addresses, nil
 }
 
-// run serves until a signal ends it, or a listener fails.
-func (d *daemon) run(signals <-chan os.Signal) error {
+// run serves until a signal ends it, or a listener fails, or another process serves in the place of
+// this one.
+func (d *daemon) run(signals <-chan os.Signal) (*host.Successor, error) {
 	served := make(chan error, len(d.listeners))
 	for _, l := range d.listeners {
 		go func() { served <- d.server.Serve(l) }()
@@ -167,15 +203,35 @@ func (d *daemon) run(signals <-chan os.Signal) error {
 	for {
 		select {
 		case err := <-served:
-			return err
+			if errors.Is(err, server.ErrServerClosed) {
+				continue // It is being handed over.
+			}
+			return d.ending(nil), err
+		case next := <-d.successor:
+			return next, nil
 		case sig := <-signals:
 			if sig == syscall.SIGHUP && d.reloads() {
 				go d.reload() // A disk may hang.
 				continue
 			}
 			d.logger.Info("ending", "signal", sig.String())
-			return nil
+			return d.ending(sig), nil
 		}
+	}
+}
+
+// ending waits for a handover that is under way, and has none begin. If it has succeeded, the
+// successor gets the signal that has come.
+func (d *daemon) ending(sig os.Signal) *host.Successor {
+	d.passing <- struct{}{}
+	defer func() { <-d.passing }()
+	d.gone = true
+	select {
+	case next := <-d.successor:
+		next.Signal(sig)
+		return next
+	default:
+		return nil
 	}
 }
 
@@ -185,8 +241,8 @@ func (d *daemon) reloads() bool { return d.certs != nil || d.plan.file != "" }
 // reload reads certificates and exports again, after another one that is still at it. Each of the
 // two stays as it is where that fails.
 func (d *daemon) reload() {
-	d.reloading.Lock()
-	defer d.reloading.Unlock()
+	d.reloading <- struct{}{}
+	defer func() { <-d.reloading }()
 	if d.certs != nil {
 		d.report("certificates", d.certs.Reload())
 	}
@@ -228,10 +284,20 @@ func (d *daemon) end() error {
 		defer cancel()
 		err = errors.Join(err, d.server.Shutdown(ctx))
 	}
-	if d.silence != nil {
-		d.silence()
+	if d.control != nil {
+		d.control.Close()
 	}
 	return errors.Join(err, d.set.Close())
+}
+
+// leave waits for the clients over TLS, whose connections are being closed.
+func (d *daemon) leave() {
+	ctx, cancel := context.WithTimeout(context.Background(), drainPatience)
+	defer cancel()
+	if err := d.server.Shutdown(ctx); err != nil {
+		d.logger.Warn("clients over TLS do not go", slog.Any("reason", err))
+		_ = d.server.Close() // Nothing of theirs is in flight.
+	}
 }
 
 // A lockedWriter is a log that several write to.

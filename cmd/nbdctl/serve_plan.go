@@ -72,19 +72,28 @@ type servePlan struct {
 	handshakeTimeout          time.Duration
 }
 
-// servePlanOf reads the flags. Whatever it refuses is valid on no machine.
-func servePlanOf(c *cli.Context) (*servePlan, error) {
+// servePlanOf reads the flags. Whatever it refuses is valid on no machine. A process that succeeds
+// another one has from that what it offers, and where it listens.
+func servePlanOf(c *cli.Context, succeeds bool) (*servePlan, error) {
 	p := &servePlan{certificates: c.String("tls-certificates"), verifyPeer: c.Bool("tls-verify-peer")}
-	for _, read := range []func() error{
+	ends := []func() error{
 		func() error { return p.readExports(c) },
+		func() error { return p.readListen(c) },
+	}
+	if succeeds {
+		ends = nil
+		if c.IsSet("exports") {
+			ends = append(ends, func() error { return p.readFile(c) })
+		}
+	}
+	for _, read := range append(ends,
 		func() (err error) { p.tls, err = tlsModeOf(c); return },
 		func() (err error) { p.maxClients, err = readCount(c, "max-clients"); return },
 		func() (err error) { p.maxPerAddress, err = readCount(c, "max-per-address"); return },
 		func() error { return p.readControl(c) },
 		func() error { return p.readMemory(c) },
 		func() error { return p.readTimeout(c) },
-		func() error { return p.readListen(c) },
-	} {
+	) {
 		if err := read(); err != nil {
 			return nil, err
 		}

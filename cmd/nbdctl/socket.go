@@ -25,12 +25,21 @@ type socket struct {
 	remove sync.Once
 }
 
+// keep leaves the file to another process that listens on the socket.
+func (s *socket) keep() { s.remove.Do(func() {}) }
+
+// own reports whether its file is at the path.
+func (s *socket) own() bool {
+	now, err := os.Lstat(s.path)
+	return err == nil && os.SameFile(now, s.file)
+}
+
 // Close removes the file before clients are refused: until then nobody takes the
 // socket for that of a server that was killed.
 func (s *socket) Close() error {
 	var err error
 	s.remove.Do(func() {
-		if now, statErr := os.Lstat(s.path); statErr == nil && os.SameFile(now, s.file) {
+		if s.own() {
 			err = os.Remove(s.path)
 		}
 	})

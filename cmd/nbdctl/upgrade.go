@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/inventory"
 )
 
@@ -27,10 +28,11 @@ func upgradeCommand() *cli.Command {
 	return &cli.Command{
 		Name:        "upgrade",
 		Usage:       "have this nbdctl serve devices in the place of the one that does",
-		ArgsUsage:   "DEVICE... | --all",
+		ArgsUsage:   "DEVICE... | --all | --server PATH",
 		Description: strings.TrimSpace(upgradeDescription),
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "all", Usage: "every device that nbdctl serves"},
+			&cli.StringFlag{Name: "server", Usage: "the server of nbdctl serve --control `PATH`, in place of devices"},
 		},
 		OnUsageError: onUsageError,
 		Action:       upgrade,
@@ -38,6 +40,9 @@ func upgradeCommand() *cli.Command {
 }
 
 func upgrade(c *cli.Context) error {
+	if c.IsSet("server") {
+		return upgradeServer(c)
+	}
 	if c.Bool("all") == c.Args().Present() {
 		return exit.Usagef("upgrade takes either devices (nbd3, /dev/nbd3 or the name given at connect) or --all")
 	}
@@ -53,6 +58,24 @@ func upgrade(c *cli.Context) error {
 		errs = append(errs, upgradeOne(ctx, c, d))
 	}
 	return errors.Join(errs...)
+}
+
+// upgradeServer has a server of NBD clients replaced.
+func upgradeServer(c *cli.Context) error {
+	if c.Bool("all") || c.Args().Present() {
+		return exit.Usagef("upgrade --server takes no devices, and not --all")
+	}
+	ctx, stop := interruptible(c)
+	defer stop()
+	ctx, cancel := context.WithTimeoutCause(ctx, upgradePatience, fmt.Errorf("not within %s", upgradePatience))
+	defer cancel()
+	path := c.String("server")
+	pid, err := host.UpgradeServer(ctx, path)
+	if err != nil {
+		return fmt.Errorf("the server at %s was not upgraded: %w", path, err)
+	}
+	_, err = fmt.Fprintf(c.App.Writer, "server at %s upgraded: pid %d serves\n", path, pid)
+	return err
 }
 
 // upgradable finds the devices that are meant, each once. Those that there are come with the error

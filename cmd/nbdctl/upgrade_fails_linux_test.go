@@ -19,9 +19,19 @@ import (
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/kind"
 )
 
-// inheriting in the environment of an upgrade says what becomes of the process that takes over a
-// fragile backend.
+// inheriting in the environment says what becomes of a process that takes over a fragile backend, or
+// in which file that is said.
 const inheriting = "NBDCTL_TEST_INHERITING"
+
+// fate is what becomes of such a process.
+func fate() string {
+	said := os.Getenv(inheriting)
+	if strings.HasPrefix(said, "/") {
+		b, _ := os.ReadFile(said) // Without a file all goes well.
+		return string(b)
+	}
+	return said
+}
 
 // fragileKind is memory, in tests alone, that not every process can inherit.
 var fragileKind = kind.Kind{
@@ -36,7 +46,7 @@ var fragileKind = kind.Kind{
 	},
 	Inherit: func(_ context.Context, s host.Spec, i host.Inheritance) (*host.Backing, error) {
 		size := i.Size
-		switch os.Getenv(inheriting) {
+		switch fate() {
 		case "fails":
 			return nil, errors.New("it has gone to pieces")
 		case "panics":

@@ -22,7 +22,8 @@ type entry struct {
 	backing *host.Backing
 	export  *server.Export
 
-	opened time.Time // what it has served counts from then
+	opened time.Time    // what it has served counts from then
+	before server.Stats // what another process has served of that
 
 	users     int
 	transient bool // its last user closes it
@@ -37,27 +38,33 @@ type entry struct {
 
 // open opens the backend and makes an export of it, whose log goes to w.
 func (e *entry) open(w io.Writer) error {
+	backing, err := kind.OpenExport(context.Background(), e.def.Spec)
+	if err != nil {
+		return e.error(err)
+	}
+	e.backing, e.opened = backing, time.Now()
+	if err := e.offer(w); err != nil {
+		return errors.Join(err, e.discard())
+	}
+	return nil
+}
+
+// offer makes an export of the backend.
+func (e *entry) offer(w io.Writer) error {
 	redactor := e.def.Spec.Secrets.Redactor()
 	logger := slog.New(slog.NewTextHandler(redactor.Writer(w), nil))
 	if e.def.Name != "" {
 		logger = logger.With(slog.String("export", e.def.Name))
 	}
-	backing, err := kind.OpenExport(context.Background(), e.def.Spec)
-	if err != nil {
-		return e.error(err)
-	}
-	backing.Warnings = redactor.Texts(backing.Warnings)
-	e.backing, e.opened = backing, time.Now()
-	e.export, err = server.NewExport(backing.Backend, server.Options{
+	e.backing.Warnings = redactor.Texts(e.backing.Warnings)
+	var err error
+	e.export, err = server.NewExport(e.backing.Backend, server.Options{
 		ReadOnly:    e.def.Spec.ReadOnly,
 		BlockSize:   e.def.Spec.BlockSize,
 		Description: e.def.Description,
 		Logger:      logger,
 	})
-	if err != nil {
-		return errors.Join(e.error(redactor.Error(err)), e.discard())
-	}
-	return nil
+	return e.error(redactor.Error(err))
 }
 
 // describe changes the description of what is open; what is just being opened, or could not be,
@@ -82,7 +89,7 @@ func (e *entry) sync() error {
 		return nil // It could not be opened.
 	}
 	d := backends.Probe(e.backing.Backend)
-	st := e.export.Stats()
+	st := e.stats()
 	if d.Syncer == nil || st.Write.Requests+st.WriteZeroes.Requests+st.Trim.Requests == 0 {
 		return nil
 	}
@@ -126,7 +133,7 @@ func (e *entry) status() (st host.ExportStatus, ok bool) {
 		return st, false
 	}
 	st = host.ExportStatus{
-		Name: e.def.Name, Since: e.opened, Size: e.export.Size(), Clients: e.users, Stats: e.export.Stats(),
+		Name: e.def.Name, Since: e.opened, Size: e.export.Size(), Clients: e.users, Stats: e.stats(),
 	}
 	if last := e.export.LastError(); last != nil {
 		st.LastError = &host.Failure{
@@ -135,6 +142,13 @@ func (e *entry) status() (st host.ExportStatus, ok bool) {
 		}
 	}
 	return st, true
+}
+
+// stats is what was served since it was opened.
+func (e *entry) stats() server.Stats {
+	all := e.export.Stats()
+	all.Add(&e.before)
+	return all
 }
 
 // discard closes the backend, and removes what opening it has made.

@@ -27,34 +27,44 @@ const maxFileName = 255
 
 // A Definition says what an export is.
 type Definition struct {
-	Name        string
-	Description string
-	Spec        host.Spec
+	Name        string    `json:"name"`
+	Description string    `json:"description,omitempty"`
+	Spec        host.Spec `json:"spec"`
 }
 
 // same reports whether both define the same export, whatever people are told of it.
 func (d *Definition) same(e *Definition) bool {
-	return d.Name == e.Name && reflect.DeepEqual(&d.Spec, &e.Spec)
+	mine, other := d.Spec, e.Spec
+	for _, s := range []*host.Spec{&mine, &other} { // None is none, also if it was written down.
+		if len(s.Options) == 0 {
+			s.Options = nil
+		}
+		if len(s.Secrets) == 0 {
+			s.Secrets = nil
+		}
+	}
+	return d.Name == e.Name && reflect.DeepEqual(&mine, &other)
 }
 
 // A Folder offers each image that lies in it when a client asks, by the name of its file.
 type Folder struct {
-	Path string
+	Path string `json:"path"`
 	// Prefix comes before the name of a file in that of an export.
-	Prefix string
+	Prefix string `json:"prefix,omitempty"`
 	// Template is how an image is served; its Spec has no path.
-	Template Definition
+	Template Definition `json:"template"`
 }
 
-// An Offer is what a server has for its clients.
+// An Offer is what a server has for its clients. It is plain data, written as JSON but for the
+// secrets.
 type Offer struct {
 	// Default is the name of the export for clients that name none; "": that of this name, if there
 	// is one.
-	Default string
+	Default string `json:"default,omitempty"`
 	// Hidden has clients not told which exports there are.
-	Hidden  bool
-	Exports []Definition
-	Folders []Folder
+	Hidden  bool         `json:"hidden,omitempty"`
+	Exports []Definition `json:"exports,omitempty"`
+	Folders []Folder     `json:"folders,omitempty"`
 }
 
 // The format of a file.

@@ -31,9 +31,13 @@ type Set struct {
 	offer   Offer
 	fixed   map[string]*entry
 	images  map[string]*entry   // of folders, in use
+	old     map[*entry]struct{} // not offered any more, in use
 	leaving map[*entry]struct{} // left by their last client, and not closed yet
 	failed  []error             // of those that could not be closed in order
 	idle    chan struct{}       // unless nil, closed when nothing is leaving any more
+	left    bool                // another process has it all
+
+	inherited []*entry // from another process, as it has counted them
 }
 
 // New returns a set that offers nothing yet, and whose log goes to w, which is safe for concurrent
@@ -41,7 +45,8 @@ type Set struct {
 func New(w io.Writer) *Set {
 	return &Set{
 		log: w, logger: slog.New(slog.NewTextHandler(w, nil)),
-		fixed: make(map[string]*entry), images: make(map[string]*entry), leaving: make(map[*entry]struct{}),
+		fixed: make(map[string]*entry), images: make(map[string]*entry),
+		old: make(map[*entry]struct{}), leaving: make(map[*entry]struct{}),
 	}
 }
 
@@ -90,6 +95,8 @@ func (s *Set) Load(o Offer) (warnings []string, err error) {
 		}
 		if e.users == 0 {
 			unused = append(unused, e)
+		} else {
+			s.old[e] = struct{}{}
 		}
 	}
 	s.mu.Unlock()
@@ -219,6 +226,9 @@ func (s *Set) image(def Definition) (*entry, error) {
 			return before, before.err
 		}
 		// Another file has the name now. The one before serves those who have it.
+		if before != nil {
+			s.old[before] = struct{}{}
+		}
 		e := &entry{
 			def: def, file: now, transient: true, users: 1,
 			ready: make(chan struct{}), closed: make(chan struct{}),
@@ -250,7 +260,7 @@ func (s *Set) leave(e *entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e.users--
-	if e.users > 0 || !e.transient {
+	if e.users > 0 || !e.transient || s.left {
 		return
 	}
 	if _, already := s.leaving[e]; already {
@@ -286,6 +296,7 @@ func (s *Set) part(e *entry) {
 	if s.images[e.def.Name] == e {
 		delete(s.images, e.def.Name)
 	}
+	delete(s.old, e)
 	if e.closed != nil {
 		close(e.closed)
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"os"
 	"syscall"
 	"time"
 
@@ -33,21 +34,66 @@ type ExportStatus struct {
 	LastError *Failure `json:"last_error"`
 }
 
-// AnswerExports answers on l who asks for the exports. stop ends that, and closes l.
-func AnswerExports(l net.Listener, exports func() []ExportStatus) (stop func()) {
-	c := newControl(l, func(_ context.Context, req request) (*Status, error) {
-		if req.Op != opExports {
-			return nil, errUnknownOp
+// An ExportsControl answers who asks a process that serves exports, and no device.
+type ExportsControl struct{ c *control }
+
+// ControlExports answers on l. exports returns what there is, and handOver has a process of another
+// program serve in the place of this one, and returns its number.
+func ControlExports(
+	l net.Listener, exports func() []ExportStatus, handOver func(ctx context.Context, program *os.File) (int, error),
+) *ExportsControl {
+	return &ExportsControl{newControl(l, func(ctx context.Context, req request) (*Status, error) {
+		switch req.Op {
+		case opExports:
+			return &Status{Exports: exports()}, nil
+		case opHandOver:
+			pid, err := handOver(ctx, req.File)
+			return &Status{Record: Record{PID: pid}}, err
 		}
-		return &Status{Exports: exports()}, nil
-	})
-	return func() { c.close(errEnding) }
+		return nil, errUnknownOp
+	})}
+}
+
+// Listener returns what it answers on.
+func (c *ExportsControl) Listener() net.Listener { return c.c.listener }
+
+// Close ends it, and closes the listener.
+func (c *ExportsControl) Close() { c.c.close(errEnding) }
+
+// Leave ends it when all have their answers, and closes the listener: another process answers.
+func (c *ExportsControl) Leave() {
+	c.c.leave()
+	c.c.drain()
 }
 
 // AskExports asks the server that answers on the socket at path.
 func AskExports(ctx context.Context, path string) ([]ExportStatus, error) {
 	ctx, cancel := within(ctx, controlTimeout)
 	defer cancel()
+	s, err := askServer(ctx, path, request{Op: opExports})
+	if err != nil {
+		return nil, err
+	}
+	return s.Exports, nil
+}
+
+// UpgradeServer has the server that answers on the socket at path replaced by a process of this
+// program, and returns the number of that. After an error the server goes on as if nothing had
+// been, unless the error says otherwise.
+func UpgradeServer(ctx context.Context, path string) (pid int, err error) {
+	program, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return 0, err
+	}
+	defer program.Close()
+	s, err := askServer(ctx, path, request{Op: opHandOver, File: program})
+	if err != nil {
+		return 0, err
+	}
+	return s.Record.PID, nil
+}
+
+func askServer(ctx context.Context, path string, req request) (*Status, error) {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", path)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
@@ -59,7 +105,8 @@ func AskExports(ctx context.Context, path string) ([]ExportStatus, error) {
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	err = json.NewEncoder(c).Encode(request{Version: controlVersion, Op: opExports})
+	req.Version = controlVersion
+	err = req.send(c)
 	var answer response
 	if err == nil {
 		err = json.NewDecoder(io.LimitReader(c, exportsLimit)).Decode(&answer)
@@ -74,5 +121,5 @@ func AskExports(ctx context.Context, path string) ([]ExportStatus, error) {
 	case answer.Status == nil:
 		return nil, fmt.Errorf("%s: an answer without what was asked for", path)
 	}
-	return answer.Status.Exports, nil
+	return answer.Status, nil
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"time"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/server/blockdev"
@@ -53,9 +54,11 @@ type Inheritance struct {
 	// State and Files are those of Handed. The files belong to whoever gets the Inheritance.
 	State json.RawMessage
 	Files []*os.File
-	// Size and BlockSize are those of the device, in bytes.
+	// Size and BlockSize are those of the device, or of the export, in bytes.
 	Size      int64
 	BlockSize int
+	// Export tells that it is one for NBD clients, and no device.
+	Export bool
 }
 
 // Close closes the files, for who has no use for them.
@@ -102,6 +105,9 @@ func (h *Host) handOver(ctx context.Context, device *blockdev.Device, socket *os
 	if !ok {
 		return exit.Usagef("a handover over something that is no Unix socket")
 	}
+	if err := hear(ctx, c); err != nil {
+		return err
+	}
 	h.log.Info("handing over", "device", h.record.Device())
 	h.freeze()
 	err = h.passOver(ctx, device, c)
@@ -115,27 +121,51 @@ func (h *Host) handOver(ctx context.Context, device *blockdev.Device, socket *os
 	return err
 }
 
+// hello is what a successor says when it is ready to take the device over.
+const hello = '!'
+
+// hear waits for the hello of a successor, while the device is served as ever.
+func hear(ctx context.Context, c *net.UnixConn) error {
+	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	var b [1]byte
+	switch n, err := c.Read(b[:]); {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case n == 0:
+		return fmt.Errorf("the new process has not come up: %w", err)
+	case b[0] != hello:
+		return fmt.Errorf("the new process says %q in place of hello", b[0])
+	}
+	return nil
+}
+
 // passOver does it. What becomes of the backend follows what becomes of the device.
 func (h *Host) passOver(ctx context.Context, device *blockdev.Device, c *net.UnixConn) error {
-	handed, err := h.backing.HandOver()
-	if err != nil {
-		return err
-	}
-	note, files, err := h.passage(handed)
-	if err == nil {
-		o := blockdev.HandOverOptions{Unsynced: !h.backing.Synced, Note: note, Files: files}
-		err = device.HandOverTo(ctx, c, o)
-	}
+	var handed *Handed
+	var files []*os.File
+	err := device.HandOverTo(ctx, c, blockdev.HandOverOptions{
+		Unsynced: !h.backing.Synced,
+		Still: func() (note json.RawMessage, _ []*os.File, err error) {
+			if handed, err = h.backing.HandOver(); err != nil {
+				return nil, nil, err
+			}
+			note, files, err = h.passage(handed)
+			return note, files, err
+		},
+	})
 	if len(files) > 0 {
 		files[0].Close() // the copy of the control socket
 	}
-	if handedOver(device) {
+	switch {
+	case handed == nil:
+	case handedOver(device):
 		if left := handed.Leave(); left != nil {
 			h.log.Warn("the backend was not left in order", "reason", left)
 		}
-		return err
+	default:
+		handed.Resume()
 	}
-	handed.Resume()
 	return err
 }
 

@@ -365,8 +365,8 @@ func TestAskMoved(t *testing.T) {
 	}
 }
 
-// TestHear reads what a successor reports.
-func TestHear(t *testing.T) {
+// TestListen reads what a successor reports.
+func TestListen(t *testing.T) {
 	for _, tt := range []struct {
 		says string
 		err  string // empty: it serves
@@ -378,7 +378,7 @@ func TestHear(t *testing.T) {
 		{``, "ended before the device was ready", false},
 		{`{}`, "an empty report", false},
 	} {
-		r := hear(strings.NewReader(tt.says))
+		r := listen(strings.NewReader(tt.says))
 		if r.own != tt.own || (r.err == nil) != (tt.err == "") || r.err != nil && !strings.Contains(r.err.Error(), tt.err) {
 			t.Errorf("%s: %v, own %v", tt.says, r.err, r.own)
 		}

@@ -34,7 +34,13 @@ func (h *Host) TakeOver(ctx, starting context.Context, c *net.UnixConn, r Record
 	defer func() { err = errors.Join(err, client.Close()) }()
 	s := &succession{host: h}
 	defer s.close()
-	device, err := blockdev.TakeOver(starting, c, s.open, blockdev.Options{Client: client, Logger: h.log})
+	// All that can be done before is done: the device does not stand still yet.
+	if _, err := c.Write([]byte{hello}); err != nil {
+		h.heard = true
+		return fmt.Errorf("the other process has gone: %w", err)
+	}
+	o := blockdev.Options{Client: client, Logger: h.log}
+	device, err := blockdev.TakeOverEither(starting, c, s.open, s.openRemote, o)
 	c.Close()
 	if err != nil {
 		return h.redactor.Error(h.untaken(err, s.refused != nil))
@@ -86,6 +92,18 @@ func (s *succession) open(ctx context.Context, doc *blockdev.Document, files []*
 		return nil, s.refused
 	}
 	return s.backing.Backend, nil
+}
+
+// openRemote is open for a device that the kernel has connected to a server elsewhere.
+func (s *succession) openRemote(ctx context.Context, doc *blockdev.Document, files []*os.File) (blockdev.Remote, error) {
+	s.refused = s.inherit(ctx, doc, files)
+	if s.refused == nil && !s.backing.Remote.direct() {
+		s.refused = fmt.Errorf("%s is not what the kernel could be connected to", s.host.Spec.Backend())
+	}
+	if s.refused != nil {
+		return nil, s.refused
+	}
+	return s.backing.Remote.Export, nil
 }
 
 func (s *succession) inherit(ctx context.Context, doc *blockdev.Document, files []*os.File) error {

@@ -59,7 +59,7 @@ func (e *Entry) Upgrade(ctx context.Context) (*Record, []string, error) {
 	defer func() { stop(); acceptW.Close() }()
 	successor := make(chan *reported, 1)
 	go func() {
-		successor <- hear(reportR)
+		successor <- listen(reportR)
 	}()
 	err = errors.Join(json.NewEncoder(recordW).Encode(e.Record), recordW.Close())
 	if err == nil {
@@ -80,8 +80,8 @@ type reported struct {
 	own      bool // the error is of its own making
 }
 
-// hear waits for the report of a process.
-func hear(pipe io.Reader) *reported {
+// listen waits for the report of a process.
+func listen(pipe io.Reader) *reported {
 	r, err := read(pipe)
 	if err == nil {
 		err = r.err()

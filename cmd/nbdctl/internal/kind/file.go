@@ -117,7 +117,7 @@ func inheritFile(_ context.Context, s host.Spec, i host.Inheritance) (*host.Back
 	opts, err := fileOptions(s)
 	var f *file.File
 	if err == nil {
-		opts.ReadOnly, opts.BlockSize = s.ReadOnly, i.BlockSize
+		opts.ReadOnly, opts.BlockSize, opts.AllowEmpty = s.ReadOnly, i.BlockSize, i.Export
 		f, err = file.New(open, opts)
 	}
 	if err != nil {

@@ -2,6 +2,7 @@ package kind
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -43,7 +44,8 @@ var nbdKind = Kind{
 		_, err := readRemote(s, false)
 		return err
 	},
-	Open: openRemote,
+	Open:    openRemote,
+	Inherit: inheritRemote,
 }
 
 // IsURI reports whether an argument is the URI of an export, which needs no kind before it.
@@ -173,16 +175,27 @@ func (r *remote) openDirect(ctx context.Context) (_ *host.Backing, why string, _
 	if why != "" {
 		return nil, why, d.Close()
 	}
-	b := &host.Backing{Close: d.Close, Remote: &host.Remote{
-		Wait: r.outage, Export: d, State: func(device *blockdev.Device) host.RemoteState {
-			return directState(device, sizes.Minimum)
-		},
-	}}
+	b := r.directBacking(d)
 	connections := r.spec.Connections
 	if d.Flags()&wire.FlagCanMultiConn == 0 {
 		connections = 1
 	}
 	return b, "", r.check(b, d.Agreement(), d.Size(), connections)
+}
+
+// directBacking is what the serving process does about an export with which the kernel speaks.
+func (r *remote) directBacking(d *nbd.Direct) *host.Backing {
+	return &host.Backing{
+		Close: d.Close,
+		Remote: &host.Remote{Wait: r.outage, Export: d, State: func(device *blockdev.Device) host.RemoteState {
+			return directState(device, d.BlockSizes().Minimum)
+		}},
+		HandOver: func() (*host.Handed, error) {
+			agreed := d.Agreement()
+			state, err := json.Marshal(remoteState{Direct: &agreed})
+			return &host.Handed{State: state, Resume: func() {}, Leave: d.Close}, err
+		},
+	}
 }
 
 // directState is what is told of a device that the kernel has connected itself to a server whose
@@ -199,6 +212,23 @@ func directState(d *blockdev.Device, minimum int) host.RemoteState {
 
 func (r *remote) openRelay(ctx context.Context, export bool) (*host.Backing, error) {
 	changed := make(chan struct{}, 1)
+	c, err := r.uri.Dial(ctx, r.relayOptions(changed))
+	if err != nil {
+		return nil, survey.Explain(err)
+	}
+	b, err := r.relayBacking(c, export, changed)
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	if need := c.BlockSizes().Minimum; !export && r.needsLayer(need) {
+		b.Warnings = append(b.Warnings, fmt.Sprintf("%v: the server takes blocks of %d bytes only: "+
+			"what is written to a part of one is slower, for the rest has to be read before", r.uri, need))
+	}
+	return b, r.check(b, c.Agreement(), c.Size(), c.Connections())
+}
+
+// relayOptions are those of a client whose connections come and go. changed has a value then.
+func (r *remote) relayOptions(changed chan struct{}) nbd.Options {
 	o := r.options()
 	o.Reconnect.Notify = func(nbd.State) {
 		select {
@@ -206,22 +236,76 @@ func (r *remote) openRelay(ctx context.Context, export bool) (*host.Backing, err
 		default:
 		}
 	}
-	c, err := r.uri.Dial(ctx, o)
+	return o
+}
+
+// relayBacking is what the serving process does about a client, which stays the caller's if that
+// fails.
+func (r *remote) relayBacking(c *nbd.Client, export bool, changed <-chan struct{}) (b *host.Backing, err error) {
+	b = &host.Backing{
+		Backend: c, Close: c.Close,
+		Remote: &host.Remote{
+			Wait: r.outage, Changed: changed, GiveUp: func() { c.Close() },
+			State: func(*blockdev.Device) host.RemoteState { return relayState(c) },
+		},
+		HandOver: func() (*host.Handed, error) { return handOverRelay(c) },
+		// A connection over TLS does not go along. What was written over it the flush of another one
+		// may not reach.
+		Synced: c.Agreement().TLS,
+	}
+	if !export && r.needsLayer(c.BlockSizes().Minimum) {
+		b.Backend, err = blocksize.New(c, r.block)
+	}
+	return b, err
+}
+
+func handOverRelay(c *nbd.Client) (*host.Handed, error) {
+	h, err := c.HandOver()
 	if err != nil {
-		return nil, survey.Explain(err)
+		return nil, err
 	}
-	b := &host.Backing{Backend: c, Close: c.Close, Remote: &host.Remote{
-		Wait: r.outage, Changed: changed, GiveUp: func() { c.Close() },
-		State: func(*blockdev.Device) host.RemoteState { return relayState(c) },
-	}}
-	if need := c.BlockSizes().Minimum; !export && r.needsLayer(need) {
-		if b.Backend, err = blocksize.New(c, r.block); err != nil {
-			return nil, errors.Join(err, c.Close())
+	state, err := json.Marshal(remoteState{Relay: &h.Document})
+	if err != nil {
+		h.Resume()
+		return nil, err
+	}
+	return &host.Handed{State: state, Files: h.Files, Resume: h.Resume, Leave: h.Leave}, nil
+}
+
+// A remoteState is what the next process has to know of an export of another server. It has one of
+// the two.
+type remoteState struct {
+	Direct *nbd.Agreement `json:"direct,omitempty"`
+	Relay  *nbd.Document  `json:"relay,omitempty"`
+}
+
+// inheritRemote goes on with an export of another server, to which it says nothing.
+func inheritRemote(_ context.Context, s host.Spec, i host.Inheritance) (*host.Backing, error) {
+	r, err := readRemote(s, i.Export)
+	var state remoteState
+	if err == nil {
+		err = json.Unmarshal(i.State, &state)
+	}
+	switch {
+	case err != nil:
+	case state.Direct != nil && len(i.Files) == 0:
+		d, err := r.uri.InheritDirect(*state.Direct, r.options())
+		if err != nil {
+			return nil, err
 		}
-		b.Warnings = append(b.Warnings, fmt.Sprintf("%v: the server takes blocks of %d bytes only: "+
-			"what is written to a part of one is slower, for the rest has to be read before", r.uri, need))
+		return r.directBacking(d), nil
+	case state.Relay != nil:
+		changed := make(chan struct{}, 1)
+		c, err := r.uri.Inherit(*state.Relay, i.Files, r.relayOptions(changed))
+		if err != nil {
+			return nil, err
+		}
+		return r.relayBacking(c, i.Export, changed)
+	default:
+		err = fmt.Errorf("%v: the other process does not tell how it is connected", r.uri)
 	}
-	return b, r.check(b, c.Agreement(), c.Size(), c.Connections())
+	i.Close()
+	return nil, err
 }
 
 // needsLayer reports whether the device is to have smaller blocks than the server takes. Those of a

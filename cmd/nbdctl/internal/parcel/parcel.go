@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"syscall"
 )
 
 // Limit bounds an object, in bytes: what was received of a write and not executed can be 64 MiB,
@@ -68,9 +69,10 @@ func Receive(c *net.UnixConn, object any) (f *os.File, err error) {
 	return in.File, nil
 }
 
-// hungUp says what the end of a connection means.
+// hungUp says what the end of a connection means. It is a reset where the other process has not read
+// all that was sent.
 func hungUp(err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) {
 		return fmt.Errorf("the other process has hung up: %w", io.ErrUnexpectedEOF)
 	}
 	return err

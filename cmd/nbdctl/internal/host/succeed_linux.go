@@ -1,0 +1,185 @@
+package host
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// A process that serves clients is started by whoever supervises it, and looks after it by its
+// number. So the first one stays when another one serves in its place, and does nothing but to pass
+// on signals and, in the end, the exit code. Those between it and the one that serves end.
+
+// The files of a process that serves clients in the place of another one.
+const (
+	fileServer = "server" // the socket over which it gets all
+	fileFirst  = "first"  // where it tells the first one its number, in a line
+)
+
+// A Successor is a process that is to serve clients in the place of this one.
+type Successor struct {
+	// Conn is a connection to it.
+	Conn *net.UnixConn
+
+	cmd   *exec.Cmd
+	first *os.File // nil: this process is the first, which hears from
+	hears *os.File
+}
+
+// A Succession is what a process has of the one before it.
+type Succession struct {
+	Conn  *net.UnixConn
+	first *os.File
+}
+
+// Succeeding returns the Succession of a process that another one has started for that; nil: it was
+// not.
+func Succeeding() (*Succession, error) {
+	names := strings.Split(os.Getenv(filesVariable), ":")
+	if len(names) != 2 || names[0] != fileServer || names[1] != fileFirst {
+		return nil, nil
+	}
+	if err := errors.Join(os.Unsetenv(filesVariable), nameProcess()); err != nil {
+		return nil, err
+	}
+	var files [2]*os.File
+	for i, name := range names {
+		syscall.CloseOnExec(firstFile + i)
+		files[i] = os.NewFile(uintptr(firstFile+i), name)
+	}
+	nc, err := net.FileConn(files[0])
+	if err := errors.Join(err, files[0].Close()); err != nil {
+		return nil, err
+	}
+	return &Succession{nc.(*net.UnixConn), files[1]}, nil
+}
+
+// Served tells the first process that this one serves. The Succession goes on to the next process.
+func (s *Succession) Served() error {
+	_, err := fmt.Fprintln(s.first, os.Getpid())
+	return err
+}
+
+// Succeed starts a program with the arguments of this one, to serve in its place. before is how
+// this one came to serve; nil: by itself.
+func Succeed(program *os.File, before *Succession) (_ *Successor, err error) {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return nil, os.NewSyscallError("prctl", err)
+	}
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return nil, err
+	}
+	defer ours.Close()
+	defer theirs.Close()
+	s := new(Successor)
+	tells := (*os.File)(nil)
+	if before != nil {
+		s.first, tells = before.first, before.first
+	} else {
+		if s.hears, tells, err = os.Pipe(); err != nil {
+			return nil, err
+		}
+		defer tells.Close()
+	}
+	nc, err := net.FileConn(ours)
+	if err != nil {
+		return nil, errors.Join(err, closeFile(s.hears))
+	}
+	s.Conn = nc.(*net.UnixConn)
+	// The descriptor has another number in the new process before that executes it.
+	s.cmd = exec.Command(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), program.Fd()))
+	s.cmd.Args = os.Args
+	s.cmd.Env = append(os.Environ(), filesVariable+"="+fileServer+":"+fileFirst)
+	s.cmd.Stdin, s.cmd.Stdout, s.cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	s.cmd.ExtraFiles = []*os.File{theirs, tells}
+	err = closeOnExec()
+	if err == nil {
+		err = s.cmd.Start()
+	}
+	if err != nil {
+		return nil, errors.Join(err, nc.Close(), closeFile(s.hears))
+	}
+	return s, nil
+}
+
+// PID returns the number of the process.
+func (s *Successor) PID() int { return s.cmd.Process.Pid }
+
+// Signal passes a signal on to the process; nil is none.
+func (s *Successor) Signal(sig os.Signal) {
+	if sig != nil {
+		_ = s.cmd.Process.Signal(sig) // It may have ended.
+	}
+}
+
+// End ends a process that is not to serve.
+func (s *Successor) End() {
+	s.Conn.Close()
+	_ = s.cmd.Process.Kill() // It may have ended.
+	_ = s.cmd.Wait()
+	_ = closeFile(s.hears)
+}
+
+// Wait returns the exit code of the last process that serves in the place of this one, and passes
+// signals on to that. A process that is not the first has nothing to wait for.
+func (s *Successor) Wait(signals <-chan os.Signal) int {
+	s.Conn.Close()
+	if s.hears == nil {
+		return 0
+	}
+	serving := make(chan int)
+	go func() {
+		defer close(serving)
+		for lines := bufio.NewScanner(io.Reader(s.hears)); lines.Scan(); {
+			if pid, err := strconv.Atoi(lines.Text()); err == nil {
+				serving <- pid
+			}
+		}
+	}()
+	ended := make(chan int, 1)
+	go func() { ended <- reap() }()
+	pid := s.PID()
+	for {
+		select {
+		case n, ok := <-serving:
+			if !ok {
+				serving = nil // All have ended.
+				continue
+			}
+			pid = n
+		case sig := <-signals:
+			if sig, ok := sig.(syscall.Signal); ok {
+				_ = syscall.Kill(pid, sig) // It may have ended.
+			}
+		case code := <-ended:
+			return code
+		}
+	}
+}
+
+// reap waits until no child is left, and returns the exit code of the last one.
+func reap() (code int) {
+	for {
+		var status unix.WaitStatus
+		_, err := unix.Wait4(-1, &status, 0, nil)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return code
+		case status.Signaled():
+			code = 128 + int(status.Signal())
+		case status.Exited():
+			code = status.ExitStatus()
+		}
+	}
+}
