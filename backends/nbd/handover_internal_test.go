@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -102,9 +103,7 @@ func TestHandOverFails(t *testing.T) {
 			runtime.Gosched()
 		}
 		k.fail(errMissing)
-		for range 100 { // The helper goes.
-			runtime.Gosched()
-		}
+		others() // The helper goes.
 		if resumes {
 			h.Resume()
 		} else {
@@ -116,39 +115,63 @@ func TestHandOverFails(t *testing.T) {
 	}
 }
 
-// A hooked connection has something happen before its deadline is taken back.
+// A hooked connection has something happen before a deadline is set, or taken back.
 type hooked struct {
 	net.Conn
-	before func()
+	before func(t time.Time)
 }
 
 func (h *hooked) SetReadDeadline(t time.Time) error {
-	if t.IsZero() && h.before != nil {
-		h.before()
-	}
+	h.before(t)
 	return h.Conn.SetReadDeadline(t)
+}
+
+// hook makes a connection over a pipe, whose near end it returns, and tells before of deadlines.
+func hook(before func(k *conn, far net.Conn, t time.Time)) (*conn, net.Conn) {
+	near, far := net.Pipe()
+	h := &hooked{Conn: near}
+	s := &Session{NetConn: h, Agreement: Agreement{Info: Info{Size: 512, Flags: wire.FlagHasFlags}}}
+	var k *conn
+	h.before = func(t time.Time) { before(k, far, t) }
+	k = newConn(s, &Options{MaxInFlight: 1})
+	return k, near
+}
+
+// others has the other goroutines come as far as they can.
+func others() {
+	for range 1000 {
+		runtime.Gosched()
+	}
 }
 
 // TestParkInterrupted holds that a receiver parks also if it is told so just when it takes back the
 // deadline by which somebody else has woken it.
 func TestParkInterrupted(t *testing.T) {
-	near, far := net.Pipe()
-	defer far.Close()
 	parked := make(chan bool)
-	h := &hooked{Conn: near}
-	s := &Session{NetConn: h, Agreement: Agreement{Info: Info{Size: 512, Flags: wire.FlagHasFlags}}}
-	var k *conn
-	h.before = func() {
-		h.before = nil
-		go func() { parked <- k.park(context.Background()) }()
-		for range 1000 { // It comes as far as it can.
-			runtime.Gosched()
+	once := new(sync.Once)
+	k, near := hook(func(k *conn, _ net.Conn, at time.Time) {
+		if at.IsZero() {
+			once.Do(func() {
+				go func() { parked <- k.park(context.Background()) }()
+				others()
+			})
 		}
-	}
-	k = newConn(s, &Options{MaxInFlight: 1})
+	})
 	near.SetReadDeadline(longAgo)
 	if !<-parked {
 		t.Error("it does not stand still")
+	}
+	k.close()
+}
+
+// TestParkEnds holds that nobody waits for a receiver that ends just when it is to park.
+func TestParkEnds(t *testing.T) {
+	k, _ := hook(func(_ *conn, far net.Conn, at time.Time) {
+		far.Close()
+		others()
+	})
+	if k.park(context.Background()) {
+		t.Error("a connection that has ended stands still")
 	}
 	k.close()
 }

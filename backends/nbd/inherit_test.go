@@ -166,6 +166,15 @@ func TestHandOverLost(t *testing.T) {
 					t.Fatalf("%v, %+v", err, h)
 				}
 				h.Resume()
+				if h, err = r.c.HandOver(); err != nil {
+					t.Fatal(err)
+				}
+				if err := h.Leave(); !errors.Is(err, io.ErrUnexpectedEOF) {
+					t.Errorf("Leave: %v, want how it was lost", err)
+				}
+				if err := r.c.Close(); err != nil {
+					t.Errorf("Close: %v", err)
+				}
 			})
 		})
 	}

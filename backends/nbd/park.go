@@ -68,8 +68,8 @@ func (k *conn) park(ctx context.Context) bool {
 	return handed
 }
 
-// seize has nobody send, if that can be before ctx ends and nothing is in flight. It reports whether
-// it is so.
+// seize has nobody send, if that can be before ctx ends and nothing is in flight. It reports
+// whether it is so.
 func (k *conn) seize(ctx context.Context) bool {
 	k.sending.Lock()
 	defer k.sending.Unlock()

@@ -124,6 +124,22 @@ func compatible(t *testing.T, serves, asks program, flags []string) {
 	}
 }
 
+// TestKernelCompatUpgrade upgrades a device of the older program, which can't hand it over, and one
+// of the newer with the older, which does not know how.
+func TestKernelCompatUpgrade(t *testing.T) {
+	requireKernel(t)
+	older, newer := programs(t)
+	dev := strings.TrimSpace(older.must(t, "connect", "memory", "--size", "1M"))
+	r := newer.run(t, "upgrade", dev)
+	if r.code != 5 || !strings.Contains(r.stderr, "is served by an nbdctl that can't hand it over") {
+		t.Errorf("upgrade: exit code %d, %s", r.code, r.stderr)
+	}
+	if state := newer.json(t, "status", "--json", dev).(map[string]any)["state"]; state != "live" {
+		t.Errorf("the device is %v", state)
+	}
+	newer.must(t, "disconnect", dev)
+}
+
 // TestKernelCompatOrphan kills the serving process of the one, and frees the device by the other.
 func TestKernelCompatOrphan(t *testing.T) {
 	older, newer := programs(t)

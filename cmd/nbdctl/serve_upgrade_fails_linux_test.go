@@ -14,9 +14,9 @@ import (
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/parcel"
 )
 
-// TestServeUpgradeFails upgrades a server whose clients write and read, while something is wrong with
-// the process that is to take over: the server goes on, its clients keep their connections, and the
-// next upgrade succeeds.
+// TestServeUpgradeFails upgrades a server whose clients write and read, while something is wrong
+// with the process that is to take over: the server goes on, its clients keep their connections,
+// and the next upgrade succeeds.
 func TestServeUpgradeFails(t *testing.T) {
 	dir := shortDir(t)
 	sh(t, "truncate -s 16M "+dir+"/disk.img")
@@ -84,7 +84,8 @@ func TestServeUpgradeFails(t *testing.T) {
 		l.goesOn(t)
 		l.stop(t)
 	}
-	if log := stderr.String(); strings.Count(log, "goes on serving") != 7 || strings.Count(log, `msg="taken over"`) != 1 {
+	log := stderr.String()
+	if strings.Count(log, "goes on serving") != 7 || strings.Count(log, `msg="taken over"`) != 1 {
 		t.Errorf("the log is:\n%s", log)
 	}
 	if err := first.Process.Signal(syscall.SIGINT); err != nil {

@@ -25,7 +25,7 @@ func TestServeUpgrade(t *testing.T) {
 	dir := shortDir(t)
 	certificates := t.TempDir()
 	certs.New(t).Write(t, certificates)
-	sh(t, "cd "+dir+"; mkdir images; truncate -s 16M disk.img images/a.img; dd if=/dev/urandom of=copied.img bs=1M count=64")
+	sh(t, "cd "+dir+"; mkdir images; truncate -s 16M disk.img images/a.img; head -c 64M /dev/urandom >copied.img")
 	file, control := filepath.Join(dir, "exports.json"), filepath.Join(dir, "ctl")
 	definitions := `{"version": 1, "default": "disk", "exports": [
 		{"name": "disk", "kind": "file", "arg": "disk.img", "description": "the first"},
@@ -68,7 +68,8 @@ func TestServeUpgrade(t *testing.T) {
 			l.goesOn(t)
 		}
 		out := must(t, "upgrade", "--server", control)
-		next, err := strconv.Atoi(strings.TrimSuffix(strings.TrimPrefix(out, "server at "+control+" upgraded: pid "), " serves\n"))
+		number := strings.TrimSuffix(strings.TrimPrefix(out, "server at "+control+" upgraded: pid "), " serves\n")
+		next, err := strconv.Atoi(number)
 		if err != nil || next == pid {
 			t.Fatalf("upgrade prints %q, and before it was pid %d", out, pid)
 		}
@@ -95,7 +96,8 @@ func TestServeUpgrade(t *testing.T) {
 	for _, l := range loads {
 		l.stop(t)
 	}
-	if log := stderr.String(); strings.Count(log, `msg="taken over"`) != upgrades() || strings.Contains(log, "level=ERROR") {
+	log := stderr.String()
+	if strings.Count(log, `msg="taken over"`) != upgrades() || strings.Contains(log, "level=ERROR") {
 		t.Errorf("the log is:\n%s", log)
 	}
 	// What whoever has started it tells the first process, the last one does.
@@ -152,7 +154,8 @@ func servedBy(t *testing.T, control, name string) float64 {
 	var all []struct {
 		Total struct{ Write struct{ Bytes float64 } }
 	}
-	if err := json.Unmarshal([]byte(must(t, "stats", "--json", "--server", control, name)), &all); err != nil || len(all) != 1 {
+	out := must(t, "stats", "--json", "--server", control, name)
+	if err := json.Unmarshal([]byte(out), &all); err != nil || len(all) != 1 {
 		t.Fatalf("stats of %q: %v, %v", name, all, err)
 	}
 	return all[0].Total.Write.Bytes

@@ -117,6 +117,7 @@ func upgradeOne(ctx context.Context, c *cli.Context, d inventory.Device) error {
 	if err != nil {
 		return fmt.Errorf("nbd%d was not upgraded: %w", d.Index, err)
 	}
-	_, err = fmt.Fprintf(c.App.Writer, "nbd%d upgraded: pid %d serves it in the place of pid %d\n", d.Index, r.PID, d.Entry.PID)
+	_, err = fmt.Fprintf(c.App.Writer, "nbd%d upgraded: pid %d serves it in the place of pid %d\n",
+		d.Index, r.PID, d.Entry.PID)
 	return err
 }

@@ -85,7 +85,8 @@ func TestKernelUpgradeRefused(t *testing.T) {
 	} {
 		r := nbdctl(t, append([]string{"upgrade"}, tt.args...)...)
 		if !r.ended(tt.code, tt.says) || r.stdout != "" || strings.Contains(r.stderr, "panic") {
-			t.Errorf("upgrade %v: exit code %d, %s%s; want %d, %q", tt.args, r.code, r.stdout, r.stderr, tt.code, tt.says)
+			t.Errorf("upgrade %v: exit code %d, %s%s; want %d, %q",
+				tt.args, r.code, r.stdout, r.stderr, tt.code, tt.says)
 		}
 	}
 	for _, d := range listJSON(t) {

@@ -20,7 +20,7 @@ func upgrades() int {
 	if n, err := strconv.Atoi(os.Getenv("NBD_TEST_UPGRADES")); err == nil {
 		return n
 	}
-	return 5
+	return 3
 }
 
 // TestKernelUpgrade upgrades devices again and again while they are written and verified: nothing
@@ -110,8 +110,8 @@ func upgradedUnderLoad(t *testing.T, dev string, then func()) {
 	awaitNoServer(t)
 }
 
-// writtenOf returns how many bytes were written to the device since it was connected; -1: its process
-// does not know.
+// writtenOf returns how many bytes were written to the device since it was connected; -1: its
+// process does not know.
 func writtenOf(t testing.TB, dev string) float64 {
 	t.Helper()
 	if r, ok := listed(t, dev)["remote"].(map[string]any); ok && r["way"] == "direct" {

@@ -143,7 +143,8 @@ func (l *loading) stop(t *testing.T) {
 	// An end by a signal is 128; the fifth of what it tells in the end is the error (fio(1)).
 	_, terse, found := strings.Cut(said, "\n3;")
 	fields := strings.Split(terse, ";")
-	if !found || len(fields) < 4 || fields[3] != "0" || strings.Contains(said, "verify:") || l.cmd.ProcessState.ExitCode() != 128 {
+	if !found || len(fields) < 4 || fields[3] != "0" || strings.Contains(said, "verify:") ||
+		l.cmd.ProcessState.ExitCode() != 128 {
 		t.Errorf("the load: %v: %s", err, said)
 	}
 }

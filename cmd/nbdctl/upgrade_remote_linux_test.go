@@ -10,8 +10,9 @@ import (
 	"github.com/nbdctl/nbdctl/testdata/certs"
 )
 
-// TestKernelUpgradeRemote upgrades devices of other servers again and again while they are written
-// and verified. A server notices nothing, but over TLS, and its end and return are survived as ever.
+// TestKernelUpgradeRemote upgrades devices of other servers again and again while they are
+// written and verified. A server notices nothing, but over TLS, and its end and return are
+// survived as ever.
 func TestKernelUpgradeRemote(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -42,8 +43,9 @@ func TestKernelUpgradeRemote(t *testing.T) {
 			}
 			server := farServer(t, args...)
 			uri := server.uri
+			address, _, _ := strings.Cut(strings.TrimLeft(uri, "nbds:/"), "/")
 			for i := range args { // It is to be found at the same address again.
-				if address, _, ok := strings.Cut(strings.TrimLeft(uri, "nbds:/"), "/"); ok && strings.HasPrefix(args[i], "tcp:") {
+				if strings.HasPrefix(args[i], "tcp:") {
 					args[i] = "tcp:" + address
 				}
 			}

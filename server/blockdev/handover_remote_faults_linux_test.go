@@ -203,8 +203,8 @@ func TestWatchedHand(t *testing.T) {
 	check("lost before, and closed", again, true)
 }
 
-// TestWatchedHandReset holds that a connection which is about to be reset is said to be dead when it
-// was.
+// TestWatchedHandReset holds that a connection which is about to be reset is said to be dead when
+// it was.
 func TestWatchedHandReset(t *testing.T) {
 	nc, _ := tcpPair(t)
 	w, err := newWatched(nc, func() bool { return false })
@@ -236,8 +236,8 @@ func TestWatchedHandReset(t *testing.T) {
 	}
 }
 
-// TestWatchFails holds that nothing is watched, nor open, of connections one of which can't be.
-func TestWatchFails(t *testing.T) {
+// TestWatchedFails holds that nothing is watched, nor open, of connections one of which can't be.
+func TestWatchedFails(t *testing.T) {
 	f := farDevice(t, nbdnltest.Options{}, Options{})
 	before := watchedDescriptors(t, 1)
 	files := copies(t, []*os.File{f.old.watchedOf(0).socket, f.old.watchedOf(0).socket})

@@ -83,7 +83,7 @@ func testHandOverRemote(t *testing.T, connections int) {
 		t.Fatal(err)
 	}
 	d, err := blockdev.ConnectRemote(t.Context(), export, blockdev.Options{
-		Connections: connections, Timeout: 2 * time.Second, DeadTimeout: time.Minute,
+		Connections: connections, Timeout: 5 * time.Second, DeadTimeout: time.Minute,
 	})
 	if err != nil {
 		t.Fatal(err)

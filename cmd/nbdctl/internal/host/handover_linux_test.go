@@ -87,7 +87,8 @@ func (h *heritage) take(t *testing.T, inherit func(context.Context, Spec, Inheri
 ) {
 	t.Helper()
 	asked := newRecord(uuidA, "disk")
-	s := &succession{host: &Host{Store: h.store, record: *asked, Spec: asked.Spec, Inherit: inherit}}
+	host := &Host{Store: h.store, record: *asked, Spec: asked.Spec, Inherit: inherit, logFile: new(logFile)}
+	s := &succession{host: host}
 	t.Cleanup(s.close)
 	_, err := s.open(t.Context(), &h.doc, h.files)
 	return s, err
@@ -126,6 +127,9 @@ func TestInherit(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if s.host.logFile.mode != 0o600 {
+		t.Errorf("the next log has mode %o", s.host.logFile.mode)
 	}
 	if spec.Secrets["key"].Reveal() != "sesame" || s.host.redactor.Text("open sesame") != "open ***" {
 		t.Errorf("the secret is %q", spec.Secrets["key"].Reveal())
@@ -187,7 +191,8 @@ func TestInheritRefused(t *testing.T) {
 		code   exit.Code
 		says   string
 	}{
-		{"a newer form", func(p *passage) { p.Version = 2 }, nil, exit.Unsupported, "in form 2, and this nbdctl knows form 1"},
+		{"a newer form", func(p *passage) { p.Version = 2 }, nil, exit.Unsupported,
+			"in form 2, and this nbdctl knows form 1"},
 		{"no form", func(p *passage) { p.Version = 0 }, nil, exit.Unsupported, "in form 0"},
 		{"a descriptor too few", func(p *passage) { p.Descriptors = p.Descriptors[:2] }, nil, exit.Failure,
 			"tells of 2 descriptors, and has sent 3"},
@@ -196,8 +201,9 @@ func TestInheritRefused(t *testing.T) {
 			"0 descriptors of its control"},
 		{"one that is not known", func(p *passage) { p.Descriptors[2] = "sceptre" }, nil, exit.Failure,
 			"1 descriptors that are not known here"},
-		{"not JSON of that form", nil, func(t *testing.T, h *heritage) { h.doc.Note = []byte(`{"version":1,"record":7}`) },
-			exit.Failure, "is not understood"},
+		{"not JSON of that form", nil, func(t *testing.T, h *heritage) {
+			h.doc.Note = []byte(`{"version":1,"record":7}`)
+		}, exit.Failure, "is not understood"},
 		{"another device", func(p *passage) { p.Record.UUID = uuidB }, nil, exit.Failure, "serves the device"},
 		{"another directory", nil, func(t *testing.T, h *heritage) {
 			h.files[1].Close()
@@ -379,7 +385,8 @@ func TestListen(t *testing.T) {
 		{`{}`, "an empty report", false},
 	} {
 		r := listen(strings.NewReader(tt.says))
-		if r.own != tt.own || (r.err == nil) != (tt.err == "") || r.err != nil && !strings.Contains(r.err.Error(), tt.err) {
+		right := tt.err == "" && r.err == nil || r.err != nil && tt.err != "" && strings.Contains(r.err.Error(), tt.err)
+		if r.own != tt.own || !right {
 			t.Errorf("%s: %v, own %v", tt.says, r.err, r.own)
 		}
 	}

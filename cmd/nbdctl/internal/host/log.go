@@ -3,6 +3,7 @@ package host
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -61,6 +62,13 @@ func (l *logFile) reopen() (err error) {
 		return redirectStderr(l.file)
 	}
 	return nil
+}
+
+// setMode has the files that are begun from now on get another mode.
+func (l *logFile) setMode(mode fs.FileMode) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mode = mode
 }
 
 // captureStderr sends what the process writes to its standard error, a crash
@@ -124,4 +132,35 @@ func (f fanOut) WithGroup(name string) slog.Handler {
 		with[i] = h.WithGroup(name)
 	}
 	return with
+}
+
+// openLog opens the log, and goes on with it where it ends.
+func (h *Host) openLog(mode fs.FileMode) (err error) {
+	if h.logFile, err = openLog(h.record.Log, mode); err != nil {
+		return fmt.Errorf("log: %w", err)
+	}
+	// What is secret may not be known yet.
+	h.log = newLogger(h.clean(h.logFile), h.clean(h.Tee))
+	return nil
+}
+
+// clean is w without what is secret by the time that it is written.
+func (h *Host) clean(w io.Writer) io.Writer {
+	if w == nil {
+		return nil
+	}
+	return writerFunc(func(p []byte) (int, error) { return h.redactor.Writer(w).Write(p) })
+}
+
+type writerFunc func(p []byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// logMode is that of the log. What an unprivileged list or status points to can be read too, unless
+// the backend has a secret: a crash might print it past the redactor.
+func (h *Host) logMode() fs.FileMode {
+	if len(h.Spec.Secrets) != 0 {
+		return 0o600
+	}
+	return 0o644
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -109,7 +108,7 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, h.state.end()) }()
-	if err := h.openLog(); err != nil {
+	if err := h.openLog(h.logMode()); err != nil {
 		return err
 	}
 	defer h.logFile.Close()
@@ -397,35 +396,4 @@ func (h *Host) waitFree(ctx context.Context, client *nbdnl.Client, device *block
 		h.log.Warn("gone although the device is still held", "reason", err)
 	}
 	return nil
-}
-
-// openLog opens the log, and goes on with it where it ends.
-func (h *Host) openLog() (err error) {
-	if h.logFile, err = openLog(h.record.Log, h.logMode()); err != nil {
-		return fmt.Errorf("log: %w", err)
-	}
-	// What is secret may not be known yet.
-	h.log = newLogger(h.clean(h.logFile), h.clean(h.Tee))
-	return nil
-}
-
-// clean is w without what is secret by the time that it is written.
-func (h *Host) clean(w io.Writer) io.Writer {
-	if w == nil {
-		return nil
-	}
-	return writerFunc(func(p []byte) (int, error) { return h.redactor.Writer(w).Write(p) })
-}
-
-type writerFunc func(p []byte) (int, error)
-
-func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
-
-// logMode is that of the log. What an unprivileged list or status points to can be read too, unless
-// the backend has a secret: a crash might print it past the redactor.
-func (h *Host) logMode() fs.FileMode {
-	if len(h.Spec.Secrets) != 0 {
-		return 0o600
-	}
-	return 0o644
 }

@@ -23,7 +23,7 @@ func (h *Host) TakeOver(ctx, starting context.Context, c *net.UnixConn, r Record
 	h.Spec, h.record = r.Spec, r
 	starting, started := withSignals(starting, h.Signals)
 	defer started()
-	if err := h.openLog(); err != nil {
+	if err := h.openLog(0o600); err != nil { // for root alone, should it not be there any more
 		return err
 	}
 	defer h.logFile.Close()
@@ -95,7 +95,9 @@ func (s *succession) open(ctx context.Context, doc *blockdev.Document, files []*
 }
 
 // openRemote is open for a device that the kernel has connected to a server elsewhere.
-func (s *succession) openRemote(ctx context.Context, doc *blockdev.Document, files []*os.File) (blockdev.Remote, error) {
+func (s *succession) openRemote(
+	ctx context.Context, doc *blockdev.Document, files []*os.File,
+) (blockdev.Remote, error) {
 	s.refused = s.inherit(ctx, doc, files)
 	if s.refused == nil && !s.backing.Remote.direct() {
 		s.refused = fmt.Errorf("%s is not what the kernel could be connected to", s.host.Spec.Backend())
@@ -143,7 +145,8 @@ func unknownPassage(version int) error {
 // sorted returns the files by what they are for.
 func sorted(descriptors []string, files []*os.File) (map[string][]*os.File, error) {
 	if len(descriptors) != len(files) {
-		return nil, fmt.Errorf("the other process tells of %d descriptors, and has sent %d", len(descriptors), len(files))
+		return nil, fmt.Errorf("the other process tells of %d descriptors, and has sent %d",
+			len(descriptors), len(files))
 	}
 	of := make(map[string][]*os.File)
 	for i, d := range descriptors {
@@ -183,6 +186,7 @@ func (s *succession) inheritState(p *passage, of map[string][]*os.File) (err err
 	}
 	h.record, h.Spec = p.Record, p.Record.Spec
 	h.redactor = h.Spec.Secrets.Redactor()
+	h.logFile.setMode(h.logMode())
 	h.record.PID, h.record.Passage = os.Getpid(), passageVersion
 	if s.control, err = net.FileListener(of[passControl][0]); err != nil {
 		return fmt.Errorf("control socket: %w", err)

@@ -118,7 +118,8 @@ func (e *Entry) upgraded(
 		ctx, cancel := context.WithTimeoutCause(ctx, leavePatience, late)
 		defer cancel()
 		if err := old.wait(ctx); err != nil {
-			warnings = append(warnings, fmt.Sprintf("%s: pid %d has handed it over, and has not ended: %v", e.Device(), e.PID, err))
+			warnings = append(warnings, fmt.Sprintf("%s: pid %d has handed it over, and has not ended: %v",
+				e.Device(), e.PID, err))
 		}
 	}
 	return successor.record, warnings, nil

@@ -249,8 +249,8 @@ func (r *remote) relayBacking(c *nbd.Client, export bool, changed <-chan struct{
 			State: func(*blockdev.Device) host.RemoteState { return relayState(c) },
 		},
 		HandOver: func() (*host.Handed, error) { return handOverRelay(c) },
-		// A connection over TLS does not go along. What was written over it the flush of another one
-		// may not reach.
+		// A connection over TLS does not go along. What was written over it the flush of another
+		// one may not reach.
 		Synced: c.Agreement().TLS,
 	}
 	if !export && r.needsLayer(c.BlockSizes().Minimum) {

@@ -69,8 +69,8 @@ func Receive(c *net.UnixConn, object any) (f *os.File, err error) {
 	return in.File, nil
 }
 
-// hungUp says what the end of a connection means. It is a reset where the other process has not read
-// all that was sent.
+// hungUp says what the end of a connection means. It is a reset where the other process has not
+// read all that was sent.
 func hungUp(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) {
 		return fmt.Errorf("the other process has hung up: %w", io.ErrUnexpectedEOF)
