@@ -1,6 +1,8 @@
 package nbd_test
 
 import (
+	"context"
+	"net"
 	"os"
 	"runtime"
 	"syscall"
@@ -48,33 +50,51 @@ func socketOptions(t *testing.T, c syscall.Conn) map[string]int {
 }
 
 // TestHandOverSocket holds that the options of a socket are the same with its next owner, and after
-// the one before has left; whoever passes a file on by its number must not have it block.
+// the one before has left, whoever has dialled; that a file can be passed on by its number without
+// having the socket block; and that programs which are started meanwhile do not get it.
 func TestHandOverSocket(t *testing.T) {
 	u, _ := counted(t, "tcp", nil)
-	c := dial(t, u, nbd.Options{})
-	h := handOver(t, c, 1)
-	d, files := pass(t, h)
-	own := copied(t, files[0])
-	defer own.Close()
-	before := socketOptions(t, own)
-	if before["idle"] != 10 || before["unacknowledged"] != 20000 || before["linger"] != 0 ||
-		before["not blocking"] == 0 {
-		t.Errorf("at first the options are %v", before)
+	own := func(context.Context) (net.Conn, error) { return net.Dial(u.Network, u.Address) }
+	for name, tt := range map[string]struct {
+		o    nbd.Options
+		want map[string]int
+	}{
+		"dialled":         {nbd.Options{}, map[string]int{"idle": 10, "count": 3, "unacknowledged": 20000}},
+		"by Options.Dial": {nbd.Options{Dial: own}, map[string]int{"unacknowledged": 0}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := dial(t, u, tt.o)
+			h := handOver(t, c, 1)
+			flags, err := unix.FcntlInt(h.Files[0].Fd(), unix.F_GETFD, 0)
+			if err != nil || flags&unix.FD_CLOEXEC == 0 {
+				t.Errorf("%v, the flags of the descriptor are %#x", err, flags)
+			}
+			d, files := pass(t, h)
+			another := copied(t, files[0])
+			defer another.Close()
+			before := socketOptions(t, another)
+			tt.want["linger"], tt.want["not blocking"] = 0, unix.O_NONBLOCK
+			for name, n := range tt.want {
+				if before[name] != n {
+					t.Errorf("%s is %d at first, want %d", name, before[name], n)
+				}
+			}
+			next, err := u.Inherit(d, files, tt.o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer next.Close()
+			if err := h.Leave(); err != nil {
+				t.Error(err)
+			}
+			for name, n := range socketOptions(t, another) {
+				if n != before[name] {
+					t.Errorf("%s is %d, and was %d", name, n, before[name])
+				}
+			}
+			checkContent(t, next, 1)
+		})
 	}
-	next, err := u.Inherit(d, files, nbd.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer next.Close()
-	if err := h.Leave(); err != nil {
-		t.Error(err)
-	}
-	for name, n := range socketOptions(t, own) {
-		if n != before[name] {
-			t.Errorf("%s is %d, and was %d", name, n, before[name])
-		}
-	}
-	checkContent(t, next, 1)
 }
 
 // TestHandOverHalf holds that a connection stays here on which half a header has come.

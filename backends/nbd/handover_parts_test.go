@@ -335,6 +335,7 @@ func TestInheritNoStream(t *testing.T) {
 	for _, nc := range []net.PacketConn{udp, datagrams} {
 		d := document(2)
 		d.Connections[0].Dead, d.Connections[1].Dead = false, false
+		open := len(descriptors())
 		client, far := socketpair(t)
 		good, err := client.File()
 		if err != nil {
@@ -354,6 +355,10 @@ func TestInheritNoStream(t *testing.T) {
 		}
 		if err := bad.Close(); !errors.Is(err, os.ErrClosed) {
 			t.Errorf("the other file is open: %v", err)
+		}
+		far.Close()
+		if n := len(descriptors()); n > open {
+			t.Errorf("%d descriptors are open, and there were %d", n, open)
 		}
 	}
 }

@@ -171,6 +171,7 @@ func TestHandOver(t *testing.T) {
 				if err := c.Close(); err != nil {
 					t.Error(err)
 				}
+				checkLeft(t, c)
 			})
 		}
 	}

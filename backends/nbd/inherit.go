@@ -18,8 +18,8 @@ import (
 // It says nothing to the server. Connections without a file are replaced as if they had been lost
 // just now, or, if all are without, at Document.Since; so Options.Reconnect must not be nil then.
 // Of the options, Connections and those that are for a negotiation are as the Document has it,
-// whatever they say. What TCP does with a silent connection is as in Dial, if that was not made by
-// Options.Dial.
+// whatever they say. The keepalive of TCP is set as by Dial, or, with Options.Dial, as package net
+// sets it by itself.
 func (u URI) Inherit(doc Document, files []*os.File, o Options) (*Client, error) {
 	c, err := u.inherit(&doc, files, o)
 	closeAll(files)

@@ -49,7 +49,7 @@ func (k *conn) park(ctx context.Context) bool {
 	p := &parking{reached: make(chan struct{}), over: make(chan struct{})}
 	k.sending.Lock()
 	k.parking = p
-	// The receiver does not take back the deadline of somebody who gives up after this.
+	// The lock keeps a receiver that a caller has woken just now from taking this deadline back.
 	err := k.NetConn.SetReadDeadline(longAgo)
 	k.sending.Unlock()
 	if err == nil {

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/nbdctl/nbdctl/backends"
@@ -55,9 +56,8 @@ type line struct {
 // was not done in time, or the other process has taken too long, has refused the device, or died.
 // All of it is to be done in half of Timeout from when the device stands still.
 //
-// Only if the other process dies, or gives up, when everything was said, and may have served a few
-// requests, the device gets new connections (Handover.Reconnect), unless it is one of
-// ConnectRemote. If the other process gives no sign of life in that moment, or letting go fails,
+// Only if the other process dies when everything was said, and may have served a few requests, the
+// device gets new connections (Handover.Reconnect), unless it is one of ConnectRemote. If the other process gives no sign of life in that moment, or letting go fails,
 // the error matches ErrHandedOver, and the device is the other's. c stays open, and is of no
 // further use after an error.
 func (d *Device) HandOverTo(ctx context.Context, c *net.UnixConn, o HandOverOptions) error {
@@ -85,7 +85,11 @@ func (d *Device) HandOverTo(ctx context.Context, c *net.UnixConn, o HandOverOpti
 	last, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), d.Timeout()/2, errTooLong)
 	defer cancel()
 	err = lines.expect(last, func(l line) bool { return l.Serving })
+	var said *saidError
 	switch {
+	case errors.As(err, &said): // and has read nothing (Adopt)
+		h.Resume()
+		return fail(err)
 	case err == nil:
 		if err := h.Complete(); err != nil {
 			return errors.Join(ErrHandedOver, err)
@@ -168,9 +172,7 @@ func (m machine) takeOverEither(
 		if err := lines.say(line{Ready: true}); err != nil {
 			return err
 		}
-		bounded, cancel := context.WithTimeoutCause(ctx, doc.Timeout, errTooLong)
-		defer cancel()
-		return lines.expect(bounded, func(l line) bool { return l.Go })
+		return lines.expectGo(ctx)
 	})
 	if err != nil {
 		return nil, refuse(err)
@@ -242,7 +244,7 @@ func (l *lines) expect(ctx context.Context, kind func(line) bool) error {
 	})
 	var what line
 	switch {
-	case err == io.EOF:
+	case err == io.EOF, errors.Is(err, syscall.ECONNRESET): // It has not read all that was said.
 		return errors.New("the other process has hung up")
 	case err != nil:
 		return err
@@ -252,12 +254,36 @@ func (l *lines) expect(ctx context.Context, kind func(line) bool) error {
 	}
 	switch {
 	case what.Error != "":
-		return fmt.Errorf("the other process says: %s", what.Error)
+		return &saidError{what.Error}
 	case !kind(what):
 		return fmt.Errorf("the other process says %q out of its turn", b)
 	}
 	return nil
 }
+
+// lastLook is for what has come before.
+const lastLook = 10 * time.Millisecond
+
+// expectGo waits for go, or for the end of the other process, for as long as ctx says. A go that has
+// come counts whatever that says: the other process may have let go of the device.
+func (l *lines) expectGo(ctx context.Context) error {
+	goes := func(l line) bool { return l.Go }
+	err := l.expect(ctx, goes)
+	if err == nil || ctx.Err() == nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastLook)
+	defer cancel()
+	if l.expect(ctx, goes) == nil {
+		return nil
+	}
+	return err
+}
+
+// A saidError is what the other process has said to be wrong.
+type saidError struct{ text string }
+
+func (e *saidError) Error() string { return "the other process says: " + e.text }
 
 // send sends a document and descriptors.
 func send(c *net.UnixConn, doc *Document, files []*os.File) error {

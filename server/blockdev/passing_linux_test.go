@@ -167,20 +167,21 @@ func watchedDescriptors(t *testing.T, connections int) int {
 	}
 }
 
-// TestHandOverLast has a successor go wrong when everything was said: if it is known not to serve
-// the device that gets new connections, and else it is the successor's.
+// TestHandOverLast has a successor go wrong when everything was said: if it says so, the device goes
+// on, if it dies, that gets new connections, and else it is the successor's.
 func TestHandOverLast(t *testing.T) {
 	for name, tt := range map[string]struct {
-		last func(*testing.T, *net.UnixConn, *lines)
-		away bool
+		last     func(*testing.T, *net.UnixConn, *lines)
+		away     bool
+		replaced bool
 	}{
 		"gives up": {func(t *testing.T, _ *net.UnixConn, l *lines) {
 			if err := l.say(line{Error: "no"}); err != nil {
 				t.Error(err)
 			}
-		}, false},
-		"dies":         {func(_ *testing.T, c *net.UnixConn, _ *lines) { c.Close() }, false},
-		"says nothing": {func(*testing.T, *net.UnixConn, *lines) {}, true},
+		}, false, false},
+		"dies":         {func(_ *testing.T, c *net.UnixConn, _ *lines) { c.Close() }, false, true},
+		"says nothing": {func(*testing.T, *net.UnixConn, *lines) {}, true, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := orphaned(t, nbdnltest.Options{}, 1)
@@ -214,8 +215,11 @@ func TestHandOverLast(t *testing.T) {
 				}
 				return
 			}
-			for old.Outage().Replaced == 0 {
+			for tt.replaced && old.Outage().Replaced == 0 {
 				<-old.Changes()
+			}
+			if n := old.Outage().Replaced; (n > 0) != tt.replaced || old.Alive() != 1 {
+				t.Errorf("%d connections were replaced, %d are alive", n, old.Alive())
 			}
 			if err := old.Close(); err != nil {
 				t.Error(err)
@@ -275,6 +279,32 @@ func TestTakeOverGivesUp(t *testing.T) {
 			t.Error(err)
 		}
 		checkClean(t, o.Kernel)
+	}
+}
+
+// TestGoCounts holds that the last word counts if it has come, also when nobody waits for it any
+// more, and that nothing else does.
+func TestGoCounts(t *testing.T) {
+	for range 100 {
+		ours, theirs := passage(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		there, l := newLines(ours), newLines(theirs)
+		if err := l.expectGo(ctx); !errors.Is(err, context.Canceled) {
+			t.Fatalf("nothing was said, and it says %v", err)
+		}
+		if err := there.say(line{Go: true}); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.expectGo(ctx); err != nil {
+			t.Fatalf("go was said, and it says %v", err)
+		}
+		if err := there.say(line{Error: "no"}); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.expectGo(ctx); err == nil {
+			t.Fatal("an error is taken for go")
+		}
 	}
 }
 
