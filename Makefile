@@ -143,7 +143,7 @@ bench-handover: needs
 	@NBD_TEST_UPGRADES=$(UPGRADES) NBD_TEST_KILLS=$(KILLS) \
 		$(stage) 'handover' $(lab)/$(machines) --mem 1G --timeout 3600 -- \
 		.bin/handover.test -test.v -test.timeout 1h
-	@NBD_TEST_UPGRADES=$$((($(UPGRADES) + 11) / 12)) NBD_TEST_CONNECTIONS=$(CONNECTIONS) \
+	@NBD_TEST_PAUSES=$$((($(UPGRADES) + 11) / 12)) NBD_TEST_CONNECTIONS=$(CONNECTIONS) \
 		$(stage) 'upgrades by nbdctl' $(lab)/$(machines) --mem 1G --timeout 3600 -- \
 		.bin/upgrade.test -test.v -test.timeout 1h -test.run '^TestKernelUpgradePauses$$'
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -57,6 +58,8 @@ func serve(c *cli.Context) (err error) {
 		plan: p, set: exports.New(log), logger: logger, before: before,
 		reloading: make(chan struct{}, 1), passing: make(chan struct{}, 1), successor: make(chan *host.Successor, 1),
 	}
+	d.ended, d.end = context.WithCancel(c.Context)
+	defer d.end()
 	if before != nil {
 		err = d.succeed(c.Context)
 	} else {
@@ -67,13 +70,14 @@ func serve(c *cli.Context) (err error) {
 	}
 	next, err := d.run(signals)
 	if next == nil {
-		return errors.Join(err, d.end())
+		return errors.Join(err, d.shutdown())
 	}
-	if d.control != nil {
-		d.control.Leave()
-	}
-	d.leave()
-	if code := next.Wait(signals); code != 0 {
+	left := make(chan struct{})
+	go func() {
+		d.leave()
+		close(left)
+	}()
+	if code := next.Wait(signals, left); code != 0 {
 		os.Exit(code) // It has said why.
 	}
 	return nil
@@ -92,9 +96,14 @@ type daemon struct {
 
 	before    *host.Succession // how it came to serve; nil: by itself
 	successor chan *host.Successor
-	reloading chan struct{} // holds a value while what is offered is read again
-	passing   chan struct{} // holds a value while it is handed over, or has ended
-	gone      bool          // another process serves, or none; guarded by passing
+	reloads   sync.WaitGroup  // that were asked for
+	reloading chan struct{}   // holds a value while what is offered is read again
+	passing   chan struct{}   // holds a value while it is handed over
+	heir      *host.Successor // that serves; nil: this one does; set while both are held
+	moved     atomic.Bool     // heir is there
+	// ended is over when the server is about to end.
+	ended context.Context
+	end   context.CancelFunc
 }
 
 // begin opens what is to be offered, listens, and says where. If it fails, nothing is left.
@@ -151,8 +160,17 @@ func (d *daemon) answer() error {
 	if err != nil {
 		return err
 	}
-	d.control = host.ControlExports(l, d.set.Status, d.handOver)
+	d.control = host.ControlExports(l, d.status, d.handOver)
 	return nil
+}
+
+// status tells of the exports, as long as they are here.
+func (d *daemon) status() ([]host.ExportStatus, error) {
+	all := d.set.Status()
+	if d.moved.Load() {
+		return nil, host.ErrMoved
+	}
+	return all, nil
 }
 
 // listen prints a URI for each address and export.
@@ -210,8 +228,8 @@ func (d *daemon) run(signals <-chan os.Signal) (*host.Successor, error) {
 		case next := <-d.successor:
 			return next, nil
 		case sig := <-signals:
-			if sig == syscall.SIGHUP && d.reloads() {
-				go d.reload() // A disk may hang.
+			if sig == syscall.SIGHUP && d.canReload() {
+				d.reloads.Go(d.reload) // A disk may hang.
 				continue
 			}
 			d.logger.Info("ending", "signal", sig.String())
@@ -220,29 +238,28 @@ func (d *daemon) run(signals <-chan os.Signal) (*host.Successor, error) {
 	}
 }
 
-// ending waits for a handover that is under way, and has none begin. If it has succeeded, the
-// successor gets the signal that has come.
+// ending has no handover begin, and one come to its end that is under way: it fails, unless it is
+// done but for the last word. Then the successor gets the signal that has come.
 func (d *daemon) ending(sig os.Signal) *host.Successor {
+	d.end()
 	d.passing <- struct{}{}
 	defer func() { <-d.passing }()
-	d.gone = true
-	select {
-	case next := <-d.successor:
-		next.Signal(sig)
-		return next
-	default:
-		return nil
-	}
+	d.heir.Signal(sig)
+	return d.heir
 }
 
-// reloads reports whether there is something that can be read again.
-func (d *daemon) reloads() bool { return d.certs != nil || d.plan.file != "" }
+// canReload reports whether there is something that can be read again.
+func (d *daemon) canReload() bool { return d.certs != nil || d.plan.file != "" }
 
 // reload reads certificates and exports again, after another one that is still at it. Each of the
 // two stays as it is where that fails.
 func (d *daemon) reload() {
 	d.reloading <- struct{}{}
 	defer func() { <-d.reloading }()
+	if d.heir != nil {
+		d.heir.Signal(syscall.SIGHUP)
+		return
+	}
 	if d.certs != nil {
 		d.report("certificates", d.certs.Reload())
 	}
@@ -271,8 +288,8 @@ func (d *daemon) report(what string, err error) {
 // drainPatience bounds the wait for clients that do not take their replies.
 const drainPatience = 10 * time.Second
 
-// end answers what was received, and makes durable what was written.
-func (d *daemon) end() error {
+// shutdown answers what was received, and makes durable what was written.
+func (d *daemon) shutdown() error {
 	ctx, cancel := context.WithTimeout(context.Background(), drainPatience)
 	defer cancel()
 	err := d.server.Shutdown(ctx)
@@ -290,8 +307,13 @@ func (d *daemon) end() error {
 	return errors.Join(err, d.set.Close())
 }
 
-// leave waits for the clients over TLS, whose connections are being closed.
+// leave waits for what was asked for and is passed on, for those who have asked something, and for
+// the clients over TLS, whose connections are being closed.
 func (d *daemon) leave() {
+	d.reloads.Wait()
+	if d.control != nil {
+		d.control.Leave()
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), drainPatience)
 	defer cancel()
 	if err := d.server.Shutdown(ctx); err != nil {

@@ -28,9 +28,15 @@ func (d *daemon) handOver(ctx context.Context, program *os.File) (pid int, err e
 			return 0, fmt.Errorf("what is offered is being read again, or handed over: %w", context.Cause(ctx))
 		}
 	}
-	if d.gone {
-		return 0, errors.New("it was handed over, or has ended; try again")
+	switch {
+	case d.heir != nil:
+		return 0, host.ErrMoved
+	case d.ended.Err() != nil:
+		return 0, errors.New("the server is ending")
 	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(d.ended, func() { cancel(errors.New("the server is ending")) })()
 	next, err := host.Succeed(program, d.before)
 	if err != nil {
 		return 0, err
@@ -42,24 +48,26 @@ func (d *daemon) handOver(ctx context.Context, program *os.File) (pid int, err e
 		return 0, err
 	}
 	d.logger.Info("handed over", slog.Int("pid", next.PID()))
-	d.gone = true
+	d.heir = next
+	d.moved.Store(true)
 	d.successor <- next
 	return next.PID(), nil
 }
 
+// errSilent is why a successor counts as the one that serves: it was told to, and has neither said
+// otherwise nor gone.
+var errSilent = errors.New("it has not said that it serves")
+
 // passTo gives all to the successor.
 func (d *daemon) passTo(ctx context.Context, next *host.Successor) error {
 	talk := dialogue{next.Conn}
-	form := 0
-	err := talk.expect(helloPatience, func(w word) bool { form = w.Hello; return form != 0 })
-	if err == nil && form != successionForm {
-		err = unknownForm(form)
-	}
-	if err != nil {
+	if err := d.greet(ctx, talk); err != nil {
 		return err
 	}
-	holding, cancel := context.WithTimeoutCause(ctx, holdPatience,
-		fmt.Errorf("requests have not come to an end within %v", holdPatience))
+	wait := holdPatience + d.plan.handshake()
+	standing, cancel := limited(ctx, wait+readyPatience, "the new process is not ready")
+	defer cancel()
+	holding, cancel := limited(standing, wait, "requests and handshakes have not come to an end")
 	defer cancel()
 	held, err := d.server.Hold(holding)
 	if err != nil {
@@ -70,29 +78,58 @@ func (d *daemon) passTo(ctx context.Context, next *host.Successor) error {
 		held.Release()
 		return err
 	}
-	err = d.tell(talk, held, handed)
-	if err == nil || errors.Is(err, syscall.EPIPE) { // It has gone, and may have said why.
-		err = talk.expect(readyPatience, func(w word) bool { return w.Ready })
-	}
-	if err == nil {
-		err = talk.say(word{Go: true}) // What was not sent can't have been read.
-	}
-	if err != nil {
-		_ = talk.say(word{Error: err.Error()}) // It may have gone.
+	goOn := func() {
 		handed.Resume()
 		held.Release()
+	}
+	err = d.tell(standing, talk, held, handed)
+	if err == nil || errors.Is(err, syscall.EPIPE) { // It has gone, and may have said why.
+		err = talk.expect(standing, func(w word) bool { return w.Ready })
+	}
+	if err == nil {
+		err = talk.say(standing, word{Go: true}) // What was not sent can't have been read.
+	}
+	if err != nil {
+		goOn()
 		return err
 	}
-	err = talk.expect(lastPatience, func(w word) bool { return w.Serving })
-	if err != nil && !errors.Is(err, errSilent) {
+	last, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), lastPatience, errSilent)
+	defer cancel()
+	err = talk.expect(last, func(w word) bool { return w.Serving })
+	var said *saidError
+	switch {
+	case errors.As(err, &said): // that it has not begun
+		goOn()
+		return err
+	case err != nil && !errors.Is(err, errSilent):
 		// It has gone, and may have served a few requests before.
 		for _, s := range held.Sessions() {
 			s.NetConn().Close()
 		}
-		handed.Resume()
-		held.Release()
+		for _, nc := range held.Waiting() {
+			nc.Close()
+		}
+		goOn()
 		return fmt.Errorf("the new process has not begun to serve, and clients have lost their connections: %w", err)
 	}
+	d.leaveTo(held, handed)
+	return nil
+}
+
+// greet waits for the successor to come up.
+func (d *daemon) greet(ctx context.Context, talk dialogue) error {
+	ctx, cancel := limited(ctx, helloPatience, "the new process has not come up")
+	defer cancel()
+	form := 0
+	err := talk.expect(ctx, func(w word) bool { form = w.Hello; return form != 0 })
+	if err == nil && form != successionForm {
+		err = unknownForm(form)
+	}
+	return err
+}
+
+// leaveTo lets go of all that the successor has.
+func (d *daemon) leaveTo(held *server.ServerHold, handed *exports.Handover) {
 	for _, l := range d.listeners {
 		keepFile(l)
 	}
@@ -103,11 +140,10 @@ func (d *daemon) passTo(ctx context.Context, next *host.Successor) error {
 		d.logger.Warn("a backend was not left in order", slog.Any("reason", err))
 	}
 	held.Leave()
-	return nil
 }
 
 // tell sends all that there is.
-func (d *daemon) tell(talk dialogue, held *server.ServerHold, handed *exports.Handover) error {
+func (d *daemon) tell(ctx context.Context, talk dialogue, held *server.ServerHold, handed *exports.Handover) error {
 	l := legacy{Offer: handed.Offer, Exports: handed.All, Control: d.control != nil}
 	number := make(map[*server.Export]int)
 	for i, e := range handed.All {
@@ -136,14 +172,14 @@ func (d *daemon) tell(talk dialogue, held *server.ServerHold, handed *exports.Ha
 	}
 	sessions, waiting := held.Sessions(), held.Waiting()
 	l.Clients, l.Waiting = len(sessions), len(waiting)
-	if err := talk.send(l, nil); err != nil {
+	if err := talk.send(ctx, l, nil); err != nil {
 		return err
 	}
 	for _, e := range handed.All {
 		files = append(files, e.Files...)
 	}
 	for _, f := range files {
-		if err := talk.send(struct{}{}, f); err != nil {
+		if err := talk.send(ctx, struct{}{}, f); err != nil {
 			return err
 		}
 	}
@@ -153,12 +189,12 @@ func (d *daemon) tell(talk dialogue, held *server.ServerHold, handed *exports.Ha
 		if !ok {
 			return fmt.Errorf("a client of an export %q that is not offered", s.Agreement.Export)
 		}
-		if err := sendConn(talk, nc, heldClient{nc.LocalAddr().Network(), s.Agreement, n, s.Unread}); err != nil {
+		if err := sendConn(ctx, talk, nc, heldClient{nc.LocalAddr().Network(), s.Agreement, n, s.Unread}); err != nil {
 			return err
 		}
 	}
 	for _, nc := range waiting {
-		if err := sendConn(talk, nc, heldClient{Network: nc.LocalAddr().Network()}); err != nil {
+		if err := sendConn(ctx, talk, nc, heldClient{Network: nc.LocalAddr().Network()}); err != nil {
 			return err
 		}
 	}
@@ -166,11 +202,11 @@ func (d *daemon) tell(talk dialogue, held *server.ServerHold, handed *exports.Ha
 }
 
 // sendConn sends what there is to know of a client, and a copy of its descriptor.
-func sendConn(talk dialogue, nc net.Conn, client heldClient) error {
+func sendConn(ctx context.Context, talk dialogue, nc net.Conn, client heldClient) error {
 	f, err := fileOf(nc)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	return talk.send(client, f)
+	return talk.send(ctx, client, f)
 }

@@ -197,6 +197,20 @@ func (p *servePlan) offer() (exports.Offer, error) {
 	return exports.Offer{Default: p.single.Name, Exports: []exports.Definition{*p.single}}, nil
 }
 
+// handshake is how long a client may take to choose.
+func (p *servePlan) handshake() time.Duration {
+	if p.handshakeTimeout == 0 {
+		return defaultHandshake
+	}
+	return min(p.handshakeTimeout, longestHandshake)
+}
+
+const (
+	defaultHandshake = 10 * time.Second
+	// longestHandshake is how long one may take that is not to keep a server from being handed over.
+	longestHandshake = 20 * time.Second
+)
+
 // server is a server within the limits of the plan.
 func (p *servePlan) server() *server.Server {
 	return &server.Server{

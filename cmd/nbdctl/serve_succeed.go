@@ -19,7 +19,7 @@ func (d *daemon) succeed(ctx context.Context) error {
 	talk := dialogue{d.before.Conn}
 	err := d.takeOver(ctx, talk)
 	if err != nil {
-		_ = talk.say(word{Error: err.Error()}) // Perhaps it has said so itself, or has gone.
+		_ = talk.say(ctx, word{Error: err.Error()}) // Perhaps it has said so itself, or has gone.
 		return fmt.Errorf("not taken over: %w", err)
 	}
 	return talk.c.Close()
@@ -29,23 +29,23 @@ func (d *daemon) takeOver(ctx context.Context, talk dialogue) error {
 	if err := d.makeServer(); err != nil {
 		return err
 	}
-	if err := talk.say(word{Hello: successionForm}); err != nil {
+	if err := talk.say(ctx, word{Hello: successionForm}); err != nil {
 		return err
 	}
 	var l legacy
-	if err := talk.receive(holdPatience+readyPatience, &l); err != nil {
+	if err := talk.receive(ctx, &l); err != nil {
 		return err
 	}
 	if len(l.Descriptors) != len(l.Exports) {
 		return fmt.Errorf("%d exports, and descriptors of %d", len(l.Exports), len(l.Descriptors))
 	}
-	control, err := d.receiveListeners(talk, &l)
+	control, err := d.receiveListeners(ctx, talk, &l)
 	if err != nil {
 		return err
 	}
 	for i, e := range l.Exports {
 		for range l.Descriptors[i] {
-			f, err := talk.descriptor(new(struct{}))
+			f, err := talk.descriptor(ctx, new(struct{}))
 			if err != nil {
 				return err
 			}
@@ -55,24 +55,26 @@ func (d *daemon) takeOver(ctx context.Context, talk dialogue) error {
 	if err := d.set.Inherit(ctx, l.Offer, l.Exports); err != nil {
 		return err
 	}
-	sessions, err := d.receiveClients(talk, &l)
+	sessions, err := d.receiveClients(ctx, talk, &l)
 	if err != nil {
 		return err
 	}
 	var waiting []net.Conn
 	for range l.Waiting {
-		nc, _, err := talk.client()
+		nc, _, err := talk.client(ctx)
 		if err != nil {
 			return err
 		}
 		waiting = append(waiting, nc)
 	}
-	if err := talk.say(word{Ready: true}); err != nil {
+	if err := talk.say(ctx, word{Ready: true}); err != nil {
 		return err
 	}
-	if err := talk.expect(readyPatience, func(w word) bool { return w.Go }); err != nil {
+	// It ends in one of go, an error, and the end of the other process, however long that takes.
+	if err := talk.expect(ctx, func(w word) bool { return w.Go }); err != nil {
 		return err
 	}
+	d.set.Begin()
 	for _, s := range sessions {
 		go func() { _ = d.server.ServeSession(s) }() // It is logged.
 	}
@@ -80,18 +82,18 @@ func (d *daemon) takeOver(ctx context.Context, talk dialogue) error {
 		go d.meet(nc)
 	}
 	if control != nil {
-		d.control = host.ControlExports(control, d.set.Status, d.handOver)
+		d.control = host.ControlExports(control, d.status, d.handOver)
 	}
 	d.logger.Info("taken over", slog.Int("pid", os.Getpid()), slog.Int("clients", len(sessions)))
-	if err := errors.Join(d.before.Served(), talk.say(word{Serving: true})); err != nil {
+	if err := errors.Join(d.before.Served(), talk.say(ctx, word{Serving: true})); err != nil {
 		d.logger.Warn("the process before does not know", slog.Any("reason", err))
 	}
 	return nil
 }
 
 // descriptor receives an object that comes with one.
-func (d dialogue) descriptor(object any) (*os.File, error) {
-	f, err := d.receiveFile(readyPatience, object)
+func (d dialogue) descriptor(ctx context.Context, object any) (*os.File, error) {
+	f, err := d.receiveFile(ctx, object)
 	if err == nil && f == nil {
 		err = errors.New("a descriptor has not come along: this process may have no more")
 	}
@@ -99,9 +101,10 @@ func (d dialogue) descriptor(object any) (*os.File, error) {
 }
 
 // receiveListeners receives the sockets, of which that for control is the last.
-func (d *daemon) receiveListeners(talk dialogue, l *legacy) (control net.Listener, err error) {
+func (d *daemon) receiveListeners(
+	ctx context.Context, talk dialogue, l *legacy) (control net.Listener, err error) {
 	for _, held := range l.Listeners {
-		f, err := talk.descriptor(new(struct{}))
+		f, err := talk.descriptor(ctx, new(struct{}))
 		if err != nil {
 			return nil, err
 		}
@@ -118,10 +121,11 @@ func (d *daemon) receiveListeners(talk dialogue, l *legacy) (control net.Listene
 }
 
 // receiveClients receives the clients. They are not served yet.
-func (d *daemon) receiveClients(talk dialogue, l *legacy) (sessions []*server.Session, err error) {
+func (d *daemon) receiveClients(
+	ctx context.Context, talk dialogue, l *legacy) (sessions []*server.Session, err error) {
 	defer func() { d.server.Lookup = d.set.Lookup }()
 	for range l.Clients {
-		nc, held, err := talk.client()
+		nc, held, err := talk.client(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -139,9 +143,9 @@ func (d *daemon) receiveClients(talk dialogue, l *legacy) (sessions []*server.Se
 }
 
 // client receives a client.
-func (d dialogue) client() (net.Conn, heldClient, error) {
+func (d dialogue) client(ctx context.Context) (net.Conn, heldClient, error) {
 	var held heldClient
-	f, err := d.descriptor(&held)
+	f, err := d.descriptor(ctx, &held)
 	if err != nil {
 		return nil, held, err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -71,9 +72,10 @@ type heldClient struct {
 const (
 	// helloPatience bounds the start of a successor, while clients are served.
 	helloPatience = 30 * time.Second
-	// holdPatience bounds how long it may take until nothing is in flight, and readyPatience how
-	// long the successor may take from then on. Clients wait meanwhile.
-	holdPatience  = 15 * time.Second
+	// holdPatience bounds how long it may take until nothing is in flight, beside the handshakes
+	// that are under way, and readyPatience how long the successor may take from then on. Clients
+	// wait meanwhile.
+	holdPatience  = 10 * time.Second
 	readyPatience = 15 * time.Second
 	// lastPatience bounds the wait for what follows go.
 	lastPatience = 5 * time.Second
@@ -82,26 +84,22 @@ const (
 // A dialogue is what a server and its successor say to each other.
 type dialogue struct{ c *net.UnixConn }
 
-func (d dialogue) say(w word) error { return d.send(w, nil) }
+func (d dialogue) say(ctx context.Context, w word) error { return d.send(ctx, w, nil) }
 
-// send sends an object, with a descriptor if f is not nil. There is room for it, or the other one
-// takes it.
-func (d dialogue) send(object any, f *os.File) error {
-	if err := d.c.SetWriteDeadline(time.Now().Add(readyPatience)); err != nil {
-		return err
-	}
-	return parcel.Send(d.c, object, f)
+// send sends an object, with a descriptor if f is not nil.
+func (d dialogue) send(ctx context.Context, object any, f *os.File) error {
+	return d.within(ctx, func() error { return parcel.Send(d.c, object, f) })
 }
 
 // expect waits for a word of that kind.
-func (d dialogue) expect(patience time.Duration, kind func(word) bool) error {
+func (d dialogue) expect(ctx context.Context, kind func(word) bool) error {
 	var w word
-	if err := d.receive(patience, &w); err != nil {
+	if err := d.receive(ctx, &w); err != nil {
 		return err
 	}
 	switch {
 	case w.Error != "":
-		return fmt.Errorf("the other process says: %s", w.Error)
+		return &saidError{w.Error}
 	case !kind(w):
 		said, err := json.Marshal(w)
 		return errors.Join(err, fmt.Errorf("the other process says %s out of its turn", said))
@@ -110,8 +108,8 @@ func (d dialogue) expect(patience time.Duration, kind func(word) bool) error {
 }
 
 // receive waits for an object that comes alone.
-func (d dialogue) receive(patience time.Duration, object any) error {
-	f, err := d.receiveFile(patience, object)
+func (d dialogue) receive(ctx context.Context, object any) error {
+	f, err := d.receiveFile(ctx, object)
 	if f != nil {
 		f.Close()
 	}
@@ -119,19 +117,33 @@ func (d dialogue) receive(patience time.Duration, object any) error {
 }
 
 // receiveFile waits for an object that may come with a descriptor.
-func (d dialogue) receiveFile(patience time.Duration, object any) (*os.File, error) {
-	if err := d.c.SetReadDeadline(time.Now().Add(patience)); err != nil {
-		return nil, err
-	}
-	f, err := parcel.Receive(d.c, object)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		err = fmt.Errorf("%w in %v", errSilent, patience)
-	}
+func (d dialogue) receiveFile(ctx context.Context, object any) (f *os.File, err error) {
+	err = d.within(ctx, func() (err error) {
+		f, err = parcel.Receive(d.c, object)
+		return err
+	})
 	return f, err
 }
 
-// errSilent is the error of waiting in vain.
-var errSilent = errors.New("the other process has said nothing")
+// within ends what is done with the connection along with ctx. The dialogue has ended then.
+func (d dialogue) within(ctx context.Context, do func() error) error {
+	stop := context.AfterFunc(ctx, func() { _ = d.c.SetDeadline(time.Unix(1, 0)) })
+	err := do()
+	if !stop() && errors.Is(err, os.ErrDeadlineExceeded) {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// A saidError is what the other process has said to be wrong.
+type saidError struct{ text string }
+
+func (e *saidError) Error() string { return "the other process says: " + e.text }
+
+// limited is a context for something that may take so long.
+func limited(ctx context.Context, d time.Duration, what string) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, d, fmt.Errorf("%s within %v", what, d))
+}
 
 // unknownForm refuses a successor, or a process, that speaks in another form.
 func unknownForm(form int) error {

@@ -20,15 +20,14 @@ func TestKernelUpgradeRemote(t *testing.T) {
 		tls    bool
 		flags  []string
 	}{
-		{"relay", "", false, []string{"-o", "way=relay"}},
 		{"relay, two connections", "tcp:127.0.0.1:0", false, []string{"-o", "way=relay", "--connections", "2"}},
 		{"relay over TLS", "tcp:127.0.0.1:0", true, nil},
-		{"direct", "tcp:127.0.0.1:0", false, []string{"-o", "way=direct"}},
 		{"direct, two connections", "", false, []string{"-o", "way=direct", "--connections", "2"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			requireKernel(t, awayNoise)
 			nbdnltest.Waking.Need(t)
+			nbdnltest.Identifiers.Need(t)
 			dir := shortDir(t)
 			image := filepath.Join(dir, "disk.img")
 			sh(t, "truncate -s 64M "+image)
@@ -77,6 +76,7 @@ func TestKernelUpgradeAway(t *testing.T) {
 		t.Run(way, func(t *testing.T) {
 			requireKernel(t, awayNoise)
 			nbdnltest.Waking.Need(t)
+			nbdnltest.Identifiers.Need(t)
 			dir := shortDir(t)
 			args := []string{"memory", "--size", "1M", "--listen", "unix:" + filepath.Join(dir, "s")}
 			server := farServer(t, args...)

@@ -52,14 +52,14 @@ type Handover struct {
 }
 
 // HandOver gets all that is open ready for another process to go on with it. No client is served
-// meanwhile, nor asks for an export. It waits until what was left is closed, or ctx ends.
+// meanwhile, nor asks for an export. It waits until what was left is closed, or ctx ends. What is
+// left from then on stays open until Resume.
 func (s *Set) HandOver(ctx context.Context) (*Handover, error) {
 	s.loading.Lock()
-	if err := s.settled(ctx); err != nil {
+	if err := s.keep(ctx); err != nil {
 		s.loading.Unlock()
 		return nil, err
 	}
-	s.mu.Lock()
 	defer s.mu.Unlock()
 	h := &Handover{Offer: s.offer, set: s}
 	for _, e := range s.open() {
@@ -75,18 +75,25 @@ func (s *Set) HandOver(ctx context.Context) (*Handover, error) {
 	return h, nil
 }
 
-// settled is settle until ctx ends.
-func (s *Set) settled(ctx context.Context) error {
-	done := make(chan struct{})
-	go func() {
-		s.settle()
-		close(done)
-	}()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("an export that was left is not closed yet: %w", context.Cause(ctx))
+// keep has nothing closed that is left from now on. With success it returns with mu locked.
+func (s *Set) keep(ctx context.Context) error {
+	for {
+		settled := make(chan struct{})
+		go func() {
+			s.settle()
+			close(settled)
+		}()
+		select {
+		case <-settled:
+		case <-ctx.Done():
+			return fmt.Errorf("an export that was left is not closed yet: %w", context.Cause(ctx))
+		}
+		s.mu.Lock()
+		if len(s.leaving) == 0 {
+			s.kept = true
+			return nil
+		}
+		s.mu.Unlock() // Another one was left just now.
 	}
 }
 
@@ -133,13 +140,21 @@ func (e *entry) handOver() (*Handed, error) {
 
 // Resume has the set go on here, as if nothing had been.
 func (h *Handover) Resume() {
+	h.set.mu.Lock()
 	h.resume()
+	h.set.mu.Unlock()
 	h.set.loading.Unlock()
 }
 
+// resume is Resume for who holds mu.
 func (h *Handover) resume() {
+	s := h.set
+	s.kept = false
 	for _, e := range h.All {
 		e.handed.Resume()
+	}
+	for _, e := range s.open() {
+		s.unused(e)
 	}
 }
 
@@ -183,13 +198,24 @@ func (s *Set) Inherit(ctx context.Context, o Offer, all []*Handed) error {
 			s.old[e] = struct{}{}
 		}
 		if e.transient {
-			e.users++
-			time.AfterFunc(grace, func() { s.leave(e) })
+			e.users++ // until Begin
 		}
 		s.inherited = append(s.inherited, e)
 	}
 	s.offer = o
 	return nil
+}
+
+// Begin tells that nobody else has what was inherited any more. What no client has is closed then,
+// after a while.
+func (s *Set) Begin() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.inherited {
+		if e.transient {
+			time.AfterFunc(grace, func() { s.leave(e) })
+		}
+	}
 }
 
 // inherit is open, of what another process had open.

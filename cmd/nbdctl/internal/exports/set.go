@@ -35,6 +35,7 @@ type Set struct {
 	leaving map[*entry]struct{} // left by their last client, and not closed yet
 	failed  []error             // of those that could not be closed in order
 	idle    chan struct{}       // unless nil, closed when nothing is leaving any more
+	kept    bool                // what is left stays open
 	left    bool                // another process has it all
 
 	inherited []*entry // from another process, as it has counted them
@@ -57,6 +58,9 @@ func New(w io.Writer) *Set {
 func (s *Set) Load(o Offer) (warnings []string, err error) {
 	s.loading.Lock()
 	defer s.loading.Unlock()
+	if s.isLeft() {
+		return nil, errors.New("another process has what is offered")
+	}
 	next, gone, inTheWay, err := s.compare(o)
 	if err != nil {
 		return nil, err
@@ -104,6 +108,13 @@ func (s *Set) Load(o Offer) (warnings []string, err error) {
 		s.note(e.close())
 	}
 	return warnings, nil
+}
+
+// isLeft reports whether another process has it all.
+func (s *Set) isLeft() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.left
 }
 
 // compare finds what of o is there already, and what is there that is not in o. An image that o has
@@ -260,7 +271,12 @@ func (s *Set) leave(e *entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e.users--
-	if e.users > 0 || !e.transient || s.left {
+	s.unused(e)
+}
+
+// unused has an entry closed that nobody uses, unless it is to stay. The caller holds mu.
+func (s *Set) unused(e *entry) {
+	if e.users > 0 || !e.transient || s.kept {
 		return
 	}
 	if _, already := s.leaving[e]; already {

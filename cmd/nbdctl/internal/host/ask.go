@@ -81,14 +81,14 @@ const maxMoves = 10
 func (e *Entry) ask(ctx context.Context, req request) (*Status, error) {
 	for range maxMoves {
 		s, err := e.askOne(ctx, req)
-		if !errors.Is(err, errMoved) {
+		if !errors.Is(err, ErrMoved) {
 			return s, err
 		}
 		if r, err := readRecord(e.dir); err == nil {
 			e.Record = r
 		}
 	}
-	return nil, errMoved
+	return nil, ErrMoved
 }
 
 func (e *Entry) askOne(ctx context.Context, req request) (*Status, error) {
@@ -143,7 +143,7 @@ func (e *Entry) read(op string, answer []byte) (*Status, error) {
 	case err != nil:
 		return nil, fmt.Errorf("pid %d gives an answer that can't be read: %w", e.PID, err)
 	case resp.Moved:
-		return nil, errMoved
+		return nil, ErrMoved
 	case resp.Error != "":
 		return nil, &exit.Error{Code: max(resp.Code, exit.Failure), Err: errors.New(resp.Error)}
 	}

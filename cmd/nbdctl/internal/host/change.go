@@ -37,7 +37,7 @@ func (h *Host) answerOn(l net.Listener, device *blockdev.Device) {
 		}
 		s, err := h.answer(ctx, device, req)
 		if handedOver(device) {
-			return nil, errMoved
+			return nil, ErrMoved
 		}
 		return s, h.redactor.Error(err)
 	})

@@ -93,8 +93,8 @@ var errUnknownOp = errors.New("unknown operation")
 // errEnding is the answer to what was not done before the end of the device.
 var errEnding = exit.With(exit.NotFound, "the device is being disconnected")
 
-// errMoved is the answer to what came too late.
-var errMoved = exit.With(exit.Busy, "another process has taken the device over in this moment; try again")
+// ErrMoved is the answer to what came too late: who asks again is answered by the next process.
+var ErrMoved = exit.With(exit.Busy, "another process has taken the device over in this moment; try again")
 
 // A control is the control socket of a serving process.
 type control struct {
@@ -221,7 +221,7 @@ func answer(ctx context.Context, c net.Conn, serve service) {
 	}
 	resp := response{Version: controlVersion, Status: status}
 	if err != nil {
-		resp.Error, resp.Code, resp.Moved = err.Error(), exit.Of(err), errors.Is(err, errMoved)
+		resp.Error, resp.Code, resp.Moved = err.Error(), exit.Of(err), errors.Is(err, ErrMoved)
 	}
 	if c.SetDeadline(time.Now().Add(controlTimeout)) == nil {
 		_ = json.NewEncoder(c).Encode(resp) // The asker may have gone.

@@ -38,14 +38,17 @@ type ExportStatus struct {
 type ExportsControl struct{ c *control }
 
 // ControlExports answers on l. exports returns what there is, and handOver has a process of another
-// program serve in the place of this one, and returns its number.
+// program serve in the place of this one, and returns its number. The error of both is ErrMoved if
+// another process serves already.
 func ControlExports(
-	l net.Listener, exports func() []ExportStatus, handOver func(ctx context.Context, program *os.File) (int, error),
+	l net.Listener, exports func() ([]ExportStatus, error),
+	handOver func(ctx context.Context, program *os.File) (int, error),
 ) *ExportsControl {
 	return &ExportsControl{newControl(l, func(ctx context.Context, req request) (*Status, error) {
 		switch req.Op {
 		case opExports:
-			return &Status{Exports: exports()}, nil
+			all, err := exports()
+			return &Status{Exports: all}, err
 		case opHandOver:
 			pid, err := handOver(ctx, req.File)
 			return &Status{Record: Record{PID: pid}}, err
@@ -93,7 +96,17 @@ func UpgradeServer(ctx context.Context, path string) (pid int, err error) {
 	return s.Record.PID, nil
 }
 
-func askServer(ctx context.Context, path string, req request) (*Status, error) {
+// askServer asks the server, and if another process takes it over meanwhile, that.
+func askServer(ctx context.Context, path string, req request) (s *Status, err error) {
+	for range maxMoves {
+		if s, err = askServerOnce(ctx, path, req); !errors.Is(err, ErrMoved) {
+			break
+		}
+	}
+	return s, err
+}
+
+func askServerOnce(ctx context.Context, path string, req request) (*Status, error) {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", path)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
@@ -116,6 +129,8 @@ func askServer(ctx context.Context, path string, req request) (*Status, error) {
 		return nil, fmt.Errorf("%s: %w", path, context.Cause(ctx))
 	case err != nil:
 		return nil, fmt.Errorf("%s: no answer that can be read: %w; is it that of a server's --control?", path, err)
+	case answer.Moved:
+		return nil, ErrMoved
 	case answer.Error != "":
 		return nil, &exit.Error{Code: max(answer.Code, exit.Failure), Err: errors.New(answer.Error)}
 	case answer.Status == nil:

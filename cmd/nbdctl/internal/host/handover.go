@@ -8,9 +8,12 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/parcel"
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
 
@@ -94,7 +97,7 @@ func (h *Host) handOver(ctx context.Context, device *blockdev.Device, socket *os
 	}
 	defer changed()
 	if handedOver(device) {
-		return errMoved
+		return ErrMoved
 	}
 	nc, err := net.FileConn(socket)
 	if err != nil {
@@ -105,7 +108,8 @@ func (h *Host) handOver(ctx context.Context, device *blockdev.Device, socket *os
 	if !ok {
 		return exit.Usagef("a handover over something that is no Unix socket")
 	}
-	if err := hear(ctx, c); err != nil {
+	next, err := hear(ctx, c)
+	if err != nil {
 		return err
 	}
 	h.log.Info("handing over", "device", h.record.Device())
@@ -113,7 +117,8 @@ func (h *Host) handOver(ctx context.Context, device *blockdev.Device, socket *os
 	err = h.passOver(ctx, device, c)
 	if handedOver(device) {
 		h.control.leave()
-		h.log.Info("handed over", "device", h.record.Device(), "unconfirmed", err)
+		h.heir.Store(int64(next))
+		h.log.Info("handed over", "device", h.record.Device(), "pid", next, "unconfirmed", err)
 		return nil
 	}
 	h.log.Warn("not handed over, goes on serving", "reason", err)
@@ -121,23 +126,41 @@ func (h *Host) handOver(ctx context.Context, device *blockdev.Device, socket *os
 	return err
 }
 
-// hello is what a successor says when it is ready to take the device over.
-const hello = '!'
+// A hello is what a successor says when it is ready to take the device over.
+type hello struct {
+	PID int `json:"pid"`
+}
 
-// hear waits for the hello of a successor, while the device is served as ever.
-func hear(ctx context.Context, c *net.UnixConn) error {
+// hear waits for the hello of a successor, while the device is served as ever, and returns its
+// number.
+func hear(ctx context.Context, c *net.UnixConn) (pid int, err error) {
 	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
-	var b [1]byte
-	switch n, err := c.Read(b[:]); {
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	case n == 0:
-		return fmt.Errorf("the new process has not come up: %w", err)
-	case b[0] != hello:
-		return fmt.Errorf("the new process says %q in place of hello", b[0])
+	var said hello
+	f, err := parcel.Receive(c, &said)
+	if f != nil {
+		f.Close()
 	}
-	return nil
+	switch {
+	case ctx.Err() != nil:
+		return 0, context.Cause(ctx)
+	case err != nil:
+		return 0, fmt.Errorf("the new process has not come up: %w", err)
+	}
+	return said.PID, nil
+}
+
+// passOn passes a signal on to the process that has the device now. It must be known to be that.
+func (h *Host) passOn(s os.Signal) {
+	pid := int(h.heir.Load())
+	sig, ok := s.(syscall.Signal)
+	if !ok || pid <= 0 || !opened(pid, filepath.Join(h.state.path, "lock")) {
+		return
+	}
+	h.log.Info("passed on", "signal", sig.String(), "pid", pid)
+	if p, err := os.FindProcess(pid); err == nil {
+		_ = p.Signal(sig) // It may have ended.
+	}
 }
 
 // passOver does it. What becomes of the backend follows what becomes of the device.

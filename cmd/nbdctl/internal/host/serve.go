@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nbdctl/nbdctl/backends"
@@ -80,6 +81,10 @@ type Host struct {
 	changing chan struct{}
 	// frozen keeps the record as lists have it; guarded by mu.
 	frozen bool
+	// asked is the signal that the device is being ended for; nil: none. It is for serve and goOn.
+	asked os.Signal
+	// heir is the number of the process that has the device now; 0: this one has.
+	heir atomic.Int64
 	// heard tells of the error of TakeOver that the other process knows more of it.
 	heard bool
 }
@@ -148,6 +153,11 @@ func (h *Host) goOn(ctx context.Context, client *nbdnl.Client, device *blockdev.
 	if handedOver(device) {
 		h.control.drain() // What has asked for the handover leaves the backend at last.
 		h.state.leave()
+		select { // What was meant for the device is for the next process.
+		case h.asked = <-h.Signals:
+		default:
+		}
+		h.passOn(h.asked)
 		return nil
 	}
 	if loss := device.Loss(); loss != nil {
@@ -271,7 +281,7 @@ const insistence = 10 * time.Second
 func (h *Host) serve(ctx context.Context, device *blockdev.Device, first os.Signal) error {
 	defer func() {
 		if handedOver(device) {
-			h.control.close(errMoved)
+			h.control.close(ErrMoved)
 		} else {
 			h.control.close(errEnding)
 		}
@@ -282,7 +292,7 @@ func (h *Host) serve(ctx context.Context, device *blockdev.Device, first os.Sign
 	ended := make(chan error, 1)
 	asked := false
 	ask := func(s os.Signal) {
-		asked = true
+		asked, h.asked = true, s
 		h.log.Info("asked to end", "signal", s.String())
 		go func() { ended <- device.Disconnect(ctx) }()
 	}
@@ -312,7 +322,7 @@ func (h *Host) serve(ctx context.Context, device *blockdev.Device, first os.Sign
 			}
 			// A refusal leaves the device as it is, and so do we: at shutdown
 			// processes are killed before their file systems are unmounted.
-			refused = time.Now()
+			refused, h.asked = time.Now(), nil
 			h.log.Warn("goes on serving", "reason", err)
 		case <-device.Changes():
 			if err := h.note(device); err != nil {
@@ -337,63 +347,4 @@ func (h *Host) serve(ctx context.Context, device *blockdev.Device, first os.Sign
 			}
 		}
 	}
-}
-
-// gone is what follows when the device ended by somebody else's doing.
-func (h *Host) gone(device *blockdev.Device) error {
-	err := device.Err()
-	if errors.Is(err, blockdev.ErrHandedOver) {
-		return err
-	}
-	if err == nil {
-		h.log.Info("disconnected", "device", h.record.Device())
-		return nil
-	}
-	return h.lost(device, err)
-}
-
-// errDead is why a device is lost before its connections have said why.
-var errDead = errors.New("all connections are dead, and the kernel waits for no new one")
-
-// isDone tells whether nothing is served any more.
-func isDone(device *blockdev.Device) bool {
-	select {
-	case <-device.Done():
-		return true
-	default:
-		return false
-	}
-}
-
-// lost takes down a device whose connections are dead. The kernel keeps it, and
-// every request to it fails; there is no coming back.
-func (h *Host) lost(device *blockdev.Device, err error) error {
-	h.log.Error("connections lost", "device", h.record.Device(), "error", err)
-	return errors.Join(fmt.Errorf("%s: %w", h.record.Device(), err), device.Close())
-}
-
-// waitFree stays, with the record, until the kernel has let go of the device.
-// The kernel keeps one that was disconnected while held until its last holder
-// closes it, and a list should name its owner for so long.
-func (h *Host) waitFree(ctx context.Context, client *nbdnl.Client, device *blockdev.Device) error {
-	st, err := client.Status(ctx, device.Index())
-	if err != nil || !st.Connected() {
-		return nil // free
-	}
-	ours := st.Identifier == h.record.Identifier
-	if !st.HasIdentifier {
-		ours = nbdnl.IncarnationOf(device.Index()) == h.record.Incarnation
-	}
-	if !ours {
-		return nil // somebody else's already
-	}
-	if err := h.update(func(r *Record) { r.Phase = PhaseDisconnecting }); err != nil {
-		h.log.Warn("its phase could not be noted", "reason", err)
-	}
-	ctx, stop := withSignals(ctx, h.Signals)
-	defer stop()
-	if err := client.WaitFree(ctx, device.Index()); err != nil {
-		h.log.Warn("gone although the device is still held", "reason", err)
-	}
-	return nil
 }

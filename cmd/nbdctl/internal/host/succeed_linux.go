@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -115,9 +114,9 @@ func Succeed(program *os.File, before *Succession) (_ *Successor, err error) {
 // PID returns the number of the process.
 func (s *Successor) PID() int { return s.cmd.Process.Pid }
 
-// Signal passes a signal on to the process; nil is none.
+// Signal passes a signal on to the process; nil is none. A nil Successor is nobody.
 func (s *Successor) Signal(sig os.Signal) {
-	if sig != nil {
+	if s != nil && sig != nil {
 		_ = s.cmd.Process.Signal(sig) // It may have ended.
 	}
 }
@@ -131,40 +130,57 @@ func (s *Successor) End() {
 }
 
 // Wait returns the exit code of the last process that serves in the place of this one, and passes
-// signals on to that. A process that is not the first has nothing to wait for.
-func (s *Successor) Wait(signals <-chan os.Signal) int {
+// signals on to that, until left is closed, too. A process that is not the first waits for that
+// alone.
+func (s *Successor) Wait(signals <-chan os.Signal, left <-chan struct{}) int {
 	s.Conn.Close()
-	if s.hears == nil {
-		return 0
+	serving, ended := make(chan int), make(chan int, 1)
+	if s.hears != nil {
+		go s.hear(serving)
+		go func() { ended <- reap() }()
+	} else {
+		ended <- 0
 	}
-	serving := make(chan int)
-	go func() {
-		defer close(serving)
-		for lines := bufio.NewScanner(io.Reader(s.hears)); lines.Scan(); {
-			if pid, err := strconv.Atoi(lines.Text()); err == nil {
-				serving <- pid
-			}
-		}
-	}()
-	ended := make(chan int, 1)
-	go func() { ended <- reap() }()
-	pid := s.PID()
-	for {
+	pid, code := s.PID(), 0
+	for left != nil || ended != nil {
 		select {
-		case n, ok := <-serving:
-			if !ok {
-				serving = nil // All have ended.
-				continue
-			}
-			pid = n
+		case pid = <-serving:
 		case sig := <-signals:
-			if sig, ok := sig.(syscall.Signal); ok {
-				_ = syscall.Kill(pid, sig) // It may have ended.
-			}
-		case code := <-ended:
-			return code
+			pid = pass(sig, pid, serving)
+		case code = <-ended:
+			ended = nil
+		case <-left:
+			left = nil
 		}
 	}
+	select { // What came in the last moment is for the next one, too.
+	case sig := <-signals:
+		pass(sig, pid, serving)
+	default:
+	}
+	return code
+}
+
+// hear passes on the numbers of the processes that serve.
+func (s *Successor) hear(serving chan<- int) {
+	for lines := bufio.NewScanner(s.hears); lines.Scan(); {
+		if pid, err := strconv.Atoi(lines.Text()); err == nil {
+			serving <- pid
+		}
+	}
+}
+
+// pass passes a signal on to the process that serves now, of which pid was the last one that is
+// known, and returns its number.
+func pass(sig os.Signal, pid int, serving <-chan int) int {
+	select {
+	case pid = <-serving:
+	default:
+	}
+	if sig, ok := sig.(syscall.Signal); ok {
+		_ = syscall.Kill(pid, sig) // It may have ended.
+	}
+	return pid
 }
 
 // reap waits until no child is left, and returns the exit code of the last one.

@@ -33,4 +33,4 @@ func (*Successor) Signal(os.Signal) {}
 func (*Successor) End() {}
 
 // Wait is for Linux.
-func (*Successor) Wait(<-chan os.Signal) int { return 0 }
+func (*Successor) Wait(<-chan os.Signal, <-chan struct{}) int { return 0 }

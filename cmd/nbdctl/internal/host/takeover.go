@@ -12,6 +12,7 @@ import (
 
 	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/parcel"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/secret"
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
@@ -35,7 +36,7 @@ func (h *Host) TakeOver(ctx, starting context.Context, c *net.UnixConn, r Record
 	s := &succession{host: h}
 	defer s.close()
 	// All that can be done before is done: the device does not stand still yet.
-	if _, err := c.Write([]byte{hello}); err != nil {
+	if err := parcel.Send(c, hello{PID: os.Getpid()}, nil); err != nil {
 		h.heard = true
 		return fmt.Errorf("the other process has gone: %w", err)
 	}
