@@ -207,7 +207,8 @@ func (p *servePlan) handshake() time.Duration {
 
 const (
 	defaultHandshake = 10 * time.Second
-	// longestHandshake is how long one may take that is not to keep a server from being handed over.
+	// longestHandshake is how long one may take that is not to keep a server from being handed
+	// over.
 	longestHandshake = 20 * time.Second
 )
 

@@ -9,8 +9,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestSuccessionFormat holds that what servers tell each other is what was written when the form was
-// made, and that it is read whole (testdata/succession.json).
+// TestSuccessionFormat holds that what servers tell each other is what was written when the form
+// was made, and that it is read whole (testdata/succession.json).
 func TestSuccessionFormat(t *testing.T) {
 	content, err := os.ReadFile("testdata/succession.json")
 	if err != nil {

@@ -57,9 +57,10 @@ type line struct {
 // All of it is to be done in half of Timeout from when the device stands still.
 //
 // Only if the other process dies when everything was said, and may have served a few requests, the
-// device gets new connections (Handover.Reconnect), unless it is one of ConnectRemote. If the other process gives no sign of life in that moment, or letting go fails,
-// the error matches ErrHandedOver, and the device is the other's. c stays open, and is of no
-// further use after an error.
+// device gets new connections (Handover.Reconnect), unless it is one of ConnectRemote. If the other
+// process gives no sign of life in that moment, or letting go fails, the error matches
+// ErrHandedOver, and the device is the other's. c stays open, and is of no further use after an
+// error.
 func (d *Device) HandOverTo(ctx context.Context, c *net.UnixConn, o HandOverOptions) error {
 	h, err := d.HandOver(ctx, o)
 	if err != nil {
@@ -264,8 +265,8 @@ func (l *lines) expect(ctx context.Context, kind func(line) bool) error {
 // lastLook is for what has come before.
 const lastLook = 10 * time.Millisecond
 
-// expectGo waits for go, or for the end of the other process, for as long as ctx says. A go that has
-// come counts whatever that says: the other process may have let go of the device.
+// expectGo waits for go, or for the end of the other process, for as long as ctx says. A go that
+// has come counts whatever that says: the other process may have let go of the device.
 func (l *lines) expectGo(ctx context.Context) error {
 	goes := func(l line) bool { return l.Go }
 	err := l.expect(ctx, goes)

@@ -167,8 +167,8 @@ func watchedDescriptors(t *testing.T, connections int) int {
 	}
 }
 
-// TestHandOverLast has a successor go wrong when everything was said: if it says so, the device goes
-// on, if it dies, that gets new connections, and else it is the successor's.
+// TestHandOverLast has a successor go wrong when everything was said: if it says so, the device
+// goes on, if it dies, that gets new connections, and else it is the successor's.
 func TestHandOverLast(t *testing.T) {
 	for name, tt := range map[string]struct {
 		last     func(*testing.T, *net.UnixConn, *lines)
@@ -279,32 +279,6 @@ func TestTakeOverGivesUp(t *testing.T) {
 			t.Error(err)
 		}
 		checkClean(t, o.Kernel)
-	}
-}
-
-// TestGoCounts holds that the last word counts if it has come, also when nobody waits for it any
-// more, and that nothing else does.
-func TestGoCounts(t *testing.T) {
-	for range 100 {
-		ours, theirs := passage(t)
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		there, l := newLines(ours), newLines(theirs)
-		if err := l.expectGo(ctx); !errors.Is(err, context.Canceled) {
-			t.Fatalf("nothing was said, and it says %v", err)
-		}
-		if err := there.say(line{Go: true}); err != nil {
-			t.Fatal(err)
-		}
-		if err := l.expectGo(ctx); err != nil {
-			t.Fatalf("go was said, and it says %v", err)
-		}
-		if err := there.say(line{Error: "no"}); err != nil {
-			t.Fatal(err)
-		}
-		if err := l.expectGo(ctx); err == nil {
-			t.Fatal("an error is taken for go")
-		}
 	}
 }
 
