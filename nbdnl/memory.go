@@ -1,6 +1,7 @@
 package nbdnl
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/nbdctl/nbdctl/nbdnl/internal/devices"
@@ -9,10 +10,10 @@ import (
 // A memory is what a Client knows of one use of an index beyond what the kernel shows.
 type memory struct {
 	use devices.Use
-	// identifier is the one that this Client connected the device with, which Linux before 5.14
-	// does not keep.
+	// identifier is the one that this Client connected the device with, or has inherited it with.
+	// Linux before 5.14 does not keep it.
 	identifier string
-	connected  bool // by this Client
+	connected  bool // by this Client, or for it
 	mode       Mode // of that connect
 	// timeout is the device's request timeout, if timed: told by this Client.
 	timeout time.Duration
@@ -50,4 +51,27 @@ func (c *Client) remember(index int, use devices.Use, change func(*memory)) {
 func (c *Client) hasEnded(index int, use devices.Use) bool {
 	m := c.recall(index, use)
 	return use.Connected && (m.disconnected || m.connected && m.mode == ModeIoctl && !c.driver.serves(index))
+}
+
+// Inherit notes what only the process knows that has connected a device by netlink, and which hands
+// it over to this one: the identifier, which Linux before 5.14 does not keep, and the request
+// timeout. From then on the Client knows the device as that process's does. The error matches
+// ErrNotOwner if the index has another incarnation by now, or carries another identifier, and
+// ErrNotConnected or os.ErrNotExist if there is no device.
+func (c *Client) Inherit(index int, identifier string, incarnation Incarnation, timeout time.Duration) error {
+	use, err := c.connected(index)
+	switch {
+	case err != nil:
+	case use.Identified && use.Identifier != identifier:
+		err = fmt.Errorf("%w: its identifier is %q", ErrNotOwner, use.Identifier)
+	case !use.Identified && use.Incarnation != incarnation:
+		err = fmt.Errorf("%w: it was connected anew meanwhile", ErrNotOwner)
+	}
+	if err != nil {
+		return newError("inherit", index, err)
+	}
+	c.remember(index, use, func(m *memory) {
+		m.connected, m.mode, m.identifier, m.timed, m.timeout = true, ModeNetlink, identifier, true, timeout
+	})
+	return nil
 }

@@ -42,7 +42,6 @@ func TestKernelUpgradePauses(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			if tt.name == "direct" || tt.name == "relay" {
 				nbdnltest.Waking.Need(t)
-				nbdnltest.Identifiers.Need(t)
 			}
 			dev := connected(t, append(tt.backend(t), "--connections", connections)...)
 			for _, l := range []struct{ name, flags string }{

@@ -27,7 +27,6 @@ func TestKernelUpgradeRemote(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			requireKernel(t, awayNoise)
 			nbdnltest.Waking.Need(t)
-			nbdnltest.Identifiers.Need(t)
 			dir := shortDir(t)
 			image := filepath.Join(dir, "disk.img")
 			sh(t, "truncate -s 64M "+image)
@@ -76,7 +75,6 @@ func TestKernelUpgradeAway(t *testing.T) {
 		t.Run(way, func(t *testing.T) {
 			requireKernel(t, awayNoise)
 			nbdnltest.Waking.Need(t)
-			nbdnltest.Identifiers.Need(t)
 			dir := shortDir(t)
 			args := []string{"memory", "--size", "1M", "--listen", "unix:" + filepath.Join(dir, "s")}
 			server := farServer(t, args...)

@@ -78,6 +78,9 @@ func (m machine) goOn(
 	if err == nil {
 		conns, err = d.transmitters(s.links)
 	}
+	if err == nil {
+		err = d.client.Inherit(s.index, s.identifier, incarnation, s.timeout)
+	}
 	if err == nil && begin != nil {
 		err = begin(d)
 	}

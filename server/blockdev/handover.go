@@ -127,8 +127,7 @@ type Handover struct {
 // says that there is no need. The requests in flight and the second sync may take half of Timeout,
 // or until ctx ends. When either is over, the error says so, and the device goes on as if nothing
 // had been, as it does after any other error: errors.ErrUnsupported of a device by ioctls, which
-// the kernel ends with the process that has connected it, and before Linux 5.14 of one of
-// ConnectRemote, whose connections only the process can replace there that has connected it.
+// the kernel ends with the process that has connected it.
 //
 // What is asked of the device waits until the Handover ends, each request for Timeout at the most;
 // so do calls that change or end it. HandOverTo does all of it over a Unix socket.
@@ -172,7 +171,7 @@ func (d *Device) handOver(ctx context.Context, o HandOverOptions) (_ *Handover, 
 	if d.export != nil {
 		hold, err = d.export.Hold(ctx, !o.Unsynced)
 	} else {
-		err = d.known(ctx)
+		err = d.there(ctx)
 	}
 	if err != nil {
 		return nil, err

@@ -37,20 +37,13 @@ func (m machine) watching(r Remote) maker {
 	}}
 }
 
-// known returns an error if the kernel does not show whose device this is: it would not take
-// connections from another process then.
-func (d *Device) known(ctx context.Context) error {
+// there returns an error if the kernel has ended the device, of which it tells nobody here.
+func (d *Device) there(ctx context.Context) error {
 	st, err := d.client.Status(ctx, d.index)
-	switch {
-	case err != nil:
-		return err
-	case !st.Connected():
-		return fmt.Errorf("it has ended: %w", nbdnl.ErrNotConnected)
-	case !st.HasIdentifier:
-		return fmt.Errorf("it shows no identifier, without which another process can't replace its connections: %w",
-			errors.ErrUnsupported)
+	if err == nil && !st.Connected() {
+		err = fmt.Errorf("it has ended: %w", nbdnl.ErrNotConnected)
 	}
-	return nil
+	return err
 }
 
 // isFor says why a device can't go on with the export of another server, or with a backend.

@@ -89,16 +89,6 @@ func testHandOverRemote(t *testing.T, connections int) {
 		t.Fatal(err)
 	}
 	defer func() { d.Close() }()
-	if !nbdnltest.Identifiers.In(t) {
-		if _, err := d.HandOver(t.Context(), blockdev.HandOverOptions{}); !errors.Is(err, errors.ErrUnsupported) {
-			t.Errorf("without identifiers: %v", err)
-		}
-		if err := errors.Join(d.Disconnect(t.Context()), export.Close(), disk.Close()); err != nil {
-			t.Error(err)
-		}
-		f.stop(t)
-		return
-	}
 	load := startFio(t, "--filename="+d.Path(), "--size=8m", "--numjobs=2", "--offset_increment=8m", "--rw=randwrite",
 		"--bsrange=4k-64k", "--fsync=64")
 	goesOn := func(round int) {

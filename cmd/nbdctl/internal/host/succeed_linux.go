@@ -1,7 +1,6 @@
 package host
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"net"
@@ -32,6 +31,9 @@ type Successor struct {
 	cmd   *exec.Cmd
 	first *os.File // nil: this process is the first, which hears from
 	hears *os.File
+
+	heard   []byte // the beginning of a line
+	serving int    // the process that has told last that it serves
 }
 
 // A Succession is what a process has of the one before it.
@@ -134,19 +136,17 @@ func (s *Successor) End() {
 // alone.
 func (s *Successor) Wait(signals <-chan os.Signal, left <-chan struct{}) int {
 	s.Conn.Close()
-	serving, ended := make(chan int), make(chan int, 1)
+	s.serving = s.PID()
+	ended, code := make(chan int, 1), 0
 	if s.hears != nil {
-		go s.hear(serving)
 		go func() { ended <- reap() }()
 	} else {
 		ended <- 0
 	}
-	pid, code := s.PID(), 0
 	for left != nil || ended != nil {
 		select {
-		case pid = <-serving:
 		case sig := <-signals:
-			pid = pass(sig, pid, serving)
+			s.pass(sig)
 		case code = <-ended:
 			ended = nil
 		case <-left:
@@ -155,32 +155,52 @@ func (s *Successor) Wait(signals <-chan os.Signal, left <-chan struct{}) int {
 	}
 	select { // What came in the last moment is for the next one, too.
 	case sig := <-signals:
-		pass(sig, pid, serving)
+		s.pass(sig)
 	default:
 	}
 	return code
 }
 
-// hear passes on the numbers of the processes that serve.
-func (s *Successor) hear(serving chan<- int) {
-	for lines := bufio.NewScanner(s.hears); lines.Scan(); {
-		if pid, err := strconv.Atoi(lines.Text()); err == nil {
-			serving <- pid
-		}
+// pass passes a signal on to the process that serves. One that has just handed over may not be able
+// to pass it on any more, but the next one has told its number before that.
+func (s *Successor) pass(sig os.Signal) {
+	number, ok := sig.(syscall.Signal)
+	if !ok {
+		return
+	}
+	s.hear()
+	for pid := 0; pid != s.serving; s.hear() {
+		pid = s.serving
+		_ = syscall.Kill(pid, number) // It may have ended.
 	}
 }
 
-// pass passes a signal on to the process that serves now, of which pid was the last one that is
-// known, and returns its number.
-func pass(sig os.Signal, pid int, serving <-chan int) int {
-	select {
-	case pid = <-serving:
-	default:
+// hear reads which process serves, if that has changed.
+func (s *Successor) hear() {
+	if s.hears == nil {
+		return
 	}
-	if sig, ok := sig.(syscall.Signal); ok {
-		_ = syscall.Kill(pid, sig) // It may have ended.
+	raw, err := s.hears.SyscallConn()
+	if err != nil {
+		return
 	}
-	return pid
+	_ = raw.Read(func(fd uintptr) bool { // At the end of all it fails, and then nobody serves.
+		var b [256]byte
+		for {
+			n, err := unix.Read(int(fd), b[:])
+			if n <= 0 || err != nil {
+				return true
+			}
+			s.heard = append(s.heard, b[:n]...)
+		}
+	})
+	lines := strings.Split(string(s.heard), "\n")
+	s.heard = []byte(lines[len(lines)-1])
+	for _, line := range lines[:len(lines)-1] {
+		if pid, err := strconv.Atoi(line); err == nil {
+			s.serving = pid
+		}
+	}
 }
 
 // reap waits until no child is left, and returns the exit code of the last one.
