@@ -77,7 +77,7 @@ func serve(c *cli.Context) (err error) {
 		d.leave()
 		close(left)
 	}()
-	if code := next.Wait(signals, left); code != 0 {
+	if code := next.Wait(signals, left, logger); code != 0 {
 		os.Exit(code) // It has said why.
 	}
 	return nil

@@ -63,17 +63,20 @@ func (c vsockConn) Copy() (*os.File, error) { return duplicate(c.File) }
 
 // vsockConnOf makes a connection of a descriptor, which belongs to it.
 func vsockConnOf(f *os.File) (net.Conn, error) {
-	fd := int(f.Fd())
-	local, err1 := unix.Getsockname(fd)
-	remote, err2 := unix.Getpeername(fd)
-	if err := errors.Join(err1, err2, unix.SetNonblock(fd, true)); err != nil {
+	raw, err := f.SyscallConn()
+	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	c, err := duplicate(f) // which is polled by the runtime, for it does not block
-	if err := errors.Join(err, f.Close()); err != nil {
-		return nil, err
+	var local, remote unix.Sockaddr
+	var err1, err2 error
+	err = raw.Control(func(fd uintptr) { // It does not block, and the runtime polls it.
+		local, err1 = unix.Getsockname(int(fd))
+		remote, err2 = unix.Getpeername(int(fd))
+	})
+	if err := errors.Join(err, err1, err2); err != nil {
+		return nil, errors.Join(err, f.Close())
 	}
-	return vsockConn{c, vsockAddr(local), vsockAddr(remote)}, nil
+	return vsockConn{f, vsockAddr(local), vsockAddr(remote)}, nil
 }
 
 func vsockAddr(a unix.Sockaddr) net.Addr {

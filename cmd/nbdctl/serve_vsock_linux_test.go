@@ -5,6 +5,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/nbdctl/nbdctl/backends/nbd"
 )
 
 // TestKernelServeVsock serves clients by the sockets between virtual machines and their host, of
@@ -13,7 +15,10 @@ func TestKernelServeVsock(t *testing.T) {
 	requireKernel(t)
 	tools(t, "nbdinfo", "nbdcopy", "qemu-img")
 	sh(t, "modprobe vsock_loopback")
-	cmd, uri, _ := servedFor(t, "memory", "--size", "8M", "--listen", "vsock:0", "--name", "a disk")
+	control := filepath.Join(shortDir(t), "ctl")
+	cmd, uri, _ := servedFor(t, "memory", "--size", "8M", "--listen", "vsock:0", "--name", "a disk",
+		"--control", control)
+	endAll(t, control)
 	rest, ok := strings.CutPrefix(uri, "nbd+vsock://")
 	_, at, _ := strings.Cut(rest, ":")
 	port, name, _ := strings.Cut(at, "/")
@@ -28,5 +33,13 @@ func TestKernelServeVsock(t *testing.T) {
 	if r := nbdctl(t, "serve", "memory", "--size", "1M", "--listen", "vsock:"+port); r.code != 6 {
 		t.Errorf("a second server at the same port: %d, %s", r.code, r.stderr)
 	}
+	load := loadClient(t, uri, nbd.Options{}, 0)
+	for range 2 { // The second process has accepted none of its connections.
+		load.goesOn(t)
+		must(t, "upgrade", "--server", control)
+	}
+	load.goesOn(t)
+	load.stop(t)
+	sh(t, "nbdcopy "+source+" '"+uri+"'")
 	ends(t, cmd, syscall.SIGTERM)
 }

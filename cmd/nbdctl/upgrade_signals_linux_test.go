@@ -105,8 +105,15 @@ func TestServeUpgradeSignals(t *testing.T) {
 			if err := first.Process.Signal(syscall.SIGTERM); err != nil {
 				t.Fatal(err)
 			}
-			if err := first.Wait(); err != nil {
-				t.Errorf("the server: %v", err)
+			ended := make(chan error, 1)
+			go func() { ended <- first.Wait() }()
+			select {
+			case err := <-ended:
+				if err != nil {
+					t.Errorf("the server: %v", err)
+				}
+			case <-time.After(20 * time.Second):
+				t.Fatalf("it has not ended: %v", processes(t, file))
 			}
 			<-upgrade // with success or not
 			if left := processes(t, file); len(left) != 0 {

@@ -3,6 +3,7 @@ package host
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -32,6 +33,7 @@ type Successor struct {
 	first *os.File // nil: this process is the first, which hears from
 	hears *os.File
 
+	log     *slog.Logger
 	heard   []byte // the beginning of a line
 	serving int    // the process that has told last that it serves
 }
@@ -134,8 +136,9 @@ func (s *Successor) End() {
 // Wait returns the exit code of the last process that serves in the place of this one, and passes
 // signals on to that, until left is closed, too. A process that is not the first waits for that
 // alone.
-func (s *Successor) Wait(signals <-chan os.Signal, left <-chan struct{}) int {
+func (s *Successor) Wait(signals <-chan os.Signal, left <-chan struct{}, log *slog.Logger) int {
 	s.Conn.Close()
+	s.log = log
 	s.serving = s.PID()
 	ended, code := make(chan int, 1), 0
 	if s.hears != nil {
@@ -171,7 +174,8 @@ func (s *Successor) pass(sig os.Signal) {
 	s.hear()
 	for pid := 0; pid != s.serving; s.hear() {
 		pid = s.serving
-		_ = syscall.Kill(pid, number) // It may have ended.
+		err := syscall.Kill(pid, number) // It may have ended.
+		s.log.Info("passed on", slog.String("signal", number.String()), slog.Int("pid", pid), slog.Any("err", err))
 	}
 }
 

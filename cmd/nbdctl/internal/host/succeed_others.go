@@ -4,6 +4,7 @@ package host
 
 import (
 	"errors"
+	"log/slog"
 	"net"
 	"os"
 )
@@ -33,4 +34,4 @@ func (*Successor) Signal(os.Signal) {}
 func (*Successor) End() {}
 
 // Wait is for Linux.
-func (*Successor) Wait(<-chan os.Signal, <-chan struct{}) int { return 0 }
+func (*Successor) Wait(<-chan os.Signal, <-chan struct{}, *slog.Logger) int { return 0 }
