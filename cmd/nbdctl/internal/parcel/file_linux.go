@@ -38,7 +38,7 @@ func (r *Reader) Read(p []byte) (int, error) {
 	if n == 0 && (err == nil || errors.Is(err, io.EOF)) {
 		err = io.EOF // and nothing around it
 	}
-	return n, err
+	return max(n, 0), err // It is -1 with some errors.
 }
 
 // Close closes the descriptor. The connection stays open.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -112,6 +113,22 @@ func TestParcelsWrong(t *testing.T) {
 		b.Close()
 		if after := open(t); after != before {
 			t.Errorf("%s: %d descriptors are open, and were %d", name, after, before)
+		}
+	}
+}
+
+// TestReceiveLate has a deadline pass in front of a parcel, and in the middle of one.
+func TestReceiveLate(t *testing.T) {
+	for _, sent := range []string{"", "\x00\x00", "\x00\x00\x00\x09", "\x00\x00\x00\x09{\"te"} {
+		a, b := pair(t)
+		if _, err := a.Write([]byte(sent)); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.SetReadDeadline(time.Now().Add(10 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Receive(b, new(object)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("behind %q: %v", sent, err)
 		}
 	}
 }
