@@ -244,7 +244,7 @@ func (d *daemon) ending(sig os.Signal) *host.Successor {
 	d.end()
 	d.passing <- struct{}{}
 	defer func() { <-d.passing }()
-	d.heir.Signal(sig)
+	d.heir.Signal(sig, d.logger)
 	return d.heir
 }
 
@@ -257,7 +257,7 @@ func (d *daemon) reload() {
 	d.reloading <- struct{}{}
 	defer func() { <-d.reloading }()
 	if d.heir != nil {
-		d.heir.Signal(syscall.SIGHUP)
+		d.heir.Signal(syscall.SIGHUP, d.logger)
 		return
 	}
 	if d.certs != nil {

@@ -96,7 +96,13 @@ func TestServeUpgradeSignals(t *testing.T) {
 				t.Errorf("upgrade: %d, %s", r.code, r.stderr)
 			}
 			list := strings.Replace(uri, "/disk?", "/?", 1)
-			eventually(t, func() bool { return len(listedAt(t, list)) == 2 }, "the new export")
+			read := false
+			for patience := time.Now().Add(20 * time.Second); !read && time.Now().Before(patience); {
+				read = len(listedAt(t, list)) == 2
+			}
+			if !read {
+				t.Fatalf("the new export is not offered: %v", processes(t, file))
+			}
 			load.goesOn(t)
 			load.stop(t)
 

@@ -153,11 +153,10 @@ func (h *Host) goOn(ctx context.Context, client *nbdnl.Client, device *blockdev.
 	if handedOver(device) {
 		h.control.drain() // What has asked for the handover leaves the backend at last.
 		h.state.leave()
-		select { // What was meant for the device is for the next process.
-		case h.asked = <-h.Signals:
-		default:
+		// What was meant for the device is for the next process.
+		for _, s := range append(pending(h.Signals), h.asked) {
+			h.passOn(s)
 		}
-		h.passOn(h.asked)
 		return nil
 	}
 	if loss := device.Loss(); loss != nil {

@@ -212,6 +212,32 @@ func Signals() (<-chan os.Signal, func()) {
 	return signals, func() { signal.Stop(signals) }
 }
 
+// pending returns the signals that have come, also those of which the runtime has not told yet: it
+// tells them in the order of their numbers (runtime/sigqueue.go), so that the one behind them all
+// is the last.
+func pending(signals <-chan os.Signal) (came []os.Signal) {
+	const behind = syscall.SIGWINCH // which nobody minds
+	told := make(chan os.Signal, 1)
+	signal.Notify(told, behind)
+	defer signal.Stop(told)
+	if err := syscall.Kill(os.Getpid(), behind); err == nil {
+		late := time.NewTimer(time.Second)
+		defer late.Stop()
+		select {
+		case <-told:
+		case <-late.C:
+		}
+	}
+	for {
+		select {
+		case s := <-signals:
+			came = append(came, s)
+		default:
+			return came
+		}
+	}
+}
+
 // Publish has the process make its files for all to read, as lists do.
 func Publish() { unix.Umask(0o022) }
 

@@ -52,6 +52,8 @@ func Signals() (<-chan os.Signal, func()) { return nil, func() {} }
 // Inherited is for Linux.
 func Inherited(int) bool { return true }
 
+func pending(<-chan os.Signal) []os.Signal { return nil }
+
 // Privately is for Linux.
 func Privately(f func()) { f() }
 

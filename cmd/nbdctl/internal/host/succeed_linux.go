@@ -119,10 +119,12 @@ func Succeed(program *os.File, before *Succession) (_ *Successor, err error) {
 func (s *Successor) PID() int { return s.cmd.Process.Pid }
 
 // Signal passes a signal on to the process; nil is none. A nil Successor is nobody.
-func (s *Successor) Signal(sig os.Signal) {
-	if s != nil && sig != nil {
-		_ = s.cmd.Process.Signal(sig) // It may have ended.
+func (s *Successor) Signal(sig os.Signal, log *slog.Logger) {
+	if s == nil || sig == nil {
+		return
 	}
+	err := s.cmd.Process.Signal(sig) // It may have ended.
+	log.Info("passed on", slog.String("signal", sig.String()), slog.Int("pid", s.PID()), slog.Any("err", err))
 }
 
 // End ends a process that is not to serve.
@@ -156,10 +158,8 @@ func (s *Successor) Wait(signals <-chan os.Signal, left <-chan struct{}, log *sl
 			left = nil
 		}
 	}
-	select { // What came in the last moment is for the next one, too.
-	case sig := <-signals:
+	for _, sig := range pending(signals) { // What came in the last moment is for the next one, too.
 		s.pass(sig)
-	default:
 	}
 	return code
 }

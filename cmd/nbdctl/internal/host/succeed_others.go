@@ -28,7 +28,7 @@ func Succeed(*os.File, *Succession) (*Successor, error) { return nil, errors.Err
 func (*Successor) PID() int { return 0 }
 
 // Signal is for Linux.
-func (*Successor) Signal(os.Signal) {}
+func (*Successor) Signal(os.Signal, *slog.Logger) {}
 
 // End is for Linux.
 func (*Successor) End() {}
