@@ -93,7 +93,7 @@ func TestHandOverFails(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := orphaned(t, nbdnltest.Options{}, 2)
-			o.e.timeout = 500 * time.Millisecond // as far as the process knows
+			o.e.timeout = time.Second // as far as the process knows
 			old := o.adopt(t)
 			o.half(t, 0)
 			ours, theirs := passage(t)
@@ -185,7 +185,7 @@ func TestHandOverLast(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := orphaned(t, nbdnltest.Options{}, 1)
-			o.e.timeout = 500 * time.Millisecond
+			o.e.timeout = time.Second
 			old := o.adopt(t)
 			ours, theirs := passage(t)
 			ctx, cancel := context.WithCancel(t.Context())
