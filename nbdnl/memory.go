@@ -56,9 +56,8 @@ func (c *Client) hasEnded(index int, use devices.Use) bool {
 // Inherit notes what only the process knows that has connected a device by netlink, and which hands
 // it over to this one: the identifier, which Linux before 5.14 does not keep, and the request
 // timeout, in whole seconds. From then on the Client knows the device as that process's does. The
-// error matches
-// ErrNotOwner if the index has another incarnation by now, or carries another identifier, and
-// ErrNotConnected or os.ErrNotExist if there is no device.
+// error matches ErrNotOwner if the index has another incarnation by now, or carries another
+// identifier, and ErrNotConnected or os.ErrNotExist if there is no device.
 func (c *Client) Inherit(index int, identifier string, incarnation Incarnation, timeout time.Duration) error {
 	use, err := c.connected(index)
 	switch {

@@ -163,6 +163,7 @@ func TestHoldFull(t *testing.T) {
 		greeted(t, second)
 		choose(t, second, "")
 		newClient(t, second).expect(0, call{op: cmdRead, length: 512})
+		synctest.Wait()        // Both listeners wait for a client.
 		_, l.last = net.Pipe() // accepted in the moment of the call
 		h = hold(t, s)
 		if len(h.Sessions()) != 1 || len(h.Waiting()) != 1 {
