@@ -91,6 +91,7 @@ func TestHoldHandshake(t *testing.T) {
 		greeted(t, early)
 		late, theirs := net.Pipe()
 		defer late.Close()
+		synctest.Wait() // The listener waits for another client.
 		l.last = theirs
 		result := try(t.Context(), s)
 		greeted(t, late)
