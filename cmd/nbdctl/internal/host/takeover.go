@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -24,7 +25,11 @@ func (h *Host) TakeOver(ctx, starting context.Context, c *net.UnixConn, r Record
 	h.Spec, h.record = r.Spec, r
 	starting, started := withSignals(starting, h.Signals)
 	defer started()
-	if err := h.openLog(0o600); err != nil { // for root alone, should it not be there any more
+	err = h.openLog(0o600) // for root alone, should it not be there any more
+	switch {
+	case errors.Is(err, fs.ErrNotExist): // Its directory goes with the device.
+		return exit.With(exit.NotFound, "%s is not connected any more", r.Device())
+	case err != nil:
 		return err
 	}
 	defer h.logFile.Close()
@@ -174,7 +179,11 @@ func (s *succession) inheritState(p *passage, of map[string][]*os.File) (err err
 	}
 	ours, err1 := s.state.lock.Stat()
 	there, err2 := os.Stat(filepath.Join(s.state.path, "lock"))
-	if err := errors.Join(err1, err2); err != nil {
+	switch err := errors.Join(err1, err2); {
+	case errors.Is(err, fs.ErrNotExist):
+		return exit.With(exit.NotFound, "%s is not connected any more: its state directory has gone",
+			h.record.Device())
+	case err != nil:
 		return fmt.Errorf("state directory: %w", err)
 	}
 	if !os.SameFile(ours, there) {
