@@ -213,8 +213,8 @@ func TestInheritRefused(t *testing.T) {
 			}
 			h.files[1] = f
 		}, exit.Failure, "is not the one of the other process"},
-		{"a directory that has gone", nil, func(t *testing.T, h *heritage) { os.RemoveAll(h.state.path) }, exit.NotFound,
-			"its state directory has gone"},
+		{"a directory that has gone", nil, func(t *testing.T, h *heritage) { os.RemoveAll(h.state.path) },
+			exit.NotFound, "its state directory has gone"},
 		{"no socket", nil, func(t *testing.T, h *heritage) {
 			h.files[0].Close()
 			h.files[0] = again(t, h.state.lock)
