@@ -3,6 +3,7 @@ package server
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"runtime/debug"
 	"time"
@@ -95,6 +96,10 @@ func (l *loop) serve() error {
 	for !l.conn.control.stopping.Load() {
 		if err := l.next(); err != nil {
 			return err
+		}
+		if l.conn.closed.Load() {
+			// What was received may come again over another connection, and newer data after it.
+			return net.ErrClosed
 		}
 		if l.current.Command == wire.CmdDisconnect {
 			l.conn.disconnected.Store(true)
