@@ -15,6 +15,7 @@ import (
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/parcel"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/secret"
+	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
 
@@ -72,10 +73,15 @@ func (h *Host) TakeOver(ctx, starting context.Context, c *net.UnixConn, r Record
 // untaken says why the device was not taken over, and whether that was found out here.
 func (h *Host) untaken(err error, here bool) error {
 	var differs *blockdev.MismatchError
-	if errors.As(err, &differs) {
+	switch {
+	case errors.As(err, &differs):
 		here = true
-	}
-	if differs != nil && differs.Setting == "state" {
+		if differs.Setting != "state" {
+			break
+		}
+		fallthrough
+	case !here && (errors.Is(err, nbdnl.ErrNotConnected) || errors.Is(err, nbdnl.ErrNotOwner)):
+		here = true // It has ended since it was compared, and another may have its index.
 		err = exit.With(exit.NotFound, "%s is not connected any more", h.record.Device())
 	}
 	h.heard = !here
