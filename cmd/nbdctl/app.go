@@ -62,6 +62,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			resizeCommand(),
 			reconfigureCommand(),
 			upgradeCommand(),
+			attachCommand(),
 			kickCommand(),
 			watchCommand(),
 			serveCommand(),

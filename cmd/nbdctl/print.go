@@ -81,6 +81,15 @@ func orphanAdvice(v inventory.View) string {
 		return fmt.Sprintf("%s ended without disconnecting; I/O goes on until a connection is lost, "+
 			"for the kernel speaks with the server itself; nbdctl disconnect %s frees it", who, v.Name)
 	}
+	if v.Attachable {
+		waits := "all I/O on it fails"
+		if *v.DeadTimeout > 0 {
+			waits = fmt.Sprintf("requests wait for %s and fail then",
+				quantity.FormatSeconds(time.Duration(*v.DeadTimeout)*time.Second))
+		}
+		return fmt.Sprintf("%s ended without disconnecting, %s; nbdctl attach %s has it served again, "+
+			"nbdctl disconnect %[3]s frees it", who, waits, v.Name)
+	}
 	return fmt.Sprintf("%s ended without disconnecting, all I/O on it fails; nbdctl disconnect %s frees it", who,
 		v.Name)
 }

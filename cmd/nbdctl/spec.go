@@ -76,20 +76,12 @@ var backendFlags = []cli.Flag{
 // multiple of block, unless there is a block size.
 func backendOf(c *cli.Context, block int) (host.Spec, error) {
 	s := host.Spec{
-		Kind:     c.Args().Get(0),
-		Arg:      c.Args().Get(1),
 		Options:  c.StringSlice("option"),
 		Create:   c.Bool("create"),
 		ReadOnly: c.Bool("read-only"),
 	}
-	if kind.IsURI(s.Kind) {
-		if c.NArg() > 1 {
-			return s, exit.Usagef("%s takes a URI alone; %q is too much", c.Command.Name, s.Arg)
-		}
-		s.Kind, s.Arg = kind.Remote, s.Kind
-	}
-	if c.NArg() > 2 {
-		return s, exit.Usagef("%s takes a backend and one argument; %q is too much", c.Command.Name, c.Args().Get(2))
+	if err := readBackend(c.Command.Name, c.Args().Slice(), &s); err != nil {
+		return s, err
 	}
 	for _, read := range []func() error{
 		func() error { return readSize(c, &s) },
@@ -108,6 +100,23 @@ func backendOf(c *cli.Context, block int) (host.Spec, error) {
 		return s, err
 	}
 	return kind.ReadSecrets(s)
+}
+
+// readBackend reads the arguments that name a backend, and what it takes.
+func readBackend(command string, args []string, s *host.Spec) error {
+	if len(args) > 0 && kind.IsURI(args[0]) {
+		if len(args) > 1 {
+			return exit.Usagef("%s takes a URI alone; %q is too much", command, args[1])
+		}
+		s.Kind, s.Arg = kind.Remote, args[0]
+		return nil
+	}
+	if len(args) > 2 {
+		return exit.Usagef("%s takes a backend and one argument; %q is too much", command, args[2])
+	}
+	named := append(args[:len(args):len(args)], "", "")
+	s.Kind, s.Arg = named[0], named[1]
+	return nil
 }
 
 // absolute makes the argument a path that means the same to the serving

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
@@ -118,6 +120,19 @@ func listenControl(path string) (*net.UnixListener, error) {
 		return nil, errors.Join(fmt.Errorf("control socket: %w", err), l.Close())
 	}
 	return l, nil
+}
+
+// prepareControl makes a control socket that is to take the place of one which a process has left
+// in dir. publish does that, in one step.
+func prepareControl(dir string) (l *net.UnixListener, publish func() error, err error) {
+	prepared := filepath.Join(dir, "new") // as long as the name that it gets
+	if err := os.Remove(prepared); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, fmt.Errorf("control socket: %w", err)
+	}
+	if l, err = listenControl(prepared); err != nil {
+		return nil, nil, err
+	}
+	return l, func() error { return os.Rename(prepared, filepath.Join(dir, "ctl")) }, nil
 }
 
 // newControl answers on l.

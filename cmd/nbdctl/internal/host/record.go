@@ -51,6 +51,8 @@ type Record struct {
 	Loss *Loss `json:"loss,omitempty"`
 	// Remote is nil of a backend on this machine.
 	Remote *RemoteState `json:"remote,omitempty"`
+	// Identity is that of the Backing.
+	Identity string `json:"identity,omitempty"`
 	// Passage is the form in which the process hands its device over; 0: it can't.
 	Passage int `json:"passage,omitempty"`
 }

@@ -45,6 +45,8 @@ type Backing struct {
 	HandOver func() (*Handed, error)
 	// Synced has what was written synced before it is handed over.
 	Synced bool
+	// Identity tells the backing object from all others, whatever its name is; "": nothing does.
+	Identity string
 }
 
 // A Host serves one device.
@@ -175,7 +177,19 @@ func (h *Host) goOn(ctx context.Context, client *nbdnl.Client, device *blockdev.
 // left.
 func (h *Host) connect(ctx context.Context, client *nbdnl.Client, backing *Backing) (*blockdev.Device, error) {
 	h.remote = backing.Remote
-	options := blockdev.Options{
+	device, err := h.make(ctx, backing.Backend, h.options(client))
+	if err != nil {
+		return nil, err
+	}
+	if err := h.publish(ctx, device, backing); err != nil {
+		return nil, errors.Join(err, device.Close())
+	}
+	return device, nil
+}
+
+// options are those of the device, as the spec has them.
+func (h *Host) options(client *nbdnl.Client) blockdev.Options {
+	return blockdev.Options{
 		Client:      client,
 		BlockSize:   h.Spec.BlockSize,
 		Connections: h.Spec.Connections,
@@ -185,14 +199,6 @@ func (h *Host) connect(ctx context.Context, client *nbdnl.Client, backing *Backi
 		Identifier:  h.record.Identifier,
 		Logger:      h.log,
 	}
-	device, err := h.make(ctx, backing.Backend, options)
-	if err != nil {
-		return nil, err
-	}
-	if err := h.publish(ctx, device, backing.Warnings); err != nil {
-		return nil, errors.Join(err, device.Close())
-	}
-	return device, nil
 }
 
 // make has the kernel connect the device.
@@ -211,7 +217,7 @@ func (h *Host) make(ctx context.Context, b backends.Backend, o blockdev.Options)
 
 // publish makes the device known: to lists by the record, to askers by the
 // control socket, to whoever waits by Ready.
-func (h *Host) publish(ctx context.Context, device *blockdev.Device, warnings []string) (err error) {
+func (h *Host) publish(ctx context.Context, device *blockdev.Device, backing *Backing) (err error) {
 	index := device.Index()
 	if err := h.update(func(r *Record) {
 		r.Index = &index
@@ -221,6 +227,7 @@ func (h *Host) publish(ctx context.Context, device *blockdev.Device, warnings []
 		r.Serving = device.Alive()
 		r.Size = device.Size()
 		r.BlockSize = device.BlockSize()
+		r.Identity = backing.Identity
 		r.Remote = h.remote.state(device)
 		r.Spec.Connections = device.Connections() // A server may be good for one alone.
 	}); err != nil {
@@ -236,7 +243,7 @@ func (h *Host) publish(ctx context.Context, device *blockdev.Device, warnings []
 			h.control.close(errEnding)
 		}
 	}()
-	warnings = append(warnings, h.connectWarnings(device)...)
+	warnings := append(backing.Warnings, h.connectWarnings(device)...)
 	if device.Mode() == nbdnl.ModeIoctl {
 		ignoreStops() // which would end the device
 	}

@@ -27,7 +27,8 @@ const (
 	fileAccept  = "accept"  // one byte here lets it keep the device, the end of the file does not
 	fileImage   = "image"   // what the Spec calls by the number that it has, as /dev/fd/7
 
-	// One that takes over has these in the place of a spec.
+	// One that goes on with a device has these in the place of a spec. Without the second, the
+	// process that served it is dead.
 	fileRecord = "record" // the Record of the process that serves the device, as JSON
 	fileDevice = "device" // the socket over which the device comes
 )
@@ -116,8 +117,11 @@ func RunSpawned(
 	if err != nil {
 		return err
 	}
-	if files[fileDevice] != nil {
+	switch {
+	case files[fileDevice] != nil:
 		return runSuccessor(ctx, store, files, inherit)
+	case files[fileRecord] != nil:
+		return runAttached(ctx, store, files, open)
 	}
 	spec, err := receiveSpec(files)
 	if err != nil {
@@ -131,14 +135,7 @@ func RunSpawned(
 	defer stop()
 
 	reported := false
-	h := &Host{Store: store, Spec: spec, Signals: signals}
-	h.Open = func(ctx context.Context, s Spec) (*Backing, error) {
-		backing, err := open(ctx, s)
-		// An image that was inherited has been opened anew, by its number. To keep it
-		// would do no harm.
-		_, _ = forgetStdin(), closeFile(files[fileImage])
-		return backing, err
-	}
+	h := &Host{Store: store, Spec: spec, Signals: signals, Open: opener(files, open)}
 	h.Ready = func(ctx context.Context, r Record, warnings []string) error {
 		reported = true
 		// What the runtime says when it crashes is to be found in the log;
@@ -166,12 +163,18 @@ func receiveSpec(files map[string]*os.File) (spec Spec, err error) {
 	if err := json.NewDecoder(files[fileSpec]).Decode(&spec); err != nil {
 		return spec, fmt.Errorf("spec: %w", err)
 	}
-	if files[fileSecrets] != nil {
-		if spec.Secrets, err = secret.Receive(files[fileSecrets]); err != nil {
-			return spec, err
-		}
+	spec.Secrets, err = receiveSecrets(files)
+	return spec, errors.Join(err, files[fileSpec].Close())
+}
+
+// receiveSecrets reads the secrets of what is to be served, if it has any.
+func receiveSecrets(files map[string]*os.File) (secret.Set, error) {
+	f := files[fileSecrets]
+	if f == nil {
+		return nil, nil
 	}
-	return spec, errors.Join(files[fileSpec].Close(), closeFile(files[fileSecrets]))
+	defer f.Close()
+	return secret.Receive(f)
 }
 
 // accepted waits until the starter accepts the device. The error says that it
@@ -268,8 +271,7 @@ func inherited() (map[string]*os.File, error) {
 		}
 		files[name] = os.NewFile(uintptr(firstFile+i), name)
 	}
-	device := files[fileRecord] != nil && files[fileDevice] != nil
-	if files[fileSpec] == nil && !device || files[fileReport] == nil || files[fileAccept] == nil {
+	if files[fileSpec] == nil && files[fileRecord] == nil || files[fileReport] == nil || files[fileAccept] == nil {
 		return nil, errors.New(Command + " is how nbdctl starts itself, not for use by hand")
 	}
 	return files, os.Unsetenv(filesVariable)

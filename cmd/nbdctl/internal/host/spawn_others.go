@@ -36,6 +36,11 @@ func (*Entry) Upgrade(context.Context) (*Record, []string, error) {
 	return nil, nil, errors.ErrUnsupported
 }
 
+// Attach is for Linux.
+func (*Entry) Attach(context.Context, Spec, int) (*Record, []string, error) {
+	return nil, nil, errors.ErrUnsupported
+}
+
 func redirectStderr(*os.File) error { return errors.ErrUnsupported }
 
 func hungUp(net.Conn) bool { return false }

@@ -35,6 +35,8 @@ type View struct {
 	Remote *host.RemoteState `json:"remote"`
 	// Stopped is Device.Stopped, for people.
 	Stopped bool `json:"-"`
+	// Attachable is whether another process can go on with the device, whose own one has died.
+	Attachable bool `json:"-"`
 }
 
 // An Owner is who connected a device.
@@ -89,6 +91,7 @@ func (d *Device) View() View {
 		v.Since = &e.Since
 		v.Loss = e.Record.Loss
 		v.Remote = e.Record.Remote
+		v.Attachable = !e.Alive && e.Mode == nbdnl.ModeNetlink.String() && e.Identity != ""
 	}
 	return v
 }

@@ -128,7 +128,8 @@ func inheritFile(_ context.Context, s host.Spec, i host.Inheritance) (*host.Back
 }
 
 func fileBacking(f *file.File) *host.Backing {
-	return &host.Backing{Backend: f, Close: f.Close, HandOver: func() (*host.Handed, error) {
+	identity := host.IdentityOf(f.Underlying())
+	return &host.Backing{Backend: f, Close: f.Close, Identity: identity, HandOver: func() (*host.Handed, error) {
 		return &host.Handed{Files: []*os.File{f.Underlying()}, Resume: func() {}, Leave: f.Close}, nil
 	}}
 }

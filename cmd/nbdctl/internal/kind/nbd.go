@@ -243,7 +243,7 @@ func (r *remote) relayOptions(changed chan struct{}) nbd.Options {
 // fails.
 func (r *remote) relayBacking(c *nbd.Client, export bool, changed <-chan struct{}) (b *host.Backing, err error) {
 	b = &host.Backing{
-		Backend: c, Close: c.Close,
+		Backend: c, Close: c.Close, Identity: fmt.Sprintf("export %q", r.uri.Export),
 		Remote: &host.Remote{
 			Wait: r.outage, Changed: changed, GiveUp: func() { c.Close() },
 			State: func(*blockdev.Device) host.RemoteState { return relayState(c) },

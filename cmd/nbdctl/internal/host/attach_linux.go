@@ -1,0 +1,89 @@
+package host
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+)
+
+// Attach starts a process of this program that goes on with the device of e, whose process has
+// died, with the backend of spec. It returns the record of the process when it serves. The strings
+// are warnings for the user. After an error the device waits as before. The process inherits the
+// descriptor image, with its number, until it has opened the backend. A negative image is none.
+func (e *Entry) Attach(ctx context.Context, spec Spec, image int) (*Record, []string, error) {
+	var l legacy
+	recordW, reportR, acceptW := l.reads(fileRecord), l.writes(fileReport), l.reads(fileAccept)
+	var secretsW *os.File
+	if len(spec.Secrets) != 0 {
+		secretsW = l.reads(fileSecrets)
+	}
+	cmd, err := l.start(image)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer reportR.Close()
+	// With the end of this pipe it gives up, if it does not serve yet.
+	stop := context.AfterFunc(ctx, func() { acceptW.Close() })
+	defer func() { stop(); acceptW.Close() }()
+	record := *e.Record
+	record.Spec = spec
+	err = errors.Join(json.NewEncoder(recordW).Encode(record), recordW.Close())
+	if secretsW != nil {
+		err = errors.Join(err, spec.Secrets.Send(secretsW), secretsW.Close())
+	}
+	told := listen(reportR)
+	if err = errors.Join(err, told.err); err != nil {
+		ended(cmd)
+		return nil, told.warnings, err
+	}
+	return told.record, told.warnings, cmd.Process.Release()
+}
+
+// runAttached is the serving process that goes on after one that has died: it returns when the
+// device has gone.
+func runAttached(
+	ctx context.Context, store *Store, files map[string]*os.File, open func(context.Context, Spec) (*Backing, error),
+) error {
+	var record Record
+	err := json.NewDecoder(files[fileRecord]).Decode(&record)
+	if err := errors.Join(err, files[fileRecord].Close(), nameProcess()); err != nil {
+		return err
+	}
+	if record.Spec.Secrets, err = receiveSecrets(files); err != nil {
+		return err
+	}
+	Publish()
+	signals, stop := Signals()
+	defer stop()
+	starting, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	go func() { giveUp(accepted(starting, files[fileAccept])) }() // The starter never accepts: it goes.
+
+	served := false
+	h := &Host{Store: store, Signals: signals, Open: opener(files, open)}
+	h.Ready = func(_ context.Context, r Record, warnings []string) error {
+		served = true
+		return errors.Join(h.logFile.captureStderr(),
+			report{Ready: &r, Warnings: warnings}.send(files[fileReport]))
+	}
+	err = h.Attach(ctx, starting, record)
+	if served || err == nil {
+		return err
+	}
+	return report{Error: err.Error(), Code: exit.Of(err)}.send(files[fileReport])
+}
+
+// opener is open that lets go of an image which was inherited: it has been opened anew, by its
+// number. To keep it would do no harm.
+func opener(
+	files map[string]*os.File, open func(context.Context, Spec) (*Backing, error),
+) func(context.Context, Spec) (*Backing, error) {
+	return func(ctx context.Context, s Spec) (*Backing, error) {
+		backing, err := open(ctx, s)
+		_, _ = forgetStdin(), closeFile(files[fileImage])
+		return backing, err
+	}
+}
