@@ -31,7 +31,7 @@ func TestKernelAttach(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			requireKernel(t, orphanNoise, lostNoise)
-			flags := []string{"--name", "attached", "--timeout", "2s", "--dead-timeout", "1h"}
+			flags := []string{"--name", "attached", "--timeout", "2s", "--dead-timeout", "1h", "--restart", "no"}
 			dev := connected(t, append(flags, tt.args(t)...)...)
 			load := verifiedLoad(t, dev)
 			for range 2 {
@@ -65,7 +65,7 @@ func TestKernelAttachRefused(t *testing.T) {
 	image, moved := filepath.Join(dir, "disk.img"), filepath.Join(dir, "moved.img")
 	other, longer := filepath.Join(dir, "other.img"), filepath.Join(dir, "longer.img")
 	dev := connected(t, "file", image, "--create", "--size", "8M", "--name", "file",
-		"--timeout", "2s", "--dead-timeout", "1h")
+		"--timeout", "2s", "--dead-timeout", "1h", "--restart", "no")
 	sh(t, "yes | head -c 1M | dd of="+dev+" oflag=direct bs=64k iflag=fullblock status=none; cp "+image+" "+other+
 		"; mv "+image+" "+moved+"; ln "+moved+" "+longer)
 	refused := func(code exit.Code, says string, args ...string) {
@@ -76,7 +76,7 @@ func TestKernelAttachRefused(t *testing.T) {
 		}
 	}
 	refused(exit.Busy, "is served by pid", "file")
-	forgetful := connected(t, "memory", "--size", "1M", "--name", "memory", "--dead-timeout", "1h")
+	forgetful := connected(t, "memory", "--size", "1M", "--name", "memory", "--restart", "no")
 	for _, d := range []string{dev, forgetful} {
 		kill(t, d, syscall.SIGKILL)
 		eventually(t, func() bool { return listed(t, d)["state"] == "orphaned" }, "%s orphaned", d)

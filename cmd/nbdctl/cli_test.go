@@ -50,10 +50,10 @@ func TestSpec(t *testing.T) {
 	index := 5
 	want := host.Spec{
 		Label: "scratch", Index: &index, Kind: "memory", Options: []string{"limit=1G"}, Size: 512 << 20,
-		ReadOnly: true, BlockSize: 4096, Connections: 4, Timeout: 60e9, DeadTimeout: 120e9,
+		ReadOnly: true, BlockSize: 4096, Connections: 4, Timeout: 60e9, DeadTimeout: 120e9, Restart: 7,
 	}
 	const flags = "--name scratch --device /dev/nbd5 -o limit=1G --size 512M --read-only --block-size 4k " +
-		"--connections 4 --timeout 60s --dead-timeout 2m"
+		"--connections 4 --timeout 60s --dead-timeout 2m --restart 7"
 	for _, line := range []string{"connect " + flags + " memory", "connect memory " + flags} {
 		if diff := cmp.Diff(want, parse(t, line)); diff != "" {
 			t.Errorf("%s:\n%s", line, diff)
@@ -68,9 +68,25 @@ func TestSpecIoctl(t *testing.T) {
 }
 
 func TestSpecDefaults(t *testing.T) {
-	want := host.Spec{Kind: "file", Arg: "/disk.img", Connections: 1, Timeout: 30e9}
+	want := host.Spec{Kind: "file", Arg: "/disk.img", Connections: 1, Timeout: 30e9, DeadTimeout: -1, Restart: 5}
 	if diff := cmp.Diff(want, parse(t, "connect file /disk.img")); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// TestSpecRestart shows when a process is replaced that dies.
+func TestSpecRestart(t *testing.T) {
+	for _, tt := range []struct {
+		flags string
+		want  int
+	}{
+		{"", 5}, {"--restart no", 0}, {"--restart 1", 1}, {"--restart 3 --dead-timeout 5s", 3},
+		{"--ioctl", 0}, {"--foreground", 0}, {"--dead-timeout 0s", 0}, {"--dead-timeout 1s", 5},
+		{"--restart no --foreground", 0},
+	} {
+		if got := parse(t, "connect memory --size 1M "+tt.flags).Restart; got != tt.want {
+			t.Errorf("%s: %d, want %d", tt.flags, got, tt.want)
+		}
 	}
 }
 

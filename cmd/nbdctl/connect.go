@@ -42,9 +42,14 @@ func connectCommand() *cli.Command {
 				Usage: "fail a request that takes longer, 1s to 24h, whole seconds",
 			},
 			&cli.StringFlag{
-				Name:  "dead-timeout",
-				Value: "0s",
-				Usage: "hold requests for so long after all connections died, 0s to 24h",
+				Name: "dead-timeout",
+				Usage: "hold requests for so long after all connections died, 0s to 24h " +
+					"(default: 60s if the serving process is restarted, else 0s)",
+			},
+			&cli.StringFlag{
+				Name: "restart",
+				Usage: "replace a serving process that dies, `N` times in ten minutes at most, or no " +
+					"(default: 5, and no with --ioctl, --foreground or --dead-timeout 0s)",
 			},
 			&cli.StringFlag{Name: "name", Usage: "a `NAME` of your own for the device, to find it again"},
 			&cli.BoolFlag{

@@ -23,7 +23,7 @@ func TestKernelKilled(t *testing.T) {
 		`Send control failed|Request send failed|Attempted send on invalid socket|Possible stuck request`,
 		`timed out|Send disconnect failed`)
 	const timeout = 2 * time.Second
-	dev := connected(t, "memory", "--size", "64M", "--timeout", "2s")
+	dev := connected(t, "memory", "--size", "64M", "--timeout", "2s", "--restart", "no")
 	pid := int(listed(t, dev)["owner"].(map[string]any)["pid"].(float64))
 
 	fio := fioLoad(t, dev)
@@ -65,7 +65,7 @@ func TestKernelKilled(t *testing.T) {
 func TestKernelOrphanPatient(t *testing.T) {
 	requireKernel(t, kickNoise)
 	nbdnltest.Waking.Need(t)
-	dev := connected(t, "memory", "--size", "64M", "--dead-timeout", "1h")
+	dev := connected(t, "memory", "--size", "64M", "--dead-timeout", "1h", "--restart", "no")
 	kill(t, dev, syscall.SIGKILL)
 	eventually(t, func() bool { return listed(t, dev)["state"] == "orphaned" }, "%s orphaned", dev)
 	begin := time.Now()
@@ -82,7 +82,7 @@ func TestKernelOrphanPatient(t *testing.T) {
 // has taken it then.
 func TestKernelNameAgain(t *testing.T) {
 	requireKernel(t, `I/O error|Connection timed out|Dead connection|Send disconnect failed|Receive control failed`)
-	orphan := connected(t, "memory", "--size", "1M", "--name", "again")
+	orphan := connected(t, "memory", "--size", "1M", "--name", "again", "--restart", "no")
 	kill(t, orphan, syscall.SIGKILL)
 	eventually(t, func() bool { return listed(t, orphan)["state"] == "orphaned" }, "%s orphaned", orphan)
 	heir := connected(t, "memory", "--size", "2M", "--name", "again")
@@ -102,7 +102,7 @@ func TestKernelNameAgain(t *testing.T) {
 func TestKernelOrphanHeld(t *testing.T) {
 	requireKernel(t, fileSystemLost,
 		`I/O error|Connection timed out|Dead connection|Send disconnect failed|Receive control failed`)
-	dev := connected(t, "memory", "--size", "64M", "--timeout", "2s")
+	dev := connected(t, "memory", "--size", "64M", "--timeout", "2s", "--restart", "no")
 	mnt := t.TempDir()
 	sh(t, "mkfs.ext4 -q "+dev+"; mount "+dev+" "+mnt)
 	kill(t, dev, syscall.SIGKILL)

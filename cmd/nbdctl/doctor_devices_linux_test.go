@@ -26,7 +26,7 @@ func TestKernelDoctorLeftovers(t *testing.T) {
 	// Without identifiers an index could be another's by now, which is for its user to know.
 	identifiers := nbdnltest.Identifiers.In(t)
 	foreign := stranger(t)
-	small := func() string { return connected(t, "memory", "--size", "1M") }
+	small := func() string { return connected(t, "memory", "--size", "1M", "--restart", "no") }
 	free, held, gone, alive := small(), small(), small(), small()
 	holder, err := os.Open(held)
 	if err != nil {
@@ -130,7 +130,7 @@ func TestKernelDoctorLeftovers(t *testing.T) {
 // does not take records for those of devices that are gone.
 func TestKernelDoctorBlind(t *testing.T) {
 	requireKernel(t, refusedSocket, orphanNoise)
-	dev := connected(t, "memory", "--size", "1M")
+	dev := connected(t, "memory", "--size", "1M", "--restart", "no")
 	pid := kill(t, dev, syscall.SIGKILL)
 	eventually(t, func() bool { return listed(t, dev)["state"] == "orphaned" }, "%s orphaned", dev)
 	records := func() string { return sh(t, "cat $NBDCTL_STATE_DIR/*/state.json") }

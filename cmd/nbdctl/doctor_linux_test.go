@@ -145,7 +145,7 @@ func TestKernelDoctorOptions(t *testing.T) {
 func TestKernelDoctorUnprivileged(t *testing.T) {
 	requireKernel(t, orphanNoise)
 	reload(t)
-	dev := connected(t, "memory", "--size", "1M")
+	dev := connected(t, "memory", "--size", "1M", "--restart", "no")
 	same := sameMachine(t)
 	d := examined(t, commandAs(t, nobody, "doctor", "--json"))
 	same()

@@ -99,7 +99,8 @@ func TestKernelKickBackend(t *testing.T) {
 func TestKernelKickOrphan(t *testing.T) {
 	requireKernel(t, kickNoise)
 	nbdnltest.Waking.Need(t)
-	dev := connected(t, "memory", "--size", "64M", "--timeout", "1h", "--dead-timeout", "1h")
+	dev := connected(t, "memory", "--size", "64M", "--timeout", "1h", "--dead-timeout", "1h",
+		"--restart", "no")
 	kill(t, dev, syscall.SIGKILL)
 	eventually(t, func() bool { return listed(t, dev)["state"] == "orphaned" }, "%s orphaned", dev)
 	dd := command(t, "dd", "if="+dev, "of=/dev/null", "bs=4k", "count=1", "skip=500", "iflag=direct")

@@ -243,7 +243,13 @@ func stateDir(t testing.TB) string {
 }
 
 // serving lists the processes that serve devices under the state directory.
-func serving(t testing.TB, dir string) (found []string) {
+func serving(t testing.TB, dir string) []string {
+	t.Helper()
+	return named(t, dir, "nbdctl")
+}
+
+// named returns the processes of that name with dir as their state directory.
+func named(t testing.TB, dir, name string) (found []string) {
 	t.Helper()
 	environs, err := filepath.Glob("/proc/[0-9]*/environ")
 	if err != nil {
@@ -254,7 +260,7 @@ func serving(t testing.TB, dir string) (found []string) {
 		env, _ := os.ReadFile(path)
 		comm, _ := os.ReadFile(filepath.Join(proc, "comm"))
 		variables := strings.Split(string(env), "\x00")
-		if strings.TrimSpace(string(comm)) == "nbdctl" && slices.Contains(variables, "NBDCTL_STATE_DIR="+dir) {
+		if strings.TrimSpace(string(comm)) == name && slices.Contains(variables, "NBDCTL_STATE_DIR="+dir) {
 			found = append(found, filepath.Base(proc))
 		}
 	}

@@ -62,18 +62,9 @@ func shown(t *testing.T) []inventory.View {
 			t.Fatal(err)
 		}
 	}
-	uuid := func(index int) string { return fmt.Sprintf("0a0a0a0a-0000-4000-8000-%012d", index) }
-	record := func(index int, alive bool, phase, mode, more string) {
+	locked := func(name string) {
 		t.Helper()
-		write(filepath.Join(uuid(index), "lock"), "")
-		write(filepath.Join(uuid(index), "state.json"), fmt.Sprintf(`{"version": 1,
-			"uuid": %q, "identifier": "nbdctl:%[1]s", "phase": %q, "pid": %d, "index": %d, "mode": %q,
-			"since": "2026-11-23T03:14:15Z", "size": %d, "block_size": 512, "log": "/run/nbdctl/%[1]s/log", %[7]s}`,
-			uuid(index), phase, os.Getpid(), index, mode, int64(index+1)<<20, more))
-		if !alive {
-			return
-		}
-		f, err := os.OpenFile(filepath.Join(dir, uuid(index), "lock"), os.O_RDWR, 0)
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -82,14 +73,30 @@ func shown(t *testing.T) []inventory.View {
 			t.Fatal(err)
 		}
 	}
+	uuid := func(index int) string { return fmt.Sprintf("0a0a0a0a-0000-4000-8000-%012d", index) }
+	record := func(index int, alive bool, phase, mode, more string) {
+		t.Helper()
+		write(filepath.Join(uuid(index), "lock"), "")
+		write(filepath.Join(uuid(index), "state.json"), fmt.Sprintf(`{"version": 1,
+			"uuid": %q, "identifier": "nbdctl:%[1]s", "phase": %q, "pid": %d, "index": %d, "mode": %q,
+			"since": "2026-11-23T03:14:15Z", "size": %d, "block_size": 512, "log": "/run/nbdctl/%[1]s/log", %[7]s}`,
+			uuid(index), phase, os.Getpid(), index, mode, int64(index+1)<<20, more))
+		if alive {
+			locked(filepath.Join(uuid(index), "lock"))
+		}
+	}
 	connect(0, "nbdctl:"+uuid(0), nbdnl.FlagSendFlush|nbdnl.FlagSendFUA|nbdnl.FlagSendTrim|nbdnl.FlagSendWriteZeroes)
 	record(0, true, "live", "netlink", `"serving": 1,
 		"spec": {"label": "build", "kind": "file", "arg": "/root/a\nb & c.img", "connections": 1,
-			"timeout": 30000000000, "dead_timeout": 120000000000},
+			"timeout": 30000000000, "dead_timeout": 120000000000, "restart": 5},
 		"loss": {"time": "2026-11-23T04:05:06Z", "error": "write at 0, 512 bytes: no space left on device"}`)
+	write(filepath.Join(uuid(0), "keeper"), `{"pid": 814, "restarts": 2}`)
+	locked(filepath.Join(uuid(0), "keeper"))
 	connect(1, "nbdctl:"+uuid(1), nbdnl.FlagSendFlush)
-	record(1, false, "live", "netlink",
-		`"serving": 1, "spec": {"kind": "memory", "connections": 1, "timeout": 30000000000, "dead_timeout": 0}`)
+	record(1, false, "live", "netlink", `"serving": 1, "identity": "inode 2 of device 8:1",
+		"spec": {"kind": "file", "arg": "/srv/poison.img", "connections": 1, "timeout": 30000000000,
+			"dead_timeout": 60000000000, "restart": 5},
+		"gave_up": {"time": "2026-11-23T04:05:06Z", "reason": "the process that serves it has died 6 times within 10m"}`)
 	connect(2, "other:2", 0)
 	write("leases/nbd2", "other:2\n")
 	_, release := k.Hold(4)

@@ -81,17 +81,32 @@ func orphanAdvice(v inventory.View) string {
 		return fmt.Sprintf("%s ended without disconnecting; I/O goes on until a connection is lost, "+
 			"for the kernel speaks with the server itself; nbdctl disconnect %s frees it", who, v.Name)
 	}
+	ended := who + " ended without disconnecting"
+	if v.Restart != nil && v.Restart.GaveUp != nil {
+		ended = v.Restart.GaveUp.Reason + ", and is not replaced any more"
+	}
 	if v.Attachable {
 		waits := "all I/O on it fails"
 		if *v.DeadTimeout > 0 {
 			waits = fmt.Sprintf("requests wait for %s and fail then",
 				quantity.FormatSeconds(time.Duration(*v.DeadTimeout)*time.Second))
 		}
-		return fmt.Sprintf("%s ended without disconnecting, %s; nbdctl attach %s has it served again, "+
-			"nbdctl disconnect %[3]s frees it", who, waits, v.Name)
+		return fmt.Sprintf("%s; %s; nbdctl attach %s has it served again, nbdctl disconnect %[3]s frees it",
+			ended, waits, v.Name)
 	}
-	return fmt.Sprintf("%s ended without disconnecting, all I/O on it fails; nbdctl disconnect %s frees it", who,
-		v.Name)
+	return fmt.Sprintf("%s, all I/O on it fails; nbdctl disconnect %s frees it", ended, v.Name)
+}
+
+// restartNote says what becomes of a device when the serving process dies.
+func restartNote(v inventory.View) string {
+	r := v.Restart
+	switch {
+	case r.GaveUp != nil:
+		return fmt.Sprintf("%s: %s", r.GaveUp.Time.Local().Format(time.DateTime), r.GaveUp.Reason)
+	case r.By == nil:
+		return "no"
+	}
+	return fmt.Sprintf("by a %s (pid %d), %d times in 10m at most; %d so far", *r.By, *r.PID, r.Limit, r.Restarts)
 }
 
 // stoppedServer says of the process that serves a device that it is stopped.

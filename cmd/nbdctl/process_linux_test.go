@@ -93,6 +93,7 @@ func awaitNoServer(t testing.TB) {
 	t.Helper()
 	dir := os.Getenv("NBDCTL_STATE_DIR")
 	eventually(t, func() bool { return len(serving(t, dir)) == 0 }, "the end of the serving process")
+	eventually(t, func() bool { return len(named(t, dir, "nbdctl-keeper")) == 0 }, "the end of the keeper")
 }
 
 // interrupt sends what Ctrl-C sends.

@@ -26,6 +26,8 @@ const (
 	maxConnections = 64       // far above any use: the kernel wants one for each processor
 	maxTimeout     = 24 * time.Hour
 	maxLabel       = 64
+	maxRestart     = 1000000
+	defaultRestart = 5
 )
 
 // specOf reads the flags of connect. Whatever it refuses is valid on no
@@ -40,7 +42,8 @@ func specOf(c *cli.Context) (host.Spec, error) {
 		func() error { return readDevice(c, &s) },
 		func() error { return readConnections(c, &s) },
 		func() (err error) { s.Timeout, err = readSeconds(c, "timeout", time.Second); return },
-		func() (err error) { s.DeadTimeout, err = readSeconds(c, "dead-timeout", 0); return },
+		func() error { return readDeadTimeout(c, &s) },
+		func() error { return readRestart(c, &s) },
 		func() error { return readOutage(c, &s) },
 		func() error { return checkIoctl(s) },
 		func() error { return checkLabel(c, s.Label) },
@@ -218,6 +221,41 @@ func readSeconds(c *cli.Context, flag string, least time.Duration) (time.Duratio
 		return 0, exit.Usagef("--%s %s: %w", flag, c.String(flag), err)
 	}
 	return d, nil
+}
+
+// readDeadTimeout leaves it to the way in which the device is served unless it is said.
+func readDeadTimeout(c *cli.Context, s *host.Spec) (err error) {
+	s.DeadTimeout = -1
+	if c.IsSet("dead-timeout") {
+		s.DeadTimeout, err = readSeconds(c, "dead-timeout", 0)
+	}
+	return err
+}
+
+// readRestart reads how often a process is replaced.
+func readRestart(c *cli.Context, s *host.Spec) (err error) {
+	v, why := c.String("restart"), ""
+	switch {
+	case s.Ioctl:
+		why = "--ioctl: the kernel ends the device with the process"
+	case c.Bool("foreground"):
+		why = "--foreground: who has started it sees it end"
+	case s.DeadTimeout == 0:
+		why = "--dead-timeout 0s: no request would wait for the next process"
+	}
+	switch {
+	case c.IsSet("restart") && v == "no":
+	case c.IsSet("restart"):
+		if s.Restart, err = strconv.Atoi(v); err != nil || s.Restart < 1 || s.Restart > maxRestart {
+			return exit.Usagef("--restart %s: must be no, or a number from 1 to %d", v, maxRestart)
+		}
+		if why != "" {
+			return exit.Usagef("--restart %s: not with %s", v, why)
+		}
+	case why == "":
+		s.Restart = defaultRestart
+	}
+	return nil
 }
 
 // readOutage has requests to another server wait for it unless it is said for how long.

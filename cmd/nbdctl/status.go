@@ -82,6 +82,9 @@ func printStatus(w io.Writer, v *inventory.Full) error {
 		}
 	}
 	line("timeout", timeouts(v.View))
+	if v.Restart != nil {
+		line("restart", restartNote(v.View))
+	}
 	line("identifier", orDash(v.Identifier))
 	line("owner", owner(v.View))
 	line("since", since(v.Since))

@@ -104,7 +104,7 @@ func TestKernelUpgradeRefused(t *testing.T) {
 		t.Errorf("the foreground: %d, %s", r.code, r.stderr)
 	}
 
-	orphan := connected(t, "memory", "--size", "1M")
+	orphan := connected(t, "memory", "--size", "1M", "--restart", "no")
 	kill(t, orphan, syscall.SIGKILL)
 	eventually(t, func() bool { return listed(t, orphan)["state"] == "orphaned" }, "%s orphaned", orphan)
 	if r := nbdctl(t, "upgrade", orphan); !r.ended(exit.Failure, "is orphaned") {

@@ -75,7 +75,7 @@ func expect(t *testing.T, events <-chan map[string]any, dev string, want map[str
 // TestKernelWatch sees what happens to our devices and to a stranger's.
 func TestKernelWatch(t *testing.T) {
 	requireKernel(t, kickNoise)
-	present := connected(t, "memory", "--size", "1M", "--name", "early")
+	present := connected(t, "memory", "--size", "1M", "--name", "early", "--restart", "no")
 	events := watching(t)
 	e := expect(t, events, present, map[string]any{"event": "present", "state": "live", "label": "early"})
 	if _, err := time.Parse(time.RFC3339, e["time"].(string)); err != nil {

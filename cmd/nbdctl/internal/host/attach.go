@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -20,7 +21,8 @@ const DefaultDeadTimeout = time.Minute
 
 // Attach is Serve for a device whose process has died, and left r. The backend is the one that the
 // spec of r names, opened anew. It must be the one that the device had: what the kernel and the
-// record know of it is compared. An error before Ready means that the device still waits; so does
+// record know of it is compared. If a keeper has started this process, what that has is in the
+// place of what would be opened. An error before Ready means that the device still waits; so does
 // the end of starting before.
 func (h *Host) Attach(ctx, starting context.Context, r Record) (err error) {
 	h.Spec, h.record = r.Spec, r
@@ -47,7 +49,7 @@ func (h *Host) Attach(ctx, starting context.Context, r Record) (err error) {
 	}
 	defer func() { err = errors.Join(err, client.Close()) }()
 	// Whoever connects before the device is served is answered when it is.
-	listener, publish, err := prepareControl(state.path)
+	listener, publish, err := h.controlOf(state)
 	if err != nil {
 		return err
 	}
@@ -65,15 +67,23 @@ func (h *Host) Attach(ctx, starting context.Context, r Record) (err error) {
 	if err := publish(); err != nil {
 		h.log.Error("nobody can ask it", "error", err)
 	}
-	if err := h.update(func(r *Record) { r.PID, r.Passage = os.Getpid(), passageVersion }); err != nil {
+	if err := h.update(func(r *Record) {
+		r.PID, r.Passage, r.GaveUp = os.Getpid(), passageVersion, nil
+	}); err != nil {
 		h.log.Warn("lists show the process that was before", "reason", err)
 	}
 	if err := h.note(device); err != nil {
 		h.log.Warn("a change could not be noted", "reason", err)
 	}
+	if h.keeperConn == nil {
+		h.unkept(h.keep(ctx, client, device))
+	}
 	h.log.Info("attached", "device", h.record.Device(), "after", before, "backend", h.Spec.Backend())
 	if err := h.Ready(ctx, h.status(device).Record, h.redactor.Texts(h.backing.Warnings)); err != nil {
 		h.log.Warn("who has asked for that does not wait any more", "reason", err)
+	}
+	if h.keeperConn != nil { // The keeper heeds this process from here on.
+		h.unkept(h.keepBy(h.keeperConn))
 	}
 	return h.goOn(ctx, client, device, started())
 }
@@ -111,7 +121,7 @@ func (h *Host) attach(ctx context.Context, client *nbdnl.Client) (_ *blockdev.De
 	// The object is taken as it is, and compared with the device as that is now.
 	spec := h.Spec
 	spec.Create, spec.Size, spec.BlockSize = false, 0, h.record.BlockSize
-	if h.backing, err = h.Open(ctx, spec); err != nil {
+	if h.backing, err = h.reopen(ctx, spec, left); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -128,7 +138,7 @@ func (h *Host) attach(ctx context.Context, client *nbdnl.Client) (_ *blockdev.De
 		return nil, exit.With(exit.Unsupported, "%s had a process between the kernel and %s: use -o way=relay",
 			h.record.Device(), h.Spec.Backend())
 	}
-	if h.Spec.DeadTimeout == 0 {
+	if h.Spec.DeadTimeout <= 0 {
 		h.Spec.DeadTimeout = DefaultDeadTimeout
 	}
 	device, err := blockdev.Attach(ctx, left, h.backing.Backend, h.options(client))
@@ -163,4 +173,38 @@ func explainMismatch(err error) error {
 		return exit.With(exit.NotFound, "%s is not connected any more", nbdnl.Path(differs.Index))
 	}
 	return fmt.Errorf("it is not what the device had: %w; the device waits for the one that it had", err)
+}
+
+// reopen opens the backend of the spec, unless the keeper has it.
+func (h *Host) reopen(ctx context.Context, spec Spec, left nbdnl.Status) (*Backing, error) {
+	if h.inherited == nil || len(h.inherited.of(passBackend)) == 0 {
+		return h.Open(ctx, spec)
+	}
+	return h.Inherit(ctx, spec, Inheritance{
+		Files: h.inherited.of(passBackend), Size: left.Size, BlockSize: left.BlockSize,
+	})
+}
+
+// controlOf is the control socket for the device of a process that has died: the one that the
+// keeper has, or a new one, for which publish has to be called.
+func (h *Host) controlOf(state *stateDir) (l net.Listener, publish func() error, err error) {
+	if h.inherited == nil {
+		return prepareControl(state.path)
+	}
+	files := h.inherited.of(passControl)
+	defer closeFiles(files)
+	if len(files) != 1 {
+		return nil, nil, fmt.Errorf("the keeper has %d control sockets", len(files))
+	}
+	if l, err = net.FileListener(files[0]); err != nil {
+		return nil, nil, fmt.Errorf("control socket: %w", err)
+	}
+	return l, func() error { return nil }, nil
+}
+
+// unkept tells why there is no keeper.
+func (h *Host) unkept(err error) {
+	if err != nil {
+		h.log.Error("nobody is to serve it when this process dies", "error", err)
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
@@ -45,25 +46,33 @@ func (e *Entry) Attach(ctx context.Context, spec Spec, image int) (*Record, []st
 // runAttached is the serving process that goes on after one that has died: it returns when the
 // device has gone.
 func runAttached(
-	ctx context.Context, store *Store, files map[string]*os.File, open func(context.Context, Spec) (*Backing, error),
+	ctx context.Context, store *Store, files map[string]*os.File,
+	open func(context.Context, Spec) (*Backing, error),
+	inherit func(context.Context, Spec, Inheritance) (*Backing, error),
 ) error {
 	var record Record
 	err := json.NewDecoder(files[fileRecord]).Decode(&record)
-	if err := errors.Join(err, files[fileRecord].Close(), nameProcess()); err != nil {
+	if err := errors.Join(err, files[fileRecord].Close(), nameProcess(serverName)); err != nil {
 		return err
 	}
-	if record.Spec.Secrets, err = receiveSecrets(files); err != nil {
+	h := &Host{Store: store, Open: opener(files, open), Inherit: inherit}
+	if files[fileKeeper] != nil {
+		err = h.comeFrom(files[fileKeeper], &record)
+	} else {
+		record.Spec.Secrets, err = receiveSecrets(files)
+	}
+	if err != nil {
 		return err
 	}
 	Publish()
-	signals, stop := Signals()
+	var stop func()
+	h.Signals, stop = Signals()
 	defer stop()
 	starting, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
 	go func() { giveUp(accepted(starting, files[fileAccept])) }() // The starter never accepts: it goes.
 
 	served := false
-	h := &Host{Store: store, Signals: signals, Open: opener(files, open)}
 	h.Ready = func(_ context.Context, r Record, warnings []string) error {
 		served = true
 		return errors.Join(h.logFile.captureStderr(),
@@ -86,4 +95,26 @@ func opener(
 		_, _ = forgetStdin(), closeFile(files[fileImage])
 		return backing, err
 	}
+}
+
+// comeFrom receives what the keeper has of the device whose record is r.
+func (h *Host) comeFrom(keeper *os.File, r *Record) error {
+	c, err := unixConn(keeper)
+	if err := errors.Join(err, keeper.Close()); err != nil {
+		return err
+	}
+	w, err := receiveWill(c)
+	if err == nil && (w.Estate == nil || w.Estate.UUID != r.UUID) {
+		err = errors.New("the keeper has another device")
+	}
+	if err == nil {
+		r.Spec.Secrets, err = w.Estate.secrets()
+	}
+	if err != nil {
+		w.Estate.close()
+		c.Close()
+		return fmt.Errorf("keeper: %w", err)
+	}
+	h.inherited, h.keeperConn = w.Estate, c
+	return nil
 }

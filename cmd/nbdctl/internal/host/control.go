@@ -135,6 +135,15 @@ func prepareControl(dir string) (l *net.UnixListener, publish func() error, err 
 	return l, func() error { return os.Rename(prepared, filepath.Join(dir, "ctl")) }, nil
 }
 
+// file returns a copy of the descriptor of the listener.
+func (c *control) file() (*os.File, error) {
+	f, err := c.listener.(interface{ File() (*os.File, error) }).File()
+	if err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	return f, nil
+}
+
 // newControl answers on l.
 func newControl(l net.Listener, serve service) *control {
 	c := &control{

@@ -38,6 +38,7 @@ const (
 	passLock    = "lock"    // of the state directory
 	passControl = "control" // the control socket
 	passBackend = "backend" // one of Handed.Files
+	passKeeper  = "keeper"  // the connection to the keeper, if there is one
 )
 
 // A Handed backend is on its way to another process. It ends with Resume or Leave.
@@ -166,20 +167,19 @@ func (h *Host) passOn(s os.Signal) {
 // passOver does it. What becomes of the backend follows what becomes of the device.
 func (h *Host) passOver(ctx context.Context, device *blockdev.Device, c *net.UnixConn) error {
 	var handed *Handed
-	var files []*os.File
+	var copies []*os.File
 	err := device.HandOverTo(ctx, c, blockdev.HandOverOptions{
 		Unsynced: !h.backing.Synced,
 		Still: func() (note json.RawMessage, _ []*os.File, err error) {
 			if handed, err = h.backing.HandOver(); err != nil {
 				return nil, nil, err
 			}
-			note, files, err = h.passage(handed)
-			return note, files, err
+			var files []*os.File
+			note, copies, files, err = h.passage(handed)
+			return note, append(copies[:len(copies):len(copies)], files...), err
 		},
 	})
-	if len(files) > 0 {
-		files[0].Close() // the copy of the control socket
-	}
+	closeFiles(copies)
 	switch {
 	case handed == nil:
 	case handedOver(device):
@@ -192,29 +192,37 @@ func (h *Host) passOver(ctx context.Context, device *blockdev.Device, c *net.Uni
 	return err
 }
 
-// passage returns what the successor has to know, and the descriptors. The first of those is a copy
-// that is to be closed.
-func (h *Host) passage(handed *Handed) (note json.RawMessage, files []*os.File, err error) {
+// passage returns what the successor has to know, and the descriptors: copies that are to be
+// closed, and others, behind them.
+func (h *Host) passage(handed *Handed) (note json.RawMessage, copies, files []*os.File, err error) {
 	h.mu.Lock()
 	p := passage{Version: passageVersion, Record: h.record, Backend: handed.State}
 	h.mu.Unlock()
 	if len(h.Spec.Secrets) != 0 {
 		var b bytes.Buffer
 		if err := h.Spec.Secrets.Send(&b); err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
 		p.Secrets = b.Bytes()
 	}
-	control, err := h.control.listener.(interface{ File() (*os.File, error) }).File()
+	control, err := h.control.file()
 	if err != nil {
-		return nil, nil, fmt.Errorf("control socket: %w", err)
+		return nil, nil, nil, err
 	}
-	p.Descriptors = []string{passControl, passLock}
+	p.Descriptors, copies = []string{passControl}, []*os.File{control}
+	if k := h.keeper(); k != nil {
+		keeper, err := k.conn.File()
+		if err != nil {
+			return nil, copies, nil, fmt.Errorf("keeper: %w", err)
+		}
+		p.Descriptors, copies = append(p.Descriptors, passKeeper), append(copies, keeper)
+	}
+	p.Descriptors = append(p.Descriptors, passLock)
 	for range handed.Files {
 		p.Descriptors = append(p.Descriptors, passBackend)
 	}
 	note, err = json.Marshal(p)
-	return note, append([]*os.File{control, h.state.lock}, handed.Files...), err
+	return note, copies, append([]*os.File{h.state.lock}, handed.Files...), err
 }
 
 // freeze keeps the record as lists have it, for another process may write it.
@@ -222,6 +230,13 @@ func (h *Host) freeze() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.frozen = true
+}
+
+// isFrozen reports whether the device is being handed over, or has been.
+func (h *Host) isFrozen() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.frozen
 }
 
 // thaw has the record written again, with all that has changed.

@@ -53,6 +53,8 @@ type Record struct {
 	Remote *RemoteState `json:"remote,omitempty"`
 	// Identity is that of the Backing.
 	Identity string `json:"identity,omitempty"`
+	// GaveUp is nil while somebody serves the device, or is to.
+	GaveUp *GaveUp `json:"gave_up,omitempty"`
 	// Passage is the form in which the process hands its device over; 0: it can't.
 	Passage int `json:"passage,omitempty"`
 }

@@ -3,12 +3,10 @@ package host
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
-	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -45,6 +43,13 @@ type Backing struct {
 	HandOver func() (*Handed, error)
 	// Synced has what was written synced before it is handed over.
 	Synced bool
+	// Keep returns copies of the files by which another process can go on with the backend after
+	// this one has died; nil: it opens the backend anew. It may be called while requests are made.
+	Keep func() ([]*os.File, error)
+	// Missed tells of writes that were lost before, of which nobody else tells: another process has
+	// died with the word for it. It is called once, while requests are made, and may take long;
+	// nil: there was no other process.
+	Missed func() error
 	// Identity tells the backing object from all others, whatever its name is; "": nothing does.
 	Identity string
 }
@@ -87,6 +92,14 @@ type Host struct {
 	asked os.Signal
 	// heir is the number of the process that has the device now; 0: this one has.
 	heir atomic.Int64
+	// keeping is the keeper of the device; nil: there is none. mu guards it. keepers counts those
+	// that have died.
+	keeping *keeping
+	keepers budget
+	// inherited and keeperConn are what the keeper has that has started this process, and the
+	// connection to it; nil: none has.
+	inherited  *estate
+	keeperConn *net.UnixConn
 	// heard tells of the error of TakeOver that the other process knows more of it.
 	heard bool
 }
@@ -133,6 +146,7 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 	if h.backing, err = h.Open(starting, spec); err != nil {
 		return err
 	}
+	h.decide(client.Mode())
 	device, err := h.connect(starting, client, h.backing)
 	if err != nil {
 		undo := h.backing.Close
@@ -148,11 +162,13 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 
 // goOn serves the device to its end here. first is a signal that came already, or nil.
 func (h *Host) goOn(ctx context.Context, client *nbdnl.Client, device *blockdev.Device, first os.Signal) error {
-	err := h.serve(ctx, device, first)
+	h.await(device)
+	err := h.serve(ctx, client, device, first)
 	// A backend that never returns keeps the process, and what the process locks,
 	// for as long. Closed during a call, the backend could do harm.
 	<-device.Done()
 	if handedOver(device) {
+		h.keeper().leave()
 		h.control.drain() // What has asked for the handover leaves the backend at last.
 		h.state.leave()
 		// What was meant for the device is for the next process.
@@ -169,7 +185,7 @@ func (h *Host) goOn(ctx context.Context, client *nbdnl.Client, device *blockdev.
 	}
 	// The image is free for the next user from here on, even if somebody still
 	// holds the dead device.
-	err = errors.Join(err, h.backing.Close())
+	err = errors.Join(err, h.keeper().release(), h.backing.Close())
 	return errors.Join(err, h.waitFree(ctx, client, device))
 }
 
@@ -181,7 +197,7 @@ func (h *Host) connect(ctx context.Context, client *nbdnl.Client, backing *Backi
 	if err != nil {
 		return nil, err
 	}
-	if err := h.publish(ctx, device, backing); err != nil {
+	if err := h.publish(ctx, client, device, backing); err != nil {
 		return nil, errors.Join(err, device.Close())
 	}
 	return device, nil
@@ -215,76 +231,12 @@ func (h *Host) make(ctx context.Context, b backends.Backend, o blockdev.Options)
 	return blockdev.Connect(ctx, b, o)
 }
 
-// publish makes the device known: to lists by the record, to askers by the
-// control socket, to whoever waits by Ready.
-func (h *Host) publish(ctx context.Context, device *blockdev.Device, backing *Backing) (err error) {
-	index := device.Index()
-	if err := h.update(func(r *Record) {
-		r.Index = &index
-		r.Incarnation = nbdnl.IncarnationOf(index)
-		r.Mode = device.Mode().String()
-		r.Phase = PhaseLive
-		r.Serving = device.Alive()
-		r.Size = device.Size()
-		r.BlockSize = device.BlockSize()
-		r.Identity = backing.Identity
-		r.Remote = h.remote.state(device)
-		r.Spec.Connections = device.Connections() // A server may be good for one alone.
-	}); err != nil {
-		return err
-	}
-	listener, err := listenControl(filepath.Join(h.state.path, "ctl"))
-	if err != nil {
-		return err
-	}
-	h.answerOn(listener, device)
-	defer func() {
-		if err != nil {
-			h.control.close(errEnding)
-		}
-	}()
-	warnings := append(backing.Warnings, h.connectWarnings(device)...)
-	if device.Mode() == nbdnl.ModeIoctl {
-		ignoreStops() // which would end the device
-	}
-	for _, w := range warnings {
-		h.log.Warn(w)
-	}
-	h.log.Info("connected", "device", h.record.Device(), "size", device.Size(), "backend", h.Spec.Backend())
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	if err := h.Ready(ctx, h.status(device).Record, h.redactor.Texts(warnings)); err != nil {
-		return fmt.Errorf("nobody waits for the device any more: %w", err)
-	}
-	return nil
-}
-
-// connectWarnings are for the user of a device that is connected in a way that
-// may not be what was meant.
-func (h *Host) connectWarnings(device *blockdev.Device) []string {
-	var warnings []string
-	if n := runtime.NumCPU(); h.Spec.Connections > n {
-		warnings = append(warnings, fmt.Sprintf(
-			"--connections %d: the kernel uses no more than there are processors, which is %d",
-			h.Spec.Connections, n))
-	}
-	if device.Mode() == nbdnl.ModeIoctl && !h.Spec.Ioctl {
-		warnings = append(warnings, fmt.Sprintf(
-			"%s is connected by ioctls, for netlink is not to be seen in this network namespace: "+
-				"no connection can be replaced that dies, and the device ends if its process is stopped; "+
-				"nsenter --net=/proc/1/ns/net nbdctl … uses netlink, and --ioctl says that this is meant",
-			nbdnl.Path(device.Index())))
-	}
-	return warnings
-}
-
 // insistence is how soon a second Ctrl-C must follow the first to count.
 const insistence = 10 * time.Second
 
 // serve heeds signals until the device has gone. first is a signal that came
 // already, or nil.
-func (h *Host) serve(ctx context.Context, device *blockdev.Device, first os.Signal) error {
+func (h *Host) serve(ctx context.Context, client *nbdnl.Client, device *blockdev.Device, first os.Signal) error {
 	defer func() {
 		if handedOver(device) {
 			h.control.close(ErrMoved)
@@ -295,6 +247,7 @@ func (h *Host) serve(ctx context.Context, device *blockdev.Device, first os.Sign
 	// A signal asks for an orderly end. It may take as long as it takes to write
 	// what is cached, so there is at most one at a time.
 	ctx, cancel := context.WithCancel(ctx)
+	var keeping sync.WaitGroup
 	ended := make(chan error, 1)
 	asked := false
 	ask := func(s os.Signal) {
@@ -304,6 +257,7 @@ func (h *Host) serve(ctx context.Context, device *blockdev.Device, first os.Sign
 	}
 	defer func() {
 		cancel()
+		keeping.Wait()
 		if asked {
 			<-ended
 		}
@@ -334,7 +288,7 @@ func (h *Host) serve(ctx context.Context, device *blockdev.Device, first os.Sign
 			if err := h.note(device); err != nil {
 				h.log.Warn("a change could not be noted", "reason", err)
 			}
-			if device.State() == nbdnl.StateOrphaned {
+			if device.State() == nbdnl.StateOrphaned && !h.isFrozen() {
 				// Done comes only when the backend lets go of what it has.
 				return h.lost(device, errDead)
 			}
@@ -342,6 +296,10 @@ func (h *Host) serve(ctx context.Context, device *blockdev.Device, first os.Sign
 			h.noteRemote(device)
 		case <-device.Done():
 			return h.gone(device)
+		case <-h.keeper().ended():
+			h.keeper().leave()
+			h.setKeeper(nil)
+			keeping.Go(func() { h.keepAgain(ctx, client, device) })
 		case s := <-h.Signals:
 			if h.Insist && s == os.Interrupt && (asked || time.Since(refused) < insistence) {
 				h.log.Warn("asked again: disconnecting although held")

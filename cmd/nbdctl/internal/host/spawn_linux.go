@@ -31,6 +31,9 @@ const (
 	// process that served it is dead.
 	fileRecord = "record" // the Record of the process that serves the device, as JSON
 	fileDevice = "device" // the socket over which the device comes
+
+	// A keeper has this alone, and whoever it starts has it beside the record.
+	fileKeeper = "keeper" // the socket between a keeper and the process that serves
 )
 
 // Spawned is a device that a process in the background serves on condition. Unless
@@ -121,13 +124,15 @@ func RunSpawned(
 	case files[fileDevice] != nil:
 		return runSuccessor(ctx, store, files, inherit)
 	case files[fileRecord] != nil:
-		return runAttached(ctx, store, files, open)
+		return runAttached(ctx, store, files, open, inherit)
+	case files[fileKeeper] != nil:
+		return runKeeper(ctx, store, files)
 	}
 	spec, err := receiveSpec(files)
 	if err != nil {
 		return err
 	}
-	if err := nameProcess(); err != nil {
+	if err := nameProcess(serverName); err != nil {
 		return err
 	}
 	Publish()
@@ -155,8 +160,11 @@ func RunSpawned(
 	return report{Error: err.Error(), Code: exit.Of(err)}.send(files[fileReport])
 }
 
+// serverName is what a serving process is called.
+const serverName = "nbdctl"
+
 // nameProcess says who this is, for ps, top and the kernel's log: exec has named it after the link.
-func nameProcess() error { return os.WriteFile("/proc/self/comm", []byte("nbdctl"), 0) }
+func nameProcess(name string) error { return os.WriteFile("/proc/self/comm", []byte(name), 0) }
 
 // receiveSpec reads what is to be served, with its secrets.
 func receiveSpec(files map[string]*os.File) (spec Spec, err error) {
@@ -270,6 +278,9 @@ func inherited() (map[string]*os.File, error) {
 			}
 		}
 		files[name] = os.NewFile(uintptr(firstFile+i), name)
+	}
+	if files[fileKeeper] != nil && len(files) == 1 {
+		return files, os.Unsetenv(filesVariable)
 	}
 	if files[fileSpec] == nil && files[fileRecord] == nil || files[fileReport] == nil || files[fileAccept] == nil {
 		return nil, errors.New(Command + " is how nbdctl starts itself, not for use by hand")

@@ -41,6 +41,10 @@ func (*Entry) Attach(context.Context, Spec, int) (*Record, []string, error) {
 	return nil, nil, errors.ErrUnsupported
 }
 
+func startKeeper() (*net.UnixConn, error) { return nil, errors.ErrUnsupported }
+
+func unixConn(*os.File) (*net.UnixConn, error) { return nil, errors.ErrUnsupported }
+
 func redirectStderr(*os.File) error { return errors.ErrUnsupported }
 
 func hungUp(net.Conn) bool { return false }

@@ -37,7 +37,11 @@ type Spec struct {
 	Ioctl       bool          `json:"ioctl,omitempty"`
 	Connections int           `json:"connections"`
 	Timeout     time.Duration `json:"timeout"`
+	// DeadTimeout is negative where the way in which the device is served decides.
 	DeadTimeout time.Duration `json:"dead_timeout"`
+	// Restart is how often within restartWindow another process takes the place of one that has
+	// died; 0: none does.
+	Restart int `json:"restart,omitempty"`
 }
 
 // Backend describes the backend for people, as the user would have typed it.

@@ -52,6 +52,9 @@ type Entry struct {
 	*Record
 	// Alive tells whether the process that serves the device still runs.
 	Alive bool
+	// Keeper is the process that has another one serve the device when this one dies; nil: none
+	// does.
+	Keeper *Keeper
 
 	dir string
 }
@@ -90,7 +93,7 @@ func (s *Store) Entries() ([]Entry, error) {
 			damaged = append(damaged, err)
 			continue
 		}
-		entries = append(entries, Entry{Record: r, Alive: alive, dir: dir})
+		entries = append(entries, Entry{Record: r, Alive: alive, Keeper: readKeeper(dir), dir: dir})
 	}
 	return entries, errors.Join(damaged...)
 }

@@ -51,7 +51,7 @@ func Succeeding() (*Succession, error) {
 	if len(names) != 2 || names[0] != fileServer || names[1] != fileFirst {
 		return nil, nil
 	}
-	if err := errors.Join(os.Unsetenv(filesVariable), nameProcess()); err != nil {
+	if err := errors.Join(os.Unsetenv(filesVariable), nameProcess(serverName)); err != nil {
 		return nil, err
 	}
 	var files [2]*os.File

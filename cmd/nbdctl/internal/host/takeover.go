@@ -63,6 +63,7 @@ func (h *Host) TakeOver(ctx, starting context.Context, c *net.UnixConn, r Record
 	}
 	h.answerOn(s.control, device)
 	s.control = nil
+	s.keepOn(ctx, client, device)
 	h.log.Info("taken over", "device", h.record.Device(), "from", r.PID)
 	if err := h.Ready(ctx, h.status(device).Record, h.redactor.Texts(h.backing.Warnings)); err != nil {
 		h.log.Warn("who has asked for that does not wait any more", "reason", err)
@@ -94,8 +95,9 @@ type succession struct {
 	state   *stateDir
 	control net.Listener
 	backing *Backing
-	publish func() error // has lists show the record of this process
-	refused error        // why it does not take that
+	keeper  *net.UnixConn // the connection to that of the other process; nil: it has none
+	publish func() error  // has lists show the record of this process
+	refused error         // why it does not take that
 }
 
 // open is a blockdev.Opener. It does all that can fail.
@@ -138,6 +140,7 @@ func (s *succession) inherit(ctx context.Context, doc *blockdev.Document, files 
 	}
 	// The backend's are given to Inherit.
 	defer closeFiles(of[passControl])
+	defer closeFiles(of[passKeeper])
 	if err := s.inheritState(&p, of); err != nil {
 		closeFiles(of[passBackend])
 		return err
@@ -169,7 +172,8 @@ func sorted(descriptors []string, files []*os.File) (map[string][]*os.File, erro
 			return nil, fmt.Errorf("the other process has sent %d descriptors of its %s", len(of[one]), one)
 		}
 	}
-	if n := len(of[passLock]) + len(of[passControl]) + len(of[passBackend]); n != len(files) {
+	n := len(of[passLock]) + len(of[passControl]) + len(of[passBackend]) + len(of[passKeeper])
+	if n != len(files) || len(of[passKeeper]) > 1 {
 		return nil, fmt.Errorf("the other process has sent %d descriptors that are not known here", len(files)-n)
 	}
 	return of, nil
@@ -207,14 +211,42 @@ func (s *succession) inheritState(p *passage, of map[string][]*os.File) (err err
 	if s.control, err = net.FileListener(of[passControl][0]); err != nil {
 		return fmt.Errorf("control socket: %w", err)
 	}
+	for _, f := range of[passKeeper] {
+		if s.keeper, err = unixConn(f); err != nil {
+			return fmt.Errorf("keeper: %w", err)
+		}
+	}
 	s.publish, err = h.record.prepare(s.state.path, ".next.json")
 	return err
+}
+
+// keepOn starts a keeper of this program, in the place of that of the other process, which stays if
+// there can be no other.
+func (s *succession) keepOn(ctx context.Context, client *nbdnl.Client, device *blockdev.Device) {
+	h := s.host
+	err := h.keep(ctx, client, device)
+	if err != nil {
+		h.log.Error("there is no new keeper", "error", err)
+	}
+	switch {
+	case s.keeper == nil:
+	case err != nil:
+		h.setKeeper(watchKeeper(s.keeper))
+	default:
+		if err := watchKeeper(s.keeper).release(); err != nil {
+			h.log.Warn("there are two keepers", "reason", err)
+		}
+	}
+	s.keeper = nil
 }
 
 // close lets go of what nobody has taken.
 func (s *succession) close() {
 	if s.control != nil {
 		s.control.Close()
+	}
+	if s.keeper != nil {
+		s.keeper.Close()
 	}
 	if s.host.state == nil && s.state != nil {
 		s.state.lock.Close()

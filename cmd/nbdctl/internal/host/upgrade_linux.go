@@ -171,7 +171,7 @@ func runSuccessor(
 ) error {
 	var record Record
 	err := json.NewDecoder(files[fileRecord]).Decode(&record)
-	if err := errors.Join(err, files[fileRecord].Close(), nameProcess()); err != nil {
+	if err := errors.Join(err, files[fileRecord].Close(), nameProcess(serverName)); err != nil {
 		return err
 	}
 	nc, err := net.FileConn(files[fileDevice])

@@ -45,6 +45,8 @@ func (d *Device) State() nbdnl.State {
 		return nbdnl.StateOrphaned
 	case !d.Connected() || !d.Ours():
 		return d.Status.State
+	case d.Entry != nil && !d.Entry.Alive && d.Entry.Keeper != nil:
+		return nbdnl.StateWaiting // for the next process
 	case d.Entry == nil && d.ownerGone(), d.Entry != nil && !d.Entry.Alive:
 		return nbdnl.StateOrphaned
 	case d.Entry == nil:

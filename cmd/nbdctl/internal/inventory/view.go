@@ -31,12 +31,32 @@ type View struct {
 	Since       *time.Time `json:"since"`
 	Owner       Owner      `json:"owner"`
 	Loss        *host.Loss `json:"loss"`
+	// Restart is what becomes of the device when the serving process dies.
+	Restart *Restart `json:"restart"`
 	// Remote is how the backend is connected if it is another server's export.
 	Remote *host.RemoteState `json:"remote"`
 	// Stopped is Device.Stopped, for people.
 	Stopped bool `json:"-"`
 	// Attachable is whether another process can go on with the device, whose own one has died.
 	Attachable bool `json:"-"`
+}
+
+// A Restart says who has another process serve a device when the serving one dies, and how often.
+type Restart struct {
+	By       *string      `json:"by"`    // "keeper"; null: nobody
+	PID      *int         `json:"pid"`   // of the keeper
+	Limit    int          `json:"limit"` // within ten minutes
+	Restarts int          `json:"restarts"`
+	GaveUp   *host.GaveUp `json:"gave_up"`
+}
+
+// restartOf is that of a device of ours.
+func restartOf(e *host.Entry) *Restart {
+	r := &Restart{Limit: e.Spec.Restart, GaveUp: e.GaveUp}
+	if k := e.Keeper; k != nil {
+		r.By, r.PID, r.Restarts = known("keeper", true), &k.PID, k.Restarts
+	}
+	return r
 }
 
 // An Owner is who connected a device.
@@ -91,6 +111,7 @@ func (d *Device) View() View {
 		v.Since = &e.Since
 		v.Loss = e.Record.Loss
 		v.Remote = e.Record.Remote
+		v.Restart = restartOf(e)
 		v.Attachable = !e.Alive && e.Mode == nbdnl.ModeNetlink.String() && e.Identity != ""
 	}
 	return v

@@ -108,8 +108,31 @@ func openFile(_ context.Context, s host.Spec, export bool) (*host.Backing, error
 	return b, nil
 }
 
-// inheritFile goes on with an open file, and with it the lock, whatever is at its path by now.
+// inheritFile goes on with an open file, and with it the lock, whatever is at its path by now. From
+// a keeper there is a witness, too.
 func inheritFile(_ context.Context, s host.Spec, i host.Inheritance) (*host.Backing, error) {
+	var witness *os.File
+	if n := len(i.Files); n == 2 {
+		witness, i.Files = i.Files[1], i.Files[:1]
+	}
+	b, err := inheritOpen(s, i)
+	switch {
+	case witness == nil:
+	case err != nil:
+		witness.Close()
+	default:
+		b.Missed = func() error {
+			defer witness.Close()
+			if err := witness.Sync(); err != nil {
+				return fmt.Errorf("%s: what the process before had written is not in it: %w", s.Arg, err)
+			}
+			return nil
+		}
+	}
+	return b, err
+}
+
+func inheritOpen(s host.Spec, i host.Inheritance) (*host.Backing, error) {
 	open, err := i.File()
 	if err != nil {
 		return nil, err
@@ -128,10 +151,13 @@ func inheritFile(_ context.Context, s host.Spec, i host.Inheritance) (*host.Back
 }
 
 func fileBacking(f *file.File) *host.Backing {
-	identity := host.IdentityOf(f.Underlying())
-	return &host.Backing{Backend: f, Close: f.Close, Identity: identity, HandOver: func() (*host.Handed, error) {
-		return &host.Handed{Files: []*os.File{f.Underlying()}, Resume: func() {}, Leave: f.Close}, nil
-	}}
+	return &host.Backing{
+		Backend: f, Close: f.Close, Identity: host.IdentityOf(f.Underlying()),
+		Keep: func() ([]*os.File, error) { return keepFile(f.Underlying()) },
+		HandOver: func() (*host.Handed, error) {
+			return &host.Handed{Files: []*os.File{f.Underlying()}, Resume: func() {}, Leave: f.Close}, nil
+		},
+	}
 }
 
 // adviseFile adds to an error of opening a file what to do about it.

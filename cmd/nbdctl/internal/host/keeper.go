@@ -1,0 +1,38 @@
+package host
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// keeperFile is the name of the file that a keeper has locked, in the directory of its device.
+const keeperFile = "keeper"
+
+// A Keeper is what a keeper tells of itself.
+type Keeper struct {
+	PID int `json:"pid"`
+	// Restarts is how many processes have died and been replaced by it.
+	Restarts int `json:"restarts"`
+}
+
+// A GaveUp says why nobody serves a device any more.
+type GaveUp struct {
+	Time   time.Time `json:"time"`
+	Reason string    `json:"reason"`
+}
+
+// readKeeper returns the keeper that is alive; nil: there is none.
+func readKeeper(dir string) *Keeper {
+	path := filepath.Join(dir, keeperFile)
+	if alive, err := lockHeld(path); err != nil || !alive {
+		return nil
+	}
+	b, err := os.ReadFile(path)
+	var k Keeper
+	if err != nil || json.Unmarshal(b, &k) != nil {
+		return nil // It has gone meanwhile.
+	}
+	return &k
+}

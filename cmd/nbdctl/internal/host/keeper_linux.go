@@ -1,0 +1,276 @@
+package host
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/parcel"
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/quantity"
+)
+
+// keeperName is what a keeper is called in ps, top and the kernel's log.
+const keeperName = "nbdctl-keeper"
+
+// startKeeper starts a keeper, and returns the connection to it.
+func startKeeper() (*net.UnixConn, error) {
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return nil, err
+	}
+	defer ours.Close()
+	var l legacy
+	l.add(fileKeeper, theirs)
+	cmd, err := l.start(-1)
+	if err != nil {
+		return nil, err
+	}
+	go func() { _ = cmd.Wait() }() // The end of the connection tells.
+	return unixConn(ours)
+}
+
+// unixConn makes a connection of a copy of f.
+func unixConn(f *os.File) (*net.UnixConn, error) {
+	nc, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	c, ok := nc.(*net.UnixConn)
+	if !ok {
+		nc.Close()
+		return nil, fmt.Errorf("%s is no Unix socket", f.Name())
+	}
+	return c, nil
+}
+
+// A keeper is a process that has another one take the place of a serving process which dies. It
+// keeps the estate of that, and touches no request. It ends when it is released, when nobody is to
+// take the place any more, and when there is nothing left to serve.
+type keeper struct {
+	store    *Store
+	estate   *estate
+	dir      string
+	lock     *os.File // of the file that tells of it
+	logFile  *logFile
+	log      *slog.Logger
+	restarts budget
+	total    int
+}
+
+// runKeeper is the process of a keeper.
+func runKeeper(ctx context.Context, store *Store, files map[string]*os.File) error {
+	// It is its device's end that ends it, and not a signal for all processes.
+	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
+	if err := nameProcess(keeperName); err != nil {
+		return err
+	}
+	Publish()
+	c, err := unixConn(files[fileKeeper])
+	if err := errors.Join(err, files[fileKeeper].Close()); err != nil {
+		return err
+	}
+	k := &keeper{store: store}
+	defer k.close()
+	for c != nil {
+		released := k.attend(c)
+		c.Close()
+		if released || k.estate == nil {
+			return nil
+		}
+		c = k.replace(ctx)
+	}
+	return nil
+}
+
+func (k *keeper) close() {
+	k.estate.close()
+	if k.lock != nil {
+		_ = os.Remove(k.lock.Name()) // Its directory may have gone.
+		k.lock.Close()
+	}
+	if k.logFile != nil {
+		k.logFile.Close()
+	}
+}
+
+// attend heeds the process at the other end of c until that has gone. It returns whether the keeper
+// is not needed any more.
+func (k *keeper) attend(c *net.UnixConn) (released bool) {
+	for {
+		w, err := receiveWill(c)
+		switch {
+		case err != nil:
+			return false
+		case w.Released:
+			return true
+		case w.Estate == nil:
+			continue
+		}
+		k.estate.close()
+		k.estate = w.Estate
+		if err := k.appear(); err != nil {
+			fmt.Fprintln(os.Stderr, "nbdctl: keeper:", err)
+			return true // which the other process takes for its end
+		}
+		if parcel.Send(c, struct{}{}, nil) != nil {
+			return false
+		}
+	}
+}
+
+// appear has lists show the keeper.
+func (k *keeper) appear() (err error) {
+	if k.lock != nil {
+		return nil
+	}
+	k.dir = filepath.Join(k.store.dir, k.estate.UUID)
+	r, err := readRecord(k.dir)
+	if err != nil {
+		return err
+	}
+	mode := os.FileMode(0o644)
+	if len(k.estate.Secrets) != 0 {
+		mode = 0o600
+	}
+	if k.logFile, err = openLog(r.Log, mode); err != nil {
+		return err
+	}
+	if err := k.logFile.captureStderr(); err != nil {
+		return err
+	}
+	k.log = newLogger(k.logFile, nil).With("device", r.Device(), "keeper", os.Getpid())
+	// Another one of this device, which is to end, has a file of its own.
+	prepared := filepath.Join(k.dir, fmt.Sprintf(".keeper-%d", os.Getpid()))
+	if k.lock, err = os.OpenFile(prepared, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644); err != nil {
+		return err
+	}
+	if err := errors.Join(lock(k.lock), k.tell()); err != nil {
+		return err
+	}
+	return os.Rename(prepared, filepath.Join(k.dir, keeperFile))
+}
+
+// tell writes what lists show.
+func (k *keeper) tell() error {
+	b, err := json.Marshal(Keeper{PID: os.Getpid(), Restarts: k.total})
+	if err != nil {
+		return err
+	}
+	_, err = k.lock.WriteAt(append(b, '\n'), 0) // It never gets shorter.
+	return err
+}
+
+// replace has another process serve the device, and returns the connection to it; nil: nobody
+// serves it any more, and nobody is to.
+func (k *keeper) replace(ctx context.Context) *net.UnixConn {
+	for attempt := 0; ; attempt++ {
+		// The lock is free when all threads have gone, also one that is stuck in a write.
+		l, err := lockWait(ctx, filepath.Join(k.dir, "lock"))
+		if err != nil {
+			k.log.Info("the device has gone", "reason", err)
+			return nil
+		}
+		l.Close()
+		if !k.restarts.take(k.estate.Spec.Restart, time.Now()) {
+			k.giveUp()
+			return nil
+		}
+		k.log.Error("the serving process has died, another one takes its place")
+		c, err := k.start(ctx)
+		if err == nil {
+			k.total++
+			if err := k.tell(); err != nil {
+				k.log.Warn("lists do not show the restart", "reason", err)
+			}
+			return c
+		}
+		k.log.Error("no process has taken its place", "reason", err)
+		switch exit.Of(err) {
+		case exit.NotFound, exit.Busy: // The device has gone, or somebody else has attached it.
+			return nil
+		}
+		select {
+		case <-time.After(min(100*time.Millisecond<<attempt, 10*time.Second)):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// start starts a process that goes on with the device.
+func (k *keeper) start(ctx context.Context) (_ *net.UnixConn, err error) {
+	r, err := readRecord(k.dir)
+	if err != nil {
+		return nil, err
+	}
+	r.Spec.Options, r.Spec.Create = k.estate.Spec.Options, false
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return nil, err
+	}
+	defer ours.Close()
+	var l legacy
+	recordW, reportR, acceptW := l.reads(fileRecord), l.writes(fileReport), l.reads(fileAccept)
+	l.add(fileKeeper, theirs)
+	cmd, err := l.start(-1)
+	if err != nil {
+		return nil, err
+	}
+	defer reportR.Close()
+	defer acceptW.Close()
+	c, err := unixConn(ours)
+	err = errors.Join(err, json.NewEncoder(recordW).Encode(r), recordW.Close())
+	if err == nil {
+		err = k.estate.send(c)
+	}
+	if err != nil && c != nil {
+		c.Close()
+		c = nil
+	}
+	told := listen(reportR)
+	if err = errors.Join(err, told.err); err != nil {
+		ended(cmd)
+		if c != nil {
+			c.Close()
+		}
+		return nil, err
+	}
+	go k.reap(cmd)
+	return c, nil
+}
+
+// reap tells how a process has ended.
+func (k *keeper) reap(cmd *exec.Cmd) {
+	_ = cmd.Wait()
+	k.log.Info("the process has ended", "pid", cmd.Process.Pid, "how", cmd.ProcessState.String())
+}
+
+// giveUp notes that the device is not served any more.
+func (k *keeper) giveUp() {
+	reason := fmt.Sprintf("the process that serves it has died %d times within %s",
+		k.estate.Spec.Restart+1, quantity.FormatSeconds(restartWindow))
+	k.log.Error("it is not served any more", "reason", reason)
+	l, err := lockTry(filepath.Join(k.dir, "lock"))
+	if err != nil {
+		return // Somebody serves it.
+	}
+	defer l.Close()
+	r, err := readRecord(k.dir)
+	if err != nil {
+		return
+	}
+	r.GaveUp = &GaveUp{Time: time.Now().UTC().Truncate(time.Millisecond), Reason: reason}
+	if err := r.write(k.dir); err != nil {
+		k.log.Error("lists do not show why", "error", err)
+	}
+}

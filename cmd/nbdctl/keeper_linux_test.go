@@ -1,0 +1,178 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+)
+
+// kills is how often a process is killed in each test of that.
+func kills() int { return rounds("NBD_TEST_KILLS", 3) }
+
+// TestKernelRestart kills serving processes under load: another one takes the place of each, no
+// request fails, and no byte is wrong.
+func TestKernelRestart(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		args func(t *testing.T) []string
+	}{
+		{"memory", func(*testing.T) []string { return []string{"memory", "--size", "64M"} }},
+		{"file, two connections", func(t *testing.T) []string {
+			return []string{"file", filepath.Join(imageDir(t), "disk.img"), "--create", "--size", "64M",
+				"--connections", "2"}
+		}},
+		{"relay", func(t *testing.T) []string {
+			f := farServer(t, "memory", "--size", "64M", "--listen", "unix:"+filepath.Join(shortDir(t), "s"))
+			return []string{f.uri, "-o", "way=relay", "--timeout", "1s", "--dead-timeout", "4s"} // 6 s for the kernel
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			requireKernel(t, lostNoise)
+			flags := []string{"--name", "kept", "--timeout", "2s", "--restart", "1000"}
+			dev := connected(t, append(flags, tt.args(t)...)...)
+			restartedUnderLoad(t, dev)
+		})
+	}
+}
+
+func restartedUnderLoad(t *testing.T, dev string) {
+	t.Helper()
+	before := statusOf(t, dev)
+	load := verifiedLoad(t, dev)
+	var took times
+	for n := range kills() {
+		load.goesOn(writes(t, dev))
+		begin := time.Now()
+		pid := kill(t, dev, syscall.SIGKILL)
+		eventually(t, func() bool { return ownerOf(t, dev) != pid }, "another process")
+		took = append(took, time.Since(begin))
+		eventually(t, func() bool {
+			d := listed(t, dev)
+			restart := d["restart"].(map[string]any)
+			return d["state"] == "live" && restart["by"] == "keeper" && restart["restarts"] == float64(n+1)
+		}, "restart %d to be shown", n+1)
+		load.goesOn(writes(t, dev))
+	}
+	load.stop()
+	t.Logf("another process serves after %v", took)
+	after := statusOf(t, dev)
+	for _, changes := range []string{"owner", "traffic", "holders", "remote", "restart"} {
+		delete(before, changes)
+		delete(after, changes)
+	}
+	if got, want := fmt.Sprint(after), fmt.Sprint(before); got != want {
+		t.Errorf("the status is %s, and was %s", got, want)
+	}
+	must(t, "disconnect", "kept")
+	awaitNoServer(t)
+}
+
+// keeperOf returns the keeper of a device; 0: there is none.
+func keeperOf(t testing.TB, dev string) int {
+	t.Helper()
+	pid, _ := listed(t, dev)["restart"].(map[string]any)["pid"].(float64)
+	return int(pid)
+}
+
+// TestKernelKeeper kills keepers: the serving process starts another one each time. When both are
+// dead a file waits to be attached, and memory is lost.
+func TestKernelKeeper(t *testing.T) {
+	requireKernel(t, orphanNoise, lostNoise)
+	image := filepath.Join(imageDir(t), "disk.img")
+	dev := connected(t, "file", image, "--create", "--size", "8M", "--timeout", "2s", "--restart", "1000")
+	load := verifiedLoad(t, dev)
+	for range kills() {
+		keeper := keeperOf(t, dev)
+		if err := syscall.Kill(keeper, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, func() bool { k := keeperOf(t, dev); return k != 0 && k != keeper }, "another keeper")
+		pid := kill(t, dev, syscall.SIGKILL)
+		eventually(t, func() bool { return ownerOf(t, dev) != pid }, "another process")
+		load.goesOn(writes(t, dev))
+	}
+	must(t, "upgrade", dev)
+	pid := kill(t, dev, syscall.SIGKILL)
+	eventually(t, func() bool { return ownerOf(t, dev) != pid }, "another process")
+	load.goesOn(writes(t, dev))
+	bothDie(t, dev)
+	must(t, "attach", dev)
+	load.goesOn(writes(t, dev))
+	pid = kill(t, dev, syscall.SIGKILL)
+	eventually(t, func() bool { return ownerOf(t, dev) != pid }, "another process")
+	load.goesOn(writes(t, dev))
+	load.stop()
+	must(t, "disconnect", dev)
+
+	dev = connected(t, "memory", "--size", "8M")
+	bothDie(t, dev)
+	if r := nbdctl(t, "attach", dev); !r.ended(exit.Failure, "what was in memory is lost") {
+		t.Errorf("attach: %d, %s", r.code, r.stderr)
+	}
+	must(t, "disconnect", dev)
+	awaitNoServer(t)
+}
+
+// bothDie kills the keeper of a device and the process that serves it.
+func bothDie(t *testing.T, dev string) {
+	t.Helper()
+	pid, keeper := ownerOf(t, dev), keeperOf(t, dev)
+	for _, p := range []int{pid, keeper} { // neither notices the end of the other
+		if err := syscall.Kill(p, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, p := range []int{keeper, pid} {
+		if err := syscall.Kill(p, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, func() bool { return listed(t, dev)["state"] == "orphaned" }, "%s orphaned", dev)
+}
+
+// TestKernelRestartEnds has a process die more often than it is replaced.
+func TestKernelRestartEnds(t *testing.T) {
+	requireKernel(t, orphanNoise, lostNoise)
+	image := filepath.Join(imageDir(t), "disk.img")
+	dev := connected(t, "file", image, "--create", "--size", "8M", "--timeout", "2s", "--restart", "2",
+		"--dead-timeout", "1h")
+	for range 2 {
+		pid := kill(t, dev, syscall.SIGKILL)
+		eventually(t, func() bool { return ownerOf(t, dev) != pid }, "another process")
+	}
+	kill(t, dev, syscall.SIGKILL)
+	eventually(t, func() bool { return listed(t, dev)["state"] == "orphaned" }, "%s orphaned", dev)
+	const reason = "the process that serves it has died 3 times within 10m"
+	if l := nbdctl(t, "list"); !containsAll(l.stderr, reason, "nbdctl attach") {
+		t.Errorf("list does not say why: %s", l.stderr)
+	}
+	if out := must(t, "status", dev); !strings.Contains(out, reason) {
+		t.Errorf("status does not say why: %s", out)
+	}
+	awaitNoServer(t)
+	must(t, "attach", dev)
+	d := listed(t, dev)
+	if d["state"] != "live" || d["restart"].(map[string]any)["gave_up"] != nil || keeperOf(t, dev) == 0 {
+		t.Errorf("the device is %v", d)
+	}
+	must(t, "disconnect", dev)
+	awaitNoServer(t)
+}
+
+// TestKernelRestartNo has nobody take the place of a process that dies.
+func TestKernelRestartNo(t *testing.T) {
+	requireKernel(t, orphanNoise, lostNoise)
+	dev := connected(t, "memory", "--size", "1M", "--restart", "no")
+	if d := listed(t, dev); d["dead_timeout"] != 0.0 || keeperOf(t, dev) != 0 {
+		t.Errorf("the device is %v", d)
+	}
+	kill(t, dev, syscall.SIGKILL)
+	eventually(t, func() bool { return listed(t, dev)["state"] == "orphaned" }, "%s orphaned", dev)
+	must(t, "disconnect", dev)
+	awaitNoServer(t)
+}
