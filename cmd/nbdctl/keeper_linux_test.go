@@ -12,7 +12,7 @@ import (
 )
 
 // kills is how often a process is killed in each test of that.
-func kills() int { return rounds("NBD_TEST_KILLS", 3) }
+func kills() int { return rounds("NBD_TEST_KILLS", 2) }
 
 // TestKernelRestart kills serving processes under load: another one takes the place of each, no
 // request fails, and no byte is wrong.
@@ -25,6 +25,10 @@ func TestKernelRestart(t *testing.T) {
 		{"file, two connections", func(t *testing.T) []string {
 			return []string{"file", filepath.Join(imageDir(t), "disk.img"), "--create", "--size", "64M",
 				"--connections", "2"}
+		}},
+		{"file, direct", func(t *testing.T) []string {
+			return []string{"file", filepath.Join(imageDir(t), "disk.img"), "--create", "--size", "64M",
+				"-o", "direct=on"}
 		}},
 		{"relay", func(t *testing.T) []string {
 			f := farServer(t, "memory", "--size", "64M", "--listen", "unix:"+filepath.Join(shortDir(t), "s"))

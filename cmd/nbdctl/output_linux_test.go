@@ -96,7 +96,8 @@ func shown(t *testing.T) []inventory.View {
 	record(1, false, "live", "netlink", `"serving": 1, "identity": "inode 2 of device 8:1",
 		"spec": {"kind": "file", "arg": "/srv/poison.img", "connections": 1, "timeout": 30000000000,
 			"dead_timeout": 60000000000, "restart": 5},
-		"gave_up": {"time": "2026-11-23T04:05:06Z", "reason": "the process that serves it has died 6 times within 10m"}`)
+		"gave_up": {"time": "2026-11-23T04:05:06Z",
+			"reason": "the process that serves it has died 6 times within 10m"}`)
 	connect(2, "other:2", 0)
 	write("leases/nbd2", "other:2\n")
 	_, release := k.Hold(4)

@@ -158,8 +158,8 @@ func (k *keeping) release() error {
 	}
 }
 
-// keepAgain replaces a keeper that has died. A handover is waited for: the next process has a keeper
-// of its own, which takes the place of this one.
+// keepAgain replaces a keeper that has died. A handover is waited for: the next process has a
+// keeper of its own, which takes the place of this one.
 func (h *Host) keepAgain(ctx context.Context, client *nbdnl.Client, device *blockdev.Device) {
 	changed, err := h.beginChange(ctx)
 	if err != nil {
