@@ -141,12 +141,15 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, client.Close()) }()
 
+	if err := client.Probe(starting); err != nil {
+		return err
+	}
+	h.decide(client.Mode())
 	spec := h.Spec
 	spec.Ioctl = client.Mode() == nbdnl.ModeIoctl // also where nothing else is to be had
 	if h.backing, err = h.Open(starting, spec); err != nil {
 		return err
 	}
-	h.decide(client.Mode())
 	device, err := h.connect(starting, client, h.backing)
 	if err != nil {
 		undo := h.backing.Close
