@@ -23,7 +23,7 @@ func (s *source) Recv(l rawio.Lender) (int, error) {
 	l.Lend()
 	l.Yield()
 	if s.parks++; s.parks%3 == 0 {
-		l.Park()
+		l.Park(true)
 	}
 	return s.Read(l.Lend())
 }
@@ -137,7 +137,7 @@ func TestInboxParks(t *testing.T) {
 		if n > 0 && in.ahead != nil {
 			t.Error("what was taken over is held on to when it is used up")
 		}
-		in.Park()
+		in.Park(true)
 		if kept := in.buf != nil; kept != (n > maxStub) {
 			t.Errorf("%d bytes left over: buffer kept is %v", n, kept)
 		}

@@ -146,7 +146,7 @@ func (c *socket) tryRecv(fd uintptr) bool {
 		c.in.n, c.in.err = recv(fd, p)
 	}
 	if c.in.err == syscall.EAGAIN {
-		c.in.lender.Park()
+		c.in.lender.Park(true)
 		return false
 	}
 	if c.in.n < len(p) {

@@ -164,7 +164,7 @@ func (c *overTLS) Recv(l Lender) (int, error) {
 			return n, err
 		}
 	}
-	l.Park()
+	l.Park(false)
 	n, err := c.nc.Read(c.first[:])
 	if n == 0 {
 		return 0, err
