@@ -124,8 +124,17 @@ func (in *inbox) Lend() []byte {
 	return room[:min(len(room), in.window)]
 }
 
-// Yield implements rawio.Lender.
-func (in *inbox) Yield() bool { return in.yields.begin() }
+// Yield implements rawio.Lender. On a single processor it is where a server is found that has
+// answered all.
+func (in *inbox) Yield(still bool) bool {
+	if !in.yields.begin() {
+		return false
+	}
+	if still {
+		in.rest()
+	}
+	return true
+}
 
 // Park implements rawio.Lender: it gives the buffer back, unless most of a request lies in it.
 func (in *inbox) Park(still bool) {

@@ -21,7 +21,7 @@ type source struct {
 
 func (s *source) Recv(l rawio.Lender) (int, error) {
 	l.Lend()
-	l.Yield()
+	l.Yield(true)
 	if s.parks++; s.parks%3 == 0 {
 		l.Park(true)
 	}
@@ -45,7 +45,7 @@ func (s *source) Send(*rawio.Vec, bool) (int, error) { return 0, errors.ErrUnsup
 func (s *source) SendPages(*rawio.Pages) error       { return errors.ErrUnsupported }
 func (s *source) SendsPages() bool                   { return false }
 
-func newInbox(src *source, pool *buffers, ahead []byte) *inbox {
+func newInbox(src rawio.Conn, pool *buffers, ahead []byte) *inbox {
 	return &inbox{io: src, pool: pool, ahead: ahead, full: src.Window(), window: src.Window(), header: 28}
 }
 

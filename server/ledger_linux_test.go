@@ -209,7 +209,7 @@ func TestLedgerFull(t *testing.T) {
 			}
 			left, p, full := n*(16+length), make([]byte, 16<<10), 0
 			for left > 0 {
-				// In this order: when it has received all, it does not stand still before all is queued.
+				// In this order: when it has received all, it stands still only once all is queued.
 				received := queued(t, theirs) == 0
 				still := k.word.Load() == 0
 				there := queued(t, ours)

@@ -22,6 +22,9 @@ func (r *restless) Window() int { return 128 << 10 }
 
 func (r *restless) Recv(l rawio.Lender) (int, error) {
 	l.Lend()
+	if l.Yield(r.still) {
+		l.Lend()
+	}
 	l.Park(r.still)
 	return r.end(l)
 }
@@ -52,7 +55,8 @@ func TestLedgerRest(t *testing.T) {
 			word.Store(1)
 			var pool buffers
 			src := &restless{still: !tt.restless}
-			in := &inbox{io: src, pool: &pool, full: src.Window(), window: src.Window(), header: 28, ledger: ledger{&word}}
+			in := newInbox(src, &pool, nil)
+			in.ledger = ledger{&word}
 			if tt.left > 0 {
 				in.putBack(make([]byte, tt.left))
 				if err := in.receive(); err != nil {
@@ -108,5 +112,37 @@ func TestLedgerBroken(t *testing.T) {
 	c.flight.remove(r)
 	if got := word.Load(); got != 2 {
 		t.Errorf("the ledger has %d, want 2", got)
+	}
+}
+
+// TestLedgerYield holds that an inbox is at rest while it gives the processor away, if nothing is
+// left over, and that it is not before it receives.
+func TestLedgerYield(t *testing.T) {
+	for _, tt := range []struct {
+		left  int
+		still bool
+		want  uint32
+	}{{0, true, 0}, {0, false, 1}, {1, true, 1}} {
+		var word atomic.Uint32
+		word.Store(1)
+		var pool buffers
+		src := &restless{still: tt.still}
+		in := newInbox(src, &pool, make([]byte, tt.left))
+		if tt.left > 0 {
+			if err := in.receive(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		in.ledger = ledger{&word}
+		in.yields.since = 1 // Replies were sent.
+		if !in.Yield(tt.still) {
+			t.Fatal("it does not yield")
+		}
+		if got := word.Load(); got != tt.want {
+			t.Errorf("%d bytes left, %v: the ledger has %d, want %d", tt.left, tt.still, got, tt.want)
+		}
+		if in.Lend(); word.Load() != 1 {
+			t.Errorf("before it receives the ledger has %d", word.Load())
+		}
 	}
 }

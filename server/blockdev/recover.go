@@ -113,7 +113,7 @@ func (doc *Document) checkKept(files int) error {
 		return fmt.Errorf("blockdev: %s has the connections of another server, which go on: use AdoptRemote: %w",
 			path, errors.ErrUnsupported)
 	case doc.Version != KeptDocumentVersion:
-		return fmt.Errorf("blockdev: a document of version %d, and of devices that were kept this program understands %d: "+
+		return fmt.Errorf("blockdev: a document of version %d, and of kept devices this program understands %d: "+
 			"use what Device.Keep has returned", doc.Version, KeptDocumentVersion)
 	}
 	if err := doc.checkConnections(); err != nil {

@@ -94,8 +94,12 @@ func shutLater(nc *net.UnixConn) (shut func()) {
 	}
 }
 
-// Idle reports whether it has carried nothing.
-func (c served) Idle() bool { return nothing(c.Stats()) }
+// Idle reports whether it has carried nothing. Of one that was dead when the device was adopted
+// that is not known.
+func (c served) Idle() bool {
+	_, ok := c.nc.(*net.UnixConn)
+	return ok && nothing(c.Stats())
+}
 
 // nothing reports whether a connection with these statistics has carried nothing.
 func nothing(n server.Stats) bool {

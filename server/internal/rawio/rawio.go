@@ -22,8 +22,8 @@ type Lender interface {
 	// Lend returns room for at least MinLend bytes.
 	Lend() []byte
 	// Yield is asked when there is nothing to receive yet: whether to give the processor away once
-	// before Recv waits in earnest.
-	Yield() bool
+	// before Recv waits in earnest. still is that of Park.
+	Yield(still bool) bool
 	// Park tells that what Lend returned is not needed now: Recv is going to wait. Before anything
 	// is returned it calls Lend again. So an idle connection need not hold on to a large buffer.
 	// still tells that Lend is called again even before anything is received from the socket.

@@ -101,7 +101,10 @@ func (l *lender) Lend() []byte {
 	return l.room
 }
 
-func (l *lender) Yield() bool { return l.yield }
+func (l *lender) Yield(still bool) bool {
+	l.still = still && l.yield
+	return l.yield
+}
 
 func (l *lender) Wait() { l.waits++ }
 

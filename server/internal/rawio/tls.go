@@ -156,7 +156,7 @@ func newTLS(nc *tls.Conn) Conn {
 func (c *overTLS) Recv(l Lender) (int, error) {
 	if c.asks() {
 		n, err := c.there(l, l.Lend())
-		if n == 0 && err == errNotYet && l.Yield() {
+		if n == 0 && err == errNotYet && l.Yield(false) {
 			yield()
 			n, err = c.there(l, l.Lend())
 		}
