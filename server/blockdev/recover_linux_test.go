@@ -179,7 +179,8 @@ func TestRecoverRefused(t *testing.T) {
 		"handed over": {change: edit(func(doc *Document) { doc.Version = DocumentVersion }),
 			says: "what Device.Keep has returned"},
 		"of another server": {
-			change: edit(func(doc *Document) { doc.Version, doc.Remote = RemoteDocumentVersion, true }), says: "AdoptRemote", is: errors.ErrUnsupported,
+			change: edit(func(doc *Document) { doc.Version, doc.Remote = RemoteDocumentVersion, true }),
+			says:   "AdoptRemote", is: errors.ErrUnsupported,
 		},
 		"no connections": {change: edit(func(doc *Document) { doc.Connections = nil }), says: "0 connections"},
 		"slot":           {change: edit(func(doc *Document) { doc.Connections[0].Slot = -1 }), says: "slot -1"},
