@@ -16,6 +16,8 @@ type flight struct {
 	newest *request
 	count  int
 	late   []late // the latest last
+
+	ledger ledger
 }
 
 // late is a request that was answered because it was overdue.
@@ -30,8 +32,9 @@ func (f *flight) add(r *request) {
 	f.append(r)
 }
 
-// append is add. The caller holds mu.
+// append is add. A request that is in the flight is in the ledger, too. The caller holds mu.
 func (f *flight) append(r *request) {
+	f.ledger.begin()
 	r.older = f.newest
 	if r.older == nil {
 		f.oldest = r
@@ -42,6 +45,7 @@ func (f *flight) append(r *request) {
 	f.count++
 }
 
+// remove takes out a request whose reply was sent, or that needs none.
 func (f *flight) remove(r *request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -56,6 +60,7 @@ func (f *flight) remove(r *request) {
 		r.newer.older = r.older
 	}
 	f.count--
+	f.ledger.end()
 }
 
 // unanswered returns the requests that the backend is to answer and nobody has, and what is known

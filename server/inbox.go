@@ -46,6 +46,9 @@ type inbox struct {
 	before  int64         // since, when waiting began
 	waiting time.Duration // when readFull began to wait; 0 if it does not
 
+	ledger  ledger
+	resting bool // the loop waits, and the ledger does not count it
+
 	// since is when the requests were received that are being executed, by clock(); 0 while it is
 	// the client that is waited for. Others may load it.
 	since atomic.Int64
@@ -89,6 +92,7 @@ func (in *inbox) receive() error {
 		n = in.advance(in.Lend())
 	} else {
 		n, err = in.io.Recv(in)
+		in.rise() // Whatever has ended the wait.
 	}
 	in.end += n
 	if n > 0 {
@@ -106,6 +110,7 @@ func (in *inbox) receive() error {
 // Lend implements rawio.Lender. What is left of earlier bytes is shorter than a header and a write
 // that is not large, so there is always room behind it.
 func (in *inbox) Lend() []byte {
+	in.rise()
 	if in.buf == nil {
 		in.buf = in.pool.get(in.full)
 		in.start, in.end = 0, copy(in.buf.bytes, in.stub[:in.stubLen])
@@ -119,14 +124,26 @@ func (in *inbox) Lend() []byte {
 	return room[:min(len(room), in.window)]
 }
 
-// Yield implements rawio.Lender.
-func (in *inbox) Yield() bool { return in.yields.begin() }
+// Yield implements rawio.Lender. On a single processor it is where a server is found that has
+// answered all.
+func (in *inbox) Yield(still bool) bool {
+	if !in.yields.begin() {
+		return false
+	}
+	if still {
+		in.rest()
+	}
+	return true
+}
 
 // Park implements rawio.Lender: it gives the buffer back, unless most of a request lies in it.
-func (in *inbox) Park() {
+func (in *inbox) Park(still bool) {
 	in.yields.vain()
 	if in.buf != nil && in.end-in.start <= maxStub {
 		in.release()
+	}
+	if still {
+		in.rest()
 	}
 }
 

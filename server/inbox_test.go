@@ -21,9 +21,9 @@ type source struct {
 
 func (s *source) Recv(l rawio.Lender) (int, error) {
 	l.Lend()
-	l.Yield()
+	l.Yield(true)
 	if s.parks++; s.parks%3 == 0 {
-		l.Park()
+		l.Park(true)
 	}
 	return s.Read(l.Lend())
 }
@@ -45,7 +45,7 @@ func (s *source) Send(*rawio.Vec, bool) (int, error) { return 0, errors.ErrUnsup
 func (s *source) SendPages(*rawio.Pages) error       { return errors.ErrUnsupported }
 func (s *source) SendsPages() bool                   { return false }
 
-func newInbox(src *source, pool *buffers, ahead []byte) *inbox {
+func newInbox(src rawio.Conn, pool *buffers, ahead []byte) *inbox {
 	return &inbox{io: src, pool: pool, ahead: ahead, full: src.Window(), window: src.Window(), header: 28}
 }
 
@@ -137,7 +137,7 @@ func TestInboxParks(t *testing.T) {
 		if n > 0 && in.ahead != nil {
 			t.Error("what was taken over is held on to when it is used up")
 		}
-		in.Park()
+		in.Park(true)
 		if kept := in.buf != nil; kept != (n > maxStub) {
 			t.Errorf("%d bytes left over: buffer kept is %v", n, kept)
 		}

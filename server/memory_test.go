@@ -6,6 +6,7 @@ import (
 	"math"
 	"net"
 	"runtime"
+	"sync/atomic"
 	"testing"
 
 	"github.com/nbdctl/nbdctl/backends"
@@ -99,7 +100,11 @@ func serveLean(t testing.TB, e *server.Export, q call) *lean {
 
 // serveLeanOver is serveLean over any connection.
 func serveLeanOver(t testing.TB, ours, theirs net.Conn, e *server.Export, q call) *lean {
-	conn := e.NewConn(theirs, nil)
+	return serveLeanWith(t, ours, e.NewConn(theirs, nil), q)
+}
+
+// serveLeanWith is serveLean of a connection.
+func serveLeanWith(t testing.TB, ours net.Conn, conn *server.Conn, q call) *lean {
 	done := make(chan error, 1)
 	go func() { done <- conn.Transmit() }()
 	t.Cleanup(func() {
@@ -230,12 +235,24 @@ func BenchmarkTransmit(b *testing.B) {
 		"write128k": {op: cmdWrite, data: make([]byte, 128<<10)},
 	} {
 		b.Run(name, func(b *testing.B) {
-			l := serveLean(b, export(b, vast(1<<40), server.Options{}), q)
-			b.ReportAllocs()
-			b.SetBytes(int64(len(l.request) + len(l.reply)))
-			for b.Loop() {
-				l.do(b)
-			}
+			benchmarkTransmit(b, q, false)
 		})
+		b.Run(name+", ledger", func(b *testing.B) {
+			benchmarkTransmit(b, q, true)
+		})
+	}
+}
+
+func benchmarkTransmit(b *testing.B, q call, ledger bool) {
+	ours, theirs := socketpair(b)
+	conn := export(b, vast(1<<40), server.Options{}).NewConn(theirs, nil)
+	if ledger {
+		conn.SetLedger(new(atomic.Uint32))
+	}
+	l := serveLeanWith(b, ours, conn, q)
+	b.ReportAllocs()
+	b.SetBytes(int64(len(l.request) + len(l.reply)))
+	for b.Loop() {
+		l.do(b)
 	}
 }

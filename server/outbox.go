@@ -18,6 +18,7 @@ import (
 type outbox struct {
 	io     rawio.Conn
 	broken func() // called once, at the first error
+	ledger ledger
 
 	sending sync.Mutex // held while something is sent; guards the two below
 	err     error
@@ -110,6 +111,7 @@ func (o *outbox) send(v *rawio.Vec, more bool) int {
 func (o *outbox) check(err error) {
 	if err != nil {
 		o.err = fmt.Errorf("send reply: %w", err)
+		o.ledger.begin() // It has no end: the stream may be in the middle of a reply.
 		o.broken()
 	}
 }

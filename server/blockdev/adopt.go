@@ -36,8 +36,8 @@ func (m machine) serving(b backends.Backend) maker {
 }
 
 // adopt makes a Device of one that the kernel has connected already, and serves it with b. Of the
-// options it heeds Client, MaxInFlight and Logger; the others are as the device is. The device is
-// not opened.
+// options it heeds Client, MaxInFlight, Recoverable and Logger; the others are as the device is.
+// The device is not opened.
 //
 // If the kernel's device or the backend is not what it has to be, the errors are *MismatchErrors,
 // one for each difference. The device stays as it is then: nothing was read from its links, which
@@ -86,6 +86,11 @@ func (m machine) goOn(
 	}
 	if err != nil {
 		letGo(conns)
+		for _, c := range conns {
+			if c, ok := c.(served); ok {
+				c.entry.end() // It was not begun, and the link is as it was.
+			}
+		}
 		d.conns.retire()
 		return nil, errors.Join(err, d.release())
 	}

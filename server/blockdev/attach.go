@@ -101,7 +101,13 @@ func (m machine) attach(
 	if err != nil {
 		return nil, err
 	}
-	if err := d.awaitAlive(ctx); err != nil {
+	return d.awaitOrCut(ctx, o.Connections)
+}
+
+// awaitOrCut returns the device when all its connections are alive, and so many have been replaced.
+// If that does not come, it has ended.
+func (d *Device) awaitOrCut(ctx context.Context, replaced int) (*Device, error) {
+	if err := d.awaitAlive(ctx, replaced); err != nil {
 		d.conns.cut()
 		return nil, errors.Join(err, d.await(context.WithoutCancel(ctx)), d.release())
 	}
@@ -118,12 +124,12 @@ func (m machine) queues(index int) int {
 	return len(entries)
 }
 
-// awaitAlive waits until all connections, none of which there was, are alive.
-func (d *Device) awaitAlive(ctx context.Context) error {
+// awaitAlive waits until all connections are alive, of which there was none in so many places.
+func (d *Device) awaitAlive(ctx context.Context, replaced int) error {
 	n := d.Connections()
 	for {
 		o := d.Outage()
-		if o.Alive == n && o.Replaced >= int64(n) {
+		if o.Alive == n && o.Replaced >= int64(replaced) {
 			return nil
 		}
 		select {

@@ -161,11 +161,18 @@ func (d *Device) open() (err error) {
 	if d.readOnly {
 		d.losses.excuse()
 	}
-	if d.client == nil {
-		d.client, err = nbdnl.New()
-		d.ownsClient = err == nil
+	if d.export != nil && d.options.Recoverable {
+		if d.ledger, err = newLedger(d.options.Connections); err != nil {
+			return err
+		}
 	}
-	return err
+	if d.client == nil {
+		if d.client, err = nbdnl.New(); err != nil {
+			return errors.Join(err, d.ledger.close())
+		}
+		d.ownsClient = true
+	}
+	return nil
 }
 
 // attach makes fresh connections, and hands the kernel its part of them. On error the connections
@@ -195,7 +202,7 @@ func (d *Device) transmitters(ends []link) ([]transmitter, error) {
 	conns := make([]transmitter, len(ends))
 	for i, end := range ends {
 		nc := end.open()
-		conns[i] = served{d.export.NewConn(nc, end.unread), nc}
+		conns[i] = d.newServed(nc, end.unread)
 	}
 	return conns, nil
 }
@@ -286,9 +293,9 @@ func (d *Device) drop(ctx context.Context, p *probe) error {
 
 // release gives back what the device had for itself.
 func (d *Device) release() error {
-	var err error
+	err := d.ledger.close()
 	if d.ownsClient {
-		err = d.client.Close()
+		err = errors.Join(err, d.client.Close())
 	}
 	if d.giveBack != nil {
 		err = errors.Join(err, d.giveBack())

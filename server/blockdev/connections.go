@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nbdctl/nbdctl/nbdnl"
@@ -58,13 +59,14 @@ type connections struct {
 	// serve.
 	remote bool
 
+	away atomic.Bool // another process goes on with them; set under mu
+
 	mu                   sync.Mutex    // guards all below
 	all                  []*connection // does not change after serve
 	alive                int           // how many of all are
 	keepers              int           // goroutines that serve a connection, replace it, or wait for one left behind
 	goodbye              bool          // the kernel has announced the end
 	leaving              bool          // by cut
-	away                 bool          // another process goes on with them
 	held                 chan struct{} // closed when dead ones may be replaced; nil: they may
 	replacing            int           // how many replacements are under way
 	lost                 error         // what ended the connection that died first of those that are dead
@@ -127,7 +129,7 @@ func (cs *connections) unkeep() {
 	cs.retire()
 	cs.unexpire()
 	switch {
-	case cs.away:
+	case cs.away.Load():
 		cs.err = ErrHandedOver
 	case !cs.goodbye:
 		cs.err = cs.lost
@@ -169,7 +171,7 @@ func (cs *connections) transmit(c *connection) bool {
 	cs.blame(err)
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
-	if !cs.leaving && !cs.away {
+	if !cs.leaving && !cs.away.Load() {
 		cs.log.Warn("connection lost", "alive", cs.alive, "err", err)
 	}
 	return true
@@ -359,7 +361,7 @@ func (cs *connections) state() nbdnl.State {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	switch {
-	case cs.keepers == 0 && (cs.goodbye || cs.away):
+	case cs.keepers == 0 && (cs.goodbye || cs.away.Load()):
 		return nbdnl.StateIdle
 	case cs.keepers == 0:
 		return nbdnl.StateOrphaned

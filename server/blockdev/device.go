@@ -20,6 +20,7 @@ type Device struct {
 	ownsClient bool
 	giveBack   func() error // gives the index back; called once
 	lease      *claim.Lease // of the index; nil: it is not leased
+	ledger     *ledger      // nil: there is none
 	tuned      bool         // the settings of the queue of the index were made before
 	source     source
 	backend    backends.Device // guarded by changing, once the device is attached
@@ -41,8 +42,9 @@ type Device struct {
 	changing, commanding chan struct{}
 	changes              chan struct{} // holds a value when something has changed that nobody was told of
 
-	conns  *connections
-	losses losses
+	conns     *connections
+	losses    losses
+	recovered recovery // by Recover
 
 	// ending holds a value while Disconnect or Close is at work: whoever comes second can give up
 	// waiting.

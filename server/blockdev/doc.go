@@ -134,8 +134,15 @@
 // each request is up, and not before. Whether the backend has a write among them is not known: it
 // is executed again, which is all the same to who has waited for it.
 //
-// testdata/handover is a program whose device outlives it, in both ways. A device by ioctls ends
-// with its process.
+// With [Options].Recoverable there is a quicker way: another process, the keeper, holds copies of
+// the connections, and of a page of memory that says of each whether it stands still
+// ([Device.Keep]). As long as it does the kernel sees no death, and [Recover] goes on over those
+// connections on which nothing had been begun that was not answered, as at idle. Only the others
+// are replaced, in the way of Attach. The keeper touches no request, and asks again after each
+// change that [Device.Changes] tells of.
+//
+// testdata/handover is a program whose device outlives it, by HandOver and by Attach. A device by
+// ioctls ends with its process.
 //
 // # Deadlocks
 //

@@ -23,6 +23,9 @@ const (
 	// RemoteDocumentVersion is that of the devices of ConnectRemote. A program that understands
 	// DocumentVersion only must not take the kernel's connections for its own, and read from them.
 	RemoteDocumentVersion = 2
+	// KeptDocumentVersion is that of what Keep returns: its connections are served by somebody, and
+	// are for Recover only.
+	KeptDocumentVersion = 3
 )
 
 // A Document is what a process has to know of a device to go on with it, beside the descriptors. It
@@ -50,7 +53,7 @@ type Document struct {
 	Lost *HandedLoss `json:"lost,omitempty"`
 	Open *HandedLoss `json:"open,omitempty"`
 	// Leased tells that there is a descriptor of the lease of the index (claim.Lease), behind those
-	// of the connections.
+	// of the connections. In a Document of Keep there is none: the lease ends with the process.
 	Leased bool `json:"leased,omitempty"`
 	// Note is HandOverOptions.Note.
 	Note json.RawMessage `json:"note,omitempty"`
@@ -64,6 +67,10 @@ type HandedConnection struct {
 	DeadSince time.Time `json:"dead_since,omitzero"`
 	// Unread was received and not executed.
 	Unread []byte `json:"unread,omitempty"`
+	// Slot and Use are where it is in the ledger, of a Document of Keep. Use is 0 of a connection
+	// that is in none.
+	Slot int    `json:"slot,omitempty"`
+	Use  uint64 `json:"use,omitempty"`
 	// Stats are what was served over it.
 	Stats server.Stats `json:"stats"`
 }
@@ -233,11 +240,7 @@ func (d *Device) describe(hold *server.Hold) (doc Document, files []*os.File, er
 			files = nil
 		}
 	}()
-	doc = Document{
-		Version: DocumentVersion, Index: d.index, Incarnation: d.incarnation, Identifier: d.Identifier(),
-		Size: d.Size(), BlockSize: d.blockSize, Flags: d.flags,
-	}
-	doc.Timeout, doc.DeadTimeout = d.conns.timeouts()
+	doc = d.document()
 	if d.export == nil {
 		doc.Version, doc.Remote, doc.Replaced = RemoteDocumentVersion, true, d.Outage().Replaced
 	}
@@ -260,6 +263,16 @@ func (d *Device) describe(hold *server.Hold) (doc Document, files []*os.File, er
 		doc.Leased, files = true, append(files, f)
 	}
 	return doc, files, nil
+}
+
+// document returns what there is to know of the device but for its connections.
+func (d *Device) document() Document {
+	doc := Document{
+		Version: DocumentVersion, Index: d.index, Incarnation: d.incarnation, Identifier: d.Identifier(),
+		Size: d.Size(), BlockSize: d.blockSize, Flags: d.flags,
+	}
+	doc.Timeout, doc.DeadTimeout = d.conns.timeouts()
+	return doc
 }
 
 // hand returns what there is to know of a connection, and a copy of its descriptor if it is alive.

@@ -93,7 +93,7 @@ func (cs *connections) present() []present {
 func (cs *connections) handOver() {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
-	cs.away = true
+	cs.away.Store(true)
 	cs.retire()
 	for _, c := range cs.all {
 		letGo([]transmitter{c.conn})
@@ -101,11 +101,7 @@ func (cs *connections) handOver() {
 }
 
 // handedOver reports whether another process goes on with the connections.
-func (cs *connections) handedOver() bool {
-	cs.mu.Lock()
-	defer cs.mu.Unlock()
-	return cs.away
-}
+func (cs *connections) handedOver() bool { return cs.away.Load() }
 
 // replacedBefore says how many connections were replaced before any was served here.
 func (cs *connections) replacedBefore(n int64) {

@@ -48,6 +48,11 @@ type Options struct {
 	// again fails at the latest 10 s after both timeouts. Whole seconds. 0: requests fail at once
 	// when all connections are dead.
 	DeadTimeout time.Duration
+	// Recoverable has the device keep account, in memory that outlives the process, of which
+	// connections stand still, so that Recover can go on with those at once after a crash. Another
+	// process has to keep descriptors of it for that (Device.Keep). It takes one descriptor and a
+	// page of memory, and means nothing for a device by ioctls or of ConnectRemote.
+	Recoverable bool
 	// ReadOnly makes a read-only device of a backend that could be written.
 	ReadOnly bool
 	// Unopened leaves the first open to others. Connect returns as soon as the kernel has connected

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/nbdctl/nbdctl/server"
@@ -41,11 +42,64 @@ func (s *sockets) close() {
 // A served connection is one that is served here.
 type served struct {
 	*server.Conn
-	nc net.Conn
+	nc    net.Conn
+	entry *entry
+	begun *atomic.Bool // Transmit was called, or Close before
+	away  *atomic.Bool // another process goes on with it
 }
 
-// Idle reports whether it has carried nothing.
-func (c served) Idle() bool { return nothing(c.Stats()) }
+// newServed returns what serves a connection.
+func (d *Device) newServed(nc net.Conn, unread []byte) served {
+	c := served{d.export.NewConn(nc, unread), nc, d.ledger.enter(), new(atomic.Bool), &d.conns.away}
+	if c.entry != nil {
+		c.SetLedger(c.entry.word())
+	}
+	return c
+}
+
+// Transmit serves it to its end.
+func (c served) Transmit() error {
+	c.begun.Store(true)
+	defer c.entry.end() // Nothing is in flight.
+	return c.Conn.Transmit()
+}
+
+// Close cuts it. The kernel sees that, whoever else has the socket, unless another process goes on
+// with it.
+func (c served) Close() error {
+	shut := func() {}
+	if nc, ok := c.nc.(*net.UnixConn); ok && !c.away.Load() {
+		shut = shutLater(nc)
+	}
+	err := c.Conn.Close()
+	shut() // The loop knows by now that it is not the kernel that ends the stream.
+	if !c.begun.Load() {
+		c.entry.end() // Transmit does nothing any more.
+	}
+	return err
+}
+
+// shutLater returns what shuts a socket down, also when its descriptor is closed. If there is no
+// other descriptor to be had it is shut down at once.
+func shutLater(nc *net.UnixConn) (shut func()) {
+	socket, err := copyFile(nc)
+	if err != nil {
+		_ = nc.CloseWrite() // An error is that of a socket that is closed already.
+		_ = nc.CloseRead()
+		return func() {}
+	}
+	return func() {
+		_ = resetSocket(socket)
+		socket.Close()
+	}
+}
+
+// Idle reports whether it has carried nothing. Of one that was dead when the device was adopted
+// that is not known.
+func (c served) Idle() bool {
+	_, ok := c.nc.(*net.UnixConn)
+	return ok && nothing(c.Stats())
+}
 
 // nothing reports whether a connection with these statistics has carried nothing.
 func nothing(n server.Stats) bool {
@@ -66,7 +120,7 @@ func (s ownSource) connect(_ context.Context, n int) (*sockets, error) {
 	// other end from seeing that the kernel has let go of a connection.
 	made := &sockets{kernel: l.kernel, given: l.closeKernelEnds}
 	for _, c := range l.server {
-		made.conns = append(made.conns, served{d.export.NewConn(c, nil), c})
+		made.conns = append(made.conns, d.newServed(c, nil))
 	}
 	return made, nil
 }

@@ -28,7 +28,8 @@ func (e *MismatchError) Error() string {
 
 // Adopt goes on with a device that another process has handed over, with b in the place of its
 // backend there: what Document and Files of a Handover were. Of the options it heeds Client,
-// MaxInFlight and Logger; the others are as the device is. The backend must stay open until Done.
+// MaxInFlight, Recoverable and Logger; the others are as the device is. The backend must stay open
+// until Done.
 //
 // What the kernel shows and what b can do is compared with the Document first. If it differs the
 // error has a *MismatchError for each difference, and the device still waits, for the process that
@@ -55,13 +56,21 @@ func (doc *Document) check(files int) error {
 	case doc.Version != version:
 		return fmt.Errorf("blockdev: a document of version %d, and of such a device this program understands %d: "+
 			"use one that understands it, too", doc.Version, version)
-	case doc.Index < 0 || len(doc.Connections) == 0 || len(doc.Connections) > maxConnections:
-		return fmt.Errorf("blockdev: a document of index %d with %d connections", doc.Index, len(doc.Connections))
+	case doc.checkConnections() != nil:
+		return doc.checkConnections()
 	case doc.Remote && slices.ContainsFunc(doc.Connections, HandedConnection.received):
 		return fmt.Errorf("blockdev: %s: requests were received that the kernel has sent to another server",
 			nbdnl.Path(doc.Index))
 	case files < need:
 		return fmt.Errorf("blockdev: %s came with %d descriptors, and has %d", nbdnl.Path(doc.Index), files, need)
+	}
+	return nil
+}
+
+// checkConnections says what is wrong with the number of connections, or the index.
+func (doc *Document) checkConnections() error {
+	if doc.Index < 0 || len(doc.Connections) == 0 || len(doc.Connections) > maxConnections {
+		return fmt.Errorf("blockdev: a document of index %d with %d connections", doc.Index, len(doc.Connections))
 	}
 	return nil
 }
@@ -120,13 +129,7 @@ func (m machine) inherit(
 		if lease, err = m.claims(o).Inherit(doc.Index, f); err != nil {
 			return nil, fmt.Errorf("blockdev: %s: %w", nbdnl.Path(doc.Index), err)
 		}
-		giveBack = func() error {
-			// The other process has the lease as long as it has the device.
-			if !begun || m.system.IncarnationOf(doc.Index) != 0 {
-				return lease.Leave()
-			}
-			return lease.Release()
-		}
+		giveBack = func() error { return m.giveBack(lease, begun) }
 	}
 	var err error
 	if s.links, err = doc.links(own); err != nil {
@@ -154,6 +157,19 @@ func (m machine) inherit(
 	}
 	d.conns.servedBefore(before)
 	return d, nil
+}
+
+// giveBack gives up the lease of a device that another process had, or has; nil: there is none.
+// begun tells that the device is served here.
+func (m machine) giveBack(lease *claim.Lease, begun bool) error {
+	switch {
+	case lease == nil:
+		return nil
+	case !begun || m.system.IncarnationOf(lease.Index()) != 0:
+		return lease.Leave() // The other process has the lease as long as it has the device.
+	default:
+		return lease.Release()
+	}
 }
 
 // claims is where leases are.

@@ -239,7 +239,7 @@ func TestGapNarrow(t *testing.T) {
 			synctest.Wait()
 			time.Sleep(tt.gap)
 			_, server := net.Pipe()
-			if err := d.conns.restore(d.conns.all[0], served{d.export.NewConn(server, nil), server}); err != nil {
+			if err := d.conns.restore(d.conns.all[0], d.newServed(server, nil)); err != nil {
 				t.Error(err)
 			}
 			if err := d.Loss(); (err != nil) != tt.told {

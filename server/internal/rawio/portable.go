@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"syscall"
 )
 
 // portableWindow holds what Recv takes at a time, behind the longest incomplete message that a
@@ -12,9 +13,12 @@ const portableWindow = 128 << 10
 
 // portable is a Conn on nothing but the methods of net.Conn.
 type portable struct {
-	nc  net.Conn
-	vec net.Buffers // of the Send that is running: WriteTo wants it to be addressable
-	own net.Buffers // what vec was, to be used again: WriteTo consumes it
+	nc   net.Conn
+	raw  syscall.RawConn       // of a socket; nil: it is none
+	try  func(fd uintptr) bool // tryAwait
+	wait Lender                // of await
+	vec  net.Buffers           // of the Send that is running: WriteTo wants it to be addressable
+	own  net.Buffers           // what vec was, to be used again: WriteTo consumes it
 
 	// first is what Recv waits with, for Read has to have memory in hand. It is passed on before
 	// Recv returns.
@@ -24,7 +28,9 @@ type portable struct {
 func newPortable(nc net.Conn) Conn { return &portable{nc: nc} }
 
 func (c *portable) Recv(l Lender) (int, error) {
-	l.Park()
+	if err := c.await(l); err != nil {
+		return 0, err
+	}
 	n, err := c.nc.Read(c.first[:])
 	if n == 0 {
 		return 0, err

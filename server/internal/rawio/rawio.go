@@ -22,11 +22,12 @@ type Lender interface {
 	// Lend returns room for at least MinLend bytes.
 	Lend() []byte
 	// Yield is asked when there is nothing to receive yet: whether to give the processor away once
-	// before Recv waits in earnest.
-	Yield() bool
+	// before Recv waits in earnest. still is that of Park.
+	Yield(still bool) bool
 	// Park tells that what Lend returned is not needed now: Recv is going to wait. Before anything
-	// is received it calls Lend again. So an idle connection need not hold on to a large buffer.
-	Park()
+	// is returned it calls Lend again. So an idle connection need not hold on to a large buffer.
+	// still tells that Lend is called again even before anything is received from the socket.
+	Park(still bool)
 	// Drained tells that with what Recv is about to return there was nothing more to receive. Not
 	// every Conn can know that.
 	Drained()

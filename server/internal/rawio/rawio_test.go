@@ -85,6 +85,7 @@ func pattern(n int) []byte {
 type lender struct {
 	room   []byte
 	lent   bool
+	still  bool          // nothing was received since the last Park
 	parked chan struct{} // a token for each Park
 	waits  int
 	yield  bool
@@ -96,18 +97,21 @@ func newLender() *lender {
 }
 
 func (l *lender) Lend() []byte {
-	l.lent = true
+	l.lent, l.still = true, false
 	return l.room
 }
 
-func (l *lender) Yield() bool { return l.yield }
+func (l *lender) Yield(still bool) bool {
+	l.still = still && l.yield
+	return l.yield
+}
 
 func (l *lender) Wait() { l.waits++ }
 
 func (l *lender) Drained() { l.drains++ }
 
-func (l *lender) Park() {
-	l.lent = false
+func (l *lender) Park(still bool) {
+	l.lent, l.still = false, still
 	l.parked <- struct{}{}
 }
 

@@ -140,13 +140,13 @@ func (c *socket) Recv(l Lender) (int, error) {
 func (c *socket) tryRecv(fd uintptr) bool {
 	p := c.in.lender.Lend()
 	c.in.n, c.in.err = recv(fd, p)
-	if c.in.err == syscall.EAGAIN && c.in.lender.Yield() {
+	if c.in.err == syscall.EAGAIN && c.in.lender.Yield(true) {
 		yield()
 		p = c.in.lender.Lend()
 		c.in.n, c.in.err = recv(fd, p)
 	}
 	if c.in.err == syscall.EAGAIN {
-		c.in.lender.Park()
+		c.in.lender.Park(true)
 		return false
 	}
 	if c.in.n < len(p) {

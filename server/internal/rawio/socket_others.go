@@ -10,7 +10,11 @@ import (
 // scratch is nothing: net.Buffers makes its own.
 type scratch struct{}
 
-func newSocket(nc net.Conn, raw syscall.RawConn) Conn { return newPortable(nc) }
+func newSocket(nc net.Conn, raw syscall.RawConn) Conn {
+	c := &portable{nc: nc, raw: raw}
+	c.try = c.tryAwait
+	return c
+}
 
 // asks tells that recv knows what there is.
 const asks = false

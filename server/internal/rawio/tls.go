@@ -156,7 +156,7 @@ func newTLS(nc *tls.Conn) Conn {
 func (c *overTLS) Recv(l Lender) (int, error) {
 	if c.asks() {
 		n, err := c.there(l, l.Lend())
-		if n == 0 && err == errNotYet && l.Yield() {
+		if n == 0 && err == errNotYet && l.Yield(false) {
 			yield()
 			n, err = c.there(l, l.Lend())
 		}
@@ -164,7 +164,7 @@ func (c *overTLS) Recv(l Lender) (int, error) {
 			return n, err
 		}
 	}
-	l.Park()
+	l.Park(false)
 	n, err := c.nc.Read(c.first[:])
 	if n == 0 {
 		return 0, err

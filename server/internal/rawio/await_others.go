@@ -1,0 +1,12 @@
+//go:build !linux
+
+package rawio
+
+// await lets the call that receives wait.
+func (c *portable) await(l Lender) error {
+	l.Park(false)
+	return nil
+}
+
+// tryAwait is not called.
+func (c *portable) tryAwait(uintptr) bool { return true }
