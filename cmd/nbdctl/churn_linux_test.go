@@ -78,8 +78,10 @@ func churn(t *testing.T) {
 	}
 	// One megabyte a round would be lost. What the kernel itself keeps moves by some.
 	rounds := len(all.Connect)
-	if lost := before - available(t); lost > max(20<<10, rounds<<10/2) {
-		t.Errorf("%d KiB of memory are gone in %d rounds", lost, rounds)
+	lost := before - available(t)
+	t.Logf("%d KiB of memory are gone in %d rounds", lost, rounds)
+	if lost > max(20<<10, rounds<<10/2) {
+		t.Errorf("that is too much")
 	}
 }
 

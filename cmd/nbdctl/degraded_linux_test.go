@@ -53,7 +53,7 @@ func TestKernelBackendLost(t *testing.T) {
 	requireKernel(t, kickNoise)
 	sh(t, "modprobe -q dm-mod || true; dmsetup create --noudevsync hanging --table '0 8192 zero'; dmsetup mknodes")
 	defer sh(t, "dmsetup remove --noudevsync hanging")
-	dev := connected(t, "file", "/dev/mapper/hanging", "--timeout", "2s", "--read-only")
+	dev := connected(t, "file", "/dev/mapper/hanging", "--timeout", "2s", "--read-only", "--restart", "no")
 	sh(t, "dmsetup suspend hanging")
 	if r := <-stuckReader(t, dev); r.code == 0 || !strings.Contains(r.stderr, "Input/output error") {
 		t.Errorf("the reader: code %d, %s", r.code, r.stderr)

@@ -63,7 +63,16 @@ func restartedUnderLoad(t *testing.T, dev string) {
 		load.goesOn(writes(t, dev))
 	}
 	load.stop()
-	t.Logf("another process serves after %v", took)
+	restart := listed(t, dev)["restart"].(map[string]any)
+	t.Logf("another process serves after %v; %v of %v restarts broke no connection",
+		took, restart["undisturbed"], restart["restarts"])
+	pid := kill(t, dev, syscall.SIGKILL)
+	eventually(t, func() bool { return ownerOf(t, dev) != pid }, "another process")
+	sh(t, "dd if="+dev+" iflag=direct bs=4k count=1 of=/dev/null status=none")
+	idle := listed(t, dev)["restart"].(map[string]any)
+	if idle["undisturbed"].(float64) != restart["undisturbed"].(float64)+1 {
+		t.Errorf("an idle device has lost connections: %v, and %v before", idle, restart)
+	}
 	after := statusOf(t, dev)
 	for _, changes := range []string{"owner", "traffic", "holders", "remote", "restart"} {
 		delete(before, changes)

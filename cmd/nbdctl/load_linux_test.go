@@ -138,7 +138,7 @@ func TestKernelDisconnectStuckBackend(t *testing.T) {
 	sh(t, "modprobe -q dm-mod || true")
 	sh(t, "dmsetup create --noudevsync hanging --table '0 8192 linear "+loop+" 0'; dmsetup mknodes")
 	defer sh(t, "dmsetup remove --noudevsync hanging")
-	dev := connected(t, "file", "/dev/mapper/hanging", "--timeout", "2s")
+	dev := connected(t, "file", "/dev/mapper/hanging", "--timeout", "2s", "--restart", "no")
 	sh(t, "dd if=/dev/urandom of="+dev+" bs=64k count=4 oflag=direct conv=fsync status=none")
 	sh(t, "dmsetup suspend --noflush hanging")
 	start := time.Now()

@@ -89,8 +89,9 @@ func shown(t *testing.T) []inventory.View {
 	record(0, true, "live", "netlink", `"serving": 1,
 		"spec": {"label": "build", "kind": "file", "arg": "/root/a\nb & c.img", "connections": 1,
 			"timeout": 30000000000, "dead_timeout": 120000000000, "restart": 5},
-		"loss": {"time": "2026-11-23T04:05:06Z", "error": "write at 0, 512 bytes: no space left on device"}`)
-	write(filepath.Join(uuid(0), "keeper"), `{"pid": 814, "restarts": 2}`)
+		"loss": {"time": "2026-11-23T04:05:06Z", "error": "write at 0, 512 bytes: no space left on device"},
+		"restarts": 2, "undisturbed": 1`)
+	write(filepath.Join(uuid(0), "keeper"), `{"pid": 814}`)
 	locked(filepath.Join(uuid(0), "keeper"))
 	connect(1, "nbdctl:"+uuid(1), nbdnl.FlagSendFlush)
 	record(1, false, "live", "netlink", `"serving": 1, "identity": "inode 2 of device 8:1",

@@ -106,7 +106,8 @@ func restartNote(v inventory.View) string {
 	case r.By == nil:
 		return "no"
 	}
-	return fmt.Sprintf("by a %s (pid %d), %d times in 10m at most; %d so far", *r.By, *r.PID, r.Limit, r.Restarts)
+	return fmt.Sprintf("by a %s (pid %d), %d times in 10m at most; %d so far, %d undisturbed",
+		*r.By, *r.PID, r.Limit, r.Restarts, r.Undisturbed)
 }
 
 // stoppedServer says of the process that serves a device that it is stopped.

@@ -48,7 +48,7 @@ func mainJob(t *testing.T, mode string, flags ...string) {
 				"connections":       1.0,
 				"connections_alive": 1.0,
 				"timeout":           30.0,
-				"dead_timeout":      0.0,
+				"dead_timeout":      60.0,
 				"label":             nil,
 				"path":              dev,
 			}
@@ -188,7 +188,7 @@ func TestKernelJSON(t *testing.T) {
 	keys := []string{
 		"name", "index", "path", "state", "size", "block_size", "label", "backend", "mode",
 		"connections", "connections_alive", "read_only", "features", "timeout", "dead_timeout",
-		"identifier", "since", "owner", "loss", "remote",
+		"identifier", "since", "owner", "loss", "restart", "remote",
 	}
 	more := append(keys, "log", "last_error", "traffic", "holders")
 	all := listJSON(t, "--all")

@@ -76,14 +76,14 @@ func (h *Host) Attach(ctx, starting context.Context, r Record) (err error) {
 		h.log.Warn("a change could not be noted", "reason", err)
 	}
 	if h.keeperConn == nil {
-		h.unkept(h.keep(ctx, client, device))
+		h.unkept(h.keep(device))
 	}
 	h.log.Info("attached", "device", h.record.Device(), "after", before, "backend", h.Spec.Backend())
 	if err := h.Ready(ctx, h.status(device).Record, h.redactor.Texts(h.backing.Warnings)); err != nil {
 		h.log.Warn("who has asked for that does not wait any more", "reason", err)
 	}
 	if h.keeperConn != nil { // The keeper heeds this process from here on.
-		h.unkept(h.keepBy(h.keeperConn))
+		h.unkept(h.keepBy(h.keeperConn, device))
 	}
 	return h.goOn(ctx, client, device, started())
 }
@@ -141,10 +141,34 @@ func (h *Host) attach(ctx context.Context, client *nbdnl.Client) (_ *blockdev.De
 	if h.Spec.DeadTimeout <= 0 {
 		h.Spec.DeadTimeout = DefaultDeadTimeout
 	}
-	device, err := blockdev.Attach(ctx, left, h.backing.Backend, h.options(client))
+	device, err := h.goOnWith(ctx, left, h.options(client))
 	if err != nil {
 		return nil, explainMismatch(err)
 	}
+	return device, nil
+}
+
+// goOnWith has the device served here, over the connections that the keeper has as far as those
+// stood still.
+func (h *Host) goOnWith(ctx context.Context, left nbdnl.Status, o blockdev.Options) (*blockdev.Device, error) {
+	if h.inherited == nil {
+		return blockdev.Attach(ctx, left, h.backing.Backend, o)
+	}
+	files := h.inherited.of(passDevice)
+	defer closeFiles(files)
+	doc := h.inherited.Device
+	// These may have changed since the keeper has it.
+	doc.Size, doc.Timeout, doc.DeadTimeout, o.DeadTimeout = left.Size, o.Timeout, o.DeadTimeout, 0
+	device, err := blockdev.Recover(ctx, doc, files, h.backing.Backend, o)
+	if err != nil {
+		return nil, err
+	}
+	kept, replaced := device.Recovered()
+	h.log.Info("recovered", "connections", kept+replaced, "undisturbed", kept)
+	if replaced == 0 {
+		h.record.Undisturbed++
+	}
+	h.record.Restarts++
 	return device, nil
 }
 
@@ -200,11 +224,4 @@ func (h *Host) controlOf(state *stateDir) (l net.Listener, publish func() error,
 		return nil, nil, fmt.Errorf("control socket: %w", err)
 	}
 	return l, func() error { return nil }, nil
-}
-
-// unkept tells why there is no keeper.
-func (h *Host) unkept(err error) {
-	if err != nil {
-		h.log.Error("nobody is to serve it when this process dies", "error", err)
-	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/parcel"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/secret"
+	"github.com/nbdctl/nbdctl/server/blockdev"
 )
 
 // estateVersion is that of the estates which this nbdctl writes and reads.
@@ -24,7 +25,10 @@ type estate struct {
 	// them.
 	Spec    Spec            `json:"spec"`
 	Secrets json.RawMessage `json:"secrets,omitempty"`
-	// Descriptors are what the files are for, in their order: passControl and passBackend.
+	// Device is a blockdev.Document.
+	Device blockdev.Document `json:"device"`
+	// Descriptors are what the files are for, in their order: passControl, passBackend and
+	// passDevice.
 	Descriptors []string `json:"descriptors"`
 
 	files []*os.File
@@ -37,22 +41,26 @@ type will struct {
 	Released bool `json:"released,omitempty"`
 }
 
-// newEstate makes one. The files stay the caller's.
-func newEstate(r *Record, secrets secret.Set, control *os.File, backend []*os.File) (*estate, error) {
-	e := &estate{Version: estateVersion, UUID: r.UUID, Spec: r.Spec, Descriptors: []string{passControl}}
-	e.files = append([]*os.File{control}, backend...)
-	for range backend {
-		e.Descriptors = append(e.Descriptors, passBackend)
+// passDevice is a descriptor of blockdev.Device.Keep.
+const passDevice = "device"
+
+// add adds files of one kind, which are the estate's then.
+func (e *estate) add(descriptor string, files ...*os.File) {
+	e.files = append(e.files, files...)
+	for range files {
+		e.Descriptors = append(e.Descriptors, descriptor)
 	}
-	if len(secrets) == 0 {
-		return e, nil
+}
+
+// addSecrets adds the secrets of the spec.
+func (e *estate) addSecrets(s secret.Set) error {
+	if len(s) == 0 {
+		return nil
 	}
 	var b bytes.Buffer
-	if err := secrets.Send(&b); err != nil {
-		return nil, err
-	}
+	err := s.Send(&b)
 	e.Secrets = b.Bytes()
-	return e, nil
+	return err
 }
 
 // close closes the files.

@@ -13,8 +13,6 @@ const keeperFile = "keeper"
 // A Keeper is what a keeper tells of itself.
 type Keeper struct {
 	PID int `json:"pid"`
-	// Restarts is how many processes have died and been replaced by it.
-	Restarts int `json:"restarts"`
 }
 
 // A GaveUp says why nobody serves a device any more.

@@ -64,7 +64,6 @@ type keeper struct {
 	logFile  *logFile
 	log      *slog.Logger
 	restarts budget
-	total    int
 }
 
 // runKeeper is the process of a keeper.
@@ -162,7 +161,7 @@ func (k *keeper) appear() (err error) {
 
 // tell writes what lists show.
 func (k *keeper) tell() error {
-	b, err := json.Marshal(Keeper{PID: os.Getpid(), Restarts: k.total})
+	b, err := json.Marshal(Keeper{PID: os.Getpid()})
 	if err != nil {
 		return err
 	}
@@ -188,10 +187,6 @@ func (k *keeper) replace(ctx context.Context) *net.UnixConn {
 		k.log.Error("the serving process has died, another one takes its place")
 		c, err := k.start(ctx)
 		if err == nil {
-			k.total++
-			if err := k.tell(); err != nil {
-				k.log.Warn("lists do not show the restart", "reason", err)
-			}
 			return c
 		}
 		k.log.Error("no process has taken its place", "reason", err)

@@ -14,9 +14,7 @@ import (
 
 // publish makes the device known: to lists by the record, to askers by the
 // control socket, to whoever waits by Ready.
-func (h *Host) publish(
-	ctx context.Context, client *nbdnl.Client, device *blockdev.Device, backing *Backing,
-) (err error) {
+func (h *Host) publish(ctx context.Context, device *blockdev.Device, backing *Backing) (err error) {
 	index := device.Index()
 	if err := h.update(func(r *Record) {
 		r.Index = &index
@@ -44,7 +42,7 @@ func (h *Host) publish(
 		}
 	}()
 	warnings := append(backing.Warnings, h.connectWarnings(device)...)
-	if err := h.keep(ctx, client, device); err != nil {
+	if err := h.keep(device); err != nil {
 		warnings = append(warnings, fmt.Sprintf("nobody is to serve %s when pid %d dies: %v",
 			h.record.Device(), os.Getpid(), err))
 	}

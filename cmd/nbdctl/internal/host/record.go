@@ -55,6 +55,10 @@ type Record struct {
 	Identity string `json:"identity,omitempty"`
 	// GaveUp is nil while somebody serves the device, or is to.
 	GaveUp *GaveUp `json:"gave_up,omitempty"`
+	// Restarts is how many processes have taken the place of one that had died, and Undisturbed how
+	// many of those have gone on with all connections as they were.
+	Restarts    int `json:"restarts,omitempty"`
+	Undisturbed int `json:"undisturbed,omitempty"`
 	// Passage is the form in which the process hands its device over; 0: it can't.
 	Passage int `json:"passage,omitempty"`
 }

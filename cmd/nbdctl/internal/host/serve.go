@@ -166,7 +166,7 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 // goOn serves the device to its end here. first is a signal that came already, or nil.
 func (h *Host) goOn(ctx context.Context, client *nbdnl.Client, device *blockdev.Device, first os.Signal) error {
 	h.await(device)
-	err := h.serve(ctx, client, device, first)
+	err := h.serve(ctx, device, first)
 	// A backend that never returns keeps the process, and what the process locks,
 	// for as long. Closed during a call, the backend could do harm.
 	<-device.Done()
@@ -200,7 +200,7 @@ func (h *Host) connect(ctx context.Context, client *nbdnl.Client, backing *Backi
 	if err != nil {
 		return nil, err
 	}
-	if err := h.publish(ctx, client, device, backing); err != nil {
+	if err := h.publish(ctx, device, backing); err != nil {
 		return nil, errors.Join(err, device.Close())
 	}
 	return device, nil
@@ -215,6 +215,7 @@ func (h *Host) options(client *nbdnl.Client) blockdev.Options {
 		Timeout:     h.remote.timeout(h.Spec.Timeout),
 		DeadTimeout: h.Spec.DeadTimeout,
 		ReadOnly:    h.Spec.ReadOnly,
+		Recoverable: h.Spec.Restart > 0,
 		Identifier:  h.record.Identifier,
 		Logger:      h.log,
 	}
@@ -239,7 +240,7 @@ const insistence = 10 * time.Second
 
 // serve heeds signals until the device has gone. first is a signal that came
 // already, or nil.
-func (h *Host) serve(ctx context.Context, client *nbdnl.Client, device *blockdev.Device, first os.Signal) error {
+func (h *Host) serve(ctx context.Context, device *blockdev.Device, first os.Signal) error {
 	defer func() {
 		if handedOver(device) {
 			h.control.close(ErrMoved)
@@ -295,6 +296,9 @@ func (h *Host) serve(ctx context.Context, client *nbdnl.Client, device *blockdev
 				// Done comes only when the backend lets go of what it has.
 				return h.lost(device, errDead)
 			}
+			if k := h.keeper(); k != nil && !k.hasAll(device) {
+				keeping.Go(func() { h.keepUp(ctx, device) })
+			}
 		case <-h.remote.changed():
 			h.noteRemote(device)
 		case <-device.Done():
@@ -302,7 +306,7 @@ func (h *Host) serve(ctx context.Context, client *nbdnl.Client, device *blockdev
 		case <-h.keeper().ended():
 			h.keeper().leave()
 			h.setKeeper(nil)
-			keeping.Go(func() { h.keepAgain(ctx, client, device) })
+			keeping.Go(func() { h.keepAgain(ctx, device) })
 		case s := <-h.Signals:
 			if h.Insist && s == os.Interrupt && (asked || time.Since(refused) < insistence) {
 				h.log.Warn("asked again: disconnecting although held")

@@ -46,7 +46,7 @@ func (h *Host) TakeOver(ctx, starting context.Context, c *net.UnixConn, r Record
 		h.heard = true
 		return fmt.Errorf("the other process has gone: %w", err)
 	}
-	o := blockdev.Options{Client: client, Logger: h.log}
+	o := blockdev.Options{Client: client, Logger: h.log, Recoverable: r.Spec.Restart > 0}
 	device, err := blockdev.TakeOverEither(starting, c, s.open, s.openRemote, o)
 	c.Close()
 	if err != nil {
@@ -63,7 +63,7 @@ func (h *Host) TakeOver(ctx, starting context.Context, c *net.UnixConn, r Record
 	}
 	h.answerOn(s.control, device)
 	s.control = nil
-	s.keepOn(ctx, client, device)
+	s.keepOn(device)
 	h.log.Info("taken over", "device", h.record.Device(), "from", r.PID)
 	if err := h.Ready(ctx, h.status(device).Record, h.redactor.Texts(h.backing.Warnings)); err != nil {
 		h.log.Warn("who has asked for that does not wait any more", "reason", err)
@@ -222,9 +222,9 @@ func (s *succession) inheritState(p *passage, of map[string][]*os.File) (err err
 
 // keepOn starts a keeper of this program, in the place of that of the other process, which stays if
 // there can be no other.
-func (s *succession) keepOn(ctx context.Context, client *nbdnl.Client, device *blockdev.Device) {
+func (s *succession) keepOn(device *blockdev.Device) {
 	h := s.host
-	err := h.keep(ctx, client, device)
+	err := h.keep(device)
 	if err != nil {
 		h.log.Error("there is no new keeper", "error", err)
 	}

@@ -297,7 +297,7 @@ func TestOldRecord(t *testing.T) {
 		Mode:        known("netlink", true),
 		Connections: known(2, true), Serving: known(2, true), ReadOnly: known(false, true), Features: []string{},
 		Timeout: known(int64(40), true), DeadTimeout: known(int64(7), true), Identifier: known(r.Identifier, true),
-		Since: &since, Owner: Owner{PID: known(r.PID, true), Ours: true},
+		Since: &since, Owner: Owner{PID: known(r.PID, true), Ours: true}, Restart: &Restart{},
 	}
 	if diff := cmp.Diff(want, v); diff != "" {
 		t.Error(diff)

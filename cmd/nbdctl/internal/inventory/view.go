@@ -43,18 +43,20 @@ type View struct {
 
 // A Restart says who has another process serve a device when the serving one dies, and how often.
 type Restart struct {
-	By       *string      `json:"by"`    // "keeper"; null: nobody
-	PID      *int         `json:"pid"`   // of the keeper
-	Limit    int          `json:"limit"` // within ten minutes
-	Restarts int          `json:"restarts"`
-	GaveUp   *host.GaveUp `json:"gave_up"`
+	By       *string `json:"by"`    // "keeper"; null: nobody
+	PID      *int    `json:"pid"`   // of the keeper
+	Limit    int     `json:"limit"` // within ten minutes
+	Restarts int     `json:"restarts"`
+	// Undisturbed is how many of them have gone on with all connections as they were.
+	Undisturbed int          `json:"undisturbed"`
+	GaveUp      *host.GaveUp `json:"gave_up"`
 }
 
 // restartOf is that of a device of ours.
 func restartOf(e *host.Entry) *Restart {
-	r := &Restart{Limit: e.Spec.Restart, GaveUp: e.GaveUp}
+	r := &Restart{Limit: e.Spec.Restart, Restarts: e.Restarts, Undisturbed: e.Undisturbed, GaveUp: e.GaveUp}
 	if k := e.Keeper; k != nil {
-		r.By, r.PID, r.Restarts = known("keeper", true), &k.PID, k.Restarts
+		r.By, r.PID = known("keeper", true), &k.PID
 	}
 	return r
 }
