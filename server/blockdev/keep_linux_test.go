@@ -67,6 +67,9 @@ func TestKeep(t *testing.T) {
 	if err := d.Close(); err != nil {
 		t.Error(err)
 	}
+	if d.ledger.count != 0 {
+		t.Errorf("%d slots are in use after the end", d.ledger.count)
+	}
 	// Nothing of the device is left: what it had is not held up by who keeps it.
 	for i, c := range again.Connections {
 		if still, err := recordOf(newer[2], c).still(); still || err != nil {
@@ -201,6 +204,9 @@ func TestLedgerSlots(t *testing.T) {
 	awaitStill(t, stale, 7)
 	left.end()
 	left.end()
+	if still, err := stale.still(); still || err != nil {
+		t.Errorf("a slot that was given back stands still, %v", err)
+	}
 	next := l.enter()
 	if next == nil || next.number != 7 || l.enter() != nil {
 		t.Fatalf("the slot that was given back: %+v", next)
