@@ -139,13 +139,16 @@ bench-handover: KILLS = 20
 bench-handover: CONNECTIONS = 1
 bench-handover: needs
 	@CGO_ENABLED=0 go test -c -o .bin/handover.test ./testdata/handover
-	@CGO_ENABLED=0 go test -c -o .bin/upgrade.test ./cmd/nbdctl
+	@CGO_ENABLED=0 go test -tags survive -c -o .bin/upgrade.test ./cmd/nbdctl
 	@NBD_TEST_UPGRADES=$(UPGRADES) NBD_TEST_KILLS=$(KILLS) \
 		$(stage) 'handover' $(lab)/$(machines) --mem 1G --timeout 3600 -- \
 		.bin/handover.test -test.v -test.timeout 1h
 	@NBD_TEST_PAUSES=$$((($(UPGRADES) + 11) / 12)) NBD_TEST_CONNECTIONS=$(CONNECTIONS) \
 		$(stage) 'upgrades by nbdctl' $(lab)/$(machines) --mem 1G --timeout 3600 -- \
 		.bin/upgrade.test -test.v -test.timeout 1h -test.run '^TestKernelUpgradePauses$$'
+	@NBD_TEST_KILLS=$$((($(KILLS) + 8) / 9)) \
+		$(stage) 'restarts of nbdctl' $(lab)/$(machines) --mem 1G --timeout 3600 -- \
+		.bin/upgrade.test -test.v -test.timeout 1h -test.run '^TestKernelRestartTimes$$'
 
 ## make flaky        tests many times beside a load of twice the processors, to find those that fail by chance: unit tests 200 times
 ##                   with -race, kernel tests that wait for time or events 20 times on 6.1 and 6.12, in hours:

@@ -81,6 +81,9 @@ func attachable(d inventory.Device) error {
 			"the right one; nbdctl disconnect nbd%[1]d frees it", d.Index)
 	case d.Entry.Alive:
 		return exit.With(exit.Busy, "nbd%d is served by pid %d; nbdctl upgrade replaces that", d.Index, d.Entry.PID)
+	case d.Entry.Keeper != nil:
+		return exit.With(exit.Busy, "nbd%d: pid %d has another process serve it in this moment", d.Index,
+			d.Entry.Keeper.PID)
 	case d.View().Attachable:
 		return nil
 	case kind.Forgets(d.Entry.Spec.Kind):

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -146,6 +147,36 @@ func bothDie(t *testing.T, dev string) {
 		}
 	}
 	eventually(t, func() bool { return listed(t, dev)["state"] == "orphaned" }, "%s orphaned", dev)
+}
+
+// TestKernelRestartFails kills a process while something is wrong with the one that is to take its
+// place: another one does when that is over, and the memory still has every byte.
+func TestKernelRestartFails(t *testing.T) {
+	requireKernel(t, lostNoise)
+	said := filepath.Join(t.TempDir(), "fate")
+	t.Setenv(inheriting, said)
+	dev := connected(t, "fragile", "--size", "64M", "--timeout", "2s", "--restart", "1000", "--dead-timeout", "1h")
+	log := statusOf(t, dev)["log"].(string)
+	load := verifiedLoad(t, dev)
+	failures := func() int { return strings.Count(sh(t, "cat "+log), "no process has taken its place") }
+	for _, fate := range []string{"fails", "panics", "exits", "is killed", "is shorter"} {
+		if err := os.WriteFile(said, []byte(fate), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		before, pid := failures(), kill(t, dev, syscall.SIGKILL)
+		eventually(t, func() bool { return failures() > before }, "a failure")
+		if d := listed(t, dev); d["state"] != "waiting" {
+			t.Errorf("%s: the device is %v", fate, d["state"])
+		}
+		if err := os.Remove(said); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, func() bool { return ownerOf(t, dev) != pid }, "another process")
+		load.goesOn(writes(t, dev))
+	}
+	load.stop()
+	must(t, "disconnect", dev)
+	awaitNoServer(t)
 }
 
 // TestKernelRestartEnds has a process die more often than it is replaced.

@@ -136,7 +136,7 @@ func served(ctx context.Context, command, name string) (inventory.Device, error)
 	case err != nil:
 	case d.Entry == nil:
 		err = fmt.Errorf("nbd%d: its record has been lost or can't be read, so its process can't be asked", d.Index)
-	case !d.Entry.Alive:
+	case !d.Entry.Alive && d.Entry.Keeper == nil: // Else the next process answers.
 		err = fmt.Errorf("nbd%d is orphaned: pid %d, which served it, has ended; nbdctl disconnect nbd%[1]d frees it",
 			d.Index, d.Entry.PID)
 	}

@@ -102,7 +102,7 @@ func upgradable(ctx context.Context, c *cli.Context) (devices []inventory.Device
 	}
 	all, _, err := in.Connected()
 	for _, d := range all {
-		if d.Connected() && d.Entry != nil && d.Entry.Alive {
+		if d.Connected() && d.Entry != nil && (d.Entry.Alive || d.Entry.Keeper != nil) {
 			devices = append(devices, d)
 		}
 	}

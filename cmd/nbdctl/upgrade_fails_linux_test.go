@@ -69,7 +69,7 @@ var fragileKind = kind.Kind{
 }
 
 func fragile(m *memory.Memory) *host.Backing {
-	return &host.Backing{Backend: m, Close: m.Close, HandOver: func() (*host.Handed, error) {
+	return &host.Backing{Backend: m, Close: m.Close, Keep: m.Files, HandOver: func() (*host.Handed, error) {
 		files, err := m.Files()
 		if err != nil {
 			return nil, err

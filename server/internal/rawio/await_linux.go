@@ -8,6 +8,9 @@ func (c *portable) await(l Lender) error {
 		l.Park(false)
 		return nil
 	}
+	if c.try == nil {
+		c.try = c.tryAwait // made once, for it is an allocation
+	}
 	c.wait = l
 	err := c.raw.Read(c.try)
 	c.wait = nil

@@ -7,6 +7,3 @@ func (c *portable) await(l Lender) error {
 	l.Park(false)
 	return nil
 }
-
-// tryAwait is not called.
-func (c *portable) tryAwait(uintptr) bool { return true }

@@ -11,9 +11,7 @@ import (
 type scratch struct{}
 
 func newSocket(nc net.Conn, raw syscall.RawConn) Conn {
-	c := &portable{nc: nc, raw: raw}
-	c.try = c.tryAwait
-	return c
+	return &portable{nc: nc, raw: raw}
 }
 
 // asks tells that recv knows what there is.

@@ -125,7 +125,8 @@ func (h *Host) attach(ctx context.Context, client *nbdnl.Client) (_ *blockdev.De
 		return nil, err
 	}
 	defer func() {
-		if err != nil {
+		// What the keeper has is not to be closed, which would give memory back: this process ends.
+		if err != nil && h.inherited == nil {
 			err = errors.Join(err, h.backing.Close())
 		}
 	}()

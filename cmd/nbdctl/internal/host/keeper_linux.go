@@ -22,6 +22,10 @@ import (
 // keeperName is what a keeper is called in ps, top and the kernel's log.
 const keeperName = "nbdctl-keeper"
 
+// startPatience bounds what a process may take to go on with a device. A server elsewhere that is
+// dialled may take half of it.
+const startPatience = time.Minute
+
 // startKeeper starts a keeper, and returns the connection to it.
 func startKeeper() (*net.UnixConn, error) {
 	ours, theirs, err := socketPair()
@@ -232,7 +236,11 @@ func (k *keeper) start(ctx context.Context) (_ *net.UnixConn, err error) {
 		c.Close()
 		c = nil
 	}
+	late := time.AfterFunc(startPatience, func() { _ = cmd.Process.Kill() })
 	told := listen(reportR)
+	if !late.Stop() {
+		err = errors.Join(err, fmt.Errorf("pid %d has not come up within %s", cmd.Process.Pid, startPatience))
+	}
 	if err = errors.Join(err, told.err); err != nil {
 		ended(cmd)
 		if c != nil {

@@ -95,8 +95,8 @@ func (h *Host) decide(mode nbdnl.Mode) {
 	h.record.Spec.Restart, h.record.Spec.DeadTimeout = h.Spec.Restart, h.Spec.DeadTimeout
 }
 
-// await has writes that were lost before told, as soon as they are known.
-func (h *Host) await(device *blockdev.Device) {
+// tellMissed has writes that were lost before told, as soon as they are known.
+func (h *Host) tellMissed(device *blockdev.Device) {
 	if h.backing.Missed == nil {
 		return
 	}

@@ -165,7 +165,7 @@ func (h *Host) Serve(ctx context.Context) (err error) {
 
 // goOn serves the device to its end here. first is a signal that came already, or nil.
 func (h *Host) goOn(ctx context.Context, client *nbdnl.Client, device *blockdev.Device, first os.Signal) error {
-	h.await(device)
+	h.tellMissed(device)
 	err := h.serve(ctx, device, first)
 	// A backend that never returns keeps the process, and what the process locks,
 	// for as long. Closed during a call, the backend could do harm.
