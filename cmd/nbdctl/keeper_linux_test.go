@@ -82,7 +82,11 @@ func restartedUnderLoad(t *testing.T, dev string) {
 	if got, want := fmt.Sprint(after), fmt.Sprint(before); got != want {
 		t.Errorf("the status is %s, and was %s", got, want)
 	}
-	must(t, "disconnect", "kept")
+	// It heeds signals as the first process did.
+	if n := ownerOf(t, dev); syscall.Kill(n, syscall.SIGHUP) != nil {
+		t.Errorf("pid %d has gone", n)
+	}
+	eventually(t, func() bool { return listed(t, dev) == nil }, "the end of the device")
 	awaitNoServer(t)
 }
 

@@ -26,6 +26,10 @@ const keeperName = "nbdctl-keeper"
 // dialled may take half of it.
 const startPatience = time.Minute
 
+// restartPause is how long the keeper waits after a process has failed to go on with a device,
+// twice as long each time up to 13 s.
+const restartPause = 100 * time.Millisecond
+
 // startKeeper starts a keeper, and returns the connection to it.
 func startKeeper() (*net.UnixConn, error) {
 	ours, theirs, err := socketPair()
@@ -72,8 +76,10 @@ type keeper struct {
 
 // runKeeper is the process of a keeper.
 func runKeeper(ctx context.Context, store *Store, files map[string]*os.File) error {
-	// It is its device's end that ends it, and not a signal for all processes.
-	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
+	// It is its device's end that ends it, and not a signal for all processes. What it ignored
+	// would be ignored by those that it starts.
+	signal.Notify(make(chan os.Signal, 1),
+		Heeded(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)...)
 	if err := nameProcess(keeperName); err != nil {
 		return err
 	}
@@ -98,7 +104,6 @@ func runKeeper(ctx context.Context, store *Store, files map[string]*os.File) err
 func (k *keeper) close() {
 	k.estate.close()
 	if k.lock != nil {
-		_ = os.Remove(k.lock.Name()) // Its directory may have gone.
 		k.lock.Close()
 	}
 	if k.logFile != nil {
@@ -199,7 +204,7 @@ func (k *keeper) replace(ctx context.Context) *net.UnixConn {
 			return nil
 		}
 		select {
-		case <-time.After(min(100*time.Millisecond<<attempt, 10*time.Second)):
+		case <-time.After(restartPause << min(attempt, 7)):
 		case <-ctx.Done():
 			return nil
 		}
