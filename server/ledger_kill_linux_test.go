@@ -104,7 +104,7 @@ func mapWord(t *testing.T, f *os.File) *atomic.Uint32 {
 func TestLedgerProcess(t *testing.T) {
 	make := ledgerBackends[os.Getenv(ledgerRole)]
 	if make == nil {
-		t.Skip("there is nothing to do for the test of this name")
+		return // This is not the child.
 	}
 	nc, err := net.FileConn(os.NewFile(3, "socket"))
 	if err != nil {

@@ -48,7 +48,7 @@ func mainJob(t *testing.T, mode string, flags ...string) {
 				"connections":       1.0,
 				"connections_alive": 1.0,
 				"timeout":           30.0,
-				"dead_timeout":      60.0,
+				"dead_timeout":      map[string]float64{"netlink": 60, "ioctl": 0}[mode],
 				"label":             nil,
 				"path":              dev,
 			}
