@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
 // TestKernelAttach has another process go on with devices whose own one was killed under load: no
@@ -31,6 +32,7 @@ func TestKernelAttach(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			requireKernel(t, orphanNoise, lostNoise)
+			nbdnltest.Identifiers.Need(t)
 			flags := []string{"--name", "attached", "--timeout", "2s", "--dead-timeout", "1h", "--restart", "no"}
 			dev := connected(t, append(flags, tt.args(t)...)...)
 			load := verifiedLoad(t, dev)
@@ -61,6 +63,7 @@ func TestKernelAttach(t *testing.T) {
 // TestKernelAttachRefused asks for what a device can't be attached to. It waits for what it can.
 func TestKernelAttachRefused(t *testing.T) {
 	requireKernel(t, orphanNoise, lostNoise)
+	nbdnltest.Identifiers.Need(t)
 	dir := imageDir(t)
 	image, moved := filepath.Join(dir, "disk.img"), filepath.Join(dir, "moved.img")
 	other, longer := filepath.Join(dir, "other.img"), filepath.Join(dir, "longer.img")
@@ -127,6 +130,7 @@ func TestKernelAttachRefused(t *testing.T) {
 // failed, and what comes then does not.
 func TestKernelAttachLate(t *testing.T) {
 	requireKernel(t, orphanNoise, lostNoise, `I/O error`)
+	nbdnltest.Identifiers.Need(t)
 	image := filepath.Join(imageDir(t), "disk.img")
 	dev := connected(t, "file", image, "--create", "--size", "1M", "--timeout", "2s", "--dead-timeout", "0s")
 	kill(t, dev, syscall.SIGKILL)

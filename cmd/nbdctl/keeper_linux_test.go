@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
+	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
 )
 
 // kills is how often a process is killed in each test of that.
@@ -101,6 +102,7 @@ func keeperOf(t testing.TB, dev string) int {
 // dead a file waits to be attached, and memory is lost.
 func TestKernelKeeper(t *testing.T) {
 	requireKernel(t, orphanNoise, lostNoise)
+	nbdnltest.Identifiers.Need(t) // to attach
 	image := filepath.Join(imageDir(t), "disk.img")
 	dev := connected(t, "file", image, "--create", "--size", "8M", "--timeout", "2s", "--restart", "1000")
 	load := verifiedLoad(t, dev)
@@ -186,6 +188,7 @@ func TestKernelRestartFails(t *testing.T) {
 // TestKernelRestartEnds has a process die more often than it is replaced.
 func TestKernelRestartEnds(t *testing.T) {
 	requireKernel(t, orphanNoise, lostNoise)
+	nbdnltest.Identifiers.Need(t) // to attach
 	image := filepath.Join(imageDir(t), "disk.img")
 	dev := connected(t, "file", image, "--create", "--size", "8M", "--timeout", "2s", "--restart", "2",
 		"--dead-timeout", "1h")
