@@ -58,6 +58,17 @@ type vsockConn struct {
 func (c vsockConn) LocalAddr() net.Addr  { return c.local }
 func (c vsockConn) RemoteAddr() net.Addr { return c.remote }
 
+// CloseWrite tells the other end that nothing comes any more.
+func (c vsockConn) CloseWrite() error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) { failed = unix.Shutdown(int(fd), unix.SHUT_WR) })
+	return errors.Join(err, failed)
+}
+
 // Copy returns a copy of the descriptor.
 func (c vsockConn) Copy() (*os.File, error) { return duplicate(c.File) }
 
