@@ -217,7 +217,6 @@ func (k *keeper) start(ctx context.Context) (_ *net.UnixConn, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r.Spec.Options, r.Spec.Create = k.estate.Spec.Options, false
 	ours, theirs, err := socketPair()
 	if err != nil {
 		return nil, err

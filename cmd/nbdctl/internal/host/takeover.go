@@ -231,7 +231,7 @@ func (s *succession) keepOn(device *blockdev.Device) {
 	switch {
 	case s.keeper == nil:
 	case err != nil:
-		h.setKeeper(watchKeeper(s.keeper))
+		h.unkept(h.keepBy(s.keeper, device))
 	default:
 		if err := watchKeeper(s.keeper).release(); err != nil {
 			h.log.Warn("there are two keepers", "reason", err)
