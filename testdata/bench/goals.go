@@ -204,6 +204,12 @@ var goals = []goal{
 		{"remote/rr128k-q32", ofQEMU, 1},
 		{"remote/rw128k-q32", ofQEMU, 1},
 	}},
+	{24, "account kept of what is under way; floor: none", []condition{
+		{"ledger/rr4k-q32", cpuFloor, 1.02},
+		{"ledger/rw4k-q32", cpuFloor, 1.02},
+		{"ledger/rr4k-q32-k", cpuFloor, 1.02},
+		{"ledger/rw4k-q32-k", cpuFloor, 1.02},
+	}},
 }
 
 // An outcome is what became of a goal.

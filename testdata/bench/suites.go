@@ -40,6 +40,12 @@ func suites() []suite {
 		{name: "forms", network: "unix", pinned: true,
 			servers: []server{nbdctlMemory("simple", floor), structured(nbdctlMemory("structured", ours))},
 			loads:   []load{rr4k, rr128k}},
+		{name: "ledger", network: "unix", pinned: true,
+			servers: []server{
+				goServer("without", floor, []string{"-ledger", "off"}, "memory"),
+				goServer("with", ours, []string{"-ledger", "on"}, "memory"),
+			},
+			loads: []load{rr4k, rw4k, rr4kK, rw4kK, rr4kQ1}},
 		{name: "tls", network: "unix", pinned: true,
 			servers: []server{
 				overTLS(nbdctlMemory("nbdctl", ours), "--tls-certificates", folder),

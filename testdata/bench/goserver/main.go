@@ -1,7 +1,7 @@
 // Goserver serves backends that the command has not, with this repository's server or with a
 // goroutine for each request.
 //
-//	goserver [-goroutines] unix:PATH KIND SIZE
+//	goserver [-goroutines | -ledger on | -ledger off] unix:PATH KIND SIZE
 //
 // KIND is memory, plain, sleep or nanosleep. For each line on its standard input it prints how many
 // objects it has allocated so far.
@@ -25,9 +25,11 @@ import (
 
 func main() {
 	goroutines := flag.Bool("goroutines", false, "a goroutine for each request, the usual way in Go")
+	ledger := flag.String("ledger", "",
+		"`on`: connections keep account of what they have begun, as devices' do; off: served alike, they do not")
 	flag.Parse()
 	if flag.NArg() != 3 {
-		log.Fatal("usage: goserver [-goroutines] ADDRESS KIND SIZE")
+		log.Fatal("usage: goserver [-goroutines | -ledger on | -ledger off] ADDRESS KIND SIZE")
 	}
 	size, err := strconv.ParseInt(flag.Arg(2), 10, 64)
 	if err != nil {
@@ -43,7 +45,7 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	log.Fatal(serve(l, b, *goroutines))
+	log.Fatal(serve(l, b, *goroutines, *ledger))
 }
 
 func open(kind string, size int64) (backends.Backend, error) {
@@ -63,13 +65,17 @@ func open(kind string, size int64) (backends.Backend, error) {
 }
 
 // serve blocks until l fails.
-func serve(l net.Listener, b backends.Backend, goroutines bool) error {
+func serve(l net.Listener, b backends.Backend, goroutines bool, ledger string) error {
 	e, err := server.NewExport(b, server.Options{})
 	if err != nil {
 		return err
 	}
 	s := &server.Server{Exports: map[string]*server.Export{"": e}}
-	if !goroutines {
+	one := func(session *server.Session) error { return transmitInLedger(session, ledger == "on") }
+	switch {
+	case goroutines:
+		one = func(session *server.Session) error { return transmit(session.NetConn(), b.(readerWriterAt)) }
+	case ledger == "":
 		return s.Serve(l)
 	}
 	for {
@@ -79,11 +85,11 @@ func serve(l net.Listener, b backends.Backend, goroutines bool) error {
 		}
 		go func() {
 			defer nc.Close()
-			if _, err := s.Handshake(nc); err != nil {
-				log.Print(err)
-				return
+			session, err := s.Handshake(nc)
+			if err == nil {
+				err = one(session)
 			}
-			if err := transmit(nc, b.(readerWriterAt)); err != nil {
+			if err != nil {
 				log.Print(err)
 			}
 		}()
