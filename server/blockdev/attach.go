@@ -8,7 +8,6 @@ import (
 
 	"github.com/nbdctl/nbdctl/backends"
 	"github.com/nbdctl/nbdctl/nbdnl"
-	"github.com/nbdctl/nbdctl/server/wire"
 )
 
 // Attach goes on with a device whose server is dead: b takes the place of the backend there, new
@@ -69,39 +68,26 @@ func (m machine) attach(
 	ctx context.Context, left nbdnl.Status, b backends.Backend, o Options, note func(*Device), giveBack func() error,
 ) (*Device, error) {
 	if !left.HasIdentifier {
-		err := fmt.Errorf("blockdev: %s shows no identifier, and may be anybody's: %w",
-			nbdnl.Path(left.Index), errors.ErrUnsupported)
-		return nil, errors.Join(err, giveBack())
+		return nil, errors.Join(noIdentifier(left.Index), giveBack())
 	}
 	if o.DeadTimeout <= 0 {
 		err := fmt.Errorf("blockdev: %s is not attached without Options.DeadTimeout: "+
 			"the kernel would wait for no connection", nbdnl.Path(left.Index))
 		return nil, errors.Join(err, giveBack())
 	}
-	if o.Connections == 0 {
-		o.Connections = max(m.queues(left.Index), 1)
-	}
-	o = o.complete(0)
-	s := existing{
-		index: left.Index, identifier: left.Identifier, size: left.Size, blockSize: left.BlockSize,
-		// The server makes the zeroes that the backend does not.
-		flags:   left.Flags&^nbdnl.FlagSendWriteZeroes | nbdnl.Flags(wire.FlagHasFlags|wire.FlagCanMultiConn),
-		timeout: o.Timeout, deadTimeout: o.DeadTimeout, links: make([]link, o.Connections),
-	}
-	if left.ReadOnly {
-		s.flags |= nbdnl.FlagReadOnly
-	}
+	s := m.existing(left, o)
+	s.flags |= nbdnl.FlagCanMultiConn
 	d, err := m.adopt(ctx, s, b, o, func(d *Device) error {
 		if note != nil {
 			note(d)
 		}
-		u := nbdnl.Update{Timeout: &o.Timeout, DeadConnTimeout: &o.DeadTimeout}
+		u := nbdnl.Update{Timeout: &s.timeout, DeadConnTimeout: &s.deadTimeout}
 		return d.client.Reconfigure(ctx, left.Index, left.Identifier, u)
 	}, giveBack)
 	if err != nil {
 		return nil, err
 	}
-	return d.awaitOrCut(ctx, o.Connections)
+	return d.awaitOrCut(ctx, len(s.links))
 }
 
 // awaitOrCut returns the device when all its connections are alive, and so many have been replaced.

@@ -276,7 +276,9 @@ func (cs *connections) restore(c *connection, t transmitter) error {
 	if gap := cs.gap(); cs.alive == 0 && gap+hasty >= cs.deadTimeout {
 		cs.missed(fmt.Errorf("there was none for %v", gap))
 	}
-	cs.replaced++
+	if !isUnseen(t) {
+		cs.replaced++
+	}
 	if cs.alive++; cs.alive == len(cs.all) {
 		cs.lost, cs.failing = nil, nil
 	}

@@ -43,6 +43,7 @@ type Device struct {
 	changes              chan struct{} // holds a value when something has changed that nobody was told of
 
 	conns     *connections
+	unseen    *unseen // connections of it; nil: there are none
 	losses    losses
 	recovered recovery // by Recover
 

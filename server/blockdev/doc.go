@@ -141,6 +141,10 @@
 // are replaced, in the way of Attach. The keeper touches no request, and asks again after each
 // change that [Device.Changes] tells of.
 //
+// The crash of a process that has watched over a device of [ConnectRemote] is noticed by nobody
+// until a connection is lost. [RecoverRemote] and [AttachRemote] go on with the watch, with what a
+// keeper has of the connections and without.
+//
 // testdata/handover is a program whose device outlives it, by HandOver and by Attach. A device by
 // ioctls ends with its process.
 //

@@ -44,6 +44,9 @@ type Document struct {
 	// Remote tells that the device is one of ConnectRemote: the connections are the kernel's, of
 	// which there are copies.
 	Remote bool `json:"remote,omitempty"`
+	// Unseen tells that some of those that are Dead may not be: the kernel has a connection, and
+	// nobody a descriptor of it.
+	Unseen bool `json:"unseen,omitempty"`
 	// Replaced is that of Device.Outage, of a device of ConnectRemote.
 	Replaced int64 `json:"replaced,omitempty"`
 	// Connections are in the order in which the kernel knows them.
@@ -242,7 +245,7 @@ func (d *Device) describe(hold *server.Hold) (doc Document, files []*os.File, er
 	}()
 	doc = d.document()
 	if d.export == nil {
-		doc.Version, doc.Remote, doc.Replaced = RemoteDocumentVersion, true, d.Outage().Replaced
+		doc.Version = RemoteDocumentVersion
 	}
 	for _, c := range d.conns.present() {
 		handed, f, err := hand(c, hold)
@@ -272,6 +275,9 @@ func (d *Device) document() Document {
 		Size: d.Size(), BlockSize: d.blockSize, Flags: d.flags,
 	}
 	doc.Timeout, doc.DeadTimeout = d.conns.timeouts()
+	if d.export == nil {
+		doc.Remote, doc.Unseen, doc.Replaced = true, d.unseen != nil, d.Outage().Replaced
+	}
 	return doc
 }
 

@@ -120,15 +120,7 @@ func testHandOverRemote(t *testing.T, connections int) {
 			f.start(t)
 			restarts++
 		}
-		for o := d.Outage(); o.Replaced < restarts*int64(connections) || o.Alive < connections; o = d.Outage() {
-			select {
-			case <-d.Changes():
-			case <-d.Done():
-				t.Fatalf("round %d: %v", round, d.Err())
-			case <-time.After(time.Minute):
-				t.Fatalf("round %d: %+v", round, o)
-			}
-		}
+		awaitConnections(t, d, restarts*int64(connections), round)
 	}
 	goesOn(rounds)
 	load.stop(t)

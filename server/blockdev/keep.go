@@ -20,12 +20,15 @@ import (
 // replaced meanwhile counts as dead. But one that it does not have is cut by Recover, which also
 // refuses a Document with a size that the device has no more.
 //
+// Of a device of ConnectRemote there is no ledger, and nothing waits: the kernel and the server go
+// on without this process, and RecoverRemote has the connections watched again. One that the
+// Document does not have it finds all the same.
+//
 // The descriptors are the caller's. The lease of the index is not among them: it ends with this
 // process, and tells that to others.
 //
-// Options.Recoverable must have been set. The error matches errors.ErrUnsupported of a device by
-// ioctls, which ends with its process, and of one of ConnectRemote, whose connections go on without
-// it.
+// Options.Recoverable must have been set, but of a device of ConnectRemote. The error matches
+// errors.ErrUnsupported of a device by ioctls, which ends with its process.
 func (d *Device) Keep() (Document, []*os.File, error) {
 	doc, files, err := d.keep()
 	if err != nil {
@@ -37,12 +40,10 @@ func (d *Device) Keep() (Document, []*os.File, error) {
 
 func (d *Device) keep() (doc Document, files []*os.File, err error) {
 	switch {
-	case d.export == nil:
-		return doc, nil, fmt.Errorf("its connections are those of another server: %w", errors.ErrUnsupported)
 	case d.Mode() == nbdnl.ModeIoctl:
 		return doc, nil, fmt.Errorf("a device by ioctls ends with the process that has connected it: %w",
 			errors.ErrUnsupported)
-	case d.ledger == nil:
+	case d.export != nil && d.ledger == nil:
 		return doc, nil, errors.New("it was made without Options.Recoverable")
 	}
 	select {
@@ -62,6 +63,9 @@ func (d *Device) keep() (doc Document, files []*os.File, err error) {
 		}
 		doc.Connections = append(doc.Connections, kept)
 	}
+	if d.export == nil {
+		return doc, files, nil
+	}
 	f, err := d.ledger.copy()
 	if err != nil {
 		return doc, files, err
@@ -72,6 +76,9 @@ func (d *Device) keep() (doc Document, files []*os.File, err error) {
 // keep returns what a keeper has to know of a connection, and a copy of its descriptor if it is
 // alive. One that dies meanwhile counts as dead.
 func (c present) keep() (HandedConnection, *os.File, error) {
+	if w, ok := c.conn.(*watched); ok {
+		return w.hand(c.dead)
+	}
 	dead := HandedConnection{Dead: true}
 	here := c.conn.(served) // There is an export.
 	nc, ok := here.nc.(*net.UnixConn)

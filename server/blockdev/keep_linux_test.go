@@ -144,10 +144,6 @@ func TestKeepUnsupported(t *testing.T) {
 	if _, _, err := o.adopt(t).Keep(); err == nil || !strings.Contains(err.Error(), "Options.Recoverable") {
 		t.Errorf("without a ledger: %v", err)
 	}
-	far := &Device{machine: o.machine, conns: newConnections(0, 0, nil)}
-	if _, _, err := far.Keep(); !errors.Is(err, errors.ErrUnsupported) {
-		t.Errorf("of another server: %v", err)
-	}
 }
 
 // TestCloseKept holds that the kernel sees the end of a connection also if others keep its socket.

@@ -47,7 +47,6 @@ func (r reconnection) run(ctx context.Context) bool {
 	for pause := firstPause; ; pause = min(2*pause, longestPause) {
 		err := r.attempt(ctx)
 		if err == nil {
-			r.log.Info("connection replaced")
 			return true
 		}
 		if beyondHelp(err) {
@@ -95,13 +94,22 @@ func (cs *connections) reconnect(c *connection) bool {
 	cs.mu.Lock()
 	idle := c.conn.Idle()
 	cs.mu.Unlock()
-	return reconnection{
+	log := cs.log.With("connection", c.number)
+	if !(reconnection{
 		attempt: func(ctx context.Context) error { return cs.replace(ctx, c) },
 		giveUp:  cs.beyondHelp,
 		idle:    idle,
 		spread:  cs.remote,
-		log:     cs.log.With("connection", c.number),
-	}.run(cs.reconnecting)
+		log:     log,
+	}).run(cs.reconnecting) {
+		return false
+	}
+	if isUnseen(c.conn) {
+		log.Info("connection is alive, though not seen here")
+	} else {
+		log.Info("connection replaced")
+	}
+	return true
 }
 
 // beyondHelp has nothing replaced any more, because of an answer of the kernel.
@@ -134,12 +142,17 @@ func (cs *connections) replace(ctx context.Context, c *connection) error {
 	return nil
 }
 
-// renew gives the kernel a new connection in the place of a dead one.
+// renew gives the kernel a new connection in the place of a dead one. If the kernel has one there
+// that is not seen here, renew returns what stands in for that.
 func (d *Device) renew(ctx context.Context) (transmitter, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandPatience)
 	defer cancel()
 	if d.export == nil && d.gone(ctx) { // A server that is away can't be asked whether it was told.
 		return nil, fmt.Errorf("blockdev: %s: %w", d.Path(), nbdnl.ErrNotConnected)
+	}
+	heard, err := d.unseen.listen()
+	if err != nil {
+		return nil, &connectError{err}
 	}
 	made, err := d.source.connect(ctx, 1)
 	if err != nil {
@@ -147,6 +160,9 @@ func (d *Device) renew(ctx context.Context) (transmitter, error) {
 	}
 	if err := d.reconfigure(ctx, nbdnl.Update{Sockets: made.kernel}); err != nil {
 		made.close()
+		if d.unseen != nil && errors.Is(err, nbdnl.ErrNoDeadConnection) {
+			return d.unseen.find(heard), nil
+		}
 		return nil, err
 	}
 	made.release()

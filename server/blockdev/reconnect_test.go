@@ -32,14 +32,14 @@ func TestReconnection(t *testing.T) {
 		at    []time.Duration // attempts
 		says  string          // levels of the records
 	}{
-		{name: "at once", errs: []error{nil}, want: true, at: []time.Duration{0}, says: "INFO"},
+		{name: "at once", errs: []error{nil}, want: true, at: []time.Duration{0}, says: ""},
 		{
 			name: "after an idle one", idle: true, errs: []error{nil}, want: true,
-			at: []time.Duration{100 * ms}, says: "INFO",
+			at: []time.Duration{100 * ms}, says: "",
 		},
 		{
 			name: "after a while", errs: []error{io.EOF, io.EOF, io.EOF, nil}, want: true,
-			at: []time.Duration{0, 10 * ms, 30 * ms, 70 * ms}, says: "DEBUG DEBUG DEBUG INFO",
+			at: []time.Duration{0, 10 * ms, 30 * ms, 70 * ms}, says: "DEBUG DEBUG DEBUG",
 		},
 		{
 			name: "never", errs: []error{io.EOF}, stop: 8 * s, cause: gone,

@@ -38,7 +38,8 @@ import (
 //
 // With success doc and files have served: no connection of theirs counts as standing still any
 // more. The keeper needs those of the new device (Device.Keep), and closes these. The error matches
-// errors.ErrUnsupported of a device by ioctls and of one of ConnectRemote.
+// errors.ErrUnsupported of a device by ioctls, and of one of ConnectRemote, for which is
+// RecoverRemote.
 func Recover(
 	ctx context.Context, doc Document, files []*os.File, b backends.Backend, o Options,
 ) (*Device, error) {
@@ -73,11 +74,8 @@ func (m machine) recover(
 	if err != nil {
 		return nil, errors.Join(err, giveBack())
 	}
-	s := existing{
-		index: doc.Index, incarnation: doc.Incarnation, identifier: doc.Identifier, size: doc.Size,
-		blockSize: doc.BlockSize, flags: doc.Flags, timeout: doc.Timeout, deadTimeout: doc.DeadTimeout,
-		links: r.links,
-	}
+	s := doc.existing()
+	s.links = r.links
 	var u nbdnl.Update
 	if o.DeadTimeout != 0 {
 		s.deadTimeout, u.DeadConnTimeout = o.DeadTimeout, &o.DeadTimeout
@@ -108,28 +106,32 @@ func (m machine) recover(
 // checkKept says what is wrong with a document that came with that many files.
 func (doc *Document) checkKept(files int) error {
 	path := nbdnl.Path(doc.Index)
-	switch {
-	case doc.Remote:
-		return fmt.Errorf("blockdev: %s has the connections of another server, which go on: use AdoptRemote: %w",
-			path, errors.ErrUnsupported)
-	case doc.Version != KeptDocumentVersion:
-		return fmt.Errorf("blockdev: a document of version %d, and of kept devices this program understands %d: "+
-			"use what Device.Keep has returned", doc.Version, KeptDocumentVersion)
+	if err := doc.isFor(false); err != nil {
+		return err
+	}
+	if err := doc.checkKeptVersion(); err != nil {
+		return err
 	}
 	if err := doc.checkConnections(); err != nil {
 		return err
 	}
-	need := 1 // the ledger
+	need := doc.alive() + 1 // the ledger
 	for _, c := range doc.Connections {
-		if !c.Dead {
-			need++
-		}
 		if c.Slot < 0 || c.Slot >= maxSlots {
 			return fmt.Errorf("blockdev: %s has a connection in slot %d of a ledger of %d", path, c.Slot, maxSlots)
 		}
 	}
 	if files != need {
 		return fmt.Errorf("blockdev: %s came with %d descriptors, and has %d", path, files, need)
+	}
+	return nil
+}
+
+// checkKeptVersion says whether it is one of Keep that is understood.
+func (doc *Document) checkKeptVersion() error {
+	if doc.Version != KeptDocumentVersion {
+		return fmt.Errorf("blockdev: a document of version %d, and of kept devices this program understands %d: "+
+			"use what Device.Keep has returned", doc.Version, KeptDocumentVersion)
 	}
 	return nil
 }

@@ -180,7 +180,7 @@ func TestRecoverRefused(t *testing.T) {
 			says: "what Device.Keep has returned"},
 		"of another server": {
 			change: edit(func(doc *Document) { doc.Version, doc.Remote = RemoteDocumentVersion, true }),
-			says:   "AdoptRemote", is: errors.ErrUnsupported,
+			says:   "no backend can take", is: errors.ErrUnsupported,
 		},
 		"no connections": {change: edit(func(doc *Document) { doc.Connections = nil }), says: "0 connections"},
 		"slot":           {change: edit(func(doc *Document) { doc.Connections[0].Slot = -1 }), says: "slot -1"},

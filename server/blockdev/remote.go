@@ -159,8 +159,9 @@ func (d *Device) ends() bool {
 
 // A watched connection is the kernel's. It is watched here for its end.
 type watched struct {
-	socket *os.File      // nil: the connection had ended before it could be watched here
-	since  time.Time     // when it had, if that is known
+	socket *os.File      // nil: the connection is not seen here, or had ended before it could be
+	unseen bool          // it is not seen here
+	since  time.Time     // when it had ended, if that is known
 	ends   func() bool   // reports whether the device is being ended
 	hungUp chan struct{} // closed when the connection has ended
 	stop   func()        // ends the watch
@@ -198,12 +199,15 @@ func (w *watched) Transmit() error {
 		return net.ErrClosed
 	case <-w.hungUp:
 	}
-	if w.socket == nil {
+	if w.socket == nil && !w.unseen {
 		return errLostBefore
 	}
 	if w.ends() {
 		w.disconnected.Store(true)
 		return nil
+	}
+	if w.unseen {
+		return errNotSeen
 	}
 	if err := socketError(w.socket); err != nil {
 		return err

@@ -86,13 +86,18 @@ func (doc *Document) Extra(files []*os.File) []*os.File {
 
 // own returns how many descriptors the document speaks of.
 func (doc *Document) own() (n int) {
+	if n = doc.alive(); doc.Leased {
+		n++
+	}
+	return n
+}
+
+// alive returns how many connections it has descriptors of.
+func (doc *Document) alive() (n int) {
 	for _, c := range doc.Connections {
 		if !c.Dead {
 			n++
 		}
-	}
-	if doc.Leased {
-		n++
 	}
 	return n
 }
@@ -115,10 +120,7 @@ func (m machine) inherit(
 	if err := doc.isFor(with.remote); err != nil {
 		return nil, err
 	}
-	s := existing{
-		index: doc.Index, incarnation: doc.Incarnation, identifier: doc.Identifier, size: doc.Size,
-		blockSize: doc.BlockSize, flags: doc.Flags, timeout: doc.Timeout, deadTimeout: doc.DeadTimeout,
-	}
+	s := doc.existing()
 	giveBack, begun := func() error { return nil }, false
 	var lease *claim.Lease
 	if doc.Leased {
@@ -139,6 +141,9 @@ func (m machine) inherit(
 		d.lease = lease
 		d.losses.take(doc.Lost, doc.Open)
 		d.conns.replacedBefore(doc.Replaced)
+		if doc.Unseen {
+			d.unseen = newUnseen(d)
+		}
 		if begin != nil {
 			if err := begin(); err != nil {
 				return err

@@ -39,6 +39,11 @@ func (d *Device) reconfigure(ctx context.Context, u nbdnl.Update) error {
 	case <-ctx.Done():
 		return fmt.Errorf("blockdev: %s: the kernel has not finished another change: %w", d.Path(), context.Cause(ctx))
 	}
+	if d.unseen != nil && len(u.Sockets) > 0 {
+		var cancel func()
+		ctx, cancel = context.WithTimeout(ctx, unseenPatience)
+		defer cancel()
+	}
 	if err := d.client.Reconfigure(ctx, d.index, d.Identifier(), u); err != nil {
 		return err
 	}
