@@ -15,9 +15,10 @@ import (
 )
 
 const attachDescription = `
-The process that served the device has died, and what is asked of the device waits, for its dead timeout. A new
-process goes on, with the backend that the device had: the one that its record names, or the one that is named here,
-as where an image has been moved. Any other is refused, and the device still waits for the right one.
+The process that served the device has died, and what is asked of the device waits, for its dead timeout; one that the
+kernel has connected to a server itself goes on, until a connection is lost. A new process goes on, with the backend
+that the device had: the one that its record names, or the one that is named here, as where an image has been moved.
+Any other is refused, and the device still waits for the right one.
 
 What was in flight at the death is done again when the timeout of each request is up. What was in memory alone is
 lost with the process, so memory is not attached.
@@ -89,9 +90,6 @@ func attachable(d inventory.Device) error {
 	case kind.Forgets(d.Entry.Spec.Kind):
 		return exit.With(exit.Failure, "nbd%d: what was in memory is lost with pid %d, which has ended; "+
 			"nbdctl disconnect nbd%[1]d frees it", d.Index, d.Entry.PID)
-	case d.Entry.Remote != nil && d.Entry.Remote.Way == host.Direct:
-		return exit.With(exit.Unsupported, "nbd%d: the kernel speaks with the server itself, and goes on until a "+
-			"connection is lost; to have it watched again, disconnect and connect it", d.Index)
 	case d.Entry.Identity == "":
 		return exit.With(exit.Unsupported, "nbd%d: an older nbdctl has connected it, which did not note what the "+
 			"right backend is; nbdctl disconnect nbd%[1]d frees it", d.Index)

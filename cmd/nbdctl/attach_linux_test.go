@@ -29,6 +29,10 @@ func TestKernelAttach(t *testing.T) {
 			f := farServer(t, "memory", "--size", "64M", "--listen", "unix:"+filepath.Join(shortDir(t), "s"))
 			return []string{f.uri, "-o", "way=relay", "--timeout", "1s", "--dead-timeout", "4s"} // 6 s for the kernel
 		}},
+		{"remote, direct, two connections", func(t *testing.T) []string {
+			f := farServer(t, "memory", "--size", "64M", "--listen", "unix:"+filepath.Join(shortDir(t), "s"))
+			return []string{f.uri, "-o", "way=direct", "--connections", "2"}
+		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			requireKernel(t, orphanNoise, lostNoise)
@@ -53,7 +57,9 @@ func TestKernelAttach(t *testing.T) {
 			if d := statusOf(t, dev); d["state"] != "live" || d["label"] != "attached" {
 				t.Errorf("the device is %v", d)
 			}
-			must(t, "stats", "attached")
+			if !strings.Contains(tt.name, "remote") { // of which the kernel counts
+				must(t, "stats", "attached")
+			}
 			must(t, "disconnect", "attached")
 			awaitNoServer(t)
 		})
@@ -147,5 +153,50 @@ func TestKernelAttachLate(t *testing.T) {
 		t.Errorf("the dead timeout is %v", d["dead_timeout"])
 	}
 	must(t, "disconnect", dev)
+	awaitNoServer(t)
+}
+
+// TestKernelAttachDirect has devices that the kernel has connected itself go on without a process,
+// lose their server, and be watched over again: by the keeper's doing while the server is away, and
+// by hand when both processes are dead.
+func TestKernelAttachDirect(t *testing.T) {
+	requireKernel(t, orphanNoise, lostNoise)
+	nbdnltest.Identifiers.Need(t) // to attach
+	image := filepath.Join(imageDir(t), "disk.img")
+	f := farServer(t, "file", "--create", "--size", "32M", image, "--listen", "unix:"+filepath.Join(shortDir(t), "s"))
+	dev := connected(t, f.uri, "-o", "way=direct", "--name", "far", "--timeout", "3s", "--restart", "1000")
+	load := verifiedLoad(t, dev)
+	again := func() {
+		t.Helper()
+		before := writes(t, dev)
+		f.start()
+		load.goesOn(before)
+		eventually(t, func() bool { return listed(t, dev)["state"] == "live" }, "%s live", dev)
+	}
+
+	f.kill()
+	pid := kill(t, dev, syscall.SIGKILL)
+	eventually(t, func() bool { return ownerOf(t, dev) != pid }, "another process")
+	eventually(t, func() bool { return listed(t, dev)["state"] == "waiting" }, "%s waiting", dev)
+	again()
+
+	bothDie(t, dev)
+	load.goesOn(writes(t, dev))
+	f.kill()
+	f.start()
+	if r := nbdctl(t, "attach", "far", f.uri, "-o", "way=relay"); !r.ended(exit.Unsupported, "use -o way=direct") {
+		t.Errorf("attach: %d, %s", r.code, r.stderr)
+	}
+	before := writes(t, dev)
+	must(t, "attach", "far")
+	load.goesOn(before)
+
+	bothDie(t, dev)
+	must(t, "attach", "far") // to a connection that is alive
+	load.goesOn(writes(t, dev))
+	f.kill()
+	again()
+	load.stop()
+	must(t, "disconnect", "far")
 	awaitNoServer(t)
 }

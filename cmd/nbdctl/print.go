@@ -77,17 +77,15 @@ func orphanAdvice(v inventory.View) string {
 	if v.Owner.PID != nil {
 		who = fmt.Sprintf("pid %d, which served it,", *v.Owner.PID)
 	}
-	if v.Remote != nil && v.Remote.Way == host.Direct {
-		return fmt.Sprintf("%s ended without disconnecting; I/O goes on until a connection is lost, "+
-			"for the kernel speaks with the server itself; nbdctl disconnect %s frees it", who, v.Name)
-	}
 	ended := who + " ended without disconnecting"
 	if v.Restart != nil && v.Restart.GaveUp != nil {
 		ended = v.Restart.GaveUp.Reason + ", and is not replaced any more"
 	}
 	if v.Attachable {
 		waits := "all I/O on it fails"
-		if *v.DeadTimeout > 0 {
+		if v.Remote != nil && v.Remote.Way == host.Direct {
+			waits = "I/O goes on until a connection is lost, for the kernel speaks with the server itself"
+		} else if *v.DeadTimeout > 0 {
 			waits = fmt.Sprintf("requests wait for %s and fail then",
 				quantity.FormatSeconds(time.Duration(*v.DeadTimeout)*time.Second))
 		}

@@ -347,7 +347,7 @@ func TestKernelRemoteOrphan(t *testing.T) {
 	requireKernel(t)
 	image := filepath.Join(imageDir(t), "disk.img")
 	f := farServer(t, "file", "--create", "--size", "4M", image, "--listen", "tcp:127.0.0.1:0")
-	dev := connected(t, f.uri)
+	dev := connected(t, f.uri, "--restart", "no")
 	pid := int(listed(t, dev)["owner"].(map[string]any)["pid"].(float64))
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)

@@ -69,7 +69,11 @@ var fragileKind = kind.Kind{
 }
 
 func fragile(m *memory.Memory) *host.Backing {
-	return &host.Backing{Backend: m, Close: m.Close, Keep: m.Files, HandOver: func() (*host.Handed, error) {
+	keep := func() (k host.Kept, err error) {
+		k.Files, err = m.Files()
+		return k, err
+	}
+	return &host.Backing{Backend: m, Close: m.Close, Keep: keep, HandOver: func() (*host.Handed, error) {
 		files, err := m.Files()
 		if err != nil {
 			return nil, err

@@ -135,9 +135,9 @@ func (h *Host) attach(ctx context.Context, client *nbdnl.Client) (_ *blockdev.De
 			h.Spec.Backend(), h.record.Device(), h.backing.Identity, was)
 	}
 	h.remote = h.backing.Remote
-	if h.remote.direct() {
-		return nil, exit.With(exit.Unsupported, "%s had a process between the kernel and %s: use -o way=relay",
-			h.record.Device(), h.Spec.Backend())
+	if was := h.record.Remote; was != nil && h.remote != nil && h.remote.way() != was.Way {
+		return nil, exit.With(exit.Unsupported, "%s was connected by way=%s, and %s would be by way=%s: "+
+			"use -o way=%[2]s", h.record.Device(), was.Way, h.Spec.Backend(), h.remote.way())
 	}
 	if h.Spec.DeadTimeout <= 0 {
 		h.Spec.DeadTimeout = DefaultDeadTimeout
@@ -150,9 +150,13 @@ func (h *Host) attach(ctx context.Context, client *nbdnl.Client) (_ *blockdev.De
 }
 
 // goOnWith has the device served here, over the connections that the keeper has as far as those
-// stood still.
+// stood still, or watched, if the kernel speaks with a server elsewhere.
 func (h *Host) goOnWith(ctx context.Context, left nbdnl.Status, o blockdev.Options) (*blockdev.Device, error) {
-	if h.inherited == nil {
+	switch {
+	case h.inherited != nil:
+	case h.remote.direct():
+		return blockdev.AttachRemote(ctx, left, h.remote.Export, o)
+	default:
 		return blockdev.Attach(ctx, left, h.backing.Backend, o)
 	}
 	files := h.inherited.of(passDevice)
@@ -160,7 +164,13 @@ func (h *Host) goOnWith(ctx context.Context, left nbdnl.Status, o blockdev.Optio
 	doc := h.inherited.Device
 	// These may have changed since the keeper has it.
 	doc.Size, doc.Timeout, doc.DeadTimeout, o.DeadTimeout = left.Size, o.Timeout, o.DeadTimeout, 0
-	device, err := blockdev.Recover(ctx, doc, files, h.backing.Backend, o)
+	var device *blockdev.Device
+	var err error
+	if h.remote.direct() {
+		device, err = blockdev.RecoverRemote(ctx, doc, files, h.remote.Export, o)
+	} else {
+		device, err = blockdev.Recover(ctx, doc, files, h.backing.Backend, o)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -202,11 +212,12 @@ func explainMismatch(err error) error {
 
 // reopen opens the backend of the spec, unless the keeper has it.
 func (h *Host) reopen(ctx context.Context, spec Spec, left nbdnl.Status) (*Backing, error) {
-	if h.inherited == nil || len(h.inherited.of(passBackend)) == 0 {
+	e := h.inherited
+	if e == nil || len(e.of(passBackend)) == 0 && e.Backend == nil {
 		return h.Open(ctx, spec)
 	}
 	return h.Inherit(ctx, spec, Inheritance{
-		Files: h.inherited.of(passBackend), Size: left.Size, BlockSize: left.BlockSize,
+		State: e.Backend, Files: e.of(passBackend), Size: left.Size, BlockSize: left.BlockSize,
 	})
 }
 

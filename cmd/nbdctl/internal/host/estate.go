@@ -25,6 +25,8 @@ type estate struct {
 	// them.
 	Spec    Spec            `json:"spec"`
 	Secrets json.RawMessage `json:"secrets,omitempty"`
+	// Backend is Kept.State.
+	Backend json.RawMessage `json:"backend,omitempty"`
 	// Device is a blockdev.Document.
 	Device blockdev.Document `json:"device"`
 	// Descriptors are what the files are for, in their order: passControl, passBackend and

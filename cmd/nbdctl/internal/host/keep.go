@@ -13,7 +13,7 @@ import (
 
 // keepable reports whether another process can go on with the device when this one has died.
 func (h *Host) keepable() bool {
-	return h.Spec.Restart > 0 && h.record.Mode == nbdnl.ModeNetlink.String() && !h.remote.direct()
+	return h.Spec.Restart > 0 && h.record.Mode == nbdnl.ModeNetlink.String()
 }
 
 // keep starts a keeper for the device, and gives it the estate. The keeper that there was before is
@@ -92,7 +92,8 @@ func (h *Host) estate(device *blockdev.Device) (_ *estate, err error) {
 		if err != nil {
 			return nil, err
 		}
-		e.add(passBackend, backend...)
+		e.Backend = backend.State
+		e.add(passBackend, backend.Files...)
 	}
 	var files []*os.File
 	if e.Device, files, err = device.Keep(); err != nil {

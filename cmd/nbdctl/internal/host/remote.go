@@ -58,6 +58,14 @@ func (r *Remote) changed() <-chan struct{} {
 // direct reports whether the kernel speaks with the server.
 func (r *Remote) direct() bool { return r != nil && r.Export != nil }
 
+// way is Direct or Relay.
+func (r *Remote) way() string {
+	if r.direct() {
+		return Direct
+	}
+	return Relay
+}
+
 // timeout is how long the kernel has to wait for an answer, if the server may take t: of a relay,
 // it is given up some time after t, its connection replaced within Wait, and the request made
 // again.

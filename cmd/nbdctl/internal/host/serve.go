@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
@@ -43,15 +44,23 @@ type Backing struct {
 	HandOver func() (*Handed, error)
 	// Synced has what was written synced before it is handed over.
 	Synced bool
-	// Keep returns copies of the files by which another process can go on with the backend after
-	// this one has died; nil: it opens the backend anew. It may be called while requests are made.
-	Keep func() ([]*os.File, error)
+	// Keep returns that by which another process can go on with the backend after this one has
+	// died, with copies of its files; nil: it opens the backend anew. It may be called while
+	// requests are made.
+	Keep func() (Kept, error)
 	// Missed tells of writes that were lost before, of which nobody else tells: another process has
 	// died with the word for it. It is called once, while requests are made, and may take long;
 	// nil: there was no other process.
 	Missed func() error
 	// Identity tells the backing object from all others, whatever its name is; "": nothing does.
 	Identity string
+}
+
+// A Kept is what outlives a process of its backend.
+type Kept struct {
+	// State and Files are as those of Handed.
+	State json.RawMessage
+	Files []*os.File
 }
 
 // A Host serves one device.

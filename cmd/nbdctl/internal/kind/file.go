@@ -153,7 +153,7 @@ func inheritOpen(s host.Spec, i host.Inheritance) (*host.Backing, error) {
 func fileBacking(f *file.File) *host.Backing {
 	return &host.Backing{
 		Backend: f, Close: f.Close, Identity: host.IdentityOf(f.Underlying()),
-		Keep: func() ([]*os.File, error) { return keepFile(f.Underlying()) },
+		Keep: func() (host.Kept, error) { return kept(keepFile(f.Underlying())) },
 		HandOver: func() (*host.Handed, error) {
 			return &host.Handed{Files: []*os.File{f.Underlying()}, Resume: func() {}, Leave: f.Close}, nil
 		},

@@ -5,6 +5,7 @@ package kind
 import (
 	"context"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 
@@ -177,3 +178,6 @@ func TakesPath(name string) bool {
 	k, err := find(name)
 	return err == nil && k.TakesPath
 }
+
+// kept is what outlives a process of a backend that is nothing but files.
+func kept(files []*os.File, err error) (host.Kept, error) { return host.Kept{Files: files}, err }

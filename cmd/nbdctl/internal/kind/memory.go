@@ -52,7 +52,8 @@ var memoryKind = Kind{
 }
 
 func memoryBacking(m *memory.Memory) *host.Backing {
-	return &host.Backing{Backend: m, Close: m.Close, Keep: m.Files, HandOver: func() (*host.Handed, error) {
+	keep := func() (host.Kept, error) { return kept(m.Files()) }
+	return &host.Backing{Backend: m, Close: m.Close, Keep: keep, HandOver: func() (*host.Handed, error) {
 		files, err := m.Files()
 		if err != nil {
 			return nil, err

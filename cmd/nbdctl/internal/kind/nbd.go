@@ -185,18 +185,29 @@ func (r *remote) openDirect(ctx context.Context) (_ *host.Backing, why string, _
 
 // directBacking is what the serving process does about an export with which the kernel speaks.
 func (r *remote) directBacking(d *nbd.Direct) *host.Backing {
+	state := func() (json.RawMessage, error) {
+		agreed := d.Agreement()
+		return json.Marshal(remoteState{Direct: &agreed})
+	}
 	return &host.Backing{
-		Close: d.Close,
+		Close: d.Close, Identity: r.identity(),
 		Remote: &host.Remote{Wait: r.outage, Export: d, State: func(device *blockdev.Device) host.RemoteState {
 			return directState(device, d.BlockSizes().Minimum)
 		}},
 		HandOver: func() (*host.Handed, error) {
-			agreed := d.Agreement()
-			state, err := json.Marshal(remoteState{Direct: &agreed})
-			return &host.Handed{State: state, Resume: func() {}, Leave: d.Close}, err
+			s, err := state()
+			return &host.Handed{State: s, Resume: func() {}, Leave: d.Close}, err
+		},
+		// The server may be away when the next process takes the place of this one.
+		Keep: func() (host.Kept, error) {
+			s, err := state()
+			return host.Kept{State: s}, err
 		},
 	}
 }
+
+// identity tells the export from the others of its server.
+func (r *remote) identity() string { return fmt.Sprintf("export %q", r.uri.Export) }
 
 // directState is what is told of a device that the kernel has connected itself to a server whose
 // requests are of so many bytes at least.
@@ -243,7 +254,7 @@ func (r *remote) relayOptions(changed chan struct{}) nbd.Options {
 // fails.
 func (r *remote) relayBacking(c *nbd.Client, export bool, changed <-chan struct{}) (b *host.Backing, err error) {
 	b = &host.Backing{
-		Backend: c, Close: c.Close, Identity: fmt.Sprintf("export %q", r.uri.Export),
+		Backend: c, Close: c.Close, Identity: r.identity(),
 		Remote: &host.Remote{
 			Wait: r.outage, Changed: changed, GiveUp: func() { c.Close() },
 			State: func(*blockdev.Device) host.RemoteState { return relayState(c) },
