@@ -104,8 +104,12 @@ func restartNote(v inventory.View) string {
 	case r.By == nil:
 		return "no"
 	}
-	return fmt.Sprintf("by a %s (pid %d), %d times in 10m at most; %d so far, %d undisturbed",
-		*r.By, *r.PID, r.Limit, r.Restarts, r.Undisturbed)
+	by := fmt.Sprintf("a %s (pid %d)", *r.By, *r.PID)
+	if r.Unit != nil {
+		by = fmt.Sprintf("%s (%s, pid %d)", *r.By, *r.Unit, *r.PID)
+	}
+	return fmt.Sprintf("by %s, %d times in 10m at most; %d so far, %d undisturbed",
+		by, r.Limit, r.Restarts, r.Undisturbed)
 }
 
 // stoppedServer says of the process that serves a device that it is stopped.

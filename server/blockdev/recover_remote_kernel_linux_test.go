@@ -19,7 +19,7 @@ import (
 // is found alive, without a word to the kernel, and replaced when the server is ended.
 func TestKernelRecoverRemote(t *testing.T) {
 	nbdnltest.RequireKernel(t)
-	const size, connections, rounds = 16 << 20, 2, 9
+	const size, connections, rounds = 16 << 20, 2, 6
 	disk, err := memory.New(size, memory.Options{})
 	if err != nil {
 		t.Fatal(err)

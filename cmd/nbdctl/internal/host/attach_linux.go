@@ -15,7 +15,7 @@ import (
 // are warnings for the user. After an error the device waits as before. The process inherits the
 // descriptor image, with its number, until it has opened the backend. A negative image is none.
 func (e *Entry) Attach(ctx context.Context, spec Spec, image int) (*Record, []string, error) {
-	var l legacy
+	l := legacy{apart: true}
 	recordW, reportR, acceptW := l.reads(fileRecord), l.writes(fileReport), l.reads(fileAccept)
 	var secretsW *os.File
 	if len(spec.Secrets) != 0 {

@@ -25,6 +25,8 @@ type estate struct {
 	// them.
 	Spec    Spec            `json:"spec"`
 	Secrets json.RawMessage `json:"secrets,omitempty"`
+	// Environ is the environment of the process, for the next one.
+	Environ []string `json:"environ,omitempty"`
 	// Backend is Kept.State.
 	Backend json.RawMessage `json:"backend,omitempty"`
 	// Device is a blockdev.Document.
@@ -90,6 +92,15 @@ func (e *estate) secrets() (secret.Set, error) {
 	return secret.Receive(bytes.NewReader(e.Secrets))
 }
 
+// check says whether it is one that is understood.
+func (e *estate) check() error {
+	if e.Version != estateVersion {
+		return exit.With(exit.Unsupported, "an estate in form %d, and this nbdctl knows form %d",
+			e.Version, estateVersion)
+	}
+	return nil
+}
+
 // send sends it, with copies of the files.
 func (e *estate) send(c *net.UnixConn) error {
 	err := parcel.Send(c, will{Estate: e}, nil)
@@ -113,9 +124,8 @@ func receiveWill(c *net.UnixConn) (w will, err error) {
 	if e == nil {
 		return w, nil
 	}
-	if e.Version != estateVersion {
-		return will{}, exit.With(exit.Unsupported, "an estate in form %d, and this nbdctl knows form %d",
-			e.Version, estateVersion)
+	if err := e.check(); err != nil {
+		return will{}, err
 	}
 	for range e.Descriptors {
 		f, err := parcel.Receive(c, &struct{}{})

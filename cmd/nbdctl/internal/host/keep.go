@@ -72,7 +72,7 @@ func (h *Host) setKeeper(k *keeping) {
 // estate is what the next process needs to have. The files are copies.
 func (h *Host) estate(device *blockdev.Device) (_ *estate, err error) {
 	h.mu.Lock()
-	e := &estate{Version: estateVersion, UUID: h.record.UUID, Spec: h.record.Spec}
+	e := &estate{Version: estateVersion, UUID: h.record.UUID, Spec: h.record.Spec, Environ: environ()}
 	h.mu.Unlock()
 	defer func() {
 		if err != nil {

@@ -13,6 +13,8 @@ const keeperFile = "keeper"
 // A Keeper is what a keeper tells of itself.
 type Keeper struct {
 	PID int `json:"pid"`
+	// Unit is that of systemd, which starts it again; "": it is in none.
+	Unit string `json:"unit,omitempty"`
 }
 
 // A GaveUp says why nobody serves a device any more.

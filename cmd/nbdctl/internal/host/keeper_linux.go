@@ -30,8 +30,16 @@ const startPatience = time.Minute
 // twice as long each time up to 13 s.
 const restartPause = 100 * time.Millisecond
 
-// startKeeper starts a keeper, and returns the connection to it.
+// startKeeper starts a keeper, in a unit of systemd where there is that, and returns the connection
+// to it.
 func startKeeper() (*net.UnixConn, error) {
+	if run := systemdRun(); run != "" {
+		c, err := startUnit(run)
+		if err == nil {
+			return c, nil
+		}
+		fmt.Fprintln(os.Stderr, "nbdctl: the keeper is a process without a unit:", err)
+	}
 	ours, theirs, err := socketPair()
 	if err != nil {
 		return nil, err
@@ -72,23 +80,83 @@ type keeper struct {
 	logFile  *logFile
 	log      *slog.Logger
 	restarts budget
+	signals  chan os.Signal
+	unit     string   // of systemd; "": it is in none
+	fds      *fdStore // of the unit
+}
+
+// newKeeper makes this process a keeper, in a unit of that name.
+func newKeeper(store *Store, unit string) (*keeper, error) {
+	k := &keeper{store: store, unit: unit, signals: make(chan os.Signal, 1)}
+	// It is its device's end that ends it, and not a signal for all processes. What it ignored
+	// would be ignored by those that it starts.
+	signal.Notify(k.signals, Heeded(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)...)
+	Publish()
+	return k, nameProcess(keeperName)
 }
 
 // runKeeper is the process of a keeper.
 func runKeeper(ctx context.Context, store *Store, files map[string]*os.File) error {
-	// It is its device's end that ends it, and not a signal for all processes. What it ignored
-	// would be ignored by those that it starts.
-	signal.Notify(make(chan os.Signal, 1),
-		Heeded(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)...)
-	if err := nameProcess(keeperName); err != nil {
+	k, err := newKeeper(store, "")
+	if err != nil {
 		return err
 	}
-	Publish()
 	c, err := unixConn(files[fileKeeper])
 	if err := errors.Join(err, files[fileKeeper].Close()); err != nil {
 		return err
 	}
-	k := &keeper{store: store}
+	return k.run(ctx, c)
+}
+
+// runUnit is the process of a keeper in a unit of systemd, which starts it again with its estate if
+// it dies.
+func runUnit(ctx context.Context, store *Store, unit string) error {
+	k, err := newKeeper(store, unit)
+	if err != nil {
+		return err
+	}
+	if k.fds, err = openStore(); err != nil {
+		return err
+	}
+	e, err := stored()
+	if err != nil {
+		return err
+	}
+	if e != nil {
+		return k.goOn(ctx, e)
+	}
+	c, err := meet()
+	if c == nil || err != nil {
+		return err
+	}
+	return k.run(ctx, c)
+}
+
+// goOn goes on after a keeper that has died. If the serving process is alive, that has another
+// keeper, or will have: for some time this one waits for its death.
+func (k *keeper) goOn(ctx context.Context, e *estate) error {
+	k.estate = e
+	defer k.close()
+	patience, cancel := context.WithTimeout(ctx, keeperPatience)
+	defer cancel()
+	l, err := lockWait(patience, filepath.Join(k.store.dir, e.UUID, "lock"))
+	if err != nil {
+		return nil
+	}
+	l.Close()
+	// Lists show it when a process serves by its doing: another keeper may be at it, too.
+	if err := k.open(); err != nil {
+		return err
+	}
+	k.log.Error("the keeper has died, and so has the serving process", "unit", k.unit)
+	if c := k.replace(ctx); c != nil {
+		return k.run(ctx, c)
+	}
+	return nil
+}
+
+// run keeps what the process at the other end of c gives it.
+func (k *keeper) run(ctx context.Context, c *net.UnixConn) error {
 	defer k.close()
 	for c != nil {
 		released := k.attend(c)
@@ -103,6 +171,7 @@ func runKeeper(ctx context.Context, store *Store, files map[string]*os.File) err
 
 func (k *keeper) close() {
 	k.estate.close()
+	k.fds.close()
 	if k.lock != nil {
 		k.lock.Close()
 	}
@@ -130,15 +199,18 @@ func (k *keeper) attend(c *net.UnixConn) (released bool) {
 			fmt.Fprintln(os.Stderr, "nbdctl: keeper:", err)
 			return true // which the other process takes for its end
 		}
+		if err := k.fds.put(k.estate); err != nil {
+			k.log.Error("systemd does not have the descriptors, if this keeper dies", "error", err)
+		}
 		if parcel.Send(c, struct{}{}, nil) != nil {
 			return false
 		}
 	}
 }
 
-// appear has lists show the keeper.
-func (k *keeper) appear() (err error) {
-	if k.lock != nil {
+// open opens what the keeper has of the device itself.
+func (k *keeper) open() error {
+	if k.log != nil {
 		return nil
 	}
 	k.dir = filepath.Join(k.store.dir, k.estate.UUID)
@@ -157,8 +229,21 @@ func (k *keeper) appear() (err error) {
 		return err
 	}
 	k.log = newLogger(k.logFile, nil).With("device", r.Device(), "keeper", os.Getpid())
+	go k.passOn(k.dir)
+	return nil
+}
+
+// appear has lists show the keeper.
+func (k *keeper) appear() error {
+	if err := k.open(); err != nil || k.shown() {
+		return err
+	}
+	if k.lock != nil {
+		k.lock.Close()
+	}
 	// Another one of this device, which is to end, has a file of its own.
 	prepared := filepath.Join(k.dir, fmt.Sprintf(".keeper-%d", os.Getpid()))
+	var err error
 	if k.lock, err = os.OpenFile(prepared, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644); err != nil {
 		return err
 	}
@@ -168,9 +253,36 @@ func (k *keeper) appear() (err error) {
 	return os.Rename(prepared, filepath.Join(k.dir, keeperFile))
 }
 
+// shown reports whether lists show it, and not another keeper, which may have gone.
+func (k *keeper) shown() bool {
+	if k.lock == nil {
+		return false
+	}
+	ours, err1 := k.lock.Stat()
+	there, err2 := os.Stat(filepath.Join(k.dir, keeperFile))
+	return err1 == nil && err2 == nil && os.SameFile(ours, there)
+}
+
+// passOn has the serving process asked to end when somebody stops the unit of the keeper.
+func (k *keeper) passOn(dir string) {
+	for s := range k.signals {
+		if k.unit == "" || s != syscall.SIGTERM {
+			continue
+		}
+		r, err := readRecord(dir)
+		if err == nil {
+			k.log.Info("asked to stop, and so is the serving process", "unit", k.unit, "pid", r.PID)
+			err = syscall.Kill(r.PID, syscall.SIGTERM)
+		}
+		if err != nil {
+			k.log.Warn("the serving process was not asked", "reason", err)
+		}
+	}
+}
+
 // tell writes what lists show.
 func (k *keeper) tell() error {
-	b, err := json.Marshal(Keeper{PID: os.Getpid()})
+	b, err := json.Marshal(Keeper{PID: os.Getpid(), Unit: k.unit})
 	if err != nil {
 		return err
 	}
@@ -222,7 +334,7 @@ func (k *keeper) start(ctx context.Context) (_ *net.UnixConn, err error) {
 		return nil, err
 	}
 	defer ours.Close()
-	var l legacy
+	l := legacy{env: k.estate.Environ}
 	recordW, reportR, acceptW := l.reads(fileRecord), l.writes(fileReport), l.reads(fileAccept)
 	l.add(fileKeeper, theirs)
 	cmd, err := l.start(-1)

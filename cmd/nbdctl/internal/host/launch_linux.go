@@ -1,9 +1,12 @@
 package host
 
 import (
+	"errors"
+	"fmt"
 	"math"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -16,10 +19,6 @@ import (
 // which itself gives up after half a minute.
 const undoTimeout = 45 * time.Second
 
-// filesVariable lists the names of the inherited files, from descriptor 3 on. A number
-// that is not in use has an empty name.
-const filesVariable = "NBDCTL_FILES"
-
 // firstFile is the descriptor of the first of them (exec.Cmd.ExtraFiles).
 const firstFile = 3
 
@@ -28,6 +27,8 @@ type legacy struct {
 	names []string
 	files []*os.File
 	ends  []*os.File // the other ends of its pipes
+	apart bool       // it is to be in a unit of its own, where there is systemd
+	env   []string   // its environment; nil: that of this process
 	err   error
 }
 
@@ -62,31 +63,18 @@ func (l *legacy) add(name string, f *os.File) {
 // start starts the serving process. image is the descriptor that keeps its number; a negative one
 // is none. After an error all is closed.
 func (l *legacy) start(image int) (*exec.Cmd, error) {
-	// By this link it is the very program that runs now, even if another has
-	// been installed at its path meanwhile.
-	cmd := exec.Command("/proc/self/exe", Command)
-	cmd.Args[0] = "nbdctl"
-	cmd.Dir = "/" // not to keep the user's directory from being unmounted
-	var names []string
-	names, cmd.ExtraFiles = layout(l.names, l.files, image)
-	if image == 0 {
-		cmd.Stdin = os.Stdin
-	}
-	cmd.Env = append(os.Environ(), filesVariable+"="+strings.Join(names, ":"))
-	// Until it has its log, it complains where we do.
-	cmd.Stderr = os.Stderr
-	// A session of its own: the terminal's Ctrl-C and hang-up are not for it.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	names, files := layout(l.names, l.files, image)
 	// What the caller has open, a lock or the pipe of a test runner, must not
 	// stay open for as long as the device is connected.
 	err := l.err
 	if err == nil {
 		err = closeOnExec()
 	}
+	var cmd *exec.Cmd
 	if err == nil {
-		err = cmd.Start()
+		cmd, err = l.execute(names, files, image)
 	}
-	for _, theirs := range cmd.ExtraFiles {
+	for _, theirs := range files {
 		closeFile(theirs) // They have copies.
 	}
 	if err != nil {
@@ -96,6 +84,85 @@ func (l *legacy) start(image int) (*exec.Cmd, error) {
 		return nil, err
 	}
 	return cmd, nil
+}
+
+// execute starts it, in a unit of its own if it is to be in one and there is systemd.
+func (l *legacy) execute(names []string, files []*os.File, image int) (*exec.Cmd, error) {
+	if run := systemdRun(); l.apart && run != "" {
+		cmd, err := l.executeApart(run, names, files, image)
+		if err == nil {
+			return cmd, nil
+		}
+		fmt.Fprintln(os.Stderr, "nbdctl: the process is not in a unit of its own, and may end with this login:", err)
+	}
+	// By this link it is the very program that runs now, even if another has
+	// been installed at its path meanwhile.
+	cmd := l.command([]string{"/proc/self/exe"}, names, files, image)
+	cmd.Args[0] = "nbdctl"
+	return cmd, cmd.Start()
+}
+
+// executeApart starts it by systemd, and waits until it runs.
+func (l *legacy) executeApart(run string, names []string, files []*os.File, image int) (*exec.Cmd, error) {
+	program, err := ownProgram()
+	if err != nil {
+		return nil, err
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	names = append(slices.Clone(names), fileBegan)
+	files = append(slices.Clone(files), w)
+	cmd := l.command(append(scope(run), program), names, files, image)
+	err = errors.Join(cmd.Start(), w.Close())
+	if err != nil {
+		return nil, err
+	}
+	if err = r.SetReadDeadline(time.Now().Add(unitPatience)); err == nil {
+		_, err = r.Read(make([]byte, 1))
+	}
+	if err != nil {
+		_ = cmd.Process.Kill()
+		return nil, fmt.Errorf("systemd-run: %w, %v", err, cmd.Wait())
+	}
+	return cmd, nil
+}
+
+// ownProgram is the path of the program that runs now, or, where another has been installed at its
+// path meanwhile, a link to it that is good for as long as this process lives.
+func ownProgram() (string, error) {
+	path, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		return "", err
+	}
+	ours, err1 := os.Stat("/proc/self/exe")
+	there, err2 := os.Stat(path)
+	if err1 != nil || err2 != nil || !os.SameFile(ours, there) {
+		path = fmt.Sprintf("/proc/%d/exe", os.Getpid())
+	}
+	return path, nil
+}
+
+// command is the serving process, started by these words.
+func (l *legacy) command(words, names []string, files []*os.File, image int) *exec.Cmd {
+	cmd := exec.Command(words[0], append(slices.Clone(words[1:]), Command)...)
+	cmd.Dir = "/" // not to keep the user's directory from being unmounted
+	cmd.ExtraFiles = files
+	if image == 0 {
+		cmd.Stdin = os.Stdin
+	}
+	cmd.Env = l.env
+	if cmd.Env == nil {
+		cmd.Env = os.Environ()
+	}
+	cmd.Env = append(slices.Clone(cmd.Env), filesVariable+"="+strings.Join(names, ":"))
+	// Until it has its log, it complains where we do.
+	cmd.Stderr = os.Stderr
+	// A session of its own: the terminal's Ctrl-C and hang-up are not for it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	return cmd
 }
 
 // ended waits for the process to end, but not for ever: it may be stuck in

@@ -32,6 +32,8 @@ const (
 	fileRecord = "record" // the Record of the process that serves the device, as JSON
 	fileDevice = "device" // the socket over which the device comes
 
+	fileBegan = "began" // one byte here tells that the program runs, if systemd has started it
+
 	// A keeper has this alone, and whoever it starts has it beside the record.
 	fileKeeper = "keeper" // the socket between a keeper and the process that serves
 )
@@ -69,7 +71,7 @@ func (s *Spawned) Reject() error {
 // descriptor image, with its number, until it has opened the backend. A negative
 // image is none.
 func Spawn(ctx context.Context, spec Spec, image int) (*Spawned, []string, error) {
-	var l legacy
+	l := legacy{apart: true}
 	specW, reportR, acceptW := l.reads(fileSpec), l.writes(fileReport), l.reads(fileAccept)
 	var secretsW *os.File
 	if len(spec.Secrets) != 0 {
@@ -116,9 +118,18 @@ func RunSpawned(
 	open func(context.Context, Spec) (*Backing, error),
 	inherit func(context.Context, Spec, Inheritance) (*Backing, error),
 ) error {
+	if unit := os.Getenv(unitVariable); unit != "" {
+		return runUnit(ctx, store, unit)
+	}
 	files, err := inherited()
 	if err != nil {
 		return err
+	}
+	if began := files[fileBegan]; began != nil {
+		if _, err := began.Write([]byte{1}); err != nil {
+			return err // Whoever has started it does not wait any more.
+		}
+		began.Close()
 	}
 	switch {
 	case files[fileDevice] != nil:

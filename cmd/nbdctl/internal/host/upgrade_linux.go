@@ -46,7 +46,7 @@ func (e *Entry) Upgrade(ctx context.Context) (*Record, []string, error) {
 		return nil, nil, err
 	}
 	defer ours.Close()
-	var l legacy
+	l := legacy{apart: true}
 	recordW, reportR, acceptW := l.reads(fileRecord), l.writes(fileReport), l.reads(fileAccept)
 	l.add(fileDevice, theirs)
 	cmd, err := l.start(-1)

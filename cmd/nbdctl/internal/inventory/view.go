@@ -43,8 +43,9 @@ type View struct {
 
 // A Restart says who has another process serve a device when the serving one dies, and how often.
 type Restart struct {
-	By       *string `json:"by"`    // "keeper"; null: nobody
+	By       *string `json:"by"`    // "systemd" or "keeper"; null: nobody
 	PID      *int    `json:"pid"`   // of the keeper
+	Unit     *string `json:"unit"`  // of systemd, that it is in; null: none
 	Limit    int     `json:"limit"` // within ten minutes
 	Restarts int     `json:"restarts"`
 	// Undisturbed is how many of them have gone on with all connections as they were.
@@ -57,6 +58,9 @@ func restartOf(e *host.Entry) *Restart {
 	r := &Restart{Limit: e.Spec.Restart, Restarts: e.Restarts, Undisturbed: e.Undisturbed, GaveUp: e.GaveUp}
 	if k := e.Keeper; k != nil {
 		r.By, r.PID = known("keeper", true), &k.PID
+		if k.Unit != "" {
+			r.By, r.Unit = known("systemd", true), &k.Unit
+		}
 	}
 	return r
 }
