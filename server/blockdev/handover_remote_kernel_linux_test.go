@@ -28,6 +28,36 @@ type farServer struct {
 	served  chan error
 }
 
+// newFarServer has one start that offers so many bytes.
+func newFarServer(t *testing.T, size int64) (*farServer, *memory.Memory) {
+	t.Helper()
+	disk, err := memory.New(size, memory.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := new(farServer)
+	if f.export, err = server.NewExport(disk, server.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	f.start(t)
+	return f, disk
+}
+
+// load has 16 MiB of a device written and verified. goesOn waits until some of that has reached the
+// server.
+func (f *farServer) load(t *testing.T, d *blockdev.Device) (load *fio, goesOn func(round int)) {
+	t.Helper()
+	load = startFio(t, "--filename="+d.Path(), "--size=8m", "--numjobs=2", "--offset_increment=8m", "--rw=randwrite",
+		"--bsrange=4k-64k", "--fsync=64")
+	return load, func(round int) {
+		t.Helper()
+		requests := func() uint64 { s := f.export.Stats(); return s.Total().Requests }
+		for before := requests(); requests() < before+200; {
+			load.moment(t, "round", round)
+		}
+	}
+}
+
 // start has clients come to the address, or to a free one if there is none.
 func (f *farServer) start(t *testing.T) {
 	t.Helper()
@@ -69,15 +99,7 @@ func TestKernelHandOverRemote(t *testing.T) {
 
 func testHandOverRemote(t *testing.T, connections int) {
 	const size, rounds = 16 << 20, 12
-	disk, err := memory.New(size, memory.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := new(farServer)
-	if f.export, err = server.NewExport(disk, server.Options{}); err != nil {
-		t.Fatal(err)
-	}
-	f.start(t)
+	f, disk := newFarServer(t, size)
 	export, err := f.dial(t.Context(), connections)
 	if err != nil {
 		t.Fatal(err)
@@ -89,15 +111,7 @@ func testHandOverRemote(t *testing.T, connections int) {
 		t.Fatal(err)
 	}
 	defer func() { d.Close() }()
-	load := startFio(t, "--filename="+d.Path(), "--size=8m", "--numjobs=2", "--offset_increment=8m", "--rw=randwrite",
-		"--bsrange=4k-64k", "--fsync=64")
-	goesOn := func(round int) {
-		t.Helper()
-		requests := func() uint64 { s := f.export.Stats(); return s.Total().Requests }
-		for before := requests(); requests() < before+200; {
-			load.moment(t, "round", round)
-		}
-	}
+	load, goesOn := f.load(t, d)
 	restarts := int64(0)
 	var took []time.Duration
 	for round := range rounds {

@@ -6,10 +6,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nbdctl/nbdctl/backends/memory"
 	"github.com/nbdctl/nbdctl/nbdnl"
 	"github.com/nbdctl/nbdctl/nbdnl/nbdnltest"
-	"github.com/nbdctl/nbdctl/server"
 	"github.com/nbdctl/nbdctl/server/blockdev"
 )
 
@@ -20,15 +18,7 @@ import (
 func TestKernelRecoverRemote(t *testing.T) {
 	nbdnltest.RequireKernel(t)
 	const size, connections, rounds = 16 << 20, 2, 6
-	disk, err := memory.New(size, memory.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := new(farServer)
-	if f.export, err = server.NewExport(disk, server.Options{}); err != nil {
-		t.Fatal(err)
-	}
-	f.start(t)
+	f, disk := newFarServer(t, size)
 	export, err := f.dial(t.Context(), connections)
 	if err != nil {
 		t.Fatal(err)
@@ -46,15 +36,7 @@ func TestKernelRecoverRemote(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { d.Close() }()
-	load := startFio(t, "--filename="+d.Path(), "--size=8m", "--numjobs=2", "--offset_increment=8m", "--rw=randwrite",
-		"--bsrange=4k-64k", "--fsync=64")
-	goesOn := func(round int) {
-		t.Helper()
-		requests := func() uint64 { s := f.export.Stats(); return s.Total().Requests }
-		for before := requests(); requests() < before+200; {
-			load.moment(t, "round", round)
-		}
-	}
+	load, goesOn := f.load(t, d)
 	replaced := int64(0)
 	restart := func(round int) {
 		t.Helper()

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -155,12 +154,11 @@ func hear(ctx context.Context, c *net.UnixConn) (pid int, err error) {
 func (h *Host) passOn(s os.Signal) {
 	pid := int(h.heir.Load())
 	sig, ok := s.(syscall.Signal)
-	if !ok || pid <= 0 || !opened(pid, filepath.Join(h.state.path, "lock")) {
+	if !ok || pid <= 0 {
 		return
 	}
-	h.log.Info("passed on", "signal", sig.String(), "pid", pid)
-	if p, err := os.FindProcess(pid); err == nil {
-		_ = p.Signal(sig) // It may have ended.
+	if err := signalServing(pid, h.state.path, sig); err == nil { // It may have ended.
+		h.log.Info("passed on", "signal", sig.String(), "pid", pid)
 	}
 }
 

@@ -272,7 +272,7 @@ func (k *keeper) passOn(dir string) {
 		r, err := readRecord(dir)
 		if err == nil {
 			k.log.Info("asked to stop, and so is the serving process", "unit", k.unit, "pid", r.PID)
-			err = syscall.Kill(r.PID, syscall.SIGTERM)
+			err = signalServing(r.PID, dir, s)
 		}
 		if err != nil {
 			k.log.Warn("the serving process was not asked", "reason", err)

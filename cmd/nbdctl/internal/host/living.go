@@ -31,6 +31,20 @@ func (e *Entry) living() (*process, error) {
 	return p, nil
 }
 
+// signalServing sends a signal to the process pid if it is the one that serves the device with that
+// directory, and not one that has got its number.
+func signalServing(pid int, dir string, s os.Signal) error {
+	p, err := os.FindProcess(pid) // It is this one from here on.
+	if err != nil {
+		return err
+	}
+	defer p.Release()
+	if !opened(pid, filepath.Join(dir, "lock")) {
+		return os.ErrProcessDone
+	}
+	return p.Signal(s)
+}
+
 // opened tells whether the process pid has the file at path open.
 func opened(pid int, path string) bool {
 	want, err := os.Stat(path)

@@ -87,7 +87,7 @@ func startUnit(systemdRun string) (_ *net.UnixConn, err error) {
 		"--property=DefaultDependencies=no",
 		"--property=NotifyAccess=main", fmt.Sprintf("--property=FileDescriptorStoreMax=%d", maxStored),
 		"--property=Restart=on-failure", "--property=RestartSec=100ms",
-		"--property=StartLimitIntervalSec=10min", "--property=StartLimitBurst=100",
+		"--property=StartLimitIntervalSec=10min", "--property=StartLimitBurst=10",
 		// What the keeper has started is not to end with it.
 		"--property=KillMode=process", "--property=OOMPolicy=continue", "--property=TimeoutStopSec=10s",
 		"--setenv=" + meetVariable + "=" + l.Addr().String(), "--setenv=" + unitVariable + "=" + unit + ".service",
