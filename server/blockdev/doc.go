@@ -138,8 +138,8 @@
 // the connections, and of a page of memory that says of each whether it stands still
 // ([Device.Keep]). As long as it does the kernel sees no death, and [Recover] goes on over those
 // connections on which nothing had been begun that was not answered, as at idle. Only the others
-// are replaced, in the way of Attach. The keeper touches no request, and asks again after each
-// change that [Device.Changes] tells of.
+// are replaced, in the way of Attach, and [Document.Cut] has what is asked meanwhile wait for that.
+// The keeper touches no request, and asks again after each change that [Device.Changes] tells of.
 //
 // The crash of a process that has watched over a device of [ConnectRemote] is noticed by nobody
 // until a connection is lost. [RecoverRemote] and [AttachRemote] go on with the watch, with what a

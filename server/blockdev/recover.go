@@ -46,6 +46,30 @@ func Recover(
 	return machine{}.recover(ctx, doc, files, b, o)
 }
 
+// Cut cuts those connections of a kept device that Recover will replace, which takes no time: what
+// is asked of the device from then on waits for another connection, and is served as soon as there
+// is one. Without it, what is asked before Recover goes where nobody reads it, and waits for its
+// timeout. It is for the keeper, as soon as the process is dead, with all its threads, and before
+// it starts the one that calls Recover. files stay the caller's. A device of ConnectRemote has none
+// to cut.
+func (doc *Document) Cut(files []*os.File) error {
+	if doc.Remote {
+		return nil
+	}
+	if err := doc.checkKept(len(files)); err != nil {
+		return err
+	}
+	r, err := doc.recovery(files)
+	if err != nil {
+		return err
+	}
+	closeLinks(r.links)
+	if err := r.shut(); err != nil {
+		return fmt.Errorf("blockdev: %s: %w", nbdnl.Path(doc.Index), err)
+	}
+	return nil
+}
+
 // Recovered returns how many connections Recover has gone on with as they were, and how many it has
 // replaced. Of a device that was made otherwise both are 0.
 func (d *Device) Recovered() (kept, replaced int) { return d.recovered.kept, d.recovered.replaced }
@@ -205,6 +229,11 @@ func (r *recovery) begin() error {
 			return err
 		}
 	}
+	return r.shut()
+}
+
+// shut has the kernel notice which connections are dead.
+func (r *recovery) shut() error {
 	for _, f := range r.cut {
 		if err := resetSocket(f); err != nil {
 			return err

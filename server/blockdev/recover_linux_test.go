@@ -301,3 +301,52 @@ func TestRecoverLease(t *testing.T) {
 	}
 	checkClean(t, r.Kernel)
 }
+
+// TestCut holds that exactly those connections are cut that are to be replaced, and that the others
+// are as they were.
+func TestCut(t *testing.T) {
+	for _, begun := range [][]uint32{{0, 0}, {3, 0}, {1, 129}} {
+		r := relicOf(t, begun...)
+		kept := 0
+		for range 2 {
+			if err := r.doc.Cut(r.files); err != nil {
+				t.Fatal(err)
+			}
+			kept = 0
+			for i, n := range begun {
+				hung, err := hungUp(r.kernel[i])
+				if err != nil || hung != (n != 0) {
+					t.Errorf("%v: connection %d is cut: %t, %v", begun, i, hung, err)
+				}
+				if n == 0 {
+					kept++
+				}
+			}
+		}
+		if n := r.stillLeft(t); n != kept {
+			t.Errorf("%v: %d stand still", begun, n)
+		}
+		d, err := r.recover(t, fits())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, _ := d.Recovered(); n != kept {
+			t.Errorf("%v: %d were kept", begun, n)
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+		checkClean(t, r.Kernel)
+	}
+	r := relicOf(t, 3)
+	if err := r.doc.Cut(nil); err == nil {
+		t.Error("cut without descriptors")
+	}
+	r.doc.Remote = true
+	if err := r.doc.Cut(r.files); err != nil {
+		t.Errorf("of another server: %v", err)
+	}
+	if hung, err := hungUp(r.kernel[0]); hung || err != nil {
+		t.Errorf("it is cut, %v", err)
+	}
+}

@@ -306,6 +306,10 @@ func (k *keeper) replace(ctx context.Context) *net.UnixConn {
 			return nil
 		}
 		k.log.Error("the serving process has died, another one takes its place")
+		// What is asked of the device meanwhile is to wait for that one.
+		if err := k.estate.Device.Cut(k.estate.of(passDevice)); err != nil {
+			k.log.Warn("connections were not cut", "reason", err)
+		}
 		c, err := k.start(ctx)
 		if err == nil {
 			return c
