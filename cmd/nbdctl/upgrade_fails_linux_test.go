@@ -114,6 +114,9 @@ func TestKernelUpgradeFails(t *testing.T) {
 			t.Errorf("%s: the device is %v, served by pid %d in the place of %d", tt.what, state, now, pid)
 		}
 		awaitServers(t, pid)
+		if left := sh(t, "ls -A $NBDCTL_STATE_DIR/*/"); strings.Contains(left, "next") {
+			t.Errorf("%s: the state directory has %s", tt.what, left)
+		}
 	}
 	must(t, "upgrade", dev)
 	load.goesOn(writes(t, dev))

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -118,10 +119,14 @@ func (h *Host) handOver(ctx context.Context, device *blockdev.Device, socket *os
 	if handedOver(device) {
 		h.control.leave()
 		h.heir.Store(int64(next))
-		h.log.Info("handed over", "device", h.record.Device(), "pid", next, "unconfirmed", err)
+		h.log.Info("handed over", "device", h.record.Device(), "pid", next)
+		if err != nil {
+			h.log.Warn("the other process has not confirmed that", "reason", err)
+		}
 		return nil
 	}
 	h.log.Warn("not handed over, goes on serving", "reason", err)
+	_ = os.Remove(filepath.Join(h.state.path, nextRecord)) // It may not have come to be.
 	h.thaw()
 	return err
 }

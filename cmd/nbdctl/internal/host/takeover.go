@@ -89,6 +89,9 @@ func (h *Host) untaken(err error, here bool) error {
 	return err
 }
 
+// nextRecord is the file with the record of a process that takes over, until it has.
+const nextRecord = ".next.json"
+
 // A succession is what a process gets from the one that serves a device before it.
 type succession struct {
 	host    *Host
@@ -216,7 +219,7 @@ func (s *succession) inheritState(p *passage, of map[string][]*os.File) (err err
 			return fmt.Errorf("keeper: %w", err)
 		}
 	}
-	s.publish, err = h.record.prepare(s.state.path, ".next.json")
+	s.publish, err = h.record.prepare(s.state.path, nextRecord)
 	return err
 }
 
