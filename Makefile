@@ -22,6 +22,8 @@ ROUNDS ?= 2000
 # How often make survive kills a server and cuts the network; make test does 3 and none.
 RESTARTS ?= 100
 CUTS ?= 20
+# How often make survive cuts off the power, on each file system below; make test does 5 times.
+POWER_CUTS ?= 50
 # The kernels of make matrix: those of Debian suites (5.10, 6.1, 6.12, 7.x), and with several processors and -race the
 # machine's own and the newest that there is.
 KERNELS ?= bullseye bookworm trixie sid race race:trixie-backports
@@ -124,13 +126,13 @@ soak: needs
 	@NBD_TEST_SOAK_ROUNDS=$(ROUNDS) NBD_TEST_POOL_ROUNDS=20 $(stage) 'soak' $(lab)/$(machines) --mem 2G --check --timeout 3600 -- \
 		.bin/soak.test -test.v -test.timeout 1h -test.run '^TestKernel(Soak|PoolMany)$$'
 
-## make survive      a server that is killed, and a network that is cut, under exports whose file systems are verified, and the same
-##                   under nbd-client -persist: RESTARTS=N CUTS=N
+## make survive      a server that is killed, a network that is cut, and power that is cut off, under exports whose file systems are
+##                   verified, and the first under nbd-client -persist: RESTARTS=N CUTS=N POWER_CUTS=N
 survive: needs
 	@CGO_ENABLED=0 go test -tags survive -c -o .bin/survive.test ./cmd/nbdctl
-	@NBD_TEST_RESTARTS=$(RESTARTS) NBD_TEST_CUTS=$(CUTS) \
+	@NBD_TEST_RESTARTS=$(RESTARTS) NBD_TEST_CUTS=$(CUTS) NBD_TEST_POWER_CUTS=$(POWER_CUTS) \
 		$(stage) 'survive' $(lab)/$(machines) --mem 2G --timeout 3600 -- \
-		.bin/survive.test -test.v -test.timeout 1h -test.run '^TestKernel(RemoteRestarts|RemoteCut|RemoteIdle|Persist)$$'
+		.bin/survive.test -test.v -test.timeout 1h -test.run '^TestKernel(RemoteRestarts|RemoteCut|RemoteIdle|Persist|PowerCut)$$'
 
 ## make bench-handover   how long a device stands still when its process is upgraded, by the library and by nbdctl, and how soon it is
 ##                   served again when that is killed, under verified loads: UPGRADES=N KILLS=N CONNECTIONS=N LAB=uml
