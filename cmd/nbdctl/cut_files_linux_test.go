@@ -139,8 +139,8 @@ func (f *cutFiles) saved(name string, content []byte, e error, synced map[string
 	return nil
 }
 
-// mountImage mounts a file by a loop device, which goes with the mount. To start the programs that do
-// that takes most of a second in the lab.
+// mountImage mounts a file by a loop device, which goes with the mount. To start the programs that
+// do that takes most of a second in the lab.
 func mountImage(image, mnt, kind string) error {
 	control, err := unix.Open("/dev/loop-control", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
