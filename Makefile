@@ -52,7 +52,7 @@ machine = $(lab)/$(LAB)$(if $(filter file,$(origin LAB)), --or-qemu)
 # Kernel tests are under QEMU unless something else is asked for: what takes long there is to start.
 machines = $(if $(filter file,$(origin LAB)),qemu,$(LAB))
 
-.PHONY: help build install test test-unit test-kernel test-reconnect test-race test-lab test-compat interop matrix soak survive bench-handover flaky lab demo bench bench-connect \
+.PHONY: help build install test test-unit test-kernel test-reconnect test-race test-lab test-compat interop matrix soak survive bench-handover compare-crash flaky lab demo bench bench-connect \
 	bench-many lint fuzz clean needs needs-demo
 
 help:
@@ -151,6 +151,13 @@ bench-handover: needs
 	@NBD_TEST_KILLS=$$((($(KILLS) + 8) / 9)) \
 		$(stage) 'restarts of nbdctl' $(lab)/$(machines) --mem 1G --timeout 3600 -- \
 		.bin/upgrade.test -test.v -test.timeout 1h -test.run '^TestKernelRestartTimes$$'
+
+## make compare-crash   what nbdctl, nbd-client with nbd-server, and qemu-nbd lose when a process is killed or replaced: a table
+compare-crash: needs
+	@$(lab)/needs bench
+	@CGO_ENABLED=0 go test -tags survive -c -o .bin/crash.test ./cmd/nbdctl
+	@$(stage) 'crashes compared' $(lab)/$(machines) --mem 1G --timeout 1800 -- \
+		.bin/crash.test -test.v -test.timeout 30m -test.run '^TestKernelCompareCrash$$'
 
 ## make flaky        tests many times beside a load of twice the processors, to find those that fail by chance: unit tests 200 times
 ##                   with -race, kernel tests that wait for time or events 20 times on 6.1 and 6.12, in hours:
