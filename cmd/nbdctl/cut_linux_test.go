@@ -57,6 +57,7 @@ type powerCuts struct {
 
 	// A cut that is to find nothing flushed since what was acknowledged last locks it for writing.
 	flushing sync.RWMutex
+	force    func(sector int) error // writes a sector with FUA
 
 	disks []*cutDisk
 	files []*cutFiles
@@ -130,6 +131,12 @@ func (p *powerCuts) load() {
 	p.fileSystem("mounted", connect(file("mounted", "16M")...))
 	p.fileSystem("mounted-direct", connect(file("mounted-direct", "16M", "-o", "direct=on")...))
 
+	client, err := nbd.Dial(t.Context(), far, nbd.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	p.force = func(sector int) error { return p.disks[2].force(client, sector) }
 	p.cut() // before there is something to lose
 	stop := make(chan struct{})
 	var work sync.WaitGroup
@@ -146,7 +153,7 @@ func (p *powerCuts) load() {
 			run(d.work)
 		}
 	}
-	run(func(r *rand.Rand, stop <-chan struct{}) error { return p.disks[2].forceAccess(far, r, stop) })
+	run(p.forceAccess)
 	for _, f := range p.files {
 		run(f.work)
 	}
@@ -162,12 +169,15 @@ func (p *powerCuts) load() {
 }
 
 // cut notes a moment at which the power is to be off. Of half of them nothing is flushed by anybody
-// between what was acknowledged last and the moment.
+// between what was acknowledged last, which is a write with FUA, and the moment.
 func (p *powerCuts) cut() {
 	p.t.Helper()
-	if p.rand.IntN(2) == 0 {
+	if p.rand.IntN(2) == 0 || len(p.cuts) == 1 {
 		p.flushing.Lock()
 		defer p.flushing.Unlock()
+		if err := p.force(p.rand.IntN(cutSectors)); err != nil {
+			p.t.Error(err)
+		}
 	}
 	after := p.clock.tick()
 	sh(p.t, fmt.Sprintf("dmsetup message cut 0 mark %d", len(p.cuts)))
@@ -222,30 +232,26 @@ func (d *cutDisk) work(r *rand.Rand, stop <-chan struct{}) error {
 }
 
 // forceAccess writes to an export with FUA, and never flushes it, as no kernel does.
-func (d *cutDisk) forceAccess(uri string, r *rand.Rand, stop <-chan struct{}) error {
-	client, err := nbd.Dial(d.t.Context(), uri, nbd.Options{})
-	if err != nil {
-		return err
-	}
-	defer client.Close()
+func (p *powerCuts) forceAccess(r *rand.Rand, stop <-chan struct{}) error {
 	for {
 		select {
 		case <-stop:
 			return nil
 		default:
 		}
-		if err := d.writeTo(client, r.IntN(cutSectors)); err != nil {
-			return fmt.Errorf("%s: %w", d.image, err)
+		p.flushing.RLock()
+		err := p.force(r.IntN(cutSectors))
+		p.flushing.RUnlock()
+		if err != nil {
+			return err
 		}
 	}
 }
 
-func (d *cutDisk) writeTo(client *nbd.Client, sector int) error {
-	d.flushing.RLock()
-	defer d.flushing.RUnlock()
+func (d *cutDisk) force(client *nbd.Client, sector int) error {
 	seq := d.model.write(sector, 1, true)
 	if _, err := client.WriteAtFUA(cutPattern(seq, sector), int64(sector)*cutSector); err != nil {
-		return err
+		return fmt.Errorf("%s: %w", d.image, err)
 	}
 	d.model.wrote(seq)
 	return nil
