@@ -22,6 +22,8 @@ ROUNDS ?= 2000
 # How often make survive kills a server and cuts the network; make test does 3 and none.
 RESTARTS ?= 100
 CUTS ?= 20
+# How often make survive cuts off the power, on each file system below; make test does 5 times.
+POWER_CUTS ?= 50
 # The kernels of make matrix: those of Debian suites (5.10, 6.1, 6.12, 7.x), and with several processors and -race the
 # machine's own and the newest that there is.
 KERNELS ?= bullseye bookworm trixie sid race race:trixie-backports
@@ -50,7 +52,7 @@ machine = $(lab)/$(LAB)$(if $(filter file,$(origin LAB)), --or-qemu)
 # Kernel tests are under QEMU unless something else is asked for: what takes long there is to start.
 machines = $(if $(filter file,$(origin LAB)),qemu,$(LAB))
 
-.PHONY: help build install test test-unit test-kernel test-reconnect test-race test-lab test-compat interop matrix soak survive bench-handover flaky lab demo bench bench-connect \
+.PHONY: help build install test test-unit test-kernel test-reconnect test-race test-lab test-compat interop matrix soak survive bench-handover compare-crash flaky lab demo bench bench-connect \
 	bench-many lint fuzz clean needs needs-demo
 
 help:
@@ -124,13 +126,13 @@ soak: needs
 	@NBD_TEST_SOAK_ROUNDS=$(ROUNDS) NBD_TEST_POOL_ROUNDS=20 $(stage) 'soak' $(lab)/$(machines) --mem 2G --check --timeout 3600 -- \
 		.bin/soak.test -test.v -test.timeout 1h -test.run '^TestKernel(Soak|PoolMany)$$'
 
-## make survive      a server that is killed, and a network that is cut, under exports whose file systems are verified, and the same
-##                   under nbd-client -persist: RESTARTS=N CUTS=N
+## make survive      a server that is killed, a network that is cut, and power that is cut off, under exports whose file systems are
+##                   verified, and the first under nbd-client -persist: RESTARTS=N CUTS=N POWER_CUTS=N
 survive: needs
 	@CGO_ENABLED=0 go test -tags survive -c -o .bin/survive.test ./cmd/nbdctl
-	@NBD_TEST_RESTARTS=$(RESTARTS) NBD_TEST_CUTS=$(CUTS) \
+	@NBD_TEST_RESTARTS=$(RESTARTS) NBD_TEST_CUTS=$(CUTS) NBD_TEST_POWER_CUTS=$(POWER_CUTS) \
 		$(stage) 'survive' $(lab)/$(machines) --mem 2G --timeout 3600 -- \
-		.bin/survive.test -test.v -test.timeout 1h -test.run '^TestKernel(RemoteRestarts|RemoteCut|RemoteIdle|Persist)$$'
+		.bin/survive.test -test.v -test.timeout 1h -test.run '^TestKernel(RemoteRestarts|RemoteCut|RemoteIdle|Persist|PowerCut)$$'
 
 ## make bench-handover   how long a device stands still when its process is upgraded, by the library and by nbdctl, and how soon it is
 ##                   served again when that is killed, under verified loads: UPGRADES=N KILLS=N CONNECTIONS=N LAB=uml
@@ -149,6 +151,13 @@ bench-handover: needs
 	@NBD_TEST_KILLS=$$((($(KILLS) + 8) / 9)) \
 		$(stage) 'restarts of nbdctl' $(lab)/$(machines) --mem 1G --timeout 3600 -- \
 		.bin/upgrade.test -test.v -test.timeout 1h -test.run '^TestKernelRestartTimes$$'
+
+## make compare-crash   what nbdctl, nbd-client with nbd-server, and qemu-nbd lose when a process is killed or replaced: a table
+compare-crash: needs
+	@$(lab)/needs bench
+	@CGO_ENABLED=0 go test -tags survive -c -o .bin/crash.test ./cmd/nbdctl
+	@$(stage) 'crashes compared' $(lab)/$(machines) --mem 1G --timeout 1800 -- \
+		.bin/crash.test -test.v -test.timeout 30m -test.run '^TestKernelCompareCrash$$'
 
 ## make flaky        tests many times beside a load of twice the processors, to find those that fail by chance: unit tests 200 times
 ##                   with -race, kernel tests that wait for time or events 20 times on 6.1 and 6.12, in hours:

@@ -20,19 +20,20 @@ func kills() int { return rounds("NBD_TEST_KILLS", 2) }
 // request fails, and no byte is wrong.
 func TestKernelRestart(t *testing.T) {
 	for _, tt := range []struct {
-		name string
-		args func(t *testing.T) []string
+		name   string
+		system fsKind
+		args   func(t *testing.T) []string
 	}{
-		{"memory", func(*testing.T) []string { return []string{"memory", "--size", "64M"} }},
-		{"file, two connections", func(t *testing.T) []string {
+		{"memory", onExt4, func(*testing.T) []string { return []string{"memory", "--size", "64M"} }},
+		{"file, two connections", onExt4, func(t *testing.T) []string {
 			return []string{"file", filepath.Join(imageDir(t), "disk.img"), "--create", "--size", "64M",
 				"--connections", "2"}
 		}},
-		{"file, direct", func(t *testing.T) []string {
+		{"file, direct", onXFS, func(t *testing.T) []string {
 			return []string{"file", filepath.Join(imageDir(t), "disk.img"), "--create", "--size", "64M",
 				"-o", "direct=on"}
 		}},
-		{"relay", func(t *testing.T) []string {
+		{"relay", onExt4, func(t *testing.T) []string {
 			f := farServer(t, "memory", "--size", "64M", "--listen", "unix:"+filepath.Join(shortDir(t), "s"))
 			return []string{f.uri, "-o", "way=relay", "--timeout", "1s", "--dead-timeout", "4s"} // 6 s for the kernel
 		}},
@@ -45,15 +46,15 @@ func TestKernelRestart(t *testing.T) {
 			requireKernel(t, lostNoise)
 			flags := []string{"--name", "kept", "--timeout", "2s", "--restart", "1000"}
 			dev := connected(t, append(flags, tt.args(t)...)...)
-			restartedUnderLoad(t, dev)
+			restartedUnderLoad(t, dev, tt.system)
 		})
 	}
 }
 
-func restartedUnderLoad(t *testing.T, dev string) {
+func restartedUnderLoad(t *testing.T, dev string, system fsKind) {
 	t.Helper()
 	before := statusOf(t, dev)
-	load := verifiedLoad(t, dev)
+	load := verifiedLoadOn(t, dev, system)
 	var took times
 	for n := range kills() {
 		load.goesOn(writes(t, dev))

@@ -23,18 +23,33 @@ func rounds(variable string, few int) int {
 type verified struct {
 	t        *testing.T
 	dev, mnt string
+	system   fsKind
 	ended    <-chan result
 }
 
+// An fsKind has commands that make and check it.
+type fsKind struct{ name, make, check string }
+
+var (
+	onExt4 = fsKind{"ext4", "mkfs.ext4 -q", "fsck.ext4 -fn"}
+	// Those who test xfs may have small ones.
+	onXFS = fsKind{"xfs", "TEST_DIR=1 TEST_DEV=1 QA_CHECK_FS=1 mkfs.xfs -q", "xfs_repair -n"}
+)
+
 func verifiedLoad(t *testing.T, dev string) *verified {
 	t.Helper()
+	return verifiedLoadOn(t, dev, onExt4)
+}
+
+func verifiedLoadOn(t *testing.T, dev string, system fsKind) *verified {
+	t.Helper()
 	mnt := t.TempDir()
-	sh(t, "mkfs.ext4 -q "+dev+"; mount "+dev+" "+mnt)
+	sh(t, system.make+" "+dev+"; mount "+dev+" "+mnt)
 	t.Cleanup(func() { finish(t, command(t, "sh", "-c", "umount "+mnt+" 2>/dev/null")) })
 	script := "while ! test -e " + mnt + "/stop; do fio --name=verify --directory=" + mnt + ` --size=6M --minimal \
 		--ioengine=libaio --direct=1 --iodepth=32 --rw=randwrite --bsrange=4k-64k --fsync=16 \
 		--verify=crc32c --do_verify=1 --verify_fatal=1 >/dev/null; done`
-	v := &verified{t, dev, mnt, begin(t, commandFor(t, time.Hour, "sh", "-ec", script))}
+	v := &verified{t, dev, mnt, system, begin(t, commandFor(t, time.Hour, "sh", "-ec", script))}
 	eventually(t, func() bool { return writes(t, dev) > 200 }, "writes")
 	return v
 }
@@ -52,7 +67,7 @@ func (v *verified) stop() {
 	if r := <-v.ended; r.code != 0 {
 		v.t.Errorf("the load: %d, %s%s", r.code, r.stdout, r.stderr)
 	}
-	sh(v.t, "umount "+v.mnt+"; fsck.ext4 -fn "+v.dev)
+	sh(v.t, "umount "+v.mnt+"; "+v.system.check+" "+v.dev)
 }
 
 // times are how long something took, several times.

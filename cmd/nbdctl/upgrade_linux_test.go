@@ -23,34 +23,35 @@ func upgrades() int { return rounds("NBD_TEST_UPGRADES", 3) }
 func TestKernelUpgrade(t *testing.T) {
 	image := func(t *testing.T) string { return filepath.Join(imageDir(t), "disk.img") }
 	for _, tt := range []struct {
-		name  string
-		flags func(t *testing.T) []string
+		name   string
+		system fsKind
+		flags  func(t *testing.T) []string
 	}{
-		{"memory, two connections", func(*testing.T) []string {
+		{"memory, two connections", onExt4, func(*testing.T) []string {
 			return []string{"memory", "--size", "64M", "-o", "limit=60M", "--connections", "2"}
 		}},
-		{"file, direct, two connections", func(t *testing.T) []string {
+		{"file, direct, two connections", onXFS, func(t *testing.T) []string {
 			return []string{"file", image(t), "--create", "--size", "64M", "-o", "direct=on", "--connections", "2"}
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			requireKernel(t)
 			dev := connected(t, append(tt.flags(t), "--name", "upgraded")...)
-			upgradedUnderLoad(t, dev, func() {})
+			upgradedUnderLoad(t, dev, tt.system, func() {})
 		})
 	}
 }
 
 // upgradedUnderLoad upgrades a device called upgraded while it is written and verified. In the end
 // then is called.
-func upgradedUnderLoad(t *testing.T, dev string, then func()) {
+func upgradedUnderLoad(t *testing.T, dev string, system fsKind, then func()) {
 	t.Helper()
 	index, err := nbdnl.ParseIndex(dev)
 	if err != nil {
 		t.Fatal(err)
 	}
 	incarnation, before := nbdnl.IncarnationOf(index), statusOf(t, dev)
-	load := verifiedLoad(t, dev)
+	load := verifiedLoadOn(t, dev, system)
 	written := 0.0
 	var took []time.Duration
 	for range upgrades() {

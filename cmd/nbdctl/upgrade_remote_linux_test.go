@@ -51,7 +51,7 @@ func TestKernelUpgradeRemote(t *testing.T) {
 				uri = strings.Replace(uri, "127.0.0.1", "localhost", 1) + "?tls-certificates=" + dir
 			}
 			dev := connected(t, append([]string{uri, "--name", "upgraded", "--timeout", "5s"}, tt.flags...)...)
-			upgradedUnderLoad(t, dev, func() {
+			upgradedUnderLoad(t, dev, onExt4, func() {
 				if ended := strings.Count(server.log.String(), "connection ended"); (ended > 0) != tt.tls {
 					t.Errorf("%d connections to the server have ended:\n%s", ended, server.log)
 				}
