@@ -37,7 +37,7 @@ func TestKernelRestart(t *testing.T) {
 			f := farServer(t, "memory", "--size", "64M", "--listen", "unix:"+filepath.Join(shortDir(t), "s"))
 			return []string{f.uri, "-o", "way=relay", "--timeout", "1s", "--dead-timeout", "4s"} // 6 s for the kernel
 		}},
-		{"remote, direct, two connections", func(t *testing.T) []string {
+		{"remote, direct, two connections", onExt4, func(t *testing.T) []string {
 			f := farServer(t, "memory", "--size", "64M", "--listen", "unix:"+filepath.Join(shortDir(t), "s"))
 			return []string{f.uri, "-o", "way=direct", "--connections", "2"}
 		}},
