@@ -77,6 +77,10 @@ func attach(c *cli.Context) error {
 // attachable refuses a device that nobody can go on with.
 func attachable(d inventory.Device) error {
 	switch {
+	case !d.Connected():
+		return d.NotConnected()
+	case d.Entry != nil && d.Entry.GaveUp != nil:
+		return exit.With(exit.NotFound, "nbd%d has ended, though somebody holds it: %s", d.Index, d.Entry.GaveUp.Reason)
 	case d.Entry == nil:
 		return fmt.Errorf("nbd%d: its record has been lost or can't be read, so nobody knows which backend is "+
 			"the right one; nbdctl disconnect nbd%[1]d frees it", d.Index)

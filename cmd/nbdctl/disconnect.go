@@ -62,6 +62,9 @@ const endPatience = 10 * time.Second
 // disconnectOne takes one device down. Also when that fails, it tells what had
 // been lost of the device.
 func disconnectOne(ctx context.Context, c *cli.Context, client *nbdnl.Client, d inventory.Device) (loss, err error) {
+	if d.Ended() {
+		return nil, forget(ctx, c, d)
+	}
 	force := c.Bool("force")
 	if err := allowed(d, force); err != nil {
 		return nil, err
@@ -78,6 +81,18 @@ func disconnectOne(ctx context.Context, c *cli.Context, client *nbdnl.Client, d 
 		loss = unwritten // Else it is the same, in less detail.
 	}
 	return loss, err
+}
+
+// forget takes a device off the list that has ended by itself.
+func forget(ctx context.Context, c *cli.Context, d inventory.Device) error {
+	if err := privileged("disconnect"); err != nil {
+		return err
+	}
+	if err := d.Entry.Wait(ctx); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(c.App.Writer, "nbd%d disconnected\n", d.Index)
+	return err
 }
 
 // lost tells which writes to the device have failed. Only the kernel knows whether

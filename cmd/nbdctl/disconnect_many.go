@@ -50,7 +50,7 @@ func targets(ctx context.Context, c *cli.Context, in *inventory.Inventory) (all 
 		warn(c, []string{err.Error()})
 	}
 	for _, d := range devices {
-		if d.Connected() && d.Ours() {
+		if (d.Connected() || d.Ended()) && d.Ours() {
 			add(d, nil)
 		}
 	}

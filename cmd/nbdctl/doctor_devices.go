@@ -62,6 +62,9 @@ func devicesCheck(in *inventory.Inventory) doctor.Check {
 		ours := 0
 		var others []string
 		for _, d := range devices {
+			if d.Ended() {
+				continue
+			}
 			if !d.Ours() {
 				others = append(others, fmt.Sprintf("nbd%d by %s", d.Index, d.Connector()))
 				continue

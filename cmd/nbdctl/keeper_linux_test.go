@@ -190,33 +190,58 @@ func TestKernelRestartFails(t *testing.T) {
 	awaitNoServer(t)
 }
 
-// TestKernelRestartEnds has a process die more often than it is replaced.
+// TestKernelRestartEnds has a process die more often than it is replaced. The device ends then:
+// what waits for it fails at once, its index is free, and lists say why until they are told not to.
 func TestKernelRestartEnds(t *testing.T) {
 	requireKernel(t, orphanNoise, lostNoise)
-	nbdnltest.Identifiers.Need(t) // to attach
 	image := filepath.Join(imageDir(t), "disk.img")
 	dev := connected(t, "file", image, "--create", "--size", "8M", "--timeout", "2s", "--restart", "2",
-		"--dead-timeout", "1h")
+		"--dead-timeout", "1h", "--name", "weak")
 	for range 2 {
 		pid := kill(t, dev, syscall.SIGKILL)
 		eventually(t, func() bool { return ownerOf(t, dev) != pid }, "another process")
 	}
+	hold, err := os.Open(dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hold.Close()
 	kill(t, dev, syscall.SIGKILL)
-	eventually(t, func() bool { return listed(t, dev)["state"] == "orphaned" }, "%s orphaned", dev)
+	// The dead timeout of an hour is not waited for.
+	if r := finish(t, command(t, "dd", "if="+dev, "iflag=direct", "bs=4k", "count=1", "of=/dev/null")); r.code == 0 {
+		t.Error("something is read from a device that nobody serves")
+	}
+	gaveUp := func() any { return listed(t, dev)["restart"].(map[string]any)["gave_up"] }
+	eventually(t, func() bool { return gaveUp() != nil }, "the reason")
 	const reason = "the process that serves it has died 3 times within 10m"
-	if l := nbdctl(t, "list"); !containsAll(l.stderr, reason, "nbdctl attach") {
-		t.Errorf("list does not say why: %s", l.stderr)
+	if l := nbdctl(t, "list"); !containsAll(l.stderr, reason, "is orphaned") {
+		t.Errorf("list does not say why, while it is held: %s", l.stderr)
 	}
-	if out := must(t, "status", dev); !strings.Contains(out, reason) {
-		t.Errorf("status does not say why: %s", out)
-	}
+	hold.Close()
+	eventually(t, func() bool { return listed(t, dev)["state"] == "ended" }, "the end of %s", dev)
 	awaitNoServer(t)
-	must(t, "attach", dev)
-	d := listed(t, dev)
-	if d["state"] != "live" || d["restart"].(map[string]any)["gave_up"] != nil || keeperOf(t, dev) == 0 {
+	if l := nbdctl(t, "list"); !containsAll(l.stdout+l.stderr, "ended", "weak", reason, "nbdctl disconnect") {
+		t.Errorf("list does not say why: %s%s", l.stdout, l.stderr)
+	}
+	for _, command := range []string{"status", "attach", "upgrade"} {
+		if r := nbdctl(t, command, dev); !r.ended(exit.NotFound, reason) {
+			t.Errorf("%s: %d, %s", command, r.code, r.stderr)
+		}
+	}
+	// Another connect does not take the reason away, unless it takes the index.
+	other := connected(t, "memory", "--size", "1M", "--device", "nbd9")
+	if d := listed(t, dev); d == nil || d["label"] != "weak" || gaveUp() == nil {
 		t.Errorf("the device is %v", d)
 	}
-	must(t, "disconnect", dev)
+	must(t, "disconnect", other)
+	again := connected(t, "file", image, "--device", dev, "--name", "weak")
+	if d := listed(t, again); d["state"] != "live" || gaveUp() != nil {
+		t.Errorf("the device is %v", d)
+	}
+	must(t, "disconnect", "weak")
+	if d := listed(t, dev); d != nil {
+		t.Errorf("what the index was used for before is listed again: %v", d)
+	}
 	awaitNoServer(t)
 }
 

@@ -44,7 +44,7 @@ func list(c *cli.Context) error {
 	}
 	views := []inventory.View{}
 	for _, d := range devices {
-		if d.Connected() || c.Bool("all") {
+		if d.Connected() || d.Ended() || c.Bool("all") {
 			views = append(views, d.View())
 		}
 	}
@@ -57,6 +57,9 @@ func list(c *cli.Context) error {
 	for _, v := range views {
 		if v.State == nbdnl.StateOrphaned.String() {
 			fmt.Fprintf(c.App.ErrWriter, "nbdctl: %s is orphaned: %s\n", v.Name, orphanAdvice(v))
+		}
+		if v.State == inventory.StateEnded {
+			fmt.Fprintf(c.App.ErrWriter, "nbdctl: %s has ended: %s\n", v.Name, endedAdvice(v))
 		}
 		if v.Remote != nil && v.Remote.Error != nil {
 			fmt.Fprintf(c.App.ErrWriter, "nbdctl: %s\n", remoteNote(v))

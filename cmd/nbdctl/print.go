@@ -95,6 +95,12 @@ func orphanAdvice(v inventory.View) string {
 	return fmt.Sprintf("%s, all I/O on it fails; nbdctl disconnect %s frees it", ended, v.Name)
 }
 
+// endedAdvice says why a device has ended, and what to do about it.
+func endedAdvice(v inventory.View) string {
+	return fmt.Sprintf("%s; its index is free, and nbdctl disconnect %s takes it off this list",
+		v.Restart.GaveUp.Reason, v.Name)
+}
+
 // restartNote says what becomes of a device when the serving process dies.
 func restartNote(v inventory.View) string {
 	r := v.Restart

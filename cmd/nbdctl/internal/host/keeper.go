@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
-	"time"
 )
 
 // keeperFile is the name of the file that a keeper has locked, in the directory of its device.
@@ -15,12 +14,6 @@ type Keeper struct {
 	PID int `json:"pid"`
 	// Unit is that of systemd, which starts it again; "": it is in none.
 	Unit string `json:"unit,omitempty"`
-}
-
-// A GaveUp says why nobody serves a device any more.
-type GaveUp struct {
-	Time   time.Time `json:"time"`
-	Reason string    `json:"reason"`
 }
 
 // readKeeper returns the keeper that is alive; nil: there is none.

@@ -16,7 +16,6 @@ import (
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/parcel"
-	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/quantity"
 )
 
 // keeperName is what a keeper is called in ps, top and the kernel's log.
@@ -302,7 +301,7 @@ func (k *keeper) replace(ctx context.Context) *net.UnixConn {
 		}
 		l.Close()
 		if !k.restarts.take(k.estate.Spec.Restart, time.Now()) {
-			k.giveUp()
+			k.giveUp(ctx)
 			return nil
 		}
 		k.log.Error("the serving process has died, another one takes its place")
@@ -378,11 +377,8 @@ func (k *keeper) reap(cmd *exec.Cmd) {
 	k.log.Info("the process has ended", "pid", cmd.Process.Pid, "how", cmd.ProcessState.String())
 }
 
-// giveUp notes that the device is not served any more.
-func (k *keeper) giveUp() {
-	reason := fmt.Sprintf("the process that serves it has died %d times within %s",
-		k.estate.Spec.Restart+1, quantity.FormatSeconds(restartWindow))
-	k.log.Error("it is not served any more", "reason", reason)
+// giveUp ends the device, which nobody is to serve any more.
+func (k *keeper) giveUp(ctx context.Context) {
 	l, err := lockTry(filepath.Join(k.dir, "lock"))
 	if err != nil {
 		return // Somebody serves it.
@@ -392,8 +388,8 @@ func (k *keeper) giveUp() {
 	if err != nil {
 		return
 	}
-	r.GaveUp = &GaveUp{Time: time.Now().UTC().Truncate(time.Millisecond), Reason: reason}
-	if err := r.write(k.dir); err != nil {
-		k.log.Error("lists do not show why", "error", err)
-	}
+	// The kernel sees then that nobody answers. It could wait for a socket that is full.
+	k.estate.close()
+	r.giveUp(ctx, k.log, k.store, k.dir)
+	k.estate = nil
 }

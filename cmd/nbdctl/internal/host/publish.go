@@ -30,6 +30,9 @@ func (h *Host) publish(ctx context.Context, device *blockdev.Device, backing *Ba
 	}); err != nil {
 		return err
 	}
+	if err := h.Store.forgetEnded(index); err != nil {
+		h.log.Warn("lists may still show what has ended before", "reason", err)
+	}
 	listener, err := listenControl(filepath.Join(h.state.path, "ctl"))
 	if err != nil {
 		return err

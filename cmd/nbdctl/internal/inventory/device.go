@@ -45,6 +45,8 @@ func (d *Device) State() nbdnl.State {
 		return nbdnl.StateOrphaned
 	case !d.Connected() || !d.Ours():
 		return d.Status.State
+	case d.Entry != nil && d.Entry.GaveUp != nil: // Its keeper ends it, or has.
+		return nbdnl.StateOrphaned
 	case d.Entry != nil && !d.Entry.Alive && d.Entry.Keeper != nil:
 		return nbdnl.StateWaiting // for the next process
 	case d.Entry == nil && d.ownerGone(), d.Entry != nil && !d.Entry.Alive:
@@ -64,6 +66,10 @@ func (d *Device) State() nbdnl.State {
 	}
 	return d.Status.State
 }
+
+// Ended tells whether nbdctl has ended the device, since the process that served it died too often.
+// Its record is there to say so.
+func (d *Device) Ended() bool { return !d.Connected() && d.Entry != nil && d.Entry.GaveUp != nil }
 
 // Unserved tells whether nobody answers the device's requests any more. A server elsewhere does,
 // with which the kernel speaks itself, although nobody watches over that.

@@ -38,7 +38,8 @@ func Open() (*Inventory, error) {
 // patience bounds the wait for what sysfs does not tell.
 const patience = 3 * time.Second
 
-// Connected lists the connected devices of the machine, ascending, and the records that have none.
+// Connected lists the connected devices of the machine, ascending, with those that have ended
+// (Device.Ended), and the records that have none.
 // Where there is no driver there are no devices. Connected never waits for the kernel, where
 // another program's command may be stuck. A damaged record is an error beside the devices. They are
 // nil if they can't be listed.
@@ -77,7 +78,33 @@ func (in *Inventory) list(look func(*nbdnl.Client) ([]nbdnl.Status, error)) (dev
 		d, entries = in.pair(st, entries)
 		devices = append(devices, d)
 	}
+	devices, entries = in.addEnded(devices, entries)
 	return devices, entries, errors.Join(damaged, err)
+}
+
+// addEnded adds the devices that have ended since nobody was to serve them any more, unless their
+// index is in use, and returns the records that are left.
+func (in *Inventory) addEnded(devices []Device, entries []host.Entry) (all []Device, rest []host.Entry) {
+	for _, e := range entries {
+		if e.GaveUp == nil || e.Alive || e.Index == nil {
+			rest = append(rest, e)
+			continue
+		}
+		i, found := slices.BinarySearchFunc(devices, *e.Index, func(d Device, index int) int { return d.Index - index })
+		if !found {
+			devices = slices.Insert(devices, i, Device{Status: nbdnl.Status{Index: *e.Index}, root: in.System.Root})
+		}
+		switch d := &devices[i]; {
+		case d.Connected(), d.Entry != nil && d.Entry.GaveUp.Time.After(e.GaveUp.Time):
+			rest = append(rest, e)
+		case d.Entry != nil:
+			rest = append(rest, *d.Entry)
+			fallthrough
+		default:
+			d.Entry = &e
+		}
+	}
+	return devices, rest
 }
 
 // Sweep removes what killed processes left behind, if their devices have gone too.

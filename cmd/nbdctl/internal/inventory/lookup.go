@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/exit"
 	"github.com/nbdctl/nbdctl/cmd/nbdctl/internal/host"
@@ -69,8 +70,10 @@ func (in *Inventory) LookupIndex(ctx context.Context, index int) (Device, error)
 	}
 	// A damaged record hides no other; this device then shows without one.
 	entries, _ := in.Store.Entries()
-	d, _ := in.pair(st, entries)
-	return d, nil
+	d, rest := in.pair(st, entries)
+	rest = slices.DeleteFunc(rest, func(e host.Entry) bool { return e.Index == nil || *e.Index != index })
+	all, _ := in.addEnded([]Device{d}, rest)
+	return all[0], nil
 }
 
 func noDevice(name string) error {
@@ -79,6 +82,9 @@ func noDevice(name string) error {
 
 // NotConnected is the error of commands that need a connected device.
 func (d *Device) NotConnected() error {
+	if d.Ended() {
+		return exit.With(exit.NotFound, "nbd%d has ended: %s", d.Index, d.Entry.GaveUp.Reason)
+	}
 	if d.Status.State == nbdnl.StateHeld {
 		return exit.With(exit.NotFound, "nbd%d is not connected, though something has it open", d.Index)
 	}

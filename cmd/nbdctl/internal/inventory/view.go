@@ -83,6 +83,9 @@ type Full struct {
 	Unanswered error `json:"-"`
 }
 
+// StateEnded is the state of a device that has Ended. The kernel shows no device there.
+const StateEnded = "ended"
+
 // View makes the view of d.
 func (d *Device) View() View {
 	v := View{
@@ -91,6 +94,12 @@ func (d *Device) View() View {
 		Path:  nbdnl.Path(d.Index),
 		State: d.State().String(),
 		Owner: Owner{Ours: d.Connected() && d.Ours()},
+	}
+	if d.Ended() {
+		v.State, v.Size, v.Since = StateEnded, d.Entry.Size, &d.Entry.Since
+		v.Label = known(d.Entry.Spec.Label, d.Entry.Spec.Label != "")
+		v.Backend = known(d.Entry.Spec.Backend(), true)
+		v.Restart = restartOf(d.Entry)
 	}
 	if !d.Connected() {
 		return v
@@ -118,7 +127,7 @@ func (d *Device) View() View {
 		v.Loss = e.Record.Loss
 		v.Remote = e.Record.Remote
 		v.Restart = restartOf(e)
-		v.Attachable = !e.Alive && e.Mode == nbdnl.ModeNetlink.String() && e.Identity != ""
+		v.Attachable = !e.Alive && e.GaveUp == nil && e.Mode == nbdnl.ModeNetlink.String() && e.Identity != ""
 	}
 	return v
 }
