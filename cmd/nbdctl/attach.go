@@ -79,7 +79,7 @@ func attachable(d inventory.Device) error {
 	switch {
 	case !d.Connected():
 		return d.NotConnected()
-	case d.Entry != nil && d.Entry.GaveUp != nil:
+	case d.Entry != nil && d.Entry.GaveUp != nil && !d.View().Attachable:
 		return exit.With(exit.NotFound, "nbd%d has ended, though somebody holds it: %s", d.Index, d.Entry.GaveUp.Reason)
 	case d.Entry == nil:
 		return fmt.Errorf("nbd%d: its record has been lost or can't be read, so nobody knows which backend is "+

@@ -176,9 +176,8 @@ func TestKernelRestartFails(t *testing.T) {
 		}
 		before, pid := failures(), kill(t, dev, syscall.SIGKILL)
 		eventually(t, func() bool { return failures() > before }, "a failure")
-		if d := listed(t, dev); d["state"] != "waiting" {
-			t.Errorf("%s: the device is %v", fate, d["state"])
-		}
+		// While the next process tries, it counts as one that serves.
+		eventually(t, func() bool { return listed(t, dev)["state"] == "waiting" }, "%s waiting: %s", dev, fate)
 		if err := os.Remove(said); err != nil {
 			t.Fatal(err)
 		}
@@ -194,6 +193,7 @@ func TestKernelRestartFails(t *testing.T) {
 // what waits for it fails at once, its index is free, and lists say why until they are told not to.
 func TestKernelRestartEnds(t *testing.T) {
 	requireKernel(t, orphanNoise, lostNoise)
+	nbdnltest.Identifiers.Need(t) // Linux 5.10 has a request wait for its dead timeout all the same.
 	image := filepath.Join(imageDir(t), "disk.img")
 	dev := connected(t, "file", image, "--create", "--size", "8M", "--timeout", "2s", "--restart", "2",
 		"--dead-timeout", "1h", "--name", "weak")

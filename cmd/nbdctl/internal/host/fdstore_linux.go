@@ -42,7 +42,18 @@ func openStore() (*fdStore, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &fdStore{conn: c}, nil
+	return &fdStore{conn: c, stored: passedNames()}, nil
+}
+
+// passedNames are the names of the descriptors that systemd has passed to this process, in their
+// order. It still has them, too.
+func passedNames() []string {
+	n, err := strconv.Atoi(os.Getenv("LISTEN_FDS"))
+	if pid, _ := strconv.Atoi(os.Getenv("LISTEN_PID")); err != nil || pid != os.Getpid() {
+		return nil
+	}
+	names := strings.Split(os.Getenv("LISTEN_FDNAMES"), ":")
+	return names[:min(n, len(names))]
 }
 
 func (s *fdStore) close() {
@@ -60,12 +71,9 @@ func (s *fdStore) put(e *estate) error {
 	if len(e.files)+1 > maxStored {
 		return fmt.Errorf("%d descriptors, and systemd keeps %d", len(e.files)+1, maxStored)
 	}
-	for _, name := range s.stored {
-		if err := s.notify("FDSTOREREMOVE=1\nFDNAME="+name, nil); err != nil {
-			return err
-		}
+	if err := s.remove(); err != nil {
+		return err
 	}
-	s.stored = nil
 	for i, f := range e.files {
 		if err := s.store(strconv.Itoa(i), f); err != nil {
 			return err
@@ -80,6 +88,24 @@ func (s *fdStore) put(e *estate) error {
 		return err
 	}
 	return s.barrier()
+}
+
+// clear has systemd let go of everything, and waits for that.
+func (s *fdStore) clear() error {
+	if s == nil {
+		return nil
+	}
+	return errors.Join(s.remove(), s.barrier())
+}
+
+func (s *fdStore) remove() error {
+	for _, name := range s.stored {
+		if err := s.notify("FDSTOREREMOVE=1\nFDNAME="+name, nil); err != nil {
+			return err
+		}
+	}
+	s.stored = nil
+	return nil
 }
 
 // store stores one file. systemd is not to mind whether its other end has hung up.
@@ -157,15 +183,10 @@ func memoryFile(e *estate) (*os.File, error) {
 // stored returns the estate that systemd has kept while this process was started again; nil: it has
 // none that is whole.
 func stored() (*estate, error) {
-	if pid, _ := strconv.Atoi(os.Getenv("LISTEN_PID")); pid != os.Getpid() {
-		return nil, nil
-	}
-	n, _ := strconv.Atoi(os.Getenv("LISTEN_FDS"))
 	files := make(map[string]*os.File)
-	names := strings.Split(os.Getenv("LISTEN_FDNAMES"), ":")
-	for i := range min(n, len(names)) {
+	for i, name := range passedNames() {
 		unix.CloseOnExec(firstFile + i)
-		files[names[i]] = os.NewFile(uintptr(firstFile+i), names[i])
+		files[name] = os.NewFile(uintptr(firstFile+i), name)
 	}
 	e, err := estateOf(files)
 	if e == nil {

@@ -4,6 +4,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -144,6 +145,39 @@ func TestStoreUnknown(t *testing.T) {
 	defer document.Close()
 	if e, err := estateOf(map[string]*os.File{documentName: document}); e != nil || err == nil {
 		t.Errorf("%v, %v", e, err)
+	}
+}
+
+// TestStoreAgain holds that what a keeper has stored that has died gives way to the estate of the
+// next one.
+func TestStoreAgain(t *testing.T) {
+	systemd := newFakeSystemd(t)
+	first, err := openStore()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.close()
+	if err := first.put(testEstate(t, "a", "b", "c")); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
+	t.Setenv("LISTEN_FDS", "4")
+	t.Setenv("LISTEN_FDNAMES", strings.Join(first.stored, ":"))
+	second, err := openStore()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.close()
+	if err := second.put(testEstate(t, "d")); err != nil {
+		t.Fatal(err)
+	}
+	third := second.stored
+	if err := second.clear(); err != nil || len(third) != 2 {
+		t.Errorf("%q, %v", third, err)
+	}
+	systemd.stop()
+	if len(systemd.files) != 0 {
+		t.Errorf("systemd still has %v", systemd.files)
 	}
 }
 

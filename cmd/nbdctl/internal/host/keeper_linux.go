@@ -390,6 +390,9 @@ func (k *keeper) giveUp(ctx context.Context) {
 	}
 	// The kernel sees then that nobody answers. It could wait for a socket that is full.
 	k.estate.close()
+	if err := k.fds.clear(); err != nil {
+		k.log.Warn("systemd may still have the descriptors", "reason", err)
+	}
 	r.giveUp(ctx, k.log, k.store, k.dir)
 	k.estate = nil
 }

@@ -127,7 +127,8 @@ func (d *Device) View() View {
 		v.Loss = e.Record.Loss
 		v.Remote = e.Record.Remote
 		v.Restart = restartOf(e)
-		v.Attachable = !e.Alive && e.GaveUp == nil && e.Mode == nbdnl.ModeNetlink.String() && e.Identity != ""
+		left := !e.Alive && (e.GaveUp == nil || d.direct())
+		v.Attachable = left && e.Mode == nbdnl.ModeNetlink.String() && e.Identity != ""
 	}
 	return v
 }
