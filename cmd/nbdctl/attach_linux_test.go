@@ -54,7 +54,9 @@ func TestKernelAttach(t *testing.T) {
 				load.goesOn(writes(t, dev))
 			}
 			load.stop()
-			if d := statusOf(t, dev); d["state"] != "live" || d["label"] != "attached" {
+			// Connections that are not seen are found one after the other.
+			eventually(t, func() bool { return listed(t, dev)["state"] == "live" }, "%s live", dev)
+			if d := statusOf(t, dev); d["label"] != "attached" {
 				t.Errorf("the device is %v", d)
 			}
 			if !strings.Contains(tt.name, "remote") { // of which the kernel counts
