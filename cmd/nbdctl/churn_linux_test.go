@@ -67,6 +67,10 @@ func churn(t *testing.T) {
 	t.Helper()
 	churnWork(t, 6) // What is only ever loaded once, the workers of udevd included, is there then.
 	before := available(t)
+	for range 3 { // It moves by some while nothing happens.
+		<-time.After(time.Second)
+		before = min(before, available(t))
+	}
 	all := churnWork(t, churnRounds)
 	for name, d := range map[string][]time.Duration{"connects": all.Connect, "disconnects": all.Disconnect} {
 		if len(d) < churnLeast {
@@ -78,9 +82,18 @@ func churn(t *testing.T) {
 	}
 	// One megabyte a round would be lost. What the kernel itself keeps moves by some.
 	rounds := len(all.Connect)
-	lost := before - available(t)
+	lost, limit := before-available(t), max(20<<10, rounds<<10/2)
 	t.Logf("%d KiB of memory are gone in %d rounds", lost, rounds)
-	if lost > max(20<<10, rounds<<10/2) {
+	// What the kernel frees late comes back, and what is lost does not.
+	for range 30 {
+		if lost <= limit {
+			break
+		}
+		<-time.After(time.Second)
+		lost = before - available(t)
+	}
+	if lost > limit {
+		t.Logf("%d KiB still are", lost)
 		t.Errorf("that is too much")
 	}
 }
